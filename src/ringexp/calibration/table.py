@@ -1,0 +1,239 @@
+"""The calibration table: measured speeds in a CSV file that people read and several processes write.
+
+table = SpeedTable("outputs/calibration/speeds.csv")
+table.add([row])                                      # locked, merged, replaced at once
+table.rows(hardware="NVIDIA H200", shape=shape)       # filter
+table.find(hardware=..., throttle=..., percentage=..., ranks_per_device=..., shape=..., length=...)
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ringexp.errors import UserError
+
+LOCK_TIMEOUT_S = 60.0
+"""How long `add` waits for other writers; one write takes milliseconds."""
+
+Key = tuple[str, str, str, int, float, int]
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One measured speed. Raises ValueError for a value that no measurement can give."""
+
+    hardware: str
+    """Device name, as the driver reports it."""
+    throttle: str
+    """Mechanism that slowed the rank: mps, green_context, cpu_pacing, cpu_quota or none."""
+    percentage: float
+    """What the throttle was asked for, in (0, 100]."""
+    ranks_per_device: int
+    """Ranks that ran on the device at the same time."""
+    shape: str
+    """Readable key of the work, e.g. attention-emb4096-h32-kv32-d128-bfloat16-cudnn."""
+    length: int
+    """Tokens."""
+    speed_tflops: float
+    """TFLOP/s."""
+    time_ms: float
+    """Median time of one repetition."""
+    spread: float
+    """Interquartile range of the times over their median."""
+    samples: int
+    """Repetitions measured."""
+    measured_at: str
+    """ISO 8601 time; UTC where it names no zone."""
+    versions: str
+    """Software that was measured; may be empty."""
+
+    def __post_init__(self) -> None:
+        for name in ("hardware", "throttle", "shape", "versions"):
+            text = getattr(self, name)
+            if not text.isprintable() or not (text.strip() or name == "versions"):
+                raise ValueError(f"{name}={text!r} must be one line of readable text")
+        for name in ("ranks_per_device", "length", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("speed_tflops", "time_ms"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
+        if not 0 < self.percentage <= 100:
+            raise ValueError(f"percentage={self.percentage} must be above 0 and at most 100")
+        if not (math.isfinite(self.spread) and self.spread >= 0):
+            raise ValueError(f"spread={self.spread} must be finite and at least 0")
+        _ = self.time
+
+    @property
+    def key(self) -> Key:
+        """What the row is a measurement of; a table holds one row a key."""
+        return (
+            self.hardware,
+            self.shape,
+            self.throttle,
+            self.ranks_per_device,
+            self.percentage,
+            self.length,
+        )
+
+    @property
+    def time(self) -> datetime:
+        """`measured_at` with its zone."""
+        try:
+            time = datetime.fromisoformat(self.measured_at.replace("Z", "+00:00"))
+        except ValueError:
+            raise ValueError(f"measured_at={self.measured_at!r} must be an ISO 8601 time") from None
+        return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+
+
+COLUMNS = tuple(field.name for field in fields(SpeedRow))
+_NUMBERS = {"percentage": float, "speed_tflops": float, "time_ms": float, "spread": float} | {
+    "ranks_per_device": int,
+    "length": int,
+    "samples": int,
+}
+
+
+class SpeedTable:
+    """The rows of one CSV file, one row a key, sorted by key. A missing file is an empty table.
+
+    Every read sees the newest file, also after another process wrote it. A file that is damaged or is no
+    calibration table raises UserError and is left as it is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).resolve()
+        self._rows: tuple[SpeedRow, ...] = ()
+        self._read_from: tuple[int, int, int] | None = None
+
+    def load(self) -> tuple[SpeedRow, ...]:
+        """All rows; the file is read again only when it changed."""
+        try:
+            with open(self.path, encoding="utf-8-sig", newline="") as file:
+                status = os.fstat(file.fileno())
+                version = (status.st_ino, status.st_mtime_ns, status.st_size)
+                if version != self._read_from:
+                    self._rows = _merge(self._parse(file))
+                    self._read_from = version
+        except FileNotFoundError:
+            self._rows, self._read_from = (), None
+        except OSError as error:
+            raise UserError(f"calibration table {self.path} cannot be read: {error.strerror}") from error
+        return self._rows
+
+    def rows(
+        self,
+        *,
+        hardware: str | None = None,
+        throttle: str | None = None,
+        percentage: float | None = None,
+        ranks_per_device: int | None = None,
+        shape: str | None = None,
+        length: int | None = None,
+    ) -> list[SpeedRow]:
+        """The rows that have every given value; None is any."""
+        asked = (hardware, shape, throttle, ranks_per_device, percentage, length)
+        return [
+            row
+            for row in self.load()
+            if all(want in (None, have) for want, have in zip(asked, row.key, strict=True))
+        ]
+
+    def find(
+        self,
+        *,
+        hardware: str,
+        throttle: str,
+        percentage: float,
+        ranks_per_device: int,
+        shape: str,
+        length: int,
+    ) -> SpeedRow | None:
+        """The row of exactly this key, or None."""
+        key = (hardware, shape, throttle, ranks_per_device, percentage, length)
+        return next((row for row in self.load() if row.key == key), None)
+
+    def add(self, rows: Iterable[SpeedRow]) -> None:
+        """Merge `rows` into the file: of one key the newest `measured_at` stays, at a tie the added row.
+
+        Safe for several processes at once, and whoever is killed leaves the old file or the new one.
+        Raises UserError if the file is damaged, cannot be written, or stays locked for LOCK_TIMEOUT_S.
+        """
+        from filelock import FileLock, Timeout
+
+        added = list(rows)
+        if not added:
+            return
+        lock = self.path.with_name(f"{self.path.name}.lock")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock, timeout=LOCK_TIMEOUT_S):
+                self._replace(_merge([*self.load(), *added]))
+        except Timeout:
+            raise UserError(
+                f"calibration table {self.path}: {lock} stayed locked for {LOCK_TIMEOUT_S:.0f} s; "
+                f"end the process that holds it"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"calibration table {self.path} cannot be written: {error.strerror}; "
+                f"choose a path you may write"
+            ) from error
+
+    def _replace(self, rows: Sequence[SpeedRow]) -> None:
+        """Write a file beside the table and rename it; the lock is held, so one fixed name will do."""
+        draft = self.path.with_name(f".{self.path.name}.tmp")
+        with open(draft, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for row in rows:
+                writer.writerow([_NUMBERS.get(name, str)(getattr(row, name)) for name in COLUMNS])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, self.path)
+
+    def _parse(self, lines: Iterable[str]) -> list[SpeedRow]:
+        reader = csv.DictReader(lines, strict=True)
+        rows = []
+        try:
+            header = tuple(reader.fieldnames or ())
+            if sorted(header) != sorted(COLUMNS):
+                missing = [name for name in COLUMNS if name not in header]
+                unknown = [name for name in header if name not in COLUMNS]
+                raise ValueError(f"columns missing: {missing or 'none'}, unknown: {unknown or 'none'}")
+            for record in reader:
+                if None in record or None in record.values():
+                    raise ValueError(f"the row must have {len(COLUMNS)} fields")
+                rows.append(_row(record))
+        except (ValueError, csv.Error) as error:  # ValueError: also text that is not UTF-8
+            raise UserError(
+                f"calibration table {self.path}, line {max(reader.line_num, 1)}: {error}; "
+                f"correct the file, or move it away and calibrate again"
+            ) from error
+        return rows
+
+
+def _row(record: dict[str, str]) -> SpeedRow:
+    values: dict[str, str | float] = {}
+    for name in COLUMNS:
+        try:
+            values[name] = _NUMBERS.get(name, str)(record[name])
+        except ValueError:
+            kind = "a whole number" if _NUMBERS[name] is int else "a number"
+            raise ValueError(f"{name}={record[name]!r} is not {kind}") from None
+    return SpeedRow(**values)  # type: ignore[arg-type]
+
+
+def _merge(rows: Iterable[SpeedRow]) -> tuple[SpeedRow, ...]:
+    """The newest row of each key, sorted by key; of two equally new ones the later."""
+    newest: dict[Key, SpeedRow] = {}
+    for row in rows:
+        if row.key not in newest or row.time >= newest[row.key].time:
+            newest[row.key] = row
+    return tuple(newest[key] for key in sorted(newest))

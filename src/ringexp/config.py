@@ -1,0 +1,292 @@
+"""The dataclasses that every group in conf/ is checked against, and the checks that types cannot express.
+
+`Config` is what a run is. A mistyped key fails against these classes; a value that is of the right type but
+cannot work fails in `validate`. Both end as one `UserError` line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from ringexp.errors import UserError
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton")
+TRANSPORTS = ("auto", "nccl", "gloo")
+TRACKER_MODES = ("offline", "online", "disabled")
+THROTTLES = ("auto", "none", "mps", "green_context", "cpu_pacing")
+CALIBRATION_MODES = ("auto", "table", "refresh")
+
+
+@dataclass
+class ModelConfig:
+    """What every workload has: a precision, a batch, and the length that suits it."""
+
+    name: str = "???"
+    kind: str = "???"  # attention | fms
+    dtype: str = "float32"
+    batch_size: int = 1
+    default_seq_len: int = 4096
+
+
+@dataclass
+class AttentionModelConfig(ModelConfig):
+    """One FMS attention module: QKV projection, RoPE, ring, output projection."""
+
+    kind: str = "attention"
+    emb_dim: int = 4096
+    num_heads: int = 32
+    num_kv_heads: int = 32
+    head_dim: int = 128
+    causal: bool = True
+
+
+@dataclass
+class FmsModelConfig(ModelConfig):
+    """A whole FMS model with random weights."""
+
+    kind: str = "fms"
+    architecture: str = "llama"
+    variant: str = "micro"
+    overrides: dict[str, Any] = field(default_factory=dict)  # fields of the FMS model config, e.g. nlayers: 2
+
+
+@dataclass
+class HeteroConfig:
+    """How fast each rank may be: one percentage a rank, in rank order; the world size follows from it."""
+
+    percentages: list[float] = field(default_factory=lambda: [100.0, 100.0])
+    throttle: str = "auto"
+
+
+@dataclass
+class PartitionerConfig:
+    name: str = "lut"
+
+
+@dataclass
+class LayoutConfig:
+    name: str = "zigzag"
+
+
+@dataclass
+class KernelConfig:
+    name: str = "auto"
+
+
+@dataclass
+class TransportConfig:
+    name: str = "auto"
+    prefetch_hops: int | None = None  # hops posted ahead of compute; null: all, 1: lock-step
+
+
+@dataclass
+class TrackerConfig:
+    """wandb: offline writes files only, online needs a login, disabled touches nothing."""
+
+    mode: str = "offline"
+    project: str = "ringexp"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CalibrationConfig:
+    """How a rank's speed is measured and remembered."""
+
+    mode: str = "auto"  # auto: measure what the table lacks; table: never measure; refresh: measure anew
+    min_seconds: float = 0.3  # measure each length at least this long
+    min_samples: int = 5
+
+
+@dataclass
+class LaunchConfig:
+    port: int = 0  # rendezvous port; 0: any free one
+    timeout_s: float = 600.0  # a rank that waits longer for a peer gives up
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    hetero: HeteroConfig = field(default_factory=HeteroConfig)
+    partitioner: PartitionerConfig = field(default_factory=PartitionerConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    kernel: KernelConfig = field(default_factory=KernelConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    seq_len: int = 4096
+    shard: str = "tokens"
+    tile: int | None = None  # tokens are handed out in whole tiles; null: 128 on CUDA, 16 on CPU
+    device: str = "auto"
+    seed: int = 0
+    warmup: int = 2
+    repeats: int = 10
+    check: bool = True  # compare the output with a single-process reference
+    references: bool = True  # measure the homogeneous and even runs that slowdown and speedup need
+    dry_run: bool = False
+    output_root: str = "outputs"
+    label: str = ""  # names the run; composed from the settings
+
+    @property
+    def world_size(self) -> int:
+        return len(self.hetero.percentages)
+
+
+GROUPS: dict[str, type] = {
+    "attention_model": AttentionModelConfig,
+    "fms_model": FmsModelConfig,
+    "hetero": HeteroConfig,
+    "partitioner": PartitionerConfig,
+    "layout": LayoutConfig,
+    "kernel": KernelConfig,
+    "transport": TransportConfig,
+    "tracker": TrackerConfig,
+}
+"""Schema name -> dataclass; each file in conf/ names its schema in its defaults list."""
+
+
+def register() -> None:
+    """Make the schemas, the grid of hetero profiles and the resolvers known to Hydra."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from ringexp.hetero.profiles import label, named_profiles
+    from ringexp.machine import default_device
+
+    store = ConfigStore.instance()
+    store.store(name="ringexp_schema", node=Config)
+    for name, node in GROUPS.items():
+        store.store(group="schema", name=name, node=node)
+    for name, percentages in named_profiles().items():
+        if name != "none":  # conf/hetero/none.yaml
+            store.store(group="hetero", name=name, node=HeteroConfig(percentages=list(percentages)))
+
+    def resolver(name: str, function: Any) -> None:
+        OmegaConf.register_new_resolver(f"ringexp.{name}", function, replace=True)
+
+    resolver("default_model", lambda: "attention_mha_4096" if default_device() == "cuda" else "attention_tiny")
+    resolver("profile", lambda percentages: label(list(percentages)))
+    resolver("token", _random_token)
+
+
+def _random_token() -> str:
+    """Three hex digits that keep two runs started in the same second apart."""
+    import secrets
+
+    return secrets.token_hex(2)[:3]
+
+
+def from_hydra(cfg: Any) -> Config:
+    """The composed OmegaConf config as a checked `Config`.
+
+    Raises UserError for a key that no dataclass has (added with `+key=value`) and for what `validate` finds.
+    """
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    _reject_unknown_keys(OmegaConf.to_container(cfg, resolve=True), config, prefix="")
+    validate(config)
+    return config
+
+
+def from_dict(data: dict[str, Any]) -> Config:
+    """The `Config` that `dataclasses.asdict` was taken of; for ranks, which get theirs as JSON."""
+    model_class = AttentionModelConfig if data["model"]["kind"] == "attention" else FmsModelConfig
+    nested: dict[str, Any] = {"model": model_class(**data["model"])}
+    for item in fields(Config):
+        if item.name == "model":
+            continue
+        value = data[item.name]
+        default = item.default_factory() if callable(item.default_factory) else None
+        nested[item.name] = type(default)(**value) if is_dataclass(default) else value
+    return Config(**nested)
+
+
+def _reject_unknown_keys(data: Any, config: Any, prefix: str) -> None:
+    known = {item.name for item in fields(config)}
+    for key, value in data.items():
+        if key not in known:
+            raise UserError(unknown_key(prefix + key, [prefix + name for name in known]))
+        nested = getattr(config, key)
+        if is_dataclass(nested) and isinstance(value, dict):
+            _reject_unknown_keys(value, nested, f"{prefix}{key}.")
+
+
+def known_keys(config: Any = None, prefix: str = "") -> list[str]:
+    """Every dotted key a user may set."""
+    config = Config() if config is None else config
+    keys: list[str] = []
+    for item in fields(config):
+        keys.append(prefix + item.name)
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            keys += known_keys(value, f"{prefix}{item.name}.")
+    return keys
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """The one line for a key that does not exist."""
+    near = get_close_matches(key, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no setting {key}{hint} (python -m ringexp --help lists them)"
+
+
+def validate(config: Config) -> None:
+    """Raises UserError, naming the setting, for values that no run could use."""
+    from ringexp.hetero.profiles import validate_percentages
+    from ringexp.planning import LAYOUTS, PARTITIONERS, SHARD_MODES
+
+    def one_of(key: str, value: str, allowed: Any) -> None:
+        if value not in allowed:
+            near = get_close_matches(value, list(allowed), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{key}={value} is unknown; choose one of {', '.join(allowed)}{hint}")
+
+    def at_least(key: str, value: float, minimum: float) -> None:
+        if not value >= minimum:
+            raise UserError(f"{key}={value} must be at least {minimum}")
+
+    one_of("partitioner.name", config.partitioner.name, PARTITIONERS)
+    one_of("layout.name", config.layout.name, LAYOUTS)
+    one_of("shard", config.shard, SHARD_MODES)
+    one_of("kernel.name", config.kernel.name, KERNELS)
+    one_of("transport.name", config.transport.name, TRANSPORTS)
+    one_of("tracker.mode", config.tracker.mode, TRACKER_MODES)
+    one_of("hetero.throttle", config.hetero.throttle, THROTTLES)
+    one_of("calibration.mode", config.calibration.mode, CALIBRATION_MODES)
+    one_of("device", config.device, DEVICES)
+    one_of("model.dtype", config.model.dtype, DTYPES)
+    validate_percentages(config.hetero.percentages)
+    at_least("seq_len", config.seq_len, 1)
+    at_least("model.batch_size", config.model.batch_size, 1)
+    at_least("warmup", config.warmup, 0)
+    at_least("repeats", config.repeats, 1)
+    at_least("calibration.min_samples", config.calibration.min_samples, 1)
+    at_least("calibration.min_seconds", config.calibration.min_seconds, 0)
+    at_least("launch.timeout_s", config.launch.timeout_s, 1)
+    if config.tile is not None:
+        at_least("tile", config.tile, 1)
+    if config.transport.prefetch_hops is not None:
+        at_least("transport.prefetch_hops", config.transport.prefetch_hops, 1)
+    if not 0 <= config.launch.port < 65536:
+        raise UserError(f"launch.port={config.launch.port} must be 0 (any free port) or a port up to 65535")
+    model = config.model
+    if isinstance(model, AttentionModelConfig):
+        for key in ("emb_dim", "num_heads", "num_kv_heads", "head_dim"):
+            at_least(f"model.{key}", getattr(model, key), 1)
+        if model.num_heads % model.num_kv_heads:
+            raise UserError(
+                f"model.num_kv_heads={model.num_kv_heads} must divide model.num_heads={model.num_heads}"
+            )
+        if model.head_dim % 2:
+            raise UserError(f"model.head_dim={model.head_dim} must be even for RoPE")
+    elif config.shard == "kv":
+        raise UserError("shard=kv splits keys/values apart from queries and is for attention workloads only; "
+                        f"model={model.name} needs shard=tokens")

@@ -1,0 +1,128 @@
+"""Green contexts: limit a rank to part of the SMs from inside its own process, without a daemon.
+
+    with green_context(50, device) as grant:
+        model(...)                     # on the current stream, which is grant.stream: limited
+
+CUDA takes the SMs of a kernel from the context that its *stream* was created in. Inside the block the current
+stream is one of the green context, so all that follows the current stream is limited, whatever NCCL or
+cudaSetDevice do to the thread's current context. Not limited are
+
+- streams made elsewhere: the default stream by name, `torch.cuda.Stream()`, NCCL's own;
+- other threads, which begin on the default stream;
+- a CUDA graph captured on its own side stream: capture with `torch.cuda.graph(g, stream=grant.stream)`.
+
+Where torch has no streams of green contexts (before 2.11), the context itself is made current, and the
+limited stream is the default stream of the thread. There NCCL and cudaSetDevice lift the limit; leaving the
+block then raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ringexp.errors import UserError
+from ringexp.hetero.sm_count import check_grant, stream_sm_count
+
+if TYPE_CHECKING:
+    import torch
+
+_RULES = {6: (1, 1), 7: (2, 2), 8: (2, 4)}  # compute capability: granule, least count (CUDA driver API)
+_RULE_SINCE_9 = (8, 8)
+
+
+@dataclass(frozen=True)
+class SmGrant:
+    """What a rank got: SMs it may use, SMs of the device, the limited stream (None: every stream will do)."""
+
+    sm_count: int
+    sm_total: int
+    stream: torch.cuda.Stream | None
+
+
+def sm_granule(capability_major: int) -> int:
+    """SMs come in multiples of this on devices of a compute capability."""
+    return _RULES.get(capability_major, _RULE_SINCE_9)[0]
+
+
+def sms_to_request(percentage: float, sm_total: int, capability_major: int) -> int:
+    """The SM count nearest to percentage that a green context can have; at most all whole granules."""
+    granule, least = _RULES.get(capability_major, _RULE_SINCE_9)
+    asked = round(percentage * sm_total / 100)
+    nearest = (2 * asked + granule) // (2 * granule) * granule
+    return min(max(nearest, least), sm_total // granule * granule)
+
+
+@contextmanager
+def green_context(percentage: float, device: str | torch.device) -> Iterator[SmGrant]:
+    """Limit the work of the calling thread's current stream to `percentage` of the device's SMs.
+
+    100 % makes no green context. The current stream is as before after the block, and waits for the block's
+    work. Raises UserError where torch or the driver cannot do it, RuntimeError if the SMs granted are not
+    near what was asked.
+    """
+    import torch
+
+    index = torch.device(device).index
+    index = torch.cuda.current_device() if index is None else index
+    properties = torch.cuda.get_device_properties(index)
+    total = properties.multi_processor_count
+    if percentage == 100:
+        yield SmGrant(total, total, None)
+        return
+
+    asked = sms_to_request(percentage, total, properties.major)
+    torch.cuda.synchronize(index)  # the device's own context has to exist first
+    context = _create(asked, index)
+    with _limited_stream(context, index) as stream:
+        granted = stream_sm_count(stream.cuda_stream) or asked
+        check_grant("green_context", percentage, granted, total, sm_granule(properties.major))
+        yield SmGrant(granted, total, stream)
+
+
+@contextmanager
+def _limited_stream(context: Any, index: int) -> Iterator[torch.cuda.Stream]:
+    import torch
+
+    before = torch.cuda.current_stream(index)
+    if not hasattr(context, "Stream"):
+        context.set_context()
+        try:
+            yield torch.cuda.current_stream(index)
+        finally:
+            context.pop_context()
+            torch.cuda.set_stream(before)
+        return
+
+    stream = context.Stream()
+    stream.wait_stream(before)
+    try:
+        with torch.cuda.stream(stream):
+            yield stream
+    finally:
+        before.wait_stream(stream)
+        stream.synchronize()  # the context may go now
+
+
+def _create(num_sms: int, index: int) -> Any:
+    instead = "use hetero.throttle=mps or none"
+    try:
+        module = importlib.import_module("torch.cuda.green_contexts")
+    except ImportError as error:
+        raise UserError(
+            f"hetero.throttle=green_context: this torch has no green contexts; update it or {instead}"
+        ) from error
+    if not getattr(module, "SUPPORTED", True):
+        raise UserError(
+            f"hetero.throttle=green_context: this torch was built without green contexts; {instead}"
+        )
+    try:
+        return module.GreenContext.create(num_sms=num_sms, device_id=index)
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"hetero.throttle=green_context: {num_sms} SMs of cuda:{index} were refused ({why}); {instead}"
+        ) from error

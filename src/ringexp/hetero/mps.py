@@ -1,0 +1,147 @@
+"""NVIDIA MPS: a daemon per launch, and what each rank needs in its environment to be limited by it.
+
+    with mps_daemon(workdir) as variables:           # launcher
+        start(envs=rank_environments(variables, [100, 50]))
+
+MPS caps the SMs that a process may use; it does not reserve them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from ringexp.errors import UserError
+from ringexp.hetero import mps_control
+from ringexp.hetero.mps_control import CONTROL_PROGRAM
+from ringexp.hetero.profiles import format_percentage
+from ringexp.hetero.sm_count import SM_TOTAL_ENV, probe_sm_totals
+
+PERCENTAGE_ENV = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
+SM_GRANULE = 2
+"""MPS grants SMs in twos: 118 at 90 %, 66 at 50 %, 12 at 10 % of 132."""
+
+START_S = 10.0
+"""How long a daemon may take to start, and again to answer."""
+
+_INSTEAD = "hetero.throttle=green_context needs no daemon"
+
+
+def mps_available() -> bool:
+    """Whether the MPS control program is on PATH."""
+    return shutil.which(CONTROL_PROGRAM) is not None
+
+
+def rank_environments(variables: dict[str, str], percentages: Sequence[float]) -> list[dict[str, str]]:
+    """Environment of each rank: the daemon's variables and the rank's percentage."""
+    return [{**variables, PERCENTAGE_ENV: format_percentage(value)} for value in percentages]
+
+
+@contextmanager
+def mps_daemon(workdir: Path) -> Iterator[dict[str, str]]:
+    """Run an MPS daemon for the duration of the block; yields the variables its clients need.
+
+    A daemon that the user runs already (CUDA_MPS_PIPE_DIRECTORY is set and it answers) is used and left
+    alone. Otherwise a private one is started and stopped again, also on exceptions and at interpreter exit;
+    if this process is killed, a watchdog stops it. Turn SIGTERM into an exception to have it stopped here.
+
+    workdir: an existing folder for the daemon's log, which is removed with the daemon.
+    Raises UserError if the daemon does not start.
+    """
+    theirs = os.environ.get(mps_control.PIPE_DIRECTORY_ENV)
+    if theirs and mps_control.answers(theirs):
+        yield mps_control.directories_env(theirs, os.environ.get(mps_control.LOG_DIRECTORY_ENV))
+        return
+
+    pipe_directory = tempfile.mkdtemp(prefix="mps-", dir="/tmp")  # sockets: the path has to be short
+    log_directory = tempfile.mkdtemp(prefix="mps-log-", dir=workdir.absolute())
+    stop = partial(mps_control.stop, pipe_directory, log_directory)
+    atexit.register(stop)
+    watchdog = _start_watchdog(pipe_directory, log_directory)
+    try:
+        variables = mps_control.directories_env(pipe_directory, log_directory)
+        _start(variables, Path(log_directory))
+        yield variables
+    finally:
+        stop()
+        atexit.unregister(stop)
+        _end_watchdog(watchdog)
+
+
+def sm_total_environment() -> dict[str, str]:
+    """The devices' SM count for the ranks, who see only what they were granted; empty if counts differ."""
+    totals = set(probe_sm_totals())
+    return {SM_TOTAL_ENV: str(totals.pop())} if len(totals) == 1 else {}
+
+
+def _start(variables: dict[str, str], log_directory: Path) -> None:
+    env = {**os.environ, **variables}
+    # A daemon with CUDA_VISIBLE_DEVICES renumbers the devices, and the ranks' own setting would not fit.
+    for name in ("CUDA_VISIBLE_DEVICES", PERCENTAGE_ENV):
+        env.pop(name, None)
+    output = log_directory / "start.txt"  # not a pipe: the daemon would hold it open
+    try:
+        with output.open("w") as sink:
+            started = subprocess.run(
+                [CONTROL_PROGRAM, "-d"],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                timeout=START_S,
+            )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"hetero.throttle=mps: {CONTROL_PROGRAM} -d: {error}; {_INSTEAD}") from error
+    if started.returncode != 0:
+        raise UserError(
+            f"hetero.throttle=mps: {CONTROL_PROGRAM} -d ended with exit status {started.returncode} "
+            f"({_said(log_directory)}); {_INSTEAD}"
+        )
+    deadline = time.monotonic() + START_S
+    while not mps_control.answers(variables[mps_control.PIPE_DIRECTORY_ENV]):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"hetero.throttle=mps: the MPS daemon does not answer within {START_S:g} s "
+                f"({_said(log_directory)}); {_INSTEAD}"
+            )
+        time.sleep(0.05)
+
+
+def _said(log_directory: Path) -> str:
+    """The last line that the daemon or its log has to say."""
+    for name in ("start.txt", "control.log"):
+        path = log_directory / name
+        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+        if lines:
+            return lines[-1].strip()
+    return "it said nothing"
+
+
+def _start_watchdog(pipe_directory: str, log_directory: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", "-S", mps_control.__file__, pipe_directory, log_directory]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # out of reach of Ctrl-C and of signals to the launcher's group
+    )
+
+
+def _end_watchdog(watchdog: subprocess.Popen[bytes]) -> None:
+    assert watchdog.stdin is not None
+    watchdog.stdin.close()
+    try:
+        watchdog.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        watchdog.kill()
+        watchdog.wait()

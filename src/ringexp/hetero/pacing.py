@@ -1,0 +1,44 @@
+"""Pacing: emulate a slower processor by waiting after each stretch of compute.
+
+pacer = Pacer(50)
+pacer.settle(elapsed_s)  # after compute that took elapsed_s: waits as long again
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+SPIN_S = 0.3e-3  # the end of a wait that is spun: the kernel wakes a sleeper later than asked
+
+
+class Pacer:
+    """Stretches compute by 100 / `percentage`; at 100 it never waits.
+
+    Waiting sleeps, then yields in a loop; both let go of the GIL, so other threads of the rank run on. A
+    wait that came out too long or too short is made up for by the next ones: in the long run compute takes
+    exactly elapsed / share. One pacer serves one thread.
+    """
+
+    def __init__(
+        self,
+        percentage: float,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._wait_per_s = 100.0 / percentage - 1.0
+        self._clock = clock
+        self._sleep = sleep
+        self._owed_s = 0.0  # negative: earlier waits were too long
+
+    def settle(self, elapsed_s: float) -> None:
+        """Wait until `elapsed_s` seconds of compute have lasted as long as on the emulated processor."""
+        self._owed_s += elapsed_s * self._wait_per_s
+        if self._owed_s <= 0.0:
+            return
+        began = self._clock()
+        if self._owed_s > SPIN_S:
+            self._sleep(self._owed_s - SPIN_S)
+        while (waited_s := self._clock() - began) < self._owed_s:
+            self._sleep(0)
+        self._owed_s -= waited_s

@@ -1,0 +1,53 @@
+"""Hetero profiles: one percentage a rank, their names, and what counts as a valid one.
+
+    validate_percentages([100, 50])  ->  [100.0, 50.0]
+    label([100, 50])                 ->  "100_50"
+    named_profiles()["mps_100_50"]   ->  [100.0, 50.0]
+
+A percentage says how much of the device a rank may use; how fast that makes the rank is for calibration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ringexp.errors import UserError
+
+
+def validate_percentages(percentages: Sequence[float]) -> list[float]:
+    """`hetero.percentages` as floats, in rank order.
+
+    Raises UserError unless it is a non-empty list of numbers in (0, 100].
+    """
+    rule = "give one number a rank, above 0 and at most 100, such as hetero.percentages=[100,50]"
+    if isinstance(percentages, str) or not isinstance(percentages, Sequence):
+        raise UserError(f"hetero.percentages={percentages!r} is not a list: {rule}")
+    if not percentages:
+        raise UserError(f"hetero.percentages=[] names no rank: {rule}")
+    for rank, value in enumerate(percentages):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and math.isfinite(value) and 0 < value <= 100):
+            shown = list(percentages)
+            raise UserError(f"hetero.percentages={shown}: the entry of rank {rank} is {value!r}; {rule}")
+    return [float(value) for value in percentages]
+
+
+def format_percentage(percentage: float) -> str:
+    """The shortest text that reads back as the same number: 50 -> "50", 12.5 -> "12.5"."""
+    return str(int(percentage)) if float(percentage).is_integer() else repr(float(percentage))
+
+
+def label(percentages: Sequence[float]) -> str:
+    """A profile's name in file names and tables: [50, 100] -> "50_100"."""
+    return "_".join(format_percentage(value) for value in percentages)
+
+
+def named_profiles() -> dict[str, list[float]]:
+    """Every profile that has a name in the `hetero` config group, in the order of a sweep."""
+    slow = range(10, 100, 10)
+    pairs = [[low, 100] for low in slow] + [[100, low] for low in slow]
+    profiles = {"none": [100.0, 100.0]}
+    for percentages in [*pairs, [100, 100], [100, 50, 25]]:
+        profiles[f"mps_{label(percentages)}"] = [float(value) for value in percentages]
+    return profiles

@@ -1,0 +1,95 @@
+"""How many streaming multiprocessors (SMs) a device has, how many a rank was granted, and whether they agree.
+
+Stdlib only. Run as a script it prints the SM count of every visible device, asked from the driver without
+creating a context; `probe_sm_totals` runs it in a child, where neither MPS nor this process's CUDA state
+changes the answer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+SM_TOTAL_ENV = "RINGEXP_SM_TOTAL"
+"""Set by the host side for ranks that see fewer SMs than the device has, where all devices have as many."""
+
+_MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+_RESOURCE_TYPE_SM = 1  # CU_DEV_RESOURCE_TYPE_SM
+_RESOURCE_BYTES = 256  # more than any driver's CUdevResource
+_RESOURCE_SM_COUNT_OFFSET = 96  # of CUdevResource.sm.smCount
+
+
+def probe_sm_totals() -> list[int]:
+    """SMs of each visible device, unthrottled, in device order; empty where there is no driver to ask."""
+    env = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": "/nonexistent"}
+    env.pop("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", None)
+    command = [sys.executable, "-I", "-S", __file__]
+    try:
+        probe = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(count) for count in probe.stdout.split()] if probe.returncode == 0 else []
+
+
+def sm_total(device_index: int) -> int | None:
+    """SMs of a device, unthrottled: what the host side said, else asked here; None if nobody knows."""
+    if given := os.environ.get(SM_TOTAL_ENV):
+        return int(given)
+    totals = probe_sm_totals()
+    return totals[device_index] if device_index < len(totals) else None
+
+
+def stream_sm_count(cuda_stream: int) -> int | None:
+    """SMs that work on a stream of a green context may use; None if the driver does not tell.
+
+    cuda_stream: the CUstream handle, as in `torch.cuda.Stream.cuda_stream`.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        green_context = ctypes.c_void_p()
+        if driver.cuStreamGetGreenCtx(ctypes.c_void_p(cuda_stream), ctypes.byref(green_context)):
+            return None
+        if not green_context.value:
+            return None
+        resource = ctypes.create_string_buffer(_RESOURCE_BYTES)
+        if driver.cuGreenCtxGetDevResource(green_context, resource, _RESOURCE_TYPE_SM):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return ctypes.c_uint.from_buffer(resource, _RESOURCE_SM_COUNT_OFFSET).value or None
+
+
+def check_grant(throttle: str, percentage: float, sm_count: int, sm_total: int | None, granule: int) -> None:
+    """Raise RuntimeError unless a rank got the share of the device it asked for.
+
+    granule: SMs are granted in multiples of it; two granules off are accepted. Nothing is checked where the
+    device's total is unknown.
+    """
+    if sm_total is None:
+        return
+    asked = percentage * sm_total / 100
+    if abs(sm_count - asked) > 2 * granule:
+        raise RuntimeError(
+            f"hetero.throttle={throttle} did not take effect: asked for {percentage:g} % of {sm_total} SMs, "
+            f"that is {asked:.0f}, but this process may use {sm_count}"
+        )
+
+
+def _driver_sm_counts() -> list[int]:
+    driver = ctypes.CDLL("libcuda.so.1")
+    value, device = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(value)):
+        raise OSError("the CUDA driver found no device")
+    counts = []
+    for index in range(value.value):
+        failed = driver.cuDeviceGet(ctypes.byref(device), index)
+        if failed or driver.cuDeviceGetAttribute(ctypes.byref(value), _MULTIPROCESSOR_COUNT, device):
+            raise OSError(f"the CUDA driver does not describe device {index}")
+        counts.append(value.value)
+    return counts
+
+
+if __name__ == "__main__":
+    print(*_driver_sm_counts())

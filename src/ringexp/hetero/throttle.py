@@ -1,0 +1,149 @@
+"""Throttles: one name for each way to slow a rank down, and its two sides.
+
+    name = resolve_throttle("auto", "cuda", [100, 50])            # -> "mps"
+    with host_throttle(name, [100, 50], workdir) as envs:         # launcher: before the ranks start
+        ...
+    with rank_throttle(name, 50, "cuda:1") as applied:            # rank: around all of its work
+        ...
+        applied.pacer.settle(elapsed_s)                           # after each stretch of CPU compute
+
+A new throttle is a row in DEVICE_OF_THROTTLE and a branch on the side where it acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringexp.errors import UserError
+from ringexp.hetero import mps
+from ringexp.hetero.mps_control import CONTROL_PROGRAM
+from ringexp.hetero.pacing import Pacer
+from ringexp.hetero.profiles import validate_percentages
+from ringexp.hetero.sm_count import check_grant, sm_total
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICE_OF_THROTTLE = {"none": None, "mps": "cuda", "green_context": "cuda", "cpu_pacing": "cpu"}
+"""Every throttle and the device type it works on; None: all."""
+
+
+@dataclass(frozen=True)
+class AppliedThrottle:
+    """What slows this rank.
+
+    name, percentage: as asked.
+    emulated: the rank waits instead of having less hardware.
+    sm_count, sm_total: SMs granted and of the device; None on CPU, and where the total cannot be found out.
+    pacer: `settle(elapsed_s)` after each stretch of CPU compute; waits only if emulated.
+    stream: the CUDA stream that is limited and current in the thread that applied the throttle; None if
+        every stream is as limited as any other. See `green_context` for what it leaves unlimited.
+    """
+
+    name: str
+    percentage: float
+    emulated: bool
+    sm_count: int | None
+    sm_total: int | None
+    pacer: Pacer
+    stream: torch.cuda.Stream | None = None
+
+    @property
+    def achieved(self) -> float | None:
+        """sm_count / sm_total, in (0, 1]: the part of the device granted; None if not known."""
+        return self.sm_count / self.sm_total if self.sm_count and self.sm_total else None
+
+
+def resolve_throttle(requested: str, device_type: str, percentages: Sequence[float]) -> str:
+    """The throttle to use: `auto` becomes a name, and a name is checked against device and machine.
+
+    requested: `hetero.throttle`. device_type: `cuda` or `cpu`. Where all percentages are 100 there is nothing
+    to throttle and the answer is `none`. Raises UserError for what cannot work.
+    """
+    all_full = all(value == 100 for value in validate_percentages(percentages))
+    if requested == "auto":
+        if all_full:
+            return "none"
+        if device_type == "cpu":
+            return "cpu_pacing"
+        return "mps" if mps.mps_available() else "green_context"
+
+    _check_name(requested, "auto")
+    wanted = DEVICE_OF_THROTTLE[requested]
+    if wanted not in (None, device_type):
+        fitting = [name for name, on in DEVICE_OF_THROTTLE.items() if on in (None, device_type)]
+        raise UserError(
+            f"hetero.throttle={requested} works on {wanted} only, but device={device_type}: "
+            f"use one of auto, {', '.join(fitting)}"
+        )
+    if requested == "mps" and not mps.mps_available():
+        raise UserError(
+            f"hetero.throttle=mps needs the program {CONTROL_PROGRAM}, which is not on PATH: install the "
+            f"NVIDIA driver's compute utilities, or use hetero.throttle=green_context or auto"
+        )
+    return "none" if all_full else requested
+
+
+@contextmanager
+def host_throttle(name: str, percentages: Sequence[float], workdir: Path) -> Iterator[list[dict[str, str]]]:
+    """The launcher's side, around the life of the ranks; yields the environment variables of each rank.
+
+    name: from `resolve_throttle`. workdir: an existing folder for temporary files.
+    Raises UserError if what the throttle needs cannot be started.
+    """
+    _check_name(name)
+    if name == "mps":
+        sm_total_env = mps.sm_total_environment()
+        with mps.mps_daemon(workdir) as variables:
+            yield mps.rank_environments({**variables, **sm_total_env}, percentages)
+    else:
+        yield [{} for _ in percentages]
+
+
+@contextmanager
+def rank_throttle(name: str, percentage: float, device: str | torch.device) -> Iterator[AppliedThrottle]:
+    """A rank's side, around all work that is to be slow; in the thread that computes.
+
+    name: from `resolve_throttle`. device: where this rank computes. Raises UserError if the throttle is not
+    supported here, RuntimeError if it did not take effect.
+    """
+    _check_name(name)
+    device_type = str(device).partition(":")[0]
+    no_wait = Pacer(100)
+    if name == "cpu_pacing":
+        yield AppliedThrottle(name, percentage, True, None, None, Pacer(percentage))
+    elif device_type != "cuda":
+        yield AppliedThrottle(name, percentage, False, None, None, no_wait)
+    elif name == "green_context":
+        from ringexp.hetero.green_context import green_context
+
+        with green_context(percentage, device) as grant:
+            yield AppliedThrottle(
+                name, percentage, False, grant.sm_count, grant.sm_total, no_wait, grant.stream
+            )
+    else:
+        index, visible = _visible_sms(device)
+        total = visible
+        if name == "mps":
+            total = sm_total(index)
+            check_grant(name, percentage, visible, total, mps.SM_GRANULE)
+        yield AppliedThrottle(name, percentage, False, visible, total, no_wait)
+
+
+def _visible_sms(device: str | torch.device) -> tuple[int, int]:
+    """Index of a CUDA device and the SMs that this process sees on it."""
+    import torch
+
+    index = torch.device(device).index
+    index = torch.cuda.current_device() if index is None else index
+    return index, torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def _check_name(name: str, *more: str) -> None:
+    allowed = [*more, *DEVICE_OF_THROTTLE]
+    if name not in allowed:
+        raise UserError(f"hetero.throttle={name} is unknown: use one of {', '.join(allowed)}")

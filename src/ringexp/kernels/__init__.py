@@ -1,0 +1,1 @@
+"""Block attention kernels behind one signature: (q, k, v, causal, scale) -> (out, lse)."""

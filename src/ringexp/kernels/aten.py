@@ -1,0 +1,71 @@
+"""PyTorch's own attention kernels, called where they also return the log-sum-exp.
+
+`torch.nn.functional.scaled_dot_product_attention` drops it, so these call the operators underneath. Each
+function is a block as in `contract`; which one fits where is decided in `providers`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ringexp.kernels.contract import check_block
+
+_aten = torch.ops.aten
+
+
+def flash_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+    """Flash attention on the CPU: float32, bfloat16, float16; any head_dim; KV heads are not expanded."""
+    check_block(q, k, v, causal, softmax_scale)
+    return _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=softmax_scale)
+
+
+def flash_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+    """FlashAttention-2: float16 and bfloat16, compute capability >= 8.0, head_dim <= 256.
+
+    KV heads are not expanded. A head_dim that is no multiple of 8 is padded with zeros, which costs a copy.
+    """
+    check_block(q, k, v, causal, softmax_scale)
+    head_dim = q.shape[3]
+    if head_dim % 8:
+        q, k, v = (pad(x, (0, -head_dim % 8)) for x in (q, k, v))
+    out, lse = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=softmax_scale)[:2]
+    return out[..., :head_dim], lse
+
+
+def efficient_cuda(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Memory-efficient attention: float32 (and older GPUs). It takes no GQA, so KV heads are expanded."""
+    check_block(q, k, v, causal, softmax_scale)
+    num_heads, q_len = q.shape[1:3]
+    k, v = (_expand_kv_heads(x, num_heads) for x in (k, v))
+    out, lse = _aten._scaled_dot_product_efficient_attention(
+        q, k, v, None, True, 0.0, causal, scale=softmax_scale
+    )[:2]
+    return out, lse[:, :, :q_len]  # lse rows are padded to a multiple of 32
+
+
+def cudnn_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+    """cuDNN attention: float16 and bfloat16, head_dim a multiple of 8; KV heads are not expanded.
+
+    cuDNN builds a plan at the first call of each shape. It takes no single-key block: those, a handful of
+    products, go to FlashAttention-2.
+    """
+    check_block(q, k, v, causal, softmax_scale)
+    if k.shape[2] == 1:
+        return flash_cuda(q, k, v, causal, softmax_scale)
+    out, lse = _aten._scaled_dot_product_cudnn_attention(
+        q, k, v, None, True, 0.0, causal, False, scale=softmax_scale
+    )[:2]
+    return out, lse.reshape(q.shape[:3])  # from [B, H, Lq, 1]
+
+
+def _expand_kv_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[B, Hkv, L, D] -> [B, num_heads, L, D]: each KV head repeated for its group of query heads."""
+    batch, num_kv_heads, length, head_dim = x.shape
+    if num_kv_heads == num_heads:
+        return x
+    group = num_heads // num_kv_heads
+    return x[:, :, None].expand(batch, num_kv_heads, group, length, head_dim).flatten(1, 2)

@@ -1,0 +1,36 @@
+"""What every block kernel agrees to, and the check of it.
+
+A block is one attention call of the ring: all queries of one span against all keys of another.
+
+    block(q, k, v, causal, softmax_scale) -> (out, lse)
+
+- q [B, H, Lq, D], k and v [B, Hkv, Lk, D]: one dtype, one device, H a multiple of Hkv, every length >= 1.
+  Any strides, except that D is contiguous; usually these are [B, L, H, D] tensors, transposed.
+- causal: query i sees keys 0..i; needs Lq == Lk. There is no other mask, so no row is ever fully masked.
+- softmax_scale > 0 multiplies the scores.
+- out [B, H, Lq, D] in q's dtype; lse [B, H, Lq] float32, the natural log of the sum of exp(scores).
+
+Forward only: call under torch.no_grad() or torch.inference_mode().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+Block: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+
+
+def check_block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> None:
+    """Assert the caller's half of the contract; a failure is a bug of the caller, never bad user input."""
+    batch, num_heads, q_len, head_dim = q.shape
+    _, num_kv_heads, kv_len, _ = k.shape
+    assert k.shape == v.shape == (batch, num_kv_heads, kv_len, head_dim), (q.shape, k.shape, v.shape)
+    assert q.dtype == k.dtype == v.dtype, (q.dtype, k.dtype, v.dtype)
+    assert num_heads % num_kv_heads == 0, (num_heads, num_kv_heads)
+    assert q_len > 0 and kv_len > 0, (q_len, kv_len)
+    assert not causal or q_len == kv_len, f"a causal block is square, got {q_len} x {kv_len}"
+    assert softmax_scale > 0, softmax_scale
+    assert head_dim == 1 or q.stride(3) == k.stride(3) == v.stride(3) == 1, "head_dim must be contiguous"

@@ -1,0 +1,59 @@
+"""The specification of a block, in float64: slow, exact to float64 rounding, for any device and dtype.
+
+Every other kernel is tested against it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ringexp.kernels.contract import check_block
+
+MAX_SCORE_BYTES = 64 << 20
+
+
+def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(softmax_scale * q k^T) v and its log-sum-exp, computed in float64, rounded once at the end.
+
+    Arguments and results as in `contract`: out in q's dtype, lse float32.
+    """
+    out, lse = block_fp64(q, k, v, causal, softmax_scale)
+    return out.to(q.dtype), lse.float()
+
+
+def block_fp64(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    softmax_scale: float,
+    max_score_bytes: int = MAX_SCORE_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """As `block`, but out [B, H, Lq, D] and lse [B, H, Lq] stay in float64.
+
+    Works through the query rows in chunks whose scores take at most max_score_bytes (one row at least), so
+    memory grows with Lq + Lk, not with Lq * Lk.
+    """
+    check_block(q, k, v, causal, softmax_scale)
+    batch, num_heads, q_len, head_dim = q.shape
+    num_kv_heads, kv_len = k.shape[1:3]
+    group = num_heads // num_kv_heads
+    k64, v64 = k.double(), v.double()
+    out = q.new_empty(batch, q_len, num_heads, head_dim, dtype=torch.float64).transpose(1, 2)
+    lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float64)
+    chunk = max(1, max_score_bytes // (8 * batch * num_heads * kv_len))
+    for start in range(0, q_len, chunk):
+        stop = min(start + chunk, q_len)
+        seen = stop if causal else kv_len
+        # The query heads of one KV head become extra rows of it: [B, Hkv, group * rows, D].
+        rows = q[:, :, start:stop].double().reshape(batch, num_kv_heads, -1, head_dim)
+        scores = rows @ k64[:, :, :seen].transpose(2, 3) * softmax_scale
+        if causal:
+            future = torch.ones(stop - start, seen, dtype=torch.bool, device=q.device).triu(start + 1)
+            scores.unflatten(2, (group, -1)).masked_fill_(future, float("-inf"))
+        chunk_lse = scores.logsumexp(dim=3)
+        chunk_out = (scores - chunk_lse[..., None]).exp() @ v64[:, :, :seen]
+        out[:, :, start:stop] = chunk_out.reshape(batch, num_heads, -1, head_dim)
+        lse[:, :, start:stop] = chunk_lse.reshape(batch, num_heads, -1)
+    return out, lse

@@ -1,0 +1,161 @@
+"""Our own Triton kernel for one attention block: GQA by head index, any lengths, no index masks.
+
+Compiled on a CUDA device, or interpreted on CPU tensors (slow: for tests) where TRITON_INTERPRET=1 was set
+before triton was first imported. triton itself is imported at the first call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import math
+import os
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ringexp.kernels.contract import check_block
+
+MAX_HEAD_DIM = 256
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MIN_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Query rows and keys of one tile, and how many warps and load stages work on it."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# By padded head_dim, the smallest that fits. One choice for all lengths: no length is ever tuned for anew.
+_HOPPER_16BIT = {64: Tiles(128, 128, 8, 3), 128: Tiles(128, 128, 8, 2), 256: Tiles(128, 64, 8, 2)}
+_OTHER_16BIT = {64: Tiles(128, 64, 4, 3), 128: Tiles(128, 32, 4, 3), 256: Tiles(64, 32, 4, 2)}
+_FLOAT32 = {64: Tiles(32, 32, 4, 2), 128: Tiles(32, 32, 4, 2), 256: Tiles(16, 16, 4, 2)}
+_INTERPRETED = Tiles(32, 16, 1, 1)
+
+
+def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+    """One block as in `contract`: float16, bfloat16 or float32, head_dim <= 256; out is [B, L, H, D] in memory.
+
+    float32 products are exact float32 (no TF32).
+    """
+    check_block(q, k, v, causal, softmax_scale)
+    kernel = _kernel()
+    interpreted = not q.is_cuda
+    dtype = q.dtype
+    if interpreted and dtype == torch.bfloat16:  # the interpreter multiplies bfloat16 bit patterns
+        q, k, v = q.float(), k.float(), v.float()
+    q, k, v = (_with_small_rows(x) for x in (q, k, v))
+    batch, num_heads, q_len, head_dim = q.shape
+    num_kv_heads, kv_len = k.shape[1:3]
+    out = q.new_empty(batch, q_len, num_heads, head_dim).transpose(1, 2)
+    lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
+    block_d = padded_head_dim(head_dim)
+    tiles = _INTERPRETED if interpreted else choose_tiles(block_d, q.dtype, _capability(q.device))
+    grid = (-(-q_len // tiles.block_m) * num_heads * batch,)
+    with torch.cuda.device_of(q):
+        kernel.attention_block[grid](
+            q,
+            k,
+            v,
+            out,
+            lse,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *out.stride()[:3],
+            num_heads,
+            num_heads // num_kv_heads,
+            q_len,
+            kv_len,
+            softmax_scale * math.log2(math.e),
+            CAUSAL=causal,
+            HEAD_DIM=head_dim,
+            BLOCK_D=block_d,
+            BLOCK_M=tiles.block_m,
+            BLOCK_N=tiles.block_n,
+            PRECISION="ieee",
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
+    return out.to(dtype), lse
+
+
+def available(device: torch.device | str) -> bool:
+    """Whether `block` can run on tensors of this device, here and now."""
+    return why_unavailable(device) is None
+
+
+def why_unavailable(device: torch.device | str) -> str | None:
+    """What `block` lacks on this device, as the end of a sentence "needs ..."; None if it can run."""
+    device = torch.device(device)
+    if importlib.util.find_spec("triton") is None:
+        return "the triton package, which is not installed"
+    if device.type == "cuda":
+        if _interpreting():
+            return "to be compiled on CUDA, but TRITON_INTERPRET=1 is set; unset it"
+        capability = _capability(device)
+        if capability < MIN_CAPABILITY:
+            return "compute capability >= 8.0, but this GPU has {}.{}".format(*capability)
+        return None
+    if device.type != "cpu" or not _interpreting():
+        return f"CUDA, but device={device.type} (or, for tests on the CPU, TRITON_INTERPRET=1 from the start)"
+    triton, numpy = (_version(name) for name in ("triton", "numpy"))
+    if triton < (3, 7) and numpy >= (2, 4):
+        return "triton >= 3.7 or numpy < 2.4 to be interpreted on the CPU"
+    return None
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """head_dim rounded up to a power of two, 16 at least: the width of the tiles."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def choose_tiles(block_d: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+    """The tiles for a padded head_dim, a dtype and a compute capability.
+
+    Ours to choose within each GPU's shared memory: 227 KiB on Hopper and datacentre Blackwell (9.x, 10.x),
+    99 KiB taken as the limit elsewhere.
+    """
+    if dtype == torch.float32:
+        table = _FLOAT32
+    else:
+        table = _HOPPER_16BIT if capability[0] in (9, 10) else _OTHER_16BIT
+    return next(tiles for width, tiles in table.items() if block_d <= width)
+
+
+def _kernel() -> ModuleType:
+    from ringexp.kernels import triton_kernel
+
+    return triton_kernel
+
+
+def _interpreting() -> bool:
+    """Whether triton runs its kernels in the interpreter; fixed when triton is first imported."""
+    if "triton" not in sys.modules:
+        return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+    import triton
+
+    return not isinstance(_kernel().attention_block, triton.JITFunction)
+
+
+def _with_small_rows(x: Tensor) -> Tensor:
+    """x, copied if its rows are so far apart that offsets within a tile would not fit 32 bits."""
+    return x if x.stride(2) < 1 << 23 else x.contiguous()
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _version(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])

@@ -1,0 +1,211 @@
+"""What a rank process keeps between its jobs: group, throttle, workload, calibration, references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ringexp.calibration.measure import calibration_lengths, measure_speed
+from ringexp.calibration.source import TableSpeeds
+from ringexp.calibration.table import SpeedRow, SpeedTable
+from ringexp.config import Config
+from ringexp.hetero.throttle import AppliedThrottle
+from ringexp.kernels import Kernel, get_kernel
+from ringexp.launch.progress import ProgressWriter
+from ringexp.launch.spec import RankSet
+from ringexp.machine import cpu_name
+from ringexp.models.workload import Workload, local_inputs, make_workload
+from ringexp.planning import apportion, make_plan
+from ringexp.ring.clock import make_clock
+from ringexp.ring.prefill import RingContext
+from ringexp.ring.transport import LoopbackTransport, Transport
+from ringexp.tracking.references import ReferenceStore
+
+T = TypeVar("T")
+
+
+@dataclass
+class Session:
+    """One rank of a rank set. `control` is a gloo group for objects and host barriers."""
+
+    ranks: RankSet
+    rank: int
+    device: torch.device
+    throttle: AppliedThrottle
+    transport: Transport
+    control: dist.ProcessGroup
+    store: dist.Store
+    progress: ProgressWriter
+
+    def __post_init__(self) -> None:
+        self._workload: tuple[Any, Workload] | None = None
+        self._measurements = 0
+        self.expected: tuple[Any, dict[torch.dtype, torch.Tensor]] | None = None  # reference outputs
+        self.clock = make_clock(self.device, self.throttle.pacer)
+
+    @property
+    def world_size(self) -> int:
+        return self.ranks.world_size
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, self.control)
+        return values
+
+    def barrier(self) -> None:
+        dist.barrier(self.control)
+
+    def hardware(self) -> str:
+        """The device of this rank, as calibration rows name it."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{cpu_name()} x{torch.get_num_threads()}"
+
+    def workload(self, config: Config) -> Workload:
+        """The workload of a config; kept, since making it anew costs seconds for a large model."""
+        longest = max(config.seq_len, *self._lengths(config))
+        key = (config.model, config.seed)
+        if self._workload is None or self._workload[0][:2] != key or self._workload[0][2] < longest:
+            self._workload = None  # free the old one first
+            self.progress.stage(f"building {config.model.name}")
+            workload = make_workload(config.model, longest, self.device, config.seed)
+            self._workload = ((*key, longest), workload)
+        return self._workload[1]
+
+    def kernel(self, config: Config, workload: Workload) -> Kernel:
+        return get_kernel(config.kernel.name, self.device, workload.dtype, workload.head_dim)
+
+    @staticmethod
+    def _lengths(config: Config) -> list[int]:
+        return calibration_lengths(config.seq_len, for_fit=config.partitioner.name == "formula")
+
+    def speeds(self, config: Config) -> TableSpeeds:
+        """Speeds of all ranks for this config: from the table, after measuring what it lacks.
+
+        Raises UserError if calibration.mode=table and the table has nothing for a rank.
+        """
+        workload = self.workload(config)
+        kernel = self.kernel(config, workload)
+        table = SpeedTable(Path(config.output_root) / "calibration" / "speeds.csv")
+        key = {
+            "hardware": self.hardware(),
+            "throttle": self.throttle.name,
+            "ranks_per_device": self.ranks.ranks_per_device,
+            "shape": f"{workload.shape}-{kernel.name}",
+        }
+        percentage = self.throttle.percentage
+        known = self.from_rank_zero(lambda: list(table.load()))
+        lengths = self._lengths(config)
+        if config.calibration.mode == "auto":
+            have = {row.length for row in _matching(known, **key, percentage=percentage)}
+            lacking = self.gather([length for length in lengths if length not in have])
+            missing = sorted({length for each in lacking for length in each})
+        else:
+            missing = lengths if config.calibration.mode == "refresh" else []
+        if missing:
+            self.progress.stage(f"calibrating {len(missing)} length(s) on {self.world_size} ranks", len(missing))
+            measured = [self._measure(config, workload, kernel, length, key) for length in missing]
+            fresh = [row for rows in self.gather(measured) for row in rows]
+            if self.rank == 0:
+                table.add(fresh)
+            self.barrier()
+            known = self.from_rank_zero(lambda: list(table.load()))
+        keys = self.gather(key)
+        return TableSpeeds(
+            config.seq_len,
+            [float(p) for p in config.hetero.percentages],
+            [_matching(known, **each) for each in keys],
+        )
+
+    def _measure(
+        self, config: Config, workload: Workload, kernel: Kernel, length: int, key: dict[str, Any]
+    ) -> SpeedRow:
+        """This rank's row: one shard of an even two-way zigzag ring, with its own K/V for the peer's.
+
+        That is what every rank of the ring computes at that length, linear layers, causal block, full blocks
+        and merges in the run's own proportions, and nothing is transferred.
+        """
+        plan = make_plan(length, apportion([1, 1], length, length // 2), causal=workload.causal)
+        ring = RingContext(plan, 0, LoopbackTransport(), kernel, self.clock)
+        piece = workload.unit(local_inputs(workload.inputs(length, config.seed), plan, 0), ring)
+        self._measurements += 1
+        counter = f"calibrated/{self._measurements}"
+        finished = False
+
+        def timed() -> float:
+            self.clock.start()
+            piece()
+            self.clock.stop()
+            return self.clock.read().busy_ms
+
+        def finish_together() -> bool:
+            nonlocal finished
+            count = self.store.add(counter, 0 if finished else 1)
+            finished = True
+            return count >= self.world_size
+
+        sample = measure_speed(
+            timed,
+            workload.unit_flops(plan, 0),
+            min_seconds=config.calibration.min_seconds,
+            min_samples=config.calibration.min_samples,
+            start_together=self.barrier,
+            finish_together=finish_together,
+        )
+        self.barrier()
+        self.progress.advance()
+        return SpeedRow(
+            **key,
+            percentage=self.throttle.percentage,
+            length=length,
+            speed_tflops=sample.speed_tflops,
+            time_ms=sample.time_ms,
+            spread=sample.spread,
+            samples=sample.samples,
+            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=f"torch {torch.__version__}",
+        )
+
+    def from_rank_zero(self, value: Callable[[], T]) -> T:
+        """`value()` of rank 0 on every rank; an exception it raises is raised on every rank."""
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box = [value(), None]
+            except Exception as error:  # the other ranks wait for an answer, so they get this one
+                box = [None, error]
+        dist.broadcast_object_list(box, 0, self.control)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def references(self, config: Config) -> ReferenceStore:
+        return ReferenceStore(Path(config.output_root) / "references")
+
+    def reset_peak_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory_bytes(self) -> int:
+        """Peak of the CUDA allocator since the reset; on CPU the peak resident size of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def close(self) -> None:
+        with suppress(Exception):
+            dist.destroy_process_group()
+
+
+def _matching(rows: list[SpeedRow], **wanted: Any) -> list[SpeedRow]:
+    return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]

@@ -1,0 +1,1 @@
+"""FMS models and the single-layer attention workload, all through one attention op."""

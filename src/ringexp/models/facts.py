@@ -1,0 +1,56 @@
+"""Facts about an FMS module that the ring needs: shapes, work, and whether it can be sharded at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fms.modules.attention import MultiHeadAttention
+from fms.modules.positions import RotaryEmbedding
+from torch import nn
+
+from ringexp.errors import UserError
+
+
+def attentions(module: nn.Module) -> Iterator[MultiHeadAttention]:
+    """Every attention module inside `module`, itself included."""
+    return (part for part in module.modules() if isinstance(part, MultiHeadAttention))
+
+
+def first_attention(module: nn.Module) -> MultiHeadAttention:
+    found = next(attentions(module), None)
+    if found is None:
+        raise UserError(f"{type(module).__name__} has no FMS MultiHeadAttention, so it cannot join the ring")
+    return found
+
+
+def head_dim_of(module: nn.Module) -> int:
+    return first_attention(module).emb_kq_per_head
+
+
+def linear_flops_per_token(module: nn.Module) -> int:
+    """Matmul FLOPs of the linear layers for one token: 2 x weights. The mixture-of-experts gate is not seen."""
+    return sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def attention_flops_per_pair(attention: MultiHeadAttention) -> int:
+    """FLOPs of one query-key pair over all heads: 2 D for the score, 2 D for the value."""
+    return 2 * attention.nheads * (attention.emb_kq_per_head + attention.emb_v_per_head)
+
+
+def check_supported(model: nn.Module, seq_len: int) -> None:
+    """Raises UserError for what sharding by position would silently get wrong."""
+    for attention in attentions(model):
+        rope = attention.position_encoder
+        if isinstance(rope, RotaryEmbedding) and rope.rope_type == "ntk":
+            raise UserError(
+                "NTK rope scaling depends on the length each rank sees, so the ring cannot use it; "
+                "build the model with ntk_scaling=False"
+            )
+        if attention.has_sinks:
+            raise UserError("attention sinks are not supported by the ring")
+    longest = getattr(getattr(model, "config", None), "max_expected_seq_len", None)
+    if longest is not None and seq_len > longest:
+        raise UserError(
+            f"seq_len={seq_len} is beyond the model's max_expected_seq_len={longest}; "
+            f"build it with max_expected_seq_len={seq_len}"
+        )

@@ -1,0 +1,30 @@
+"""Spans, layouts, partitioners and plans.
+
+Pure Python: importing this package never imports torch, so a plan is printable without a GPU and
+testable in milliseconds.
+
+    tokens = apportion(weights=[1.0, 0.5], seq_len=4096, tile=128)
+    plan = make_plan(seq_len=4096, tokens=tokens, layout="zigzag")
+    for block in plan.blocks(rank=0, source=1): ...
+"""
+
+from ringexp.planning.blocks import Block, blocks_between
+from ringexp.planning.layouts import LAYOUTS, shards_for
+from ringexp.planning.partitioners import PARTITIONERS, SpeedSource, apportion
+from ringexp.planning.plan import SHARD_MODES, Plan, make_plan
+from ringexp.planning.spans import Shard, Span
+
+__all__ = [
+    "LAYOUTS",
+    "PARTITIONERS",
+    "SHARD_MODES",
+    "Block",
+    "Plan",
+    "Shard",
+    "Span",
+    "SpeedSource",
+    "apportion",
+    "blocks_between",
+    "make_plan",
+    "shards_for",
+]

@@ -1,0 +1,54 @@
+"""Layouts: token counts -> which global positions each rank holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+from ringexp.errors import UserError
+from ringexp.planning.spans import Shard, Span
+
+
+def contiguous(tokens: Sequence[int]) -> list[Shard]:
+    """Rank i holds one span; ranks follow each other. The source study's layout."""
+    stops = list(accumulate(tokens))
+    return [Shard((Span(stop - count, stop),)) for count, stop in zip(tokens, stops, strict=True)]
+
+
+def zigzag(tokens: Sequence[int]) -> list[Shard]:
+    """Weighted zigzag: a head piece and a mirrored tail piece of half the tokens each.
+
+    Heads follow each other from the front in rank order, tails mirror them from the back, so the causal
+    work of rank i is tokens[i] * seq_len / 2 whatever the others hold. An odd count puts its extra token in
+    the head; a rank with one token has no tail.
+    """
+    seq_len = sum(tokens)
+    heads = [count - count // 2 for count in tokens]
+    head_stops = list(accumulate(heads))
+    tail_stops = [seq_len - before for before in accumulate((count // 2 for count in tokens), initial=0)]
+    shards = []
+    for rank, count in enumerate(tokens):
+        spans = [Span(head_stops[rank] - heads[rank], head_stops[rank])]
+        if count > 1:
+            tail = Span(tail_stops[rank] - count // 2, tail_stops[rank])
+            if spans[0].stop == tail.start:  # the innermost rank's pieces touch
+                spans = [Span(spans[0].start, tail.stop)]
+            else:
+                spans.append(tail)
+        shards.append(Shard(tuple(spans)))
+    return shards
+
+
+LAYOUTS: dict[str, Callable[[Sequence[int]], list[Shard]]] = {"zigzag": zigzag, "contiguous": contiguous}
+
+
+def shards_for(layout: str, tokens: Sequence[int]) -> list[Shard]:
+    """Shards of all ranks under `layout`.
+
+    Raises UserError for an unknown layout or a rank without tokens.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"layout={layout} is unknown; choose one of {', '.join(LAYOUTS)}")
+    if not tokens or min(tokens) < 1:
+        raise UserError(f"every rank needs at least one token, got token counts {list(tokens)}")
+    return LAYOUTS[layout](tokens)

@@ -1,0 +1,66 @@
+"""Partitioners: what is known of the ranks' speeds -> weights -> whole tiles of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ringexp.errors import UserError
+
+
+class SpeedSource(Protocol):
+    """What a partitioner may ask about the ranks; one number a rank, in rank order."""
+
+    @property
+    def percentages(self) -> Sequence[float]:
+        """The asked percentages of the hetero profile."""
+        ...
+
+    def lut(self) -> Sequence[float]:
+        """Speeds from the calibration table, interpolated in length and percentage, TFLOP/s."""
+        ...
+
+    def formula(self) -> Sequence[float]:
+        """Speeds from the degree-2 regression over log10(length) and percentage, TFLOP/s."""
+        ...
+
+
+PARTITIONERS: dict[str, Callable[[SpeedSource], Sequence[float]]] = {
+    "even": lambda source: [1.0] * len(source.percentages),
+    "uneven": lambda source: source.percentages,
+    "lut": lambda source: source.lut(),
+    "formula": lambda source: source.formula(),
+}
+"""Partitioner name -> weights, to which the shares are proportional."""
+
+
+def apportion(weights: Sequence[float], seq_len: int, tile: int) -> list[int]:
+    """Token counts proportional to `weights`, in whole tiles, by largest remainder.
+
+    Every rank gets at least one tile. What does not fill a tile goes to the rank still furthest below its
+    exact share. Ties go to the lower rank, so the result is a function of the arguments alone. Unless the
+    one-tile minimum bites, each count is within one tile of the exact share.
+
+    Raises UserError if there are fewer tiles than ranks or a weight is not positive and finite.
+    """
+    ranks = range(len(weights))
+    if not weights or any(not (math.isfinite(w) and w > 0) for w in weights):
+        raise UserError(f"every rank needs a positive speed, got {list(weights)}")
+    if tile < 1:
+        raise UserError(f"tile={tile} must be at least 1 token")
+    if seq_len < len(weights) * tile:
+        raise UserError(
+            f"seq_len={seq_len} is smaller than one tile of {tile} tokens for each of {len(weights)} ranks; "
+            f"use seq_len>={len(weights) * tile} or a smaller tile"
+        )
+    total = math.fsum(weights)
+    exact = [w / total * seq_len for w in weights]
+    tokens = [max(int(x // tile), 1) * tile for x in exact]
+    while sum(tokens) > seq_len:  # the minimum gave too much: take it from whoever is furthest above
+        donor = max((r for r in ranks if tokens[r] > tile), key=lambda r: (tokens[r] - exact[r], -r))
+        tokens[donor] -= tile
+    while (left := seq_len - sum(tokens)) > 0:
+        taker = max(ranks, key=lambda r: (exact[r] - tokens[r], -r))
+        tokens[taker] += min(tile, left)
+    return tokens

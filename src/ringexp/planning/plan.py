@@ -1,0 +1,89 @@
+"""A plan: which positions every rank holds, as queries and as keys/values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ringexp.errors import UserError
+from ringexp.planning.blocks import Block, blocks_between
+from ringexp.planning.layouts import shards_for
+from ringexp.planning.partitioners import apportion
+from ringexp.planning.spans import Shard
+
+SHARD_MODES = ("tokens", "kv")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layout x token counts for all ranks; the same on every rank, computed by each for itself."""
+
+    seq_len: int
+    layout: str
+    causal: bool
+    q_shards: tuple[Shard, ...]
+    kv_shards: tuple[Shard, ...]
+
+    @property
+    def world_size(self) -> int:
+        return len(self.q_shards)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Query tokens a rank."""
+        return [shard.num_tokens for shard in self.q_shards]
+
+    @property
+    def kv_tokens(self) -> list[int]:
+        """Key/value tokens a rank."""
+        return [shard.num_tokens for shard in self.kv_shards]
+
+    @property
+    def shares(self) -> list[float]:
+        """The fraction of the tokens that is planned by speed: keys/values for shard=kv, else queries."""
+        return [count / self.seq_len for count in (self.tokens if self.aligned else self.kv_tokens)]
+
+    @cached_property
+    def aligned(self) -> bool:
+        """Whether each rank holds keys/values of exactly its own queries."""
+        return self.q_shards == self.kv_shards
+
+    @property
+    def owner_of_last(self) -> int:
+        """The rank that holds the last position as a query."""
+        return max(range(self.world_size), key=lambda rank: self.q_shards[rank].last)
+
+    def blocks(self, rank: int, source: int) -> tuple[Block, ...]:
+        """The attention calls of `rank`'s queries against `source`'s keys/values, in local indices."""
+        return blocks_between(self.q_shards[rank], self.kv_shards[source], self.causal)
+
+    def pairs(self, rank: int) -> int:
+        """Query-key pairs `rank` computes: its attention work."""
+        return sum(block.pairs for source in range(self.world_size) for block in self.blocks(rank, source))
+
+
+def make_plan(
+    seq_len: int,
+    tokens: Sequence[int],
+    layout: str = "zigzag",
+    *,
+    shard: str = "tokens",
+    causal: bool = True,
+    tile: int = 1,
+) -> Plan:
+    """The plan that gives rank i `tokens[i]` tokens of `seq_len` under `layout`.
+
+    shard="tokens": queries and keys/values alike. shard="kv": `tokens` places keys/values only; queries are
+    even, in whole tiles of `tile`. Raises UserError for counts that do not add up or an unknown name.
+    """
+    if sum(tokens) != seq_len:
+        raise UserError(f"token counts {list(tokens)} add up to {sum(tokens)}, not to seq_len={seq_len}")
+    kv_shards = tuple(shards_for(layout, tokens))
+    if shard == "tokens":
+        q_shards = kv_shards
+    elif shard == "kv":
+        q_shards = tuple(shards_for(layout, apportion([1.0] * len(tokens), seq_len, tile)))
+    else:
+        raise UserError(f"shard={shard} is unknown; choose one of {', '.join(SHARD_MODES)}")
+    return Plan(seq_len, layout, causal, q_shards, kv_shards)

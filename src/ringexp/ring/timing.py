@@ -1,0 +1,37 @@
+"""What a clock reads: plain numbers, free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class HopTiming:
+    """One arrival of keys/values, and the blocks computed with them.
+
+    wait_ms: computing stood still for it. compute_ms: from its arrival to the next wait (or the end).
+    transfer_ms: how long the hop was in flight on this rank, hidden or not; 0 for the rank's own shard.
+    """
+
+    source: int
+    wait_ms: float
+    compute_ms: float
+    transfer_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class IterationTiming:
+    """One rank's view of one iteration; all in milliseconds. busy + waits = latency."""
+
+    latency_ms: float
+    busy_ms: float
+    hops: list[HopTiming] = field(default_factory=list)
+
+    def with_transfers(self, transfers_ms: Sequence[float], rank: int) -> IterationTiming:
+        """The same with the hops' transfer times filled in, in order; own shards (source = rank) have none."""
+        remaining = iter(transfers_ms)
+        hops = [
+            hop if hop.source == rank else replace(hop, transfer_ms=next(remaining, 0.0)) for hop in self.hops
+        ]
+        return replace(self, hops=hops)

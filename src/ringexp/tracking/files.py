@@ -1,0 +1,88 @@
+"""A run's own files, complete whatever happens to wandb: config.yaml, results.json, iterations.csv, hops.csv.
+
+results.json is replaced atomically at each stage, so it is always whole: status `planned`, then `complete`
+or `failed`. The CSV files grow line by line as iterations end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ringexp.ring.timing import IterationTiming
+from ringexp.tracking import metrics
+
+RESULTS = "results.json"
+ITERATION_FIELDS = ("iteration", "rank", "latency_ms", "busy_ms", "comm_ms", "idle_ms")
+HOP_FIELDS = ("iteration", "rank", "hop", "source", "wait_ms", "compute_ms", "transfer_ms")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step: readers see the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_results(run_dir: Path) -> dict[str, Any] | None:
+    """The results.json of a run folder, or None where there is none."""
+    path = run_dir / RESULTS
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+class RunFiles:
+    """Writes one run's folder."""
+
+    def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
+        from omegaconf import OmegaConf
+
+        self.run_dir = run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        self._iterations = _CsvFile(run_dir / "iterations.csv", ITERATION_FIELDS)
+        self._hops = _CsvFile(run_dir / "hops.csv", HOP_FIELDS)
+
+    def write_results(self, status: str, values: dict[str, Any]) -> None:
+        """Replace results.json; `status` is planned, complete or failed."""
+        document = {"status": status, **values}
+        write_atomically(self.run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
+
+    def add_iteration(self, iteration: int, ranks: Sequence[IterationTiming]) -> None:
+        latency = metrics.latency_ms(ranks)
+        for rank, timing in enumerate(ranks):
+            comm, idle = metrics.comm_ms(timing), metrics.idle_ms(ranks, rank)
+            self._iterations.add((iteration, rank, latency, timing.busy_ms, comm, idle))
+            for hop, times in enumerate(timing.hops):
+                times_ms = (times.wait_ms, times.compute_ms, times.transfer_ms)
+                self._hops.add((iteration, rank, hop, times.source, *times_ms))
+
+    def close(self) -> None:
+        self._iterations.close()
+        self._hops.close()
+
+
+class _CsvFile:
+    def __init__(self, path: Path, header: Sequence[str]) -> None:
+        self._file = path.open("w", newline="", buffering=1)
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(header)
+
+    def add(self, row: Sequence[Any]) -> None:
+        self._writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,139 @@
+"""Every figure of merit, defined once: its formula and its unit. Console, wandb, CSV and plots read from here.
+
+All times are milliseconds. Lists have one entry a rank unless the name says iterations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import Any
+
+from ringexp.ring.timing import IterationTiming
+
+
+def latency_ms(ranks: Sequence[IterationTiming]) -> float:
+    """Time of one iteration: the slowest rank's, from a common start."""
+    return max(timing.latency_ms for timing in ranks)
+
+
+def idle_ms(ranks: Sequence[IterationTiming], rank: int) -> float:
+    """Time of one iteration in which `rank` does not compute: latency - busy."""
+    return latency_ms(ranks) - ranks[rank].busy_ms
+
+
+def comm_ms(timing: IterationTiming) -> float:
+    """Sum over hops of the time in flight on one rank, hidden behind compute or not."""
+    return sum(hop.transfer_ms for hop in timing.hops)
+
+
+def spread_ms(values: Sequence[float]) -> float:
+    """Interquartile range; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
+def efficiency(busy: Sequence[float], latency: float) -> float:
+    """Part of the ranks' time spent computing: sum(busy) / (P x latency)."""
+    return sum(busy) / (len(busy) * latency)
+
+
+def slowdown(latency: float, homogeneous: float | None) -> float | None:
+    """Latency over that of the same ring with all ranks at full speed and an even split."""
+    return None if homogeneous is None else latency / homogeneous
+
+
+def speedup_over_even(latency: float, even: float | None) -> float | None:
+    """Latency of an even split on the same throttled ranks and layout, over latency."""
+    return None if even is None else even / latency
+
+
+def capacity_efficiency(
+    latency: float, speeds: Sequence[float], single: float | None, single_speed: float | None
+) -> float | None:
+    """Capacity-ideal time / latency; the headline figure.
+
+    Capacity-ideal time = T(one full-speed device alone) x its speed / sum(speeds).
+    """
+    if single is None or single_speed is None:
+        return None
+    return single * single_speed / sum(speeds) / latency
+
+
+def tflops(flops: float, latency: float) -> float:
+    """Matmul TFLOP/s of all ranks together."""
+    return flops / latency / 1e9
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far the output is from a single process computing in float32 on the same inputs.
+
+    exact: float32 runs stay within 1e-5 of the reference's spread; lower precisions are no further from
+    float32 than 1.5 x what one process in that precision is.
+    """
+
+    error_max_abs: float
+    error_single_max_abs: float
+    reference_spread: float
+
+    @property
+    def exact(self) -> bool:
+        return self.error_max_abs <= max(1e-5 * self.reference_spread, 1.5 * self.error_single_max_abs)
+
+
+@dataclass(frozen=True)
+class References:
+    """What slowdown, speedup and capacity efficiency are measured against; None where not measured."""
+
+    homogeneous_ms: float | None = None
+    even_ms: float | None = None
+    single_ms: float | None = None
+    single_speed_tflops: float | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run's figures, as results.json, wandb and the tables have them; see docs/metrics.md."""
+
+    latency_ms_median: float
+    latency_ms_spread: float
+    latency_ms_iterations: list[float]
+    tokens: list[int]
+    kv_tokens: list[int]
+    shares: list[float]
+    speeds: list[float]
+    throttle: str
+    throttle_emulated: bool
+    sm_counts: list[int | None]
+    slowdown: float | None
+    efficiency: float
+    speedup_over_even: float | None
+    capacity_efficiency: float | None
+    busy_ms: list[float]
+    comm_ms: list[float]
+    idle_ms: list[float]
+    tflops: float
+    peak_memory_bytes: list[int]
+    error_max_abs: float | None
+    error_single_max_abs: float | None
+    exact: bool | None
+    kernel: str
+    transport: str
+    plan: list[str]
+    references: dict[str, float | None] = field(default_factory=dict)
+    speed_model: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def per_rank_medians(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, list[float]]:
+    """busy_ms, comm_ms and idle_ms: medians over the iterations, one a rank."""
+    ranks = range(len(iterations[0]))
+    return {
+        "busy_ms": [median(it[rank].busy_ms for it in iterations) for rank in ranks],
+        "comm_ms": [median(comm_ms(it[rank]) for it in iterations) for rank in ranks],
+        "idle_ms": [median(idle_ms(it, rank) for it in iterations) for rank in ranks],
+    }

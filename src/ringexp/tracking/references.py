@@ -1,0 +1,72 @@
+"""Runs that others are measured against, measured once and remembered under outputs/references/.
+
+`homogeneous`: the same ring at full speed, split evenly, and the same workload on one device alone.
+`even`: the same throttled ring, split evenly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ringexp.config import Config
+from ringexp.tracking.files import write_atomically
+from ringexp.tracking.metrics import References
+
+
+class ReferenceStore:
+    """Reference figures keyed by everything that decides them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def _path(self, kind: str, facts: dict[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return self._root / f"{kind}-{digest}.json"
+
+    def get(self, kind: str, facts: dict[str, Any]) -> dict[str, Any] | None:
+        path = self._path(kind, facts)
+        return json.loads(path.read_text())["measured"] if path.exists() else None
+
+    def put(self, kind: str, facts: dict[str, Any], measured: dict[str, Any]) -> None:
+        """Remember `measured`; the first measurement of a key stays."""
+        path = self._path(kind, facts)
+        if not path.exists():
+            write_atomically(path, json.dumps({"facts": facts, "measured": measured}, indent=2) + "\n")
+
+    def collect(self, config: Config, machine: dict[str, Any]) -> References:
+        """All references of a run that are remembered."""
+        homogeneous = self.get("homogeneous", homogeneous_facts(config, machine)) or {}
+        even = self.get("even", even_facts(config, machine)) or {}
+        return References(
+            homogeneous_ms=homogeneous.get("latency_ms_median"),
+            even_ms=even.get("latency_ms_median"),
+            single_ms=homogeneous.get("single_ms"),
+            single_speed_tflops=homogeneous.get("single_speed_tflops"),
+        )
+
+
+def homogeneous_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
+    """What decides the homogeneous reference: the machine and all settings but the profile's slowness."""
+    return {
+        "machine": machine,
+        "model": asdict(config.model),
+        "seq_len": config.seq_len,
+        "layout": config.layout.name,
+        "kernel": config.kernel.name,
+        "transport": asdict(config.transport),
+        "world_size": config.world_size,
+        "tile": config.tile,
+    }
+
+
+def even_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
+    """What decides the even reference: that, and the throttled ranks."""
+    return homogeneous_facts(config, machine) | {
+        "percentages": config.hetero.percentages,
+        "throttle": config.hetero.throttle,
+        "shard": config.shard,
+    }

@@ -1,0 +1,48 @@
+"""One run's record: its own files first, then wandb. Lives on one rank and sees all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ringexp.config import Config
+from ringexp.ring.timing import IterationTiming
+from ringexp.tracking import metrics
+from ringexp.tracking.files import RunFiles
+from ringexp.tracking.metrics import RunResult
+from ringexp.tracking.wandb_run import WandbRun
+
+
+class Tracker:
+    """Every figure goes to the run's folder and to wandb under the same name."""
+
+    def __init__(self, run_dir: Path, config: Config) -> None:
+        settings = asdict(config)
+        self._files = RunFiles(run_dir, settings)
+        self._wandb = WandbRun(run_dir, config, settings)
+
+    def planned(self, values: dict[str, Any]) -> None:
+        self._files.write_results("planned", values)
+
+    def iteration(self, index: int, ranks: Sequence[IterationTiming]) -> None:
+        self._files.add_iteration(index, ranks)
+        values = {"iteration": index, "latency_ms": metrics.latency_ms(ranks)}
+        for rank, timing in enumerate(ranks):
+            values[f"rank_{rank}/busy_ms"] = timing.busy_ms
+            values[f"rank_{rank}/comm_ms"] = metrics.comm_ms(timing)
+            values[f"rank_{rank}/idle_ms"] = metrics.idle_ms(ranks, rank)
+        self._wandb.log(values)
+
+    def finish(self, result: RunResult) -> None:
+        values = asdict(result)
+        self._files.write_results("complete", values | {"wandb": self._wandb.where})
+        self._files.close()
+        self._wandb.finish(values)
+
+    def fail(self, reason: str) -> None:
+        """Keep what was measured and say why there is no more."""
+        self._files.write_results("failed", {"reason": reason})
+        self._files.close()
+        self._wandb.finish({"reason": reason}, exit_code=1)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringexp.errors import UserError
+from ringexp.hetero.profiles import label, named_profiles, validate_percentages
+
+valid = st.lists(st.floats(min_value=0, max_value=100, exclude_min=True), min_size=1, max_size=6)
+
+
+def test_named_profiles_are_the_grid_of_a_sweep():
+    grid = [f"mps_{low}_100" for low in range(10, 100, 10)] + [f"mps_100_{low}" for low in range(10, 100, 10)]
+    assert list(named_profiles()) == ["none", *grid, "mps_100_100", "mps_100_50_25"]
+
+
+def test_every_named_profile_is_valid_and_named_after_its_percentages():
+    for name, percentages in named_profiles().items():
+        assert validate_percentages(percentages) == percentages
+        assert name in ("none", f"mps_{label(percentages)}")
+
+
+def test_a_caller_cannot_change_the_named_profiles():
+    named_profiles()["none"].append(1.0)
+    assert named_profiles()["none"] == [100.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("percentages", "text"),
+    [([50, 100], "50_100"), ([100.0], "100"), ([12.5, 100], "12.5_100"), ([100, 50, 25], "100_50_25")],
+)
+def test_label(percentages, text):
+    assert label(percentages) == text
+
+
+@given(valid)
+def test_a_label_reads_back_as_its_percentages(percentages):
+    assert [float(part) for part in label(percentages).split("_")] == percentages
+
+
+@given(valid)
+def test_numbers_above_0_up_to_100_are_valid(percentages):
+    assert validate_percentages(percentages) == percentages
+
+
+@given(
+    valid,
+    st.one_of(
+        st.floats(max_value=0),
+        st.floats(min_value=100, exclude_min=True),
+        st.just(math.nan),
+        st.text(),
+        st.booleans(),
+        st.none(),
+    ),
+    st.data(),
+)
+def test_any_other_entry_is_refused_by_its_rank(percentages, bad, data):
+    rank = data.draw(st.integers(0, len(percentages)))
+    with pytest.raises(UserError, match=rf"^hetero.percentages=.*rank {rank} is") as caught:
+        validate_percentages([*percentages[:rank], bad, *percentages[rank:]])
+    assert "above 0 and at most 100" in str(caught.value)
+
+
+@pytest.mark.parametrize("percentages", [[], "50,100", 50, None, {50: 100}])
+def test_what_is_not_a_list_of_ranks_is_refused(percentages):
+    with pytest.raises(UserError, match=r"give one number a rank") as caught:
+        validate_percentages(percentages)
+    assert re.match(r"hetero\.percentages=", str(caught.value))
+
+
+def test_the_host_side_does_not_import_torch():
+    modules = ["profiles", "throttle", "mps", "mps_control", "green_context", "pacing", "sm_count"]
+    code = "import sys; " + "; ".join(f"import ringexp.hetero.{name}" for name in modules)
+    subprocess.run([sys.executable, "-c", code + "; assert 'torch' not in sys.modules"], check=True)
