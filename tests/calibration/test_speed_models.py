@@ -46,11 +46,13 @@ speeds = st.floats(1e-4, 1e4)
 
 @st.composite
 def measured(draw, monotone=False):
-    """Rows on a full or a ragged grid that ends at 100 %; speeds that rise with the percentage if `monotone`."""
+    """Rows on a grid that ends at 100 %: ragged, or full with speeds that rise with the percentage."""
     asked, tokens = draw(percentages), draw(lengths)
     columns = [draw(st.lists(speeds, min_size=len(asked), max_size=len(asked))) for _ in tokens]
     columns = [sorted(column) for column in columns] if monotone else columns
-    rows = [row(p, n, s) for n, column in zip(tokens, columns, strict=True) for p, s in zip(asked, column)]
+    rows = [
+        row(p, n, column[i]) for n, column in zip(tokens, columns, strict=True) for i, p in enumerate(asked)
+    ]
     if monotone:
         return rows
     kept = [r for r in rows if draw(st.integers(0, 3))]
@@ -120,6 +122,21 @@ def test_noise_does_not_make_the_speed_fall_between_percentages():
     assert table.speed(4096, 85) == pytest.approx(295 * full)
 
 
+def test_curves_that_cross_between_measured_lengths_do_not_cross_in_the_lookup():
+    """PCHIP leaves (10, 109) steeply and (10, 110) flat, so the slower curve is ahead soon after."""
+    slower = [row(50, n, s) for n, s in ((1, 100.0), (10, 109.0), (100, 119.0))]
+    faster = [row(100, n, s) for n, s in ((1, 110.0), (10, 110.0), (100, 120.0))]
+    assert LookupTable(slower).speed(20, 50) > LookupTable(faster).speed(20, 100) + 0.5
+    both = LookupTable([*slower, *faster])
+    assert both.speed(20, 50) == pytest.approx(both.speed(20, 100))
+
+
+def test_noise_at_a_measured_percentage_is_kept_between_lengths():
+    table = LookupTable([row(90, n, 300.0) for n in LENGTHS] + [row(100, n, 290.0) for n in LENGTHS])
+    assert table.speed(9000, 90) == pytest.approx(300)
+    assert table.speed(9000, 100) == pytest.approx(290)
+
+
 def test_lookup_extrapolates_a_twentieth_above_the_largest_percentage_and_no_more():
     table = LookupTable(grid({50: 182.0, 80: 280.0}))
     assert table.speed(4096, 84) == table.speed(4096, 80)
@@ -128,7 +145,7 @@ def test_lookup_extrapolates_a_twentieth_above_the_largest_percentage_and_no_mor
 
 
 def test_two_speeds_at_one_point_are_refused():
-    with pytest.raises(UserError, match="two calibration rows .* 100 % and 64 tokens"):
+    with pytest.raises(UserError, match=r"two calibration rows .* 100 % and 64 tokens"):
         LookupTable([row(100, 64, 1.0), row(100, 64, 2.0, throttle="none")])
 
 

@@ -226,7 +226,7 @@ def test_path_that_cannot_be_a_file_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be read"):
         SpeedTable(tmp_path).load()
-    with pytest.raises(UserError, match="cannot be written.*choose a path"):
+    with pytest.raises(UserError, match=r"cannot be written.*choose a path"):
         SpeedTable(tmp_path / "file" / "speeds.csv").add([ROW])
 
 
@@ -253,8 +253,12 @@ for length in range(1, 26):
 
 @pytest.mark.parametrize(
     ("victim", "written"),
-    [("os.fsync = die", False), ("os.replace = die", False), ("SpeedTable._replace = die", False)]
-    + [("done = os.replace; os.replace = lambda *a: (done(*a), die())", True)],
+    [
+        ("os.fsync = die", False),
+        ("os.replace = die", False),
+        ("SpeedTable._replace = die", False),
+        ("done = os.replace; os.replace = lambda *a: (done(*a), die())", True),
+    ],
     ids=["half written", "before the rename", "with the lock held", "after the rename"],
 )
 def test_writer_killed_leaves_the_old_or_the_new_file(table, victim, written):

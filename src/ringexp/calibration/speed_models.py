@@ -65,7 +65,7 @@ class LookupTable:
             known = ", ".join(f"{known:g}" for known in self._percentages)
             raise UserError(
                 f"percentage={percentage:g} is above all in the calibration table ({known}); "
-                f"calibrate this hardware at {percentage:g} % or more, e.g. unthrottled"
+                f"calibrate at {percentage:g} % or more: calibration.mode=auto measures what is missing"
             )
         percentage = min(percentage, largest)
         curve = self._curves.get(percentage)
@@ -186,7 +186,8 @@ def _of_one_device(rows: Iterable[SpeedRow]) -> Sequence[SpeedRow]:
     rows = list(rows)
     if not rows:
         raise UserError(
-            "no calibration rows for this hardware, throttle and attention shape; calibrate first"
+            "no calibration rows for this hardware, throttle and attention shape; calibrate first: "
+            "calibration.mode=auto measures what is missing"
         )
     for name in ("hardware", "shape"):
         values = sorted({getattr(row, name) for row in rows})

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
 
 import torch
 
 from ringexp.calibration.source import TableSpeeds
 from ringexp.config import Config
 from ringexp.kernels import Kernel
+from ringexp.launch.planning import plan_for
 from ringexp.launch.session import Session
 from ringexp.launch.spec import Job
 from ringexp.models.workload import Workload, local_inputs
-from ringexp.planning import PARTITIONERS, Plan, apportion, make_plan
+from ringexp.planning import Plan, make_plan
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
@@ -24,16 +24,6 @@ from ringexp.tracking.environment import environment
 from ringexp.tracking.metrics import Accuracy, References, RunResult
 from ringexp.tracking.references import even_facts, homogeneous_facts
 from ringexp.tracking.tracker import Tracker
-
-DEFAULT_TILE = {"cuda": 128, "cpu": 16}
-
-
-def plan_for(config: Config, source: Any, device_type: str, causal: bool) -> Plan:
-    """The plan of a config: partitioner -> weights -> whole tiles -> layout. `source` is a SpeedSource."""
-    tile = config.tile or DEFAULT_TILE[device_type]
-    tokens = apportion(list(PARTITIONERS[config.partitioner.name](source)), config.seq_len, tile)
-    return make_plan(config.seq_len, tokens, config.layout.name, shard=config.shard, causal=causal, tile=tile)
-
 
 @torch.inference_mode()
 def run_job(session: Session, job: Job) -> None:

@@ -23,6 +23,7 @@ from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
 from ringexp.errors import UserError
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.shapes import shape_of
 from ringexp.models.strategy import broadcast_weights
 from ringexp.planning import Plan
 from ringexp.ring.prefill import RingContext
@@ -110,12 +111,7 @@ class AttentionWorkload:
 
     @property
     def shape(self) -> str:
-        c = self._config
-        causal = "causal" if c.causal else "full"
-        return (
-            f"attention-b{c.batch_size}-e{c.emb_dim}-h{c.num_heads}-kv{c.num_kv_heads}-d{c.head_dim}"
-            f"-{causal}-{c.dtype}"
-        )
+        return shape_of(self._config)
 
     def inputs(self, seq_len: int, seed: int) -> torch.Tensor:
         x = torch.empty(
@@ -193,9 +189,7 @@ class FmsWorkload:
 
     @property
     def shape(self) -> str:
-        c = self._config
-        extra = "".join(f"-{key}{value}" for key, value in sorted(c.overrides.items()))
-        return f"{c.architecture}-{c.variant}{extra}-b{c.batch_size}-layer-{c.dtype}"
+        return shape_of(self._config)
 
     def inputs(self, seq_len: int, seed: int) -> torch.Tensor:
         vocabulary = self._model.get_submodule("base_model.embedding").num_embeddings

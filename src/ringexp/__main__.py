@@ -1,0 +1,3 @@
+from ringexp.cli import main
+
+main()

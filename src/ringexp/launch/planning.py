@@ -1,0 +1,16 @@
+"""From a config and a source of speeds to the plan; the same function in the launcher and on every rank."""
+
+from __future__ import annotations
+
+from ringexp.config import Config
+from ringexp.planning import PARTITIONERS, Plan, SpeedSource, apportion, make_plan
+
+DEFAULT_TILE = {"cuda": 128, "cpu": 16}
+
+
+def plan_for(config: Config, source: SpeedSource, device_type: str, causal: bool) -> Plan:
+    """Partitioner -> weights -> whole tiles -> layout. Raises UserError if the prompt has too few tiles."""
+    tile = config.tile or DEFAULT_TILE[device_type]
+    weights = list(PARTITIONERS[config.partitioner.name](source))
+    tokens = apportion(weights, config.seq_len, tile)
+    return make_plan(config.seq_len, tokens, config.layout.name, shard=config.shard, causal=causal, tile=tile)

@@ -1,0 +1,18 @@
+"""Names of workload shapes: everything about a model config that decides its speed. Free of torch."""
+
+from __future__ import annotations
+
+from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
+
+
+def shape_of(model: ModelConfig) -> str:
+    """The key under which a model's measured speeds are kept, such as attention-b1-e4096-h32-kv8-d128-..."""
+    if isinstance(model, AttentionModelConfig):
+        causal = "causal" if model.causal else "full"
+        return (
+            f"attention-b{model.batch_size}-e{model.emb_dim}-h{model.num_heads}-kv{model.num_kv_heads}"
+            f"-d{model.head_dim}-{causal}-{model.dtype}"
+        )
+    assert isinstance(model, FmsModelConfig)
+    extra = "".join(f"-{key}{value}" for key, value in sorted(model.overrides.items()))
+    return f"{model.architecture}-{model.variant}{extra}-b{model.batch_size}-layer-{model.dtype}"

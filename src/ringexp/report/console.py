@@ -1,0 +1,150 @@
+"""What a run prints: where it is, the plan, the results, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ringexp.config import Config
+from ringexp.hetero.profiles import label
+from ringexp.planning import Plan
+
+EMULATED = "emulated by pacing: ranks wait, the hardware is not slower"
+
+
+class Console:
+    """Prints to standard output; plain text where that is not a terminal."""
+
+    def __init__(self) -> None:
+        import sys
+
+        self._out = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 118)
+
+    def heading(self, config: Config, device: str, throttle: str) -> None:
+        note = f" ({EMULATED})" if throttle == "cpu_pacing" else ""
+        self._out.print(
+            f"[bold]{config.model.name}[/bold], {config.seq_len} tokens on {config.world_size} ranks "
+            f"({device}), profile {label(config.hetero.percentages)}, throttle {throttle}{note}"
+        )
+
+    @contextmanager
+    def progress(self) -> Iterator[_Progress]:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=self._out, transient=True) as bars:
+            yield _Progress(bars, self._out)
+
+    def plan(self, config: Config, plan: Plan, source: Any, throttle: str, note: str | None) -> None:
+        """The plan of a dry run."""
+        self._out.print(self._plan_table(config, plan.shares, plan.tokens, plan.kv_tokens, None, _spans(plan)))
+        work = [plan.pairs(rank) for rank in range(plan.world_size)]
+        parts = ", ".join(f"{100 * pairs / sum(work):.1f} %" for pairs in work)
+        self._out.print(f"Attention work a rank: {parts}. Throttle: {throttle}.")
+        if note:
+            self._out.print(f"Note: {note}.")
+        self._out.print("dry_run=true: nothing was started.")
+
+    @staticmethod
+    def _plan_table(
+        config: Config,
+        shares: Sequence[float],
+        tokens: Sequence[int],
+        kv_tokens: Sequence[int],
+        speeds: Sequence[float] | None,
+        spans: Sequence[str],
+    ) -> Table:
+        title = f"Plan: partitioner {config.partitioner.name}, layout {config.layout.name}"
+        table = Table(title=title, title_justify="left", title_style="bold")
+        columns = ["rank", "percent", "share", "tokens"]
+        columns += ["kv tokens"] if list(tokens) != list(kv_tokens) else []
+        columns += ["speed TFLOP/s"] if speeds else []
+        for name in columns:
+            table.add_column(name, justify="right")
+        table.add_column("positions")
+        for rank, percentage in enumerate(config.hetero.percentages):
+            row = [str(rank), f"{percentage:g}", f"{shares[rank]:.3f}", str(tokens[rank])]
+            row += [str(kv_tokens[rank])] if "kv tokens" in columns else []
+            row += [f"{speeds[rank]:.3g}"] if speeds else []
+            table.add_row(*row, spans[rank])
+        return table
+
+    def results(self, config: Config, results: dict[str, Any], run_dir: Path) -> None:
+        """Plan and result tables of a finished run, and where its files are."""
+        r = results
+        self._out.print(
+            self._plan_table(config, r["shares"], r["tokens"], r["kv_tokens"], r["speeds"], r["plan"])
+        )
+        ranks = Table(title="Ranks: medians, ms", title_justify="left", title_style="bold")
+        for name in ("rank", "busy", "idle", "transfers", "peak memory MiB"):
+            ranks.add_column(name, justify="right")
+        for rank in range(config.world_size):
+            times = (f"{r[name][rank]:.2f}" for name in ("busy_ms", "idle_ms", "comm_ms"))
+            ranks.add_row(str(rank), *times, f"{r['peak_memory_bytes'][rank] / 2**20:.0f}")
+        self._out.print(ranks)
+        table = Table(title="Result", title_justify="left", title_style="bold", show_header=False)
+        table.add_column()
+        table.add_column(justify="right")
+        table.add_column(style="dim")
+        for row in _result_rows(r):
+            table.add_row(*row)
+        self._out.print(table)
+        if r["throttle_emulated"]:
+            self._out.print(f"Throttle {r['throttle']}: {EMULATED}.")
+        self._out.print(f"Everything lies in {run_dir}", soft_wrap=True)
+        if r.get("wandb") and config.tracker.mode == "offline":
+            self._out.print(f"Send to wandb: wandb sync {r['wandb']}", soft_wrap=True)
+        elif r.get("wandb"):
+            self._out.print(f"wandb: {r['wandb']}", soft_wrap=True)
+
+
+class _Progress:
+    """Shows the events of rank 0; on a terminal as a bar, elsewhere one line a stage."""
+
+    def __init__(self, bars: Progress, out: RichConsole) -> None:
+        self._bars, self._out = bars, out
+        self._task: Any = None
+
+    def event(self, event: dict[str, Any]) -> None:
+        if "stage" in event:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(event["stage"], total=event["total"])
+            if not self._out.is_terminal:
+                self._out.print(f"  {event['stage']}")
+        elif "advance" in event and self._task is not None:
+            self._bars.advance(self._task)
+        elif "warn" in event:
+            self._out.print(f"  warning: {event['warn']}")
+
+
+def _spans(plan: Plan) -> list[str]:
+    return [str(shard) for shard in plan.q_shards]
+
+
+def number(value: float | None, pattern: str = "{:.3f}") -> str:
+    """A figure for a table; a dash where it was not measured."""
+    return "-" if value is None else pattern.format(value)
+
+
+def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
+    iterations = len(r["latency_ms_iterations"])
+    rows = [
+        ("latency", f"{r['latency_ms_median']:.2f} ms", f"median of {iterations}, IQR {r['latency_ms_spread']:.2f}"),
+        ("speedup over even", number(r["speedup_over_even"], "{:.2f}x"), "same ranks and layout, even split"),
+        ("capacity efficiency", number(r["capacity_efficiency"]), "1.0: nothing of the ranks' speed is lost"),
+        ("slowdown", number(r["slowdown"], "{:.2f}x"), "against all ranks at full speed"),
+        ("efficiency", f"{r['efficiency']:.3f}", "part of the ranks' time spent computing"),
+        ("throughput", f"{r['tflops']:.3g} TFLOP/s", f"kernel {r['kernel']}, transport {r['transport']}"),
+    ]
+    if r["exact"] is not None:
+        verdict = "exact" if r["exact"] else "WRONG"
+        rows.append(("max error", f"{r['error_max_abs']:.2g}", f"against one process in float32: {verdict}"))
+    if r.get("speed_model"):
+        model = r["speed_model"]
+        rows.append(("formula R^2", f"{model['r_squared']:.4f}", f"fitted to {model['num_rows']} rows"))
+    return rows
