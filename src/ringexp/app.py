@@ -8,7 +8,7 @@ from typing import Any
 
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.config import AttentionModelConfig, Config
-from ringexp.errors import UserError
+from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.throttle import resolve_throttle
 from ringexp.launch.local import run_ranks
 from ringexp.launch.planning import DEFAULT_TILE, plan_for
@@ -42,7 +42,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     assert results is not None, "rank 0 writes results.json before it ends"
     console.results(config, results, run_dir)
     if results["exact"] is False:
-        raise ArithmeticError(
+        raise RunFailed(
             f"the output is off by {results['error_max_abs']:.3g} from a single process "
             f"(which is off by {results['error_single_max_abs']:.3g} itself): this run's figures are worthless"
         )

@@ -19,50 +19,61 @@ from ringexp.errors import UserError
 PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
 CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
 
+_exit_codes: list[int] = []  # of the runs of this process that failed; Hydra passes no value back
+
 
 @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
 def _run(cfg: Any) -> None:
-    from ringexp.app import run
-
-    config = settings.from_hydra(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    many = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
+        config = settings.from_hydra(cfg)
+        from ringexp.app import run
+
         run(config, run_dir)
     except Exception as error:
         _remember_failure(run_dir, error)
-        if many:  # the sweep goes on; Hydra raises it again at the end
-            print(f"ringexp: {run_dir.name}: {_one_line(error)}", file=sys.stderr)
-        raise
+        if not _expected(error):
+            raise
+        code = 2 if isinstance(error, UserError | OmegaConfBaseException) else 1
+        _exit_codes.append(_fail(_one_line(error), code, run_dir if _is_sweep() else None))
 
 
 def main() -> None:
-    """Entry point. Bad input ends in one line on stderr and exit code 2, a failed run in 1, Ctrl-C in 130."""
+    """Entry point. Bad input ends in one line on stderr and exit code 2, a failed run in 1, Ctrl-C in 130.
+
+    In a sweep a failed run does not stop the others; the exit code is that of the first failure.
+    """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
     settings.register()
-    code = 0
+    _exit_codes.clear()
     try:
         _run()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        code = _fail(_one_line(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit_codes.append(_fail(_one_line(error), 2))
     except KeyboardInterrupt:
-        code = _fail("interrupted; what was measured so far is in the run's folder", 130)
-    except Exception as error:
-        if not _explained(error):
-            raise
-        code = _fail(_one_line(error), 1)
+        _exit_codes.append(_fail("interrupted; what was measured so far is in the run's folder", 130))
     finally:
-        _compare_sweep()
-    sys.exit(code)
+        if _is_sweep():
+            from ringexp.report.sweep import compare
+
+            compare(Path(HydraConfig.get().sweep.dir))
+    sys.exit(_exit_codes[0] if _exit_codes else 0)
 
 
-def _explained(error: Exception) -> bool:
+def _is_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _expected(error: Exception) -> bool:
     """Whether the message says it all, so that our own traceback would add nothing."""
-    return type(error).__name__ in ("RankFailed", "SignalException") or isinstance(error, ArithmeticError)
+    from ringexp.errors import RunFailed
+
+    return isinstance(error, UserError | RunFailed | OmegaConfBaseException)
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"ringexp: error: {message}", file=sys.stderr)
+def _fail(message: str, code: int, run_dir: Path | None = None) -> int:
+    where = f" in {run_dir.name}" if run_dir else ""
+    print(f"ringexp: error{where}: {message}", file=sys.stderr)
     return code
 
 
@@ -100,12 +111,3 @@ def _remember_failure(run_dir: Path, error: Exception) -> None:
     if (read_results(run_dir) or {}).get("status") not in ("complete", "failed"):
         document = {"status": "failed", "reason": _one_line(error)}
         write_atomically(run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
-
-
-def _compare_sweep() -> None:
-    """After a multirun, one table of all its runs, failed ones included."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return
-    from ringexp.report.sweep import compare
-
-    compare(Path(HydraConfig.get().sweep.dir))

@@ -1,4 +1,4 @@
-"""The one error that is the user's to fix; the command line prints it without a traceback."""
+"""Errors whose message says it all; the command line prints them without a traceback."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The message names the setting, its value, what is allowed and what to do, in one line.
     """
+
+
+class RunFailed(RuntimeError):
+    """A run that started and could not end well; the message says what happened, where, and where to look."""

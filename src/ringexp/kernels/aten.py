@@ -28,8 +28,7 @@ def flash_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: flo
     """
     check_block(q, k, v, causal, softmax_scale)
     head_dim = q.shape[3]
-    if head_dim % 8:
-        q, k, v = (pad(x, (0, -head_dim % 8)) for x in (q, k, v))
+    q, k, v = _pad_head_dim(q), _pad_head_dim(k), _pad_head_dim(v)
     out, lse = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=softmax_scale)[:2]
     return out[..., :head_dim], lse
 
@@ -37,14 +36,18 @@ def flash_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: flo
 def efficient_cuda(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Memory-efficient attention: float32 (and older GPUs). It takes no GQA, so KV heads are expanded."""
+    """Memory-efficient attention: float32 (and older GPUs). It takes no GQA, so KV heads are expanded.
+
+    A head_dim that is no multiple of 8 is padded with zeros, which costs a copy.
+    """
     check_block(q, k, v, causal, softmax_scale)
-    num_heads, q_len = q.shape[1:3]
-    k, v = (_expand_kv_heads(x, num_heads) for x in (k, v))
+    num_heads, q_len, head_dim = q.shape[1:]
+    k, v = _expand_kv_heads(k, num_heads), _expand_kv_heads(v, num_heads)
+    q, k, v = _pad_head_dim(q), _pad_head_dim(k), _pad_head_dim(v)
     out, lse = _aten._scaled_dot_product_efficient_attention(
         q, k, v, None, True, 0.0, causal, scale=softmax_scale
     )[:2]
-    return out, lse[:, :, :q_len]  # lse rows are padded to a multiple of 32
+    return out[..., :head_dim], lse[:, :, :q_len]  # lse rows are padded to a multiple of 32
 
 
 def cudnn_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
@@ -60,6 +63,11 @@ def cudnn_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: flo
         q, k, v, None, True, 0.0, causal, False, scale=softmax_scale
     )[:2]
     return out, lse.reshape(q.shape[:3])  # from [B, H, Lq, 1]
+
+
+def _pad_head_dim(x: Tensor) -> Tensor:
+    """x with zeros up to the next multiple of 8 in its last dimension; they change neither scores nor lse."""
+    return pad(x, (0, -x.shape[3] % 8)) if x.shape[3] % 8 else x
 
 
 def _expand_kv_heads(x: Tensor, num_heads: int) -> Tensor:

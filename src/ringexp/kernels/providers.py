@@ -1,4 +1,4 @@
-"""Which kernel computes the blocks: names, what each can run, and what `auto` picks."""
+"""Which kernel runs a block: by name, checked against the device, the dtype and the head dimension."""
 
 from __future__ import annotations
 
@@ -11,62 +11,110 @@ from ringexp.kernels import aten, oracle, triton_block
 from ringexp.kernels.contract import Block
 
 KERNEL_NAMES = ("auto", "reference", "sdpa", "cudnn", "triton")
-HALF = (torch.float16, torch.bfloat16)
-CUDNN_MAX_HEAD_DIM = 128
-FLASH_MAX_HEAD_DIM = 256
+
+_HALF = (torch.float16, torch.bfloat16)
+_FAST = (*_HALF, torch.float32)
+_AMPERE = (8, 0)
+_MAX_FLASH_HEAD_DIM = 256
+_CUDNN_9_10 = 91000
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A block kernel and its name; `block` is as in `contract`."""
+    """A block kernel that fits one device, dtype and head_dim; block(q, k, v, causal, softmax_scale)."""
 
-    name: str
+    name: str  # never "auto": what was chosen
     block: Block
 
 
 def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Kernel:
-    """The kernel `name` for tensors of this device, dtype and head_dim; `auto` picks one.
+    """The kernel called `name`, for blocks on `device` with this dtype and head_dim.
 
-    Raises UserError, naming what does not fit and what to use instead.
+    auto is cudnn where that fits, else sdpa. Raises UserError for an unknown name and for a kernel that
+    cannot run there.
     """
+    if name not in KERNEL_NAMES:
+        raise UserError(f"kernel={name} is unknown; use one of {', '.join(KERNEL_NAMES)}")
     device = torch.device(device)
     if name == "auto":
-        name = "sdpa" if _why_not_cudnn(device, dtype, head_dim) else "cudnn"
+        name = "sdpa" if _cudnn_lacks(device, dtype, head_dim) else "cudnn"
+    lacks = _LACKS[name](device, dtype, head_dim)
+    if lacks:
+        others = "kernel=reference" if name == "sdpa" else "kernel=sdpa or kernel=auto"
+        raise UserError(f"kernel={name} needs {lacks}; use {others}")
+    return Kernel(name, _block_of(name, device, dtype, head_dim))
+
+
+def _block_of(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Block:
     if name == "reference":
-        return Kernel(name, oracle.block)
-    if name == "sdpa":
-        return Kernel(name, _sdpa(device, dtype, head_dim))
-    if name == "cudnn":
-        if reason := _why_not_cudnn(device, dtype, head_dim):
-            raise UserError(f"kernel=cudnn needs {reason}; use kernel=sdpa or kernel=auto")
-        return Kernel(name, aten.cudnn_cuda)
+        return oracle.block
     if name == "triton":
-        if reason := triton_block.why_unavailable(device):
-            raise UserError(f"kernel=triton needs {reason}; use kernel=sdpa or kernel=auto")
-        if head_dim > triton_block.MAX_HEAD_DIM or dtype not in triton_block.DTYPES:
-            raise UserError(
-                f"kernel=triton needs head_dim <= {triton_block.MAX_HEAD_DIM} and float32, float16 or bfloat16, "
-                f"got head_dim={head_dim} {dtype}; use kernel=sdpa"
-            )
-        return Kernel(name, triton_block.block)
-    raise UserError(f"kernel={name} is unknown; choose one of {', '.join(KERNEL_NAMES)}")
-
-
-def _sdpa(device: torch.device, dtype: torch.dtype, head_dim: int) -> Block:
+        return triton_block.block
+    if name == "cudnn":
+        return aten.cudnn_cuda
     if device.type == "cpu":
         return aten.flash_cpu
-    flash = dtype in HALF and head_dim <= FLASH_MAX_HEAD_DIM and torch.cuda.get_device_capability(device) >= (8, 0)
-    return aten.flash_cuda if flash else aten.efficient_cuda
+    flash_fits = dtype in _HALF and head_dim <= _MAX_FLASH_HEAD_DIM and _capability(device) >= _AMPERE
+    return aten.flash_cuda if flash_fits else aten.efficient_cuda
 
 
-def _why_not_cudnn(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """What cuDNN attention lacks here, as the end of a sentence "needs ..."; None if it can run."""
+# What a kernel lacks, as the end of a sentence "needs ..."; None if it can run.
+
+
+def _reference_lacks(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    return None if dtype.is_floating_point else f"a floating dtype, but dtype={_short(dtype)}"
+
+
+def _sdpa_lacks(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if device.type not in ("cpu", "cuda"):
+        return f"the CPU or CUDA, but device={device.type}"
+    if dtype not in _FAST:
+        return f"float16, bfloat16 or float32, but dtype={_short(dtype)}"
+    if device.type == "cuda" and dtype == torch.bfloat16 and _capability(device) < _AMPERE:
+        return f"compute capability >= 8.0 for bfloat16, but this GPU has {_show(_capability(device))}"
+    return None
+
+
+def _cudnn_lacks(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if device.type != "cuda":
         return f"CUDA, but device={device.type}"
-    if dtype not in HALF:
-        return f"float16 or bfloat16, but the model's dtype is {str(dtype).removeprefix('torch.')}"
-    if head_dim % 8 or head_dim > CUDNN_MAX_HEAD_DIM:
-        return f"a head_dim that is a multiple of 8 up to {CUDNN_MAX_HEAD_DIM}, got {head_dim}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "compute capability >= 8.0"
+    if dtype not in _HALF:
+        return f"float16 or bfloat16, but dtype={_short(dtype)}"
+    capability, version = _capability(device), torch.backends.cudnn.version() or 0
+    if capability < _AMPERE:
+        return f"compute capability >= 8.0, but this GPU has {_show(capability)}"
+    if version < 90000:
+        return f"cuDNN >= 9.0, but this PyTorch has {version or 'none'}"
+    # PyTorch's own limits: 256 on Hopper alone, 128 elsewhere.
+    limit = 256 if capability == (9, 0) and version >= _CUDNN_9_10 else 128
+    if head_dim % 8 or head_dim > limit:
+        return f"a head_dim that is a multiple of 8 and at most {limit} here, but head_dim={head_dim}"
     return None
+
+
+def _triton_lacks(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if dtype not in triton_block.DTYPES:
+        return f"float16, bfloat16 or float32, but dtype={_short(dtype)}"
+    if head_dim > triton_block.MAX_HEAD_DIM:
+        return f"head_dim <= {triton_block.MAX_HEAD_DIM}, but head_dim={head_dim}"
+    return triton_block.why_unavailable(device)
+
+
+_LACKS = {
+    "reference": _reference_lacks,
+    "sdpa": _sdpa_lacks,
+    "cudnn": _cudnn_lacks,
+    "triton": _triton_lacks,
+}
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _show(capability: tuple[int, int]) -> str:
+    return "{}.{}".format(*capability)

@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ringexp.errors import UserError
+from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.throttle import host_throttle
 from ringexp.launch.progress import ProgressReader
 from ringexp.launch.spec import RankSet
@@ -37,16 +37,14 @@ class Display(Protocol):
     def event(self, event: dict[str, object]) -> None: ...
 
 
-class RankFailed(RuntimeError):
-    """A rank ended with an error of its own; the message says which, why and where its log is."""
-
-
 def run_ranks(ranks: RankSet, workdir: Path, port: int, display: Display) -> None:
     """Start all ranks, follow them to the end, leave nothing running.
 
     workdir: folder for the jobs file, progress and logs. Raises UserError for what a rank found wrong with the
-    settings, RankFailed for any other failure.
+    settings, RunFailed for any other failure.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "rank_set.json"
     path.write_text(ranks.to_json())
@@ -58,6 +56,8 @@ def run_ranks(ranks: RankSet, workdir: Path, port: int, display: Display) -> Non
         processes = _start(path, environments, workdir)
         try:
             _follow(processes, ProgressReader(path.with_suffix(".progress")), display)
+        except SignalException as stop:  # torch turns SIGINT and SIGTERM into this one
+            raise KeyboardInterrupt from stop
         finally:
             processes.close(signal.SIGTERM, GRACE_S)
 
@@ -143,11 +143,11 @@ def _explain(processes: PContext, failures: dict) -> Exception:
     rank, log = first.local_rank, processes.stderrs[first.local_rank]
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
-        return RankFailed(f"rank {rank} was killed by {name} (pid {first.pid}); its log: {log}")
+        return RunFailed(f"rank {rank} was killed by {name} (pid {first.pid}); its log: {log}")
     data = first.error_file_data.get("message")
     message = data["message"] if isinstance(data, dict) else str(data)
     if message.startswith("UserError: "):
         return UserError(message.removeprefix("UserError: "))
     if message == "<NONE>":
         message = f"exit code {first.exitcode}"
-    return RankFailed(f"rank {rank} failed: {' '.join(message.split())}; traceback in {log}")
+    return RunFailed(f"rank {rank} failed: {' '.join(message.split())}; traceback in {log}")

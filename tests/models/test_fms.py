@@ -1,0 +1,54 @@
+"""FMS models through the ring equal the same weights on one process."""
+
+import pytest
+from support.ring_ranks import ask_for_model, fms_logits
+
+LLAMA = {"nlayers": 2, "emb_dim": 64, "nheads": 4, "kvheads": 2, "src_vocab_size": 64}
+TINY = {
+    "llama": LLAMA,
+    "granite": LLAMA | {"head_dim": 16, "attention_multiplier": 0.2, "pad_id": 0},
+    "mixtral": {
+        "nlayers": 2,
+        "dim": 64,
+        "nheads": 4,
+        "kvheads": 2,
+        "hidden_dim": 96,
+        "num_experts": 4,
+        "src_vocab_size": 64,
+    },
+}
+
+
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+@pytest.mark.parametrize("block_lens", [[40, 23], [9, 30, 12]], ids=str)
+@pytest.mark.parametrize("architecture", TINY)
+def test_ring_logits_equal_single_process_logits(pools, architecture, block_lens, layout):
+    arguments = (architecture, TINY[architecture], block_lens, layout, 0)
+    results = pools[len(block_lens)].run(fms_logits, *arguments)
+    for ring, alone in results:
+        spread = (alone.max() - alone.min()).item()
+        assert (ring - alone).abs().max().item() <= 1e-5 * spread
+
+
+def test_every_rank_gets_the_last_tokens_logits(pools):
+    results = pools[2].run(fms_logits, "llama", TINY["llama"], [40, 23], "zigzag", 1)
+    for ring, alone in results:
+        assert ring.shape == (2, 1, 64)
+        assert (ring - alone).abs().max().item() <= 1e-5 * (alone.max() - alone.min()).item()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"distributed_strategy": "rings"}, "distributed_strategy=rings is unknown"),
+        ({"distributed_strategy": "ring"}, "needs block_lens"),
+        ({"block_lens": [3, 4]}, "block_lens goes with"),
+        ({"distributed_strategy": "ring", "block_lens": [3, 4, 5]}, "one length for each of 2 ranks"),
+        ({"distributed_strategy": "ring", "block_lens": [900, 900]}, "max_expected_seq_len=1024"),
+    ],
+)
+def test_requests_that_cannot_work_are_refused(pools, arguments, message):
+    for text in pools[2].run(ask_for_model, arguments):
+        assert message in text
+
+

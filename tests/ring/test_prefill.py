@@ -1,0 +1,70 @@
+"""The ring against the float64 oracle, in real processes over gloo."""
+
+import pytest
+import torch
+from support.ring_ranks import Case, attend
+
+from ringexp.kernels.oracle import block_fp64
+
+TOKENS = {
+    1: [(37,)],
+    2: [(16, 16), (5, 40), (1, 30), (33, 1)],
+    3: [(12, 12, 12), (1, 20, 9), (17, 3, 8)],
+    4: [(8, 8, 8, 8), (19, 1, 5, 10), (1, 1, 1, 1)],
+}
+CASES = [
+    Case(tokens, layout, shard, causal)
+    for counts in TOKENS.values()
+    for tokens in counts
+    for layout in ("zigzag", "contiguous")
+    for shard in ("tokens", "kv")
+    for causal in (True, False)
+]
+SHAPES = [
+    Case((9, 22), num_heads=6, num_kv_heads=1, head_dim=48),
+    Case((9, 22, 3), num_heads=8, num_kv_heads=8, batch=2),
+    Case((7, 1, 30), batch=2, shard="kv"),
+    Case((11, 6, 2, 14), prefetch_hops=1),
+    Case((11, 6, 2, 14), prefetch_hops=2, layout="contiguous"),
+    Case((11, 6, 2, 14), kernel="reference"),
+]
+
+
+def name(case: Case) -> str:
+    parts = ["/".join(map(str, case.tokens)), case.layout, case.shard, "causal" if case.causal else "full"]
+    parts += [f"h{case.num_heads}kv{case.num_kv_heads}b{case.batch}", case.kernel, f"p{case.prefetch_hops}"]
+    return "-".join(parts)
+
+
+def oracle(case: Case) -> torch.Tensor:
+    q, k, v = (x.double().transpose(1, 2) for x in case.qkv())
+    return block_fp64(q, k, v, case.causal, case.head_dim**-0.5)[0].transpose(1, 2)
+
+
+def assembled(case: Case, outputs: list[torch.Tensor]) -> torch.Tensor:
+    whole = torch.full((case.batch, sum(case.tokens), case.num_heads, case.head_dim), float("nan"))
+    for shard, out in zip(case.plan().q_shards, outputs, strict=True):
+        whole[:, shard.positions()] = out.float()
+    return whole
+
+
+@pytest.mark.parametrize("case", CASES + SHAPES, ids=name)
+def test_ring_equals_the_oracle(pools, case):
+    results = pools[len(case.tokens)].run(attend, case)
+    error = (assembled(case, [out for out, _, _ in results]) - oracle(case)).abs().max()
+    assert error < 2e-6
+
+
+def test_output_is_contiguous_and_every_hop_is_timed(pools):
+    for out, hops, transfers in pools[3].run(attend, Case((5, 6, 7))):
+        assert out.is_contiguous()
+        assert (hops, transfers) == (3, 2)
+
+
+def test_bfloat16_error_does_not_grow_with_ranks(pools):
+    errors = []
+    for tokens in ((128,), (64, 64), (32, 32, 32, 32)):
+        case = Case(tokens, dtype="bfloat16", head_dim=64)
+        outputs = [out for out, _, _ in pools[len(tokens)].run(attend, case)]
+        errors.append((assembled(case, outputs) - oracle(case)).abs().max().item())
+    assert max(errors[1:]) <= 1.1 * errors[0] + 1e-3

@@ -1,0 +1,107 @@
+"""What the ranks of a test pool do; importable, so that it travels to the processes by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from ringexp.kernels import get_kernel
+from ringexp.planning import Plan, make_plan
+from ringexp.ring.clock import CpuClock
+from ringexp.ring.prefill import RingContext, ring_attention
+from ringexp.ring.transport import GlooTransport
+
+_transports: list[GlooTransport] = []
+
+
+class NoPacer:
+    def settle(self, elapsed_s: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """One ring run: token counts a rank and the attention shape."""
+
+    tokens: tuple[int, ...]
+    layout: str = "zigzag"
+    shard: str = "tokens"
+    causal: bool = True
+    batch: int = 1
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    dtype: str = "float32"
+    kernel: str = "sdpa"
+    prefetch_hops: int | None = None
+
+    def plan(self) -> Plan:
+        return make_plan(sum(self.tokens), self.tokens, self.layout, shard=self.shard, causal=self.causal)
+
+    def qkv(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The whole prompt's [B, S, heads, D], the same in every process."""
+        generator = torch.Generator().manual_seed(7)
+        seq_len, dtype = sum(self.tokens), getattr(torch, self.dtype)
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        q, k, v = (
+            torch.randn(self.batch, seq_len, n, self.head_dim, generator=generator).to(dtype) for n in heads
+        )
+        return q, k, v
+
+
+def transport() -> GlooTransport:
+    if not _transports:
+        _transports.append(GlooTransport())
+    return _transports[0]
+
+
+@torch.inference_mode()
+def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
+    """This rank's attention output [B, L, H, D], how many hops arrived, and how many transfers were timed."""
+    plan = case.plan()
+    clock = CpuClock(NoPacer())
+    kernel = get_kernel(case.kernel, "cpu", getattr(torch, case.dtype), case.head_dim)
+    ring = RingContext(plan, rank, transport(), kernel, clock, case.prefetch_hops)
+    mine = torch.tensor(plan.q_shards[rank].positions())
+    q, k, v = (x[:, mine] for x in case.qkv())
+    clock.start()
+    out = ring_attention(q, k, v, ring)
+    clock.stop()
+    dist.barrier()
+    return out, len(clock.read().hops), len(transport().take_transfers())
+
+
+def fms_logits(
+    rank: int, architecture: str, overrides: dict, block_lens: list[int], layout: str, last_n_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a tiny random FMS model through the ring, and of the same weights on this process alone."""
+    from ringexp.models.strategy import get_model
+
+    torch.manual_seed(rank)  # unequal on purpose: the ring has to broadcast the weights
+    variant = {"llama": "micro", "granite": "8b", "mixtral": "8x7b"}[architecture]
+    model = get_model(
+        architecture,
+        variant,
+        distributed_strategy="ring",
+        block_lens=block_lens,
+        layout=layout,
+        **overrides,
+    )
+    ids = torch.randint(0, 64, (2, sum(block_lens)), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        ring = model(ids, last_n_tokens=last_n_tokens)
+        alone = model.model(ids, use_cache=True, last_n_tokens=last_n_tokens, attn_name="sdpa_causal")[0]
+    return ring, alone
+
+
+def ask_for_model(rank: int, arguments: dict) -> str:
+    """The UserError that our get_model raises for these arguments."""
+    from ringexp.errors import UserError
+    from ringexp.models.strategy import get_model
+
+    try:
+        get_model("llama", "micro", **arguments)
+    except UserError as error:
+        return str(error)
+    return "no error"
