@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
-from ringexp.config import AttentionModelConfig, Config
+from ringexp.calibration.table import SpeedTable
+from ringexp.config import AttentionModelConfig, Config, HeteroConfig
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.throttle import resolve_throttle
 from ringexp.launch.local import run_ranks
 from ringexp.launch.planning import DEFAULT_TILE, plan_for
 from ringexp.launch.spec import Job, RankSet
-from ringexp.machine import default_device, gpu_count
+from ringexp.machine import cpu_cores, cpu_name, default_device, gpu_count
+from ringexp.models.shapes import shape_of
+from ringexp.planning import Plan
 from ringexp.report.console import Console
-from ringexp.tracking.environment import command_line, machine_facts
+from ringexp.tracking.environment import command_line, gpu_names, machine_facts
 from ringexp.tracking.files import read_results
 from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts
 
@@ -23,70 +28,97 @@ from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Carry out one config and print its plan and results; returns the content of results.json.
 
-    Everything is written under `run_dir`. Raises UserError for settings that cannot work here.
+    Everything is written under `run_dir`. Raises UserError for settings that cannot work here, RunFailed for
+    a run that ended badly.
     """
-    device = config.device if config.device != "auto" else default_device()
+    device = _device(config)
+    throttle = _throttle(config, device)
+    _check_fits(config, device)
     console = Console()
-    throttle = resolve_throttle(config.hetero.throttle, device, config.hetero.percentages)
-    _check_fits(config, device, throttle)
     if config.dry_run:
-        plan, source, note = _dry_plan(config, device)
-        console.plan(config, plan, source, throttle, note)
+        plan, note = _dry_plan(config, device, throttle)
+        console.plan(config, plan, throttle, note)
         return {"status": "planned", "tokens": plan.tokens}
     console.heading(config, device, throttle)
-    sets = rank_sets(config, run_dir, device, throttle)
-    with console.progress() as display:
-        for index, ranks in enumerate(sets):
-            run_ranks(ranks, run_dir / "ranks" / str(index), config.launch.port, display)
-    results = read_results(run_dir)
-    assert results is not None, "rank 0 writes results.json before it ends"
+    (results,) = execute([(config, run_dir)], console)
     console.results(config, results, run_dir)
     if results["exact"] is False:
         raise RunFailed(
-            f"the output is off by {results['error_max_abs']:.3g} from a single process "
-            f"(which is off by {results['error_single_max_abs']:.3g} itself): this run's figures are worthless"
+            f"the output is off by {results['error_max_abs']:.3g} from a single process (which itself is off "
+            f"by {results['error_single_max_abs']:.3g} from float32): do not use this run's figures"
         )
     return results
 
 
-def rank_sets(config: Config, run_dir: Path, device: str, throttle: str) -> list[RankSet]:
-    """The sets of ranks to start, in order: full speed for the homogeneous reference, then the run's own.
+def execute(runs: Sequence[tuple[Config, Path]], console: Console) -> list[dict[str, Any]]:
+    """Run configs in as few sets of ranks as they allow; returns their results in the order given."""
+    for config, _ in runs:
+        _check_fits(config, _device(config))
+    with console.progress() as display:
+        for index, ranks in enumerate(rank_sets(runs)):
+            workdir = runs[0][1] / "ranks" / str(index)
+            run_ranks(ranks, workdir, ranks.jobs[0].config.launch.port, display)
+    found = [read_results(run_dir) for _, run_dir in runs]
+    assert None not in found, "rank 0 writes results.json before it ends"
+    return [results for results in found if results is not None]
 
-    References that are remembered are not measured again.
+
+def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
+    """The sets of ranks to start, in order: at full speed for the homogeneous references, then the runs' own.
+
+    Runs that share throttle, profile and model share ranks. Remembered references are not measured again.
     """
-    machine = machine_facts(device)
-    store = ReferenceStore(Path(config.output_root) / "references")
-    even = _reference(config)
-    jobs = [Job(config, "run", run_dir)]
-    if config.references and config.partitioner.name != "even":
-        if store.get("even", even_facts(config, machine)) is None:
-            jobs.insert(0, Job(even, "even"))
-    full = replace(even.hetero, percentages=[100.0] * config.world_size, throttle="none")
-    homogeneous = replace(even, hetero=full, shard="tokens")
-    sets = []
-    if config.references and store.get("homogeneous", homogeneous_facts(config, machine)) is None:
-        sets.append(_rank_set(homogeneous, device, "none", machine, [Job(homogeneous, "homogeneous")]))
-    return [*sets, _rank_set(config, device, throttle, machine, jobs)]
+    full_speed: dict[str, RankSet] = {}
+    own: dict[str, RankSet] = {}
+    asked: set[str] = set()
+    machines = {device: machine_facts(device) for device in {_device(config) for config, _ in runs}}
+
+    def lacking(kind: str, facts: dict[str, Any], config: Config) -> bool:
+        key = kind + json.dumps(facts, sort_keys=True)
+        store = ReferenceStore(Path(config.output_root) / "references")
+        if not config.references or key in asked or store.get(kind, facts) is not None:
+            return False
+        asked.add(key)
+        return True
+
+    for config, run_dir in runs:
+        machine = machines[_device(config)]
+        even = replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
+        full = HeteroConfig([100.0] * config.world_size, "none")
+        if lacking("homogeneous", homogeneous_facts(config, machine), config):
+            homogeneous = replace(even, hetero=full, shard="tokens")
+            _set_for(homogeneous, full_speed, machine).jobs.append(Job(homogeneous, "homogeneous"))
+        ranks = _set_for(config, own, machine)
+        if config.partitioner.name == "even":
+            asked.add("even" + json.dumps(even_facts(config, machine), sort_keys=True))
+        elif lacking("even", even_facts(config, machine), config):
+            ranks.jobs.append(Job(even, "even"))
+        ranks.jobs.append(Job(config, "run", run_dir))
+    return [*full_speed.values(), *own.values()]
 
 
-def _reference(config: Config) -> Config:
-    """The config whose figures a run is compared with: split evenly, not tracked, not checked."""
-    return replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
-
-
-def _rank_set(
-    config: Config, device: str, throttle: str, machine: dict[str, Any], jobs: list[Job]
-) -> RankSet:
-    return RankSet(
+def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any]) -> RankSet:
+    """The set of ranks in `sets` that can run this config; a new one if none can."""
+    device = _device(config)
+    shared = [asdict(config.hetero), asdict(config.model), config.transport.name, device, config.seed]
+    ranks = RankSet(
         device=device,
-        throttle=throttle,
+        throttle=_throttle(config, device),
         transport=_transport(config, device),
         percentages=[float(p) for p in config.hetero.percentages],
         num_devices=gpu_count() if device == "cuda" else 1,
         machine=machine,
         command=command_line(),
-        jobs=jobs,
     )
+    return sets.setdefault(json.dumps(shared, sort_keys=True), ranks)
+
+
+def _device(config: Config) -> str:
+    return default_device() if config.device == "auto" else config.device
+
+
+def _throttle(config: Config, device: str) -> str:
+    return resolve_throttle(config.hetero.throttle, device, config.hetero.percentages)
 
 
 def _transport(config: Config, device: str) -> str:
@@ -96,7 +128,7 @@ def _transport(config: Config, device: str) -> str:
     return name
 
 
-def _check_fits(config: Config, device: str, throttle: str) -> None:
+def _check_fits(config: Config, device: str) -> None:
     """Raises UserError for what can be known to fail before any process starts."""
     tile = config.tile or DEFAULT_TILE[device]
     if config.seq_len < config.world_size * tile:
@@ -121,46 +153,33 @@ def _check_fits(config: Config, device: str, throttle: str) -> None:
         raise UserError(f"kernel=cudnn needs CUDA, but device={device}; use kernel=sdpa or kernel=auto")
 
 
-def _dry_plan(config: Config, device: str) -> tuple[Any, Any, str | None]:
-    """Plan, speed source and a note on where the speeds come from; starts nothing, needs no GPU."""
-    from ringexp.calibration.table import SpeedTable
-
+def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | None]:
+    """The plan and a note on where its speeds come from; starts nothing, needs no GPU."""
     causal = config.model.causal if isinstance(config.model, AttentionModelConfig) else True
-    nominal = NominalSpeeds(config.hetero.percentages)
-    note = None
-    source: Any = nominal
-    if config.partitioner.name in ("lut", "formula"):
-        rows = SpeedTable(Path(config.output_root) / "calibration" / "speeds.csv").load()
-        known = _remembered(config, device, rows)
-        if known is None:
-            note = "speeds are not measured yet and taken to be the percentages; a real run measures them"
-        else:
-            source, note = known, "speeds are from the calibration table"
-    return plan_for(config, source, device, causal), source, note
+    if config.partitioner.name in ("even", "uneven"):
+        return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), None
+    known = _remembered(config, device, throttle)
+    if known is None:
+        note = "speeds are not measured yet and taken to be the percentages; a real run measures them"
+        return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), note
+    return plan_for(config, known, device, causal), "speeds are from the calibration table"
 
 
-def _remembered(config: Config, device: str, rows: Any) -> TableSpeeds | None:
-    """The table's speeds for this machine and model, if it has a row for every percentage."""
-    from ringexp.machine import cpu_cores, cpu_name
-    from ringexp.models.shapes import shape_of
-
+def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | None:
+    """The table's speeds for this machine and model, if they are unambiguous and cover every percentage."""
     if device == "cuda":
-        from ringexp.tracking.environment import gpu_names
-
         hardware = set(gpu_names())
     else:
         hardware = {f"{cpu_name()} x{max(1, cpu_cores() // config.world_size)}"}
-    throttle = resolve_throttle(config.hetero.throttle, device, config.hetero.percentages)
-    prefix = f"{shape_of(config.model)}-"
-    found = [
+    table = SpeedTable(Path(config.output_root) / "calibration" / "speeds.csv")
+    prefix = f"{shape_of(config.model)}-"  # the kernel's name follows, which only a rank can resolve
+    rows = [
         row
-        for row in rows
+        for row in table.load()
         if row.hardware in hardware and row.throttle == throttle and row.shape.startswith(prefix)
     ]
-    shapes = {row.shape for row in found}
-    wanted = {float(p) for p in config.hetero.percentages}
-    if len(shapes) != 1 or len({row.hardware for row in found}) != 1:
+    kinds = {(row.hardware, row.ranks_per_device, row.shape) for row in rows}
+    percentages = [float(p) for p in config.hetero.percentages]
+    if len(kinds) != 1 or not set(percentages) <= {row.percentage for row in rows}:
         return None
-    if len({row.ranks_per_device for row in found}) != 1 or not wanted <= {row.percentage for row in found}:
-        return None
-    return TableSpeeds(config.seq_len, list(config.hetero.percentages), [found] * config.world_size)
+    return TableSpeeds(config.seq_len, percentages, [rows] * config.world_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,24 @@ from ringexp.errors import UserError
 PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
 CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
 
-_exit_codes: list[int] = []  # of the runs of this process that failed; Hydra passes no value back
+
+@dataclass
+class _Outcome:
+    """What the runs of this process came to; Hydra passes no values back."""
+
+    exit_codes: list[int] = field(default_factory=list)  # of the runs that failed
+    sweep_dir: Path | None = None
+
+
+_outcome = _Outcome()
 
 
 @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
 def _run(cfg: Any) -> None:
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    if hydra_config.mode == RunMode.MULTIRUN:
+        _outcome.sweep_dir = Path(hydra_config.sweep.dir)
     try:
         config = settings.from_hydra(cfg)
         from ringexp.app import run
@@ -35,7 +48,7 @@ def _run(cfg: Any) -> None:
         if not _expected(error):
             raise
         code = 2 if isinstance(error, UserError | OmegaConfBaseException) else 1
-        _exit_codes.append(_fail(_one_line(error), code, run_dir if _is_sweep() else None))
+        _fail(_one_line(error), code, run_dir if _outcome.sweep_dir else None)
 
 
 def main() -> None:
@@ -45,23 +58,18 @@ def main() -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
     settings.register()
-    _exit_codes.clear()
     try:
         _run()
     except (HydraException, OmegaConfBaseException) as error:
-        _exit_codes.append(_fail(_one_line(error), 2))
+        _fail(_one_line(error), 2)
     except KeyboardInterrupt:
-        _exit_codes.append(_fail("interrupted; what was measured so far is in the run's folder", 130))
+        _fail("interrupted; what was measured so far is in the run's folder", 130)
     finally:
-        if _is_sweep():
+        if _outcome.sweep_dir:
             from ringexp.report.sweep import compare
 
-            compare(Path(HydraConfig.get().sweep.dir))
-    sys.exit(_exit_codes[0] if _exit_codes else 0)
-
-
-def _is_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+            compare(_outcome.sweep_dir)
+    sys.exit(next(iter(_outcome.exit_codes), 0))
 
 
 def _expected(error: Exception) -> bool:
@@ -71,10 +79,10 @@ def _expected(error: Exception) -> bool:
     return isinstance(error, UserError | RunFailed | OmegaConfBaseException)
 
 
-def _fail(message: str, code: int, run_dir: Path | None = None) -> int:
+def _fail(message: str, code: int, run_dir: Path | None = None) -> None:
     where = f" in {run_dir.name}" if run_dir else ""
     print(f"ringexp: error{where}: {message}", file=sys.stderr)
-    return code
+    _outcome.exit_codes.append(code)
 
 
 def _one_line(error: Exception) -> str:

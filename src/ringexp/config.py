@@ -168,9 +168,12 @@ def register() -> None:
             store.store(group="hetero", name=name, node=HeteroConfig(percentages=list(percentages)))
 
     def resolver(name: str, function: Any) -> None:
-        OmegaConf.register_new_resolver(f"ringexp.{name}", function, replace=True)
+        # Cached, so that all jobs of a sweep see one value.
+        OmegaConf.register_new_resolver(f"ringexp.{name}", function, replace=True, use_cache=True)
 
-    resolver("default_model", lambda: "attention_mha_4096" if default_device() == "cuda" else "attention_tiny")
+    resolver(
+        "default_model", lambda: "attention_mha_4096" if default_device() == "cuda" else "attention_tiny"
+    )
     resolver("profile", lambda percentages: label(list(percentages)))
     resolver("token", _random_token)
 
@@ -288,5 +291,7 @@ def validate(config: Config) -> None:
         if model.head_dim % 2:
             raise UserError(f"model.head_dim={model.head_dim} must be even for RoPE")
     elif config.shard == "kv":
-        raise UserError("shard=kv splits keys/values apart from queries and is for attention workloads only; "
-                        f"model={model.name} needs shard=tokens")
+        raise UserError(
+            "shard=kv splits keys/values apart from queries and is for attention workloads only; "
+            f"model={model.name} needs shard=tokens"
+        )

@@ -1,6 +1,7 @@
 """FMS models through the ring equal the same weights on one process."""
 
 import pytest
+
 from support.ring_ranks import ask_for_model, fms_logits
 
 LLAMA = {"nlayers": 2, "emb_dim": 64, "nheads": 4, "kvheads": 2, "src_vocab_size": 64}
@@ -50,5 +51,3 @@ def test_every_rank_gets_the_last_tokens_logits(pools):
 def test_requests_that_cannot_work_are_refused(pools, arguments, message):
     for text in pools[2].run(ask_for_model, arguments):
         assert message in text
-
-

@@ -30,7 +30,7 @@ def check_block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: fl
     assert k.shape == v.shape == (batch, num_kv_heads, kv_len, head_dim), (q.shape, k.shape, v.shape)
     assert q.dtype == k.dtype == v.dtype, (q.dtype, k.dtype, v.dtype)
     assert num_heads % num_kv_heads == 0, (num_heads, num_kv_heads)
-    assert q_len > 0 and kv_len > 0, (q_len, kv_len)
+    assert min(q_len, kv_len) > 0, (q_len, kv_len)
     assert not causal or q_len == kv_len, f"a causal block is square, got {q_len} x {kv_len}"
     assert softmax_scale > 0, softmax_scale
     assert head_dim == 1 or q.stride(3) == k.stride(3) == v.stride(3) == 1, "head_dim must be contiguous"

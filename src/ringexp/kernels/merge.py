@@ -44,8 +44,10 @@ class OnlineSoftmax:
         """
         batch, q_len, num_heads, head_dim = self._shape
         start, stop, step = rows.indices(q_len)
-        assert step == 1 and out.shape == (batch, num_heads, stop - start, head_dim), (rows, out.shape)
-        assert lse.shape == out.shape[:3] and lse.dtype == torch.float32, (lse.shape, lse.dtype)
+        assert step == 1, rows
+        assert out.shape == (batch, num_heads, stop - start, head_dim), (rows, out.shape)
+        assert lse.shape == out.shape[:3], (lse.shape, out.shape)
+        assert lse.dtype == torch.float32, lse.dtype
         new_out = out.transpose(1, 2)
         if self._out is None and stop - start == q_len:
             self._out, self._lse, self._adopted = new_out, lse, True

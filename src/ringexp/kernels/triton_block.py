@@ -44,9 +44,9 @@ _INTERPRETED = Tiles(32, 16, 1, 1)
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """One block as in `contract`: float16, bfloat16 or float32, head_dim <= 256; out is [B, L, H, D] in memory.
+    """One block as in `contract`: float16, bfloat16 or float32, head_dim <= 256.
 
-    float32 products are exact float32 (no TF32).
+    out is [B, L, H, D] contiguous in memory. float32 products are exact float32 (no TF32).
     """
     check_block(q, k, v, causal, softmax_scale)
     kernel = _kernel()
@@ -141,12 +141,13 @@ def _kernel() -> ModuleType:
 
 
 def _interpreting() -> bool:
-    """Whether triton runs its kernels in the interpreter; fixed when triton is first imported."""
+    """Whether triton interprets its kernels; that is fixed, for all of them, when triton is first imported."""
     if "triton" not in sys.modules:
         return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
     import triton
 
-    return not isinstance(_kernel().attention_block, triton.JITFunction)
+    jitted = (triton.language.max, _kernel().attention_block)  # triton's own, and ours
+    return not any(isinstance(function, triton.JITFunction) for function in jitted)
 
 
 def _with_small_rows(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Triton device code of one attention block. Importing this needs triton; see `triton_block` for the call.
+"""The Triton device code of one attention block; `triton_block` calls it. Importing this needs triton.
 
 Online softmax over key tiles (Dao, FlashAttention-2, 2023), base-2 exponentials, float32 accumulation. A
 causal block is square, so its key tiles fall into two runs known from the tile index alone: those wholly
@@ -11,6 +11,11 @@ import triton
 import triton.language as tl
 
 LN2 = tl.constexpr(0.6931471805599453)
+
+# What has to be masked in a run of key tiles.
+NOTHING = tl.constexpr("nothing")
+TAIL = tl.constexpr("tail")
+DIAGONAL = tl.constexpr("diagonal")
 
 
 @triton.jit
@@ -36,8 +41,8 @@ def _visit_keys(
 ):
     """Fold the key tiles of [start, end) into the running statistics.
 
-    k_base and v_base point at row `start` of one KV head. MASK is "none" (every key of every tile is real and
-    seen), "tail" (keys from kv_len on are not there) or "diagonal" (key j is seen by query rows >= j).
+    k_base and v_base point at row `start` of one KV head. MASK is NOTHING (every key of every tile is real
+    and seen), TAIL (keys from kv_len on are not there) or DIAGONAL (key j is seen by query rows >= j).
     Returns acc, row_sum, row_max and the pointers at row `end`.
     """
     cols = tl.arange(0, BLOCK_N)
@@ -46,7 +51,7 @@ def _visit_keys(
     v_offsets = cols[:, None] * stride_v + dims[None, :]
     dim_mask = dims[None, :] < HEAD_DIM
     for first in range(start, end, BLOCK_N):
-        if MASK == "none":
+        if MASK == NOTHING:
             if HEAD_DIM == BLOCK_D:
                 k = tl.load(k_base + k_offsets)
             else:
@@ -55,9 +60,9 @@ def _visit_keys(
             in_range = (first + cols)[:, None] < kv_len
             k = tl.load(k_base + k_offsets, mask=in_range & dim_mask, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if MASK == "tail":
+        if MASK == TAIL:
             scores = tl.where((first + cols)[None, :] < kv_len, scores, float("-inf"))
-        elif MASK == "diagonal":
+        elif MASK == DIAGONAL:
             scores = tl.where(q_rows[:, None] >= (first + cols)[None, :], scores, float("-inf"))
 
         # The first tile of a row always holds a key it sees, so new_max is finite from then on.
@@ -68,7 +73,7 @@ def _visit_keys(
         acc = acc * shrink[:, None]
         row_max = new_max
 
-        if MASK == "none":
+        if MASK == NOTHING:
             if HEAD_DIM == BLOCK_D:
                 v = tl.load(v_base + v_offsets)
             else:
@@ -149,19 +154,19 @@ def attention_block(
     if CAUSAL:
         acc, row_sum, row_max, k_base, v_base = _visit_keys(
             acc, row_sum, row_max, q, k_base, v_base, stride_kl, stride_vl, 0, first_row, kv_len, scale_log2,
-            rows, "none", HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
+            rows, NOTHING, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
         acc, row_sum, row_max, k_base, v_base = _visit_keys(
             acc, row_sum, row_max, q, k_base, v_base, stride_kl, stride_vl,
             first_row, tl.minimum(first_row + BLOCK_M, kv_len), kv_len, scale_log2,
-            rows, "diagonal", HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
+            rows, DIAGONAL, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
     else:
         whole = kv_len // BLOCK_N * BLOCK_N
         acc, row_sum, row_max, k_base, v_base = _visit_keys(
             acc, row_sum, row_max, q, k_base, v_base, stride_kl, stride_vl, 0, whole, kv_len, scale_log2,
-            rows, "none", HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
+            rows, NOTHING, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
         acc, row_sum, row_max, k_base, v_base = _visit_keys(
             acc, row_sum, row_max, q, k_base, v_base, stride_kl, stride_vl, whole, kv_len, kv_len, scale_log2,
-            rows, "tail", HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
+            rows, TAIL, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
     # fmt: on
 
     out_base = out_ptr + batch * stride_ob + head * stride_oh + tl.cast(first_row, tl.int64) * stride_ol

@@ -25,6 +25,7 @@ from ringexp.tracking.metrics import Accuracy, References, RunResult
 from ringexp.tracking.references import even_facts, homogeneous_facts
 from ringexp.tracking.tracker import Tracker
 
+
 @torch.inference_mode()
 def run_job(session: Session, job: Job) -> None:
     """Run one job. Rank 0 writes; the others return when it is done."""
@@ -50,9 +51,7 @@ def _run(session: Session, job: Job, tracker: Tracker | None) -> RunResult:
     if tracker:
         tracker.planned({"tokens": plan.tokens, "kv_tokens": plan.kv_tokens, "speeds": speeds})
     x = workload.inputs(config.seq_len, config.seed)
-    ring = RingContext(
-        plan, rank, session.transport, kernel, session.clock, config.transport.prefetch_hops
-    )
+    ring = RingContext(plan, rank, session.transport, kernel, session.clock, config.transport.prefetch_hops)
     measured = _measure(session, config, workload, x, ring, tracker, job.role)
     accuracy = _check(session, config, workload, x, plan, measured.output) if tracker_wanted(job) else None
     latency = median(metrics.latency_ms(ranks) for ranks in measured.iterations)
@@ -117,7 +116,7 @@ def _measure(
 def _measure_single(
     session: Session, config: Config, workload: Workload, x: torch.Tensor, kernel: Kernel
 ) -> float | None:
-    """Median latency of the whole workload on rank 0's device alone, ms; None if it does not fit its memory."""
+    """Median latency of the whole workload on rank 0's device alone, ms; None if it does not fit there."""
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.warmup + config.repeats)
     latency: float | None = None
     if session.rank == 0:

@@ -40,8 +40,8 @@ class Display(Protocol):
 def run_ranks(ranks: RankSet, workdir: Path, port: int, display: Display) -> None:
     """Start all ranks, follow them to the end, leave nothing running.
 
-    workdir: folder for the jobs file, progress and logs. Raises UserError for what a rank found wrong with the
-    settings, RunFailed for any other failure.
+    workdir: folder for the jobs file, progress and logs. Raises UserError for what a rank found wrong with
+    the settings, RunFailed for any other failure.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
@@ -81,9 +81,7 @@ def _rendezvous(port: int) -> Iterator[int]:
     from torch.distributed import TCPStore
 
     try:
-        store = TCPStore(
-            HOST, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30)
-        )
+        store = TCPStore(HOST, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
     except RuntimeError as error:
         raise UserError(
             f"launch.port={port} cannot be used on {HOST}: it is taken by another process or not allowed; "
@@ -133,7 +131,11 @@ def _any_failed(processes: PContext) -> bool:
 
 def _explain(processes: PContext, failures: dict) -> Exception:
     """The error of the rank that failed first: its own exception if any wrote one, else a signal or exit code."""
-    own = [failure for failure in failures.values() if failure.error_file_data.get("message", "<NONE>") != "<NONE>"]
+    own = [
+        failure
+        for failure in failures.values()
+        if failure.error_file_data.get("message", "<NONE>") != "<NONE>"
+    ]
     killed_by_us = {-signal.SIGTERM}
     crashed = [failure for failure in failures.values() if failure.exitcode not in killed_by_us]
     first = min(

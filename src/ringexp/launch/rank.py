@@ -60,6 +60,7 @@ def _main() -> None:
         backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout
     )
     control = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(control, dist.ProcessGroup)
     progress = ProgressWriter(path.with_suffix(".progress") if rank == 0 else None)
     with rank_throttle(ranks.throttle, ranks.percentages[rank], device) as throttle:
         session = Session(

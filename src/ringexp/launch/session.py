@@ -111,7 +111,9 @@ class Session:
         else:
             missing = lengths if config.calibration.mode == "refresh" else []
         if missing:
-            self.progress.stage(f"calibrating {len(missing)} length(s) on {self.world_size} ranks", len(missing))
+            self.progress.stage(
+                f"calibrating {len(missing)} length(s) on {self.world_size} ranks", len(missing)
+            )
             measured = [self._measure(config, workload, kernel, length, key) for length in missing]
             fresh = [row for rows in self.gather(measured) for row in rows]
             if self.rank == 0:

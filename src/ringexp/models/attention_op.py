@@ -59,7 +59,9 @@ def _validate(
     if input_ids.shape[1] != tokens:
         raise UserError(f"rank {ring.rank} holds {tokens} tokens of the plan, got {input_ids.shape[1]}")
     if position_ids is None:
-        raise UserError(f"attn_name={ATTN_NAME} needs position_ids, the global positions of the rank's tokens")
+        raise UserError(
+            f"attn_name={ATTN_NAME} needs position_ids, the global positions of the rank's tokens"
+        )
 
 
 register_attention_op(ATTN_NAME, _store, _prefill, validate_attn_kwargs_op=_validate)

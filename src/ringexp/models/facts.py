@@ -28,7 +28,7 @@ def head_dim_of(module: nn.Module) -> int:
 
 
 def linear_flops_per_token(module: nn.Module) -> int:
-    """Matmul FLOPs of the linear layers for one token: 2 x weights. The mixture-of-experts gate is not seen."""
+    """Matmul FLOPs of the linear layers for one token: 2 x weights; experts' stacked weights are not seen."""
     return sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 

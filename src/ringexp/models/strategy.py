@@ -1,7 +1,7 @@
 """FMS models on a ring, asked for the FMS way: `get_model(..., distributed_strategy="ring", block_lens=...)`.
 
-    model = get_model("llama", "micro", distributed_strategy="ring", block_lens=[600, 424])
-    logits = model(ids)     # every rank passes the whole prompt and gets the whole result
+model = get_model("llama", "micro", distributed_strategy="ring", block_lens=[600, 424])
+logits = model(ids)     # every rank passes the whole prompt and gets the whole result
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class RingAttentionStrategy(DistributedStrategy):
     def shard_input(self, x: torch.Tensor) -> torch.Tensor:
         """[B, S, ...] -> this rank's [B, L, ...]."""
         if x.shape[1] != self.plan.seq_len:
-            raise UserError(f"block_lens add up to {self.plan.seq_len} tokens, but the input has {x.shape[1]}")
+            raise UserError(
+                f"block_lens add up to {self.plan.seq_len} tokens, but the input has {x.shape[1]}"
+            )
         return x[:, self.positions(x.device)]
 
     def gather_output(self, local: torch.Tensor) -> torch.Tensor:
@@ -136,7 +138,7 @@ def get_model(
 ) -> nn.Module:
     """FMS's `get_model`, which also knows `distributed_strategy="ring"` with `block_lens`, one a rank.
 
-    All other arguments go to FMS. For the ring the weights of rank 0 are broadcast, so that random ones agree.
+    All other arguments go to FMS. For the ring the weights of rank 0 are broadcast, so random ones agree.
     Raises UserError for a strategy nobody has (FMS itself ignores those) and for block_lens that do not fit.
     """
     if distributed_strategy != "ring":

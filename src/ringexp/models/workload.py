@@ -192,9 +192,9 @@ class FmsWorkload:
         return shape_of(self._config)
 
     def inputs(self, seq_len: int, seed: int) -> torch.Tensor:
-        vocabulary = self._model.get_submodule("base_model.embedding").num_embeddings
+        vocabulary = self._model.get_parameter("base_model.embedding.weight").shape[0]
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, int(vocabulary), (self._config.batch_size, seq_len), generator=generator)
+        ids = torch.randint(0, vocabulary, (self._config.batch_size, seq_len), generator=generator)
         return ids.to(self._device)
 
     def forward(self, local: LocalInputs, ring: RingContext) -> torch.Tensor:
@@ -219,7 +219,7 @@ class FmsWorkload:
         return reference if rank == plan.owner_of_last else None
 
     def flops(self, plan: Plan, rank: int) -> float:
-        head = 2 * self._config.batch_size * self._model.get_submodule("head").weight.numel()
+        head = 2 * self._config.batch_size * self._model.get_parameter("head.weight").numel()
         return head + len(self._layers) * self.unit_flops(plan, rank)
 
     def unit_flops(self, plan: Plan, rank: int) -> float:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from ringexp.config import Config
@@ -39,9 +46,11 @@ class Console:
         with Progress(*columns, TimeElapsedColumn(), console=self._out, transient=True) as bars:
             yield _Progress(bars, self._out)
 
-    def plan(self, config: Config, plan: Plan, source: Any, throttle: str, note: str | None) -> None:
+    def plan(self, config: Config, plan: Plan, throttle: str, note: str | None) -> None:
         """The plan of a dry run."""
-        self._out.print(self._plan_table(config, plan.shares, plan.tokens, plan.kv_tokens, None, _spans(plan)))
+        self._out.print(
+            self._plan_table(config, plan.shares, plan.tokens, plan.kv_tokens, None, _spans(plan))
+        )
         work = [plan.pairs(rank) for rank in range(plan.world_size)]
         parts = ", ".join(f"{100 * pairs / sum(work):.1f} %" for pairs in work)
         self._out.print(f"Attention work a rank: {parts}. Throttle: {throttle}.")
@@ -134,7 +143,11 @@ def number(value: float | None, pattern: str = "{:.3f}") -> str:
 def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
     iterations = len(r["latency_ms_iterations"])
     rows = [
-        ("latency", f"{r['latency_ms_median']:.2f} ms", f"median of {iterations}, IQR {r['latency_ms_spread']:.2f}"),
+        (
+            "latency",
+            f"{r['latency_ms_median']:.2f} ms",
+            f"median of {iterations}, IQR {r['latency_ms_spread']:.2f}",
+        ),
         ("speedup over even", number(r["speedup_over_even"], "{:.2f}x"), "same ranks and layout, even split"),
         ("capacity efficiency", number(r["capacity_efficiency"]), "1.0: nothing of the ranks' speed is lost"),
         ("slowdown", number(r["slowdown"], "{:.2f}x"), "against all ranks at full speed"),

@@ -61,7 +61,9 @@ def compare(sweep_dir: Path) -> None:
         write_atomically(sweep_dir / "summary.csv", text.getvalue())
     for run in runs:
         if run["status"] != "complete":
-            console.print(f"[red]failed[/red] {run['run']}: {run.get('reason', 'it did not finish')}", soft_wrap=True)
+            console.print(
+                f"[red]failed[/red] {run['run']}: {run.get('reason', 'it did not finish')}", soft_wrap=True
+            )
     console.print(f"{len(done)} of {len(runs)} runs complete; everything lies in {sweep_dir}", soft_wrap=True)
 
 

@@ -41,9 +41,7 @@ class Clock(Protocol):
 
 
 def _timing(first_ms: float, waits: list[tuple[int, float]], computes: list[float]) -> IterationTiming:
-    hops = [
-        HopTiming(source, wait, compute) for (source, wait), compute in zip(waits, computes, strict=True)
-    ]
+    hops = [HopTiming(source, wait, compute) for (source, wait), compute in zip(waits, computes, strict=True)]
     busy = first_ms + sum(computes)
     return IterationTiming(busy + sum(wait for _, wait in waits), busy, hops)
 

@@ -29,7 +29,7 @@ class IterationTiming:
     hops: list[HopTiming] = field(default_factory=list)
 
     def with_transfers(self, transfers_ms: Sequence[float], rank: int) -> IterationTiming:
-        """The same with the hops' transfer times filled in, in order; own shards (source = rank) have none."""
+        """The same with the hops' transfer times filled in, in order; own shards have none."""
         remaining = iter(transfers_ms)
         hops = [
             hop if hop.source == rank else replace(hop, transfer_ms=next(remaining, 0.0)) for hop in self.hops

@@ -26,7 +26,7 @@ class Transport(Protocol):
     def circulate(
         self, kv: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        """Pass `kv` [2, B, L, Hkv, D] round; `tokens[r]` is rank r's L. Each shard is sent at its exact size."""
+        """Pass `kv` [2, B, L, Hkv, D] round; `tokens[r]` is rank r's L, at which its shard is sent."""
         ...
 
     def exchange(self, sends: Mapping[int, torch.Tensor], receives: Mapping[int, torch.Tensor]) -> None:

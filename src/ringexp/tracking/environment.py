@@ -65,7 +65,7 @@ def nvidia_driver() -> str | None:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree ringexp is imported from, with `+dirty` for local changes; None if installed."""
+    """Commit of the source tree ringexp runs from, `+dirty` with local changes; None if installed."""
     source = Path(__file__).resolve().parents[3]
     if not (source / ".git").exists():
         return None

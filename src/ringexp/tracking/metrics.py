@@ -1,4 +1,4 @@
-"""Every figure of merit, defined once: its formula and its unit. Console, wandb, CSV and plots read from here.
+"""Every figure of merit, defined once: its formula and its unit. Console, wandb and CSV read from here.
 
 All times are milliseconds. Lists have one entry a rank unless the name says iterations.
 """

@@ -31,7 +31,13 @@ class WandbRun:
             mode=config.tracker.mode,  # pyright: ignore[reportArgumentType]
             dir=str(run_dir),
             config=settings,
-            tags=[config.model.name, profile, config.partitioner.name, config.layout.name, *config.tracker.tags],
+            tags=[
+                config.model.name,
+                profile,
+                config.partitioner.name,
+                config.layout.name,
+                *config.tracker.tags,
+            ],
             settings=wandb.Settings(silent=True, console="off", x_transaction_log_flush_interval=1.0),
         )
         self._run.define_metric("*", step_metric="iteration")

@@ -1,0 +1,193 @@
+"""One run as a user starts it; its files and its offline wandb record read back and compared."""
+
+import csv
+import json
+import math
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from ringexp.tracking.metrics import RunResult
+from support.command import QUICK, ranks_alive, ringexp, run_dirs
+
+PROMISED = ["latency_ms_median", "latency_ms_iterations", "tokens", "shares", "speeds", "throttle", "slowdown", "efficiency", "speedup_over_even", "capacity_efficiency", "busy_ms", "comm_ms", "idle_ms", "tflops", "peak_memory_bytes", "error_max_abs", "environment"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("outputs")
+    done = ringexp(
+        "partitioner=lut", "hetero=mps_50_100", "model=attention_tiny", "seq_len=1001", *QUICK, root=root
+    )
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = run_dirs(root)
+    return done.stdout, run_dir, json.loads((run_dir / "results.json").read_text()), root
+
+
+def test_the_documented_results_are_there(finished):
+    _, _, results, _ = finished
+    assert results["status"] == "complete"
+    assert set(PROMISED) <= set(results)
+    assert [name for name in PROMISED if results[name] is None] == []
+
+
+def test_the_plan_follows_the_speeds(finished):
+    _, _, results, _ = finished
+    assert sum(results["tokens"]) == 1001
+    assert results["tokens"][0] < results["tokens"][1]
+    slow, fast = results["speeds"]
+    assert abs(results["shares"][0] - slow / (slow + fast)) <= 16 / 1001 + 1e-9
+
+
+def test_the_output_is_exact_and_pacing_is_said_to_be_emulated(finished):
+    stdout, _, results, _ = finished
+    assert results["exact"] is True
+    assert (results["throttle"], results["throttle_emulated"]) == ("cpu_pacing", True)
+    assert "emulated" in stdout
+
+
+def test_figures_agree_with_the_iterations_file(finished):
+    _, run_dir, results, _ = finished
+    with (run_dir / "iterations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2
+    latencies = [float(row["latency_ms"]) for row in rows if row["rank"] == "0"]
+    assert latencies == pytest.approx(results["latency_ms_iterations"], rel=1e-4)
+    assert median(latencies) == pytest.approx(results["latency_ms_median"], rel=1e-4)
+    for rank in range(2):
+        for name in ("busy_ms", "comm_ms", "idle_ms"):
+            mine = median(float(row[name]) for row in rows if row["rank"] == str(rank))
+            assert mine == pytest.approx(results[name][rank], rel=1e-4)
+
+
+def test_the_hops_file_has_a_line_a_hop(finished):
+    _, run_dir, _, _ = finished
+    with (run_dir / "hops.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * 2
+    assert {(row["rank"], row["hop"], row["source"]) for row in rows} == {
+        ("0", "0", "0"),
+        ("0", "1", "1"),
+        ("1", "0", "1"),
+        ("1", "1", "0"),
+    }
+
+
+def wandb_records(run_dir: Path) -> list[dict]:
+    (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    done = subprocess.run(
+        ["wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True, check=True
+    )
+    return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+
+
+def flattened(records: list[dict], kind: str, field: str) -> list[dict]:
+    """The `field` of every record of one kind, in order."""
+    return [record[kind][field] for record in records if record["type"] == kind and record[kind].get(field)]
+
+
+def test_wandb_has_every_figure_of_the_results_file(finished):
+    _, run_dir, results, _ = finished
+    summary: dict = {}
+    for update in flattened(wandb_records(run_dir), "summary", "update"):
+        summary |= update
+    names = [field.name for field in fields(RunResult)]
+    assert [name for name in names if name not in summary] == []
+    for name in names:
+        assert same(summary[name], results[name]), name
+
+
+def test_wandb_has_every_iteration(finished):
+    _, run_dir, results, _ = finished
+    history = flattened(wandb_records(run_dir), "history", "item")
+    assert [row["latency_ms"] for row in history] == pytest.approx(results["latency_ms_iterations"])
+    assert all({"rank_0/busy_ms", "rank_1/idle_ms", "rank_1/comm_ms"} <= set(row) for row in history)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-12)
+    return a == b
+
+
+def test_the_next_run_measures_no_reference_and_no_speed_again(finished):
+    _, _, _, root = finished
+    done = ringexp(
+        "partitioner=uneven",
+        "hetero=mps_50_100",
+        "model=attention_tiny",
+        "seq_len=1001",
+        "tracker=disabled",
+        *QUICK,
+        root=root,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "uneven: 1001 tokens" in done.stdout
+    assert "reference" not in done.stdout
+    assert "calibrating" not in done.stdout
+    last = max(run_dirs(root), key=lambda path: path.stat().st_mtime)
+    assert not (last / "wandb").exists()
+    assert "speed" in done.stdout
+
+
+def test_nothing_stays_behind(finished):
+    *_, root = finished
+    assert ranks_alive(root) == []
+
+
+def test_a_sweep_ends_in_one_table_and_reports_failures(tmp_path):
+    done = ringexp(
+        "-m",
+        "model=attention_tiny",
+        "hetero=mps_50_100",
+        "partitioner=even,lut",
+        "seq_len=512,8",
+        "tracker=disabled",
+        "check=false",
+        *QUICK,
+        root=tmp_path,
+    )
+    assert done.returncode == 2
+    assert "2 of 4 runs complete" in done.stdout
+    assert done.stderr.count("seq_len=8 is smaller than one tile") == 2
+    (summary,) = tmp_path.glob("sweeps/*/*/summary.csv")
+    with summary.open() as file:
+        assert [row["partitioner"] for row in csv.DictReader(file)] == ["even", "lut"]
+
+
+def test_a_whole_model_runs(tmp_path):
+    done = ringexp(
+        "model=llama_micro",
+        "hetero=mps_100_50",
+        "seq_len=300",
+        "tracker=disabled",
+        "references=false",
+        "+model.overrides.nlayers=2",
+        *QUICK,
+        root=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = run_dirs(tmp_path)
+    results = json.loads((run_dir / "results.json").read_text())
+    assert results["exact"] is True
+    assert results["capacity_efficiency"] is None
+
+
+def test_triton_runs_in_the_interpreter(tmp_path):
+    done = ringexp(
+        "kernel=triton",
+        "seq_len=64",
+        "hetero.percentages=[100,60,30]",
+        "tracker=disabled",
+        "references=false",
+        *QUICK,
+        root=tmp_path,
+        env={"TRITON_INTERPRET": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = run_dirs(tmp_path)
+    results = json.loads((run_dir / "results.json").read_text())
+    assert (results["kernel"], results["exact"]) == ("triton", True)
