@@ -146,8 +146,8 @@ def _check_fits(config: Config, device: str) -> None:
         raise UserError(f"transport=nccl needs CUDA, but device={device}; use transport=gloo or auto")
     if transport == "nccl" and config.world_size > gpus:
         raise UserError(
-            f"hetero.percentages={config.hetero.percentages} asks for {config.world_size} ranks, but NCCL takes "
-            f"one rank a GPU and {gpus} is visible; use at most {gpus} ranks, or transport=gloo"
+            f"hetero.percentages={config.hetero.percentages} asks for {config.world_size} ranks, but NCCL "
+            f"takes one rank a GPU, and {gpus} can be seen; use at most {gpus} ranks, or transport=gloo"
         )
     if config.kernel.name == "cudnn" and device != "cuda":
         raise UserError(f"kernel=cudnn needs CUDA, but device={device}; use kernel=sdpa or kernel=auto")

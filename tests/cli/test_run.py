@@ -13,7 +13,25 @@ import pytest
 from ringexp.tracking.metrics import RunResult
 from support.command import QUICK, ranks_alive, ringexp, run_dirs
 
-PROMISED = ["latency_ms_median", "latency_ms_iterations", "tokens", "shares", "speeds", "throttle", "slowdown", "efficiency", "speedup_over_even", "capacity_efficiency", "busy_ms", "comm_ms", "idle_ms", "tflops", "peak_memory_bytes", "error_max_abs", "environment"]
+PROMISED = [
+    "latency_ms_median",
+    "latency_ms_iterations",
+    "tokens",
+    "shares",
+    "speeds",
+    "throttle",
+    "slowdown",
+    "efficiency",
+    "speedup_over_even",
+    "capacity_efficiency",
+    "busy_ms",
+    "comm_ms",
+    "idle_ms",
+    "tflops",
+    "peak_memory_bytes",
+    "error_max_abs",
+    "environment",
+]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.api import PContext
 
 HOST = "127.0.0.1"
-POLL_S = 0.05
+POLL_S = 0.1
 GRACE_S = 3  # what a rank gets between SIGTERM and SIGKILL
 
 
@@ -130,7 +130,7 @@ def _any_failed(processes: PContext) -> bool:
 
 
 def _explain(processes: PContext, failures: dict) -> Exception:
-    """The error of the rank that failed first: its own exception if any wrote one, else a signal or exit code."""
+    """The error of the rank that failed first: a signal, its own exception, or its exit code."""
     own = [
         failure
         for failure in failures.values()

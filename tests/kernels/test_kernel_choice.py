@@ -1,0 +1,136 @@
+"""Which kernel a name means on which device, and what is said where it cannot run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ringexp.errors import UserError
+from ringexp.kernels import KERNEL_NAMES, get_kernel, providers, triton_block
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+@pytest.fixture
+def gpu_of(monkeypatch):
+    """Pretend that there is a GPU of some compute capability and cuDNN version."""
+
+    def pretend(capability, cudnn_version=91000):
+        monkeypatch.setattr(providers, "_capability", lambda device: capability)
+        monkeypatch.setattr(triton_block, "_capability", lambda device: capability)
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn_version)
+
+    return pretend
+
+
+def test_importing_the_package_does_not_import_triton():
+    code = "import sys, ringexp.kernels; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_auto_on_the_cpu_is_sdpa():
+    assert get_kernel("auto", torch.device("cpu"), FP32, 64).name == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "chosen"),
+    [
+        ((9, 0), BF16, 128, "cudnn"),
+        ((9, 0), BF16, 256, "cudnn"),
+        ((8, 0), BF16, 128, "cudnn"),
+        ((8, 0), BF16, 256, "sdpa"),
+        ((9, 0), BF16, 100, "sdpa"),
+        ((9, 0), FP32, 128, "sdpa"),
+        ((7, 5), torch.float16, 128, "sdpa"),
+    ],
+)
+def test_auto_on_cuda_is_cudnn_where_it_fits(gpu_of, capability, dtype, head_dim, chosen):
+    gpu_of(capability)
+    assert get_kernel("auto", "cuda", dtype, head_dim).name == chosen
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "function"),
+    [
+        ((9, 0), BF16, 128, "flash_cuda"),
+        ((9, 0), FP32, 128, "efficient_cuda"),
+        ((7, 5), torch.float16, 128, "efficient_cuda"),
+        ((9, 0), BF16, 320, "efficient_cuda"),
+    ],
+)
+def test_sdpa_on_cuda_takes_the_kernel_that_fits(gpu_of, capability, dtype, head_dim, function):
+    gpu_of(capability)
+    assert get_kernel("sdpa", "cuda", dtype, head_dim).block is getattr(providers.aten, function)
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(UserError, match="kernel=flash is unknown; use one of " + ", ".join(KERNEL_NAMES)):
+        get_kernel("flash", "cpu", FP32, 64)
+
+
+def test_cudnn_on_the_cpu():
+    message = "kernel=cudnn needs CUDA, but device=cpu; use kernel=sdpa or kernel=auto"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        get_kernel("cudnn", "cpu", BF16, 64)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "message"),
+    [
+        ((9, 0), FP32, 64, "needs float16 or bfloat16, but dtype=float32"),
+        ((7, 5), torch.float16, 64, "needs compute capability >= 8.0, but this GPU has 7.5"),
+        ((8, 6), BF16, 256, "multiple of 8 and at most 128 here, but head_dim=256"),
+        ((9, 0), BF16, 100, "multiple of 8 and at most 256 here, but head_dim=100"),
+    ],
+)
+def test_cudnn_where_it_does_not_fit(gpu_of, capability, dtype, head_dim, message):
+    gpu_of(capability)
+    with pytest.raises(UserError, match=message):
+        get_kernel("cudnn", "cuda", dtype, head_dim)
+
+
+def test_sdpa_in_float64_names_the_reference():
+    with pytest.raises(UserError, match="kernel=sdpa needs .* but dtype=float64; use kernel=reference"):
+        get_kernel("sdpa", "cpu", torch.float64, 64)
+
+
+def test_triton_on_the_cpu_without_the_interpreter(monkeypatch):
+    monkeypatch.setattr(triton_block, "_interpreting", lambda: False)
+    with pytest.raises(UserError, match="kernel=triton needs CUDA, but device=cpu .*TRITON_INTERPRET=1"):
+        get_kernel("triton", "cpu", FP32, 64)
+
+
+def test_triton_on_cuda_while_interpreting(gpu_of, monkeypatch):
+    gpu_of((9, 0))
+    monkeypatch.setattr(triton_block, "_interpreting", lambda: True)
+    with pytest.raises(UserError, match="TRITON_INTERPRET=1 is set; unset it"):
+        get_kernel("triton", "cuda", BF16, 64)
+
+
+def test_triton_on_an_old_gpu(gpu_of, monkeypatch):
+    gpu_of((7, 5))
+    monkeypatch.setattr(triton_block, "_interpreting", lambda: False)
+    with pytest.raises(UserError, match="compute capability >= 8.0, but this GPU has 7.5"):
+        get_kernel("triton", "cuda", torch.float16, 64)
+
+
+def test_triton_interpreter_with_an_unfit_numpy(monkeypatch):
+    monkeypatch.setattr(triton_block, "_interpreting", lambda: True)
+    monkeypatch.setattr(triton_block, "_version", {"triton": (3, 6), "numpy": (2, 4)}.__getitem__)
+    with pytest.raises(UserError, match="triton >= 3.7 or numpy < 2.4"):
+        get_kernel("triton", "cpu", FP32, 64)
+
+
+def test_triton_head_dim_beyond_its_tiles():
+    with pytest.raises(UserError, match="head_dim <= 256, but head_dim=320"):
+        get_kernel("triton", "cuda", BF16, 320)
+
+
+def test_without_the_triton_package(monkeypatch):
+    monkeypatch.setattr(triton_block.importlib.util, "find_spec", lambda name: None)
+    assert not triton_block.available("cpu")
+    with pytest.raises(UserError, match="needs the triton package, which is not installed; use kernel=sdpa"):
+        get_kernel("triton", "cpu", FP32, 64)

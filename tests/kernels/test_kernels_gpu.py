@@ -1,0 +1,102 @@
+"""Every CUDA kernel against the float64 oracle, Triton compiled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import FLOAT32_EPS, Case, inputs, measure, shape_cases
+
+from ringexp.errors import UserError
+from ringexp.kernels import OnlineSoftmax, get_kernel, oracle
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+FP16, BF16 = torch.float16, torch.bfloat16
+LONG_CASES = [
+    Case(q_len, kv_len, q_len == kv_len, dtype, 1, 8, num_kv_heads, head_dim)
+    for dtype in (FP16, BF16)
+    for q_len, kv_len in ((1000, 1000), (1000, 4113), (4113, 4113), (4113, 1000))
+    for num_kv_heads, head_dim in ((8, 64), (2, 128))
+]
+CASES = [
+    *shape_cases(),
+    *LONG_CASES,
+    Case(300, 300, True, BF16, head_dim=96),
+    Case(300, 300, True, BF16, head_dim=256),
+    Case(300, 300, True, BF16, head_dim=100),
+    Case(300, 300, True, head_dim=256),
+    Case(1000, 1000, True, head_dim=128),
+]
+
+
+def kernel_or_skip(name, case):
+    try:
+        return get_kernel(name, "cuda", case.dtype, case.head_dim)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton"])
+def test_matches_the_oracle(name, case):
+    kernel_or_skip(name, case)
+    measure(name, case, "cuda").check(case)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton"])
+def test_output_lies_in_memory_as_blhd(name):
+    case = Case(300, 300, True, BF16)
+    out, _ = kernel_or_skip(name, case).block(*inputs(case, "cuda"), True, 0.125)
+    assert out.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton"])
+def test_merged_halves_match_the_oracle(name):
+    case = Case(1000, 2001, dtype=BF16)
+    q, k, v = inputs(case, "cuda")
+    kernel = kernel_or_skip(name, case)
+    state = OnlineSoftmax(2, 4, 1000, 64, "cuda")
+    for keys in (slice(0, 777), slice(777, None)):
+        state.merge(*kernel.block(q, k[:, :, keys], v[:, :, keys], False, 0.125))
+    out, lse = oracle.block_fp64(q, k, v, False, 0.125)
+    assert (state.lse - lse).abs().max() <= 32 * FLOAT32_EPS
+    error = (state.output(BF16).transpose(1, 2) - out).abs().max()
+    assert error <= torch.finfo(BF16).eps * v.abs().max()
+
+
+@pytest.mark.parametrize("long", ["queries", "keys"])
+def test_triton_offsets_beyond_32_bits(long):
+    """Tensors of more than 2^31 elements; the rows compared lie past that mark."""
+    if torch.cuda.get_device_properties(0).total_memory < 40 << 30:
+        pytest.skip("needs a GPU of 40 GiB")
+    case = Case(1, 1, dtype=BF16, batch=1, num_heads=32, num_kv_heads=32, head_dim=128)
+    kernel = kernel_or_skip("triton", case)
+    far = 2**31 // (32 * 128) + 1000
+    lengths = (far, 200) if long == "queries" else (200, far)
+    q, k, v = (
+        torch.randn(1, n, 32, 128, dtype=BF16, device="cuda").transpose(1, 2)
+        for n in (lengths[0], lengths[1], lengths[1])
+    )
+    out, lse = kernel.block(q, k, v, False, 0.1)
+    rows = slice(-200, None)
+    expected = get_kernel("sdpa", "cuda", BF16, 128).block(q[:, :, rows], k, v, False, 0.1)
+    torch.testing.assert_close(out[:, :, rows], expected[0], rtol=2e-2, atol=2e-3)
+    torch.testing.assert_close(lse[:, :, rows], expected[1], rtol=1e-5, atol=1e-5)
+
+
+def test_triton_compiles_once_for_all_odd_lengths():
+    case = Case(1, 1, dtype=BF16, batch=1)
+    kernel = kernel_or_skip("triton", case)
+    from ringexp.kernels.triton_kernel import attention_block
+
+    def compiled():
+        return sum(len(cache[0]) for cache in attention_block.device_caches.values())
+
+    kernel.block(*inputs(Case(129, 129, dtype=BF16, batch=1), "cuda"), True, 0.125)
+    before = compiled()
+    for length in (131, 160, 1, 977):
+        kernel.block(*inputs(Case(length, length, dtype=BF16, batch=1), "cuda"), True, 0.125)
+    assert compiled() == before

@@ -1,0 +1,25 @@
+"""The Triton kernel's arithmetic on CPU tensors, in Triton's interpreter, with small tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import Case, is_blhd_contiguous, measure, shape_cases
+
+CASES = [
+    *shape_cases(),
+    Case(33, 33, True, head_dim=16),
+    Case(33, 47, False, head_dim=96),
+    Case(33, 33, True, head_dim=256, num_heads=1, num_kv_heads=1),
+    Case(31, 33, False, head_dim=40, dtype=torch.float16),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_the_oracle(in_interpreter, case):
+    in_interpreter(measure, "triton", case).check(case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_output_lies_in_memory_as_blhd(in_interpreter, dtype):
+    assert in_interpreter(is_blhd_contiguous, "triton", Case(33, 33, True, dtype))
