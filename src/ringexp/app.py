@@ -64,12 +64,11 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console) -> list[dict[
 
 
 def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
-    """The sets of ranks to start, in order: at full speed for the homogeneous references, then the runs' own.
+    """The sets of ranks to start, in order, each with its jobs: a run's references, then the run itself.
 
     Runs that share throttle, profile and model share ranks. Remembered references are not measured again.
     """
-    full_speed: dict[str, RankSet] = {}
-    own: dict[str, RankSet] = {}
+    sets: dict[str, RankSet] = {}
     asked: set[str] = set()
     machines = {device: machine_facts(device) for device in {_device(config) for config, _ in runs}}
 
@@ -87,20 +86,19 @@ def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
         full = HeteroConfig([100.0] * config.world_size, "none")
         if lacking("homogeneous", homogeneous_facts(config, machine), config):
             homogeneous = replace(even, hetero=full, shard="tokens")
-            _set_for(homogeneous, full_speed, machine).jobs.append(Job(homogeneous, "homogeneous"))
-        ranks = _set_for(config, own, machine)
+            _set_for(homogeneous, sets, machine).jobs.append(Job(homogeneous, "homogeneous"))
+        ranks = _set_for(config, sets, machine)
         if config.partitioner.name == "even":
             asked.add("even" + json.dumps(even_facts(config, machine), sort_keys=True))
         elif lacking("even", even_facts(config, machine), config):
             ranks.jobs.append(Job(even, "even"))
         ranks.jobs.append(Job(config, "run", run_dir))
-    return [*full_speed.values(), *own.values()]
+    return list(sets.values())
 
 
 def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any]) -> RankSet:
     """The set of ranks in `sets` that can run this config; a new one if none can."""
     device = _device(config)
-    shared = [asdict(config.hetero), asdict(config.model), config.transport.name, device, config.seed]
     ranks = RankSet(
         device=device,
         throttle=_throttle(config, device),
@@ -110,6 +108,7 @@ def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any]) 
         machine=machine,
         command=command_line(),
     )
+    shared = [ranks.throttle, ranks.percentages, ranks.transport, device, asdict(config.model), config.seed]
     return sets.setdefault(json.dumps(shared, sort_keys=True), ranks)
 
 

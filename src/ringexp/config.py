@@ -99,8 +99,8 @@ class CalibrationConfig:
     """How a rank's speed is measured and remembered."""
 
     mode: str = "auto"  # auto: measure what the table lacks; table: never measure; refresh: measure anew
-    min_seconds: float = 0.3  # measure each length at least this long
-    min_samples: int = 5
+    min_seconds: float = 0.5  # measure each length at least this long
+    min_samples: int = 7
 
 
 @dataclass

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import kernel_cases
 import pytest
+
+from kernels import cases
 
 
 @pytest.fixture(scope="session")
 def in_interpreter() -> Iterator[Callable[..., Any]]:
     """call(function, *args): run a function of an importable module where Triton is interpreted."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=kernel_cases.interpret_triton) as pool:
-        lacks = pool.submit(kernel_cases.interpreter_lacks).result()
+    with ProcessPoolExecutor(1, mp_context=context, initializer=cases.interpret_triton) as pool:
+        lacks = pool.submit(cases.interpreter_lacks).result()
         if lacks:
             pytest.skip(f"the Triton kernel needs {lacks}")
         yield lambda function, *args: pool.submit(function, *args).result()

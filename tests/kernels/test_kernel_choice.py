@@ -93,13 +93,13 @@ def test_cudnn_where_it_does_not_fit(gpu_of, capability, dtype, head_dim, messag
 
 
 def test_sdpa_in_float64_names_the_reference():
-    with pytest.raises(UserError, match="kernel=sdpa needs .* but dtype=float64; use kernel=reference"):
+    with pytest.raises(UserError, match=r"kernel=sdpa needs .* but dtype=float64; use kernel=reference"):
         get_kernel("sdpa", "cpu", torch.float64, 64)
 
 
 def test_triton_on_the_cpu_without_the_interpreter(monkeypatch):
     monkeypatch.setattr(triton_block, "_interpreting", lambda: False)
-    with pytest.raises(UserError, match="kernel=triton needs CUDA, but device=cpu .*TRITON_INTERPRET=1"):
+    with pytest.raises(UserError, match=r"kernel=triton needs CUDA, but device=cpu .*TRITON_INTERPRET=1"):
         get_kernel("triton", "cpu", FP32, 64)
 
 
@@ -113,14 +113,14 @@ def test_triton_on_cuda_while_interpreting(gpu_of, monkeypatch):
 def test_triton_on_an_old_gpu(gpu_of, monkeypatch):
     gpu_of((7, 5))
     monkeypatch.setattr(triton_block, "_interpreting", lambda: False)
-    with pytest.raises(UserError, match="compute capability >= 8.0, but this GPU has 7.5"):
+    with pytest.raises(UserError, match=r"compute capability >= 8\.0, but this GPU has 7\.5"):
         get_kernel("triton", "cuda", torch.float16, 64)
 
 
 def test_triton_interpreter_with_an_unfit_numpy(monkeypatch):
     monkeypatch.setattr(triton_block, "_interpreting", lambda: True)
     monkeypatch.setattr(triton_block, "_version", {"triton": (3, 6), "numpy": (2, 4)}.__getitem__)
-    with pytest.raises(UserError, match="triton >= 3.7 or numpy < 2.4"):
+    with pytest.raises(UserError, match=r"triton >= 3\.7 or numpy < 2\.4"):
         get_kernel("triton", "cpu", FP32, 64)
 
 

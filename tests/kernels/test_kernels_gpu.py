@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import FLOAT32_EPS, Case, inputs, measure, shape_cases
 
+from kernels.cases import FLOAT32_EPS, LIBRARY_LSE_SLACK, Case, inputs, measure, shape_cases
 from ringexp.errors import UserError
 from ringexp.kernels import OnlineSoftmax, get_kernel, oracle
 
@@ -43,7 +43,7 @@ def kernel_or_skip(name, case):
 @pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton"])
 def test_matches_the_oracle(name, case):
     kernel_or_skip(name, case)
-    measure(name, case, "cuda").check(case)
+    measure(name, case, "cuda").check(case, 0.0 if name == "triton" else LIBRARY_LSE_SLACK)
 
 
 @pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import FLOAT32_EPS, Case, inputs
 
+from kernels.cases import FLOAT32_EPS, Case, inputs
 from ringexp.kernels import OnlineSoftmax, oracle
 
 SCALE = 0.25
@@ -36,7 +38,7 @@ def key_splits(draw):
     kv_len = draw(st.integers(1, 48))
     cuts = sorted(draw(st.sets(st.integers(1, kv_len - 1)))) if kv_len > 1 else []
     bounds = [0, *cuts, kv_len]
-    return kv_len, draw(st.permutations([slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]))
+    return kv_len, draw(st.permutations([slice(a, b) for a, b in pairwise(bounds)]))
 
 
 @settings(deadline=None, max_examples=60)

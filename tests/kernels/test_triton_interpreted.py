@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import Case, is_blhd_contiguous, measure, shape_cases
+
+from kernels.cases import Case, is_blhd_contiguous, measure, shape_cases
 
 CASES = [
     *shape_cases(),

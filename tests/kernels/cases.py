@@ -12,6 +12,7 @@ from ringexp.kernels import get_kernel, oracle
 
 FULL_LENGTHS = [(1, 1), (1, 3), (3, 1), (17, 64), (64, 17), (127, 130), (130, 127), (128, 128)]
 CAUSAL_LENGTHS = [(n, n) for n in (1, 3, 17, 64, 127, 130)]
+LIBRARY_LSE_SLACK = 1e-4
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
@@ -51,18 +52,22 @@ class Accuracy:
     lse_shape: tuple[int, ...]
     lse_dtype: torch.dtype
 
-    def check(self, case: Case) -> None:
-        """Assert shapes, dtypes and errors that honest float32 accumulation explains."""
+    def check(self, case: Case, lse_slack: float = 0.0) -> None:
+        """Assert shapes, dtypes and errors that honest float32 accumulation explains.
+
+        lse_slack is allowed on top for 16-bit inputs: PyTorch's CPU kernel takes a coarser exponential there.
+        """
         assert self.out_shape == (case.batch, case.num_heads, case.q_len, case.head_dim)
         assert self.lse_shape == self.out_shape[:3]
         assert self.out_dtype == case.dtype
         assert self.lse_dtype == torch.float32
         # A score is off by a few roundings of its size; that shifts lse by as much, and scales probabilities.
         float32_error = 2 * FLOAT32_EPS * (4 + self.max_score)
-        assert self.lse_error <= float32_error
         if case.dtype == torch.float32:
+            assert self.lse_error <= float32_error
             assert self.out_error <= float32_error * self.max_value
         else:  # the probabilities are rounded once, the output once
+            assert self.lse_error <= float32_error + lse_slack
             half_eps = torch.finfo(case.dtype).eps / 2
             assert self.out_error <= self.one_rounding + (half_eps + float32_error) * self.max_value
 

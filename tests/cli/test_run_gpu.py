@@ -1,0 +1,59 @@
+"""Runs on real GPUs: NCCL over two of them, and two ranks on one under each throttle."""
+
+import json
+
+import pytest
+
+from ringexp.machine import gpu_count
+from support.command import QUICK, ranks_alive, ringexp, run_dirs
+
+pytestmark = pytest.mark.gpu
+
+
+def run_on_gpu(root, *overrides):
+    done = ringexp("tracker=disabled", "references=false", *QUICK, *overrides, root=root)
+    assert done.returncode == 0, done.stderr
+    assert ranks_alive(root) == []
+    return json.loads((run_dirs(root)[-1] / "results.json").read_text())
+
+
+@pytest.mark.parametrize("throttle", ["mps", "green_context"])
+@pytest.mark.parametrize("model", ["attention_mha_4096", "attention_gqa_4096"])
+def test_two_gpus_over_nccl(tmp_path, model, throttle):
+    if gpu_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    results = run_on_gpu(
+        tmp_path, f"model={model}", "hetero=mps_100_50", f"hetero.throttle={throttle}", "seq_len=5000"
+    )
+    assert results["exact"] is True
+    assert results["transport"] == "nccl"
+    assert results["speeds"][1] < results["speeds"][0]
+    assert results["sm_counts"][1] < results["sm_counts"][0]
+
+
+@pytest.mark.parametrize("throttle", ["mps", "green_context"])
+def test_two_ranks_share_a_gpu_over_gloo(tmp_path, throttle):
+    results = run_on_gpu(
+        tmp_path,
+        "hetero.percentages=[50,25]",
+        f"hetero.throttle={throttle}",
+        "transport=gloo",
+        "seq_len=4096",
+    )
+    assert results["exact"] is True
+    assert results["speeds"][1] < results["speeds"][0]
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "cudnn", "triton"])
+def test_every_kernel_is_exact_in_the_ring(tmp_path, kernel):
+    results = run_on_gpu(
+        tmp_path, f"kernel={kernel}", "hetero=none", "transport=gloo", "seq_len=3001", "layout=contiguous"
+    )
+    assert (results["kernel"], results["exact"]) == (kernel, True)
+
+
+def test_lock_step_and_kv_shards(tmp_path):
+    if gpu_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    for overrides in (["transport.prefetch_hops=1"], ["shard=kv"]):
+        assert run_on_gpu(tmp_path, "hetero=mps_100_50", "seq_len=4097", *overrides)["exact"] is True
