@@ -67,7 +67,7 @@ def test_sdpa_on_cuda_takes_the_kernel_that_fits(gpu_of, capability, dtype, head
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="kernel=flash is unknown; use one of " + ", ".join(KERNEL_NAMES)):
+    with pytest.raises(UserError, match="kernel=flash is unknown; choose one of " + ", ".join(KERNEL_NAMES)):
         get_kernel("flash", "cpu", FP32, 64)
 
 

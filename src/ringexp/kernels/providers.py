@@ -34,7 +34,7 @@ def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_d
     cannot run there.
     """
     if name not in KERNEL_NAMES:
-        raise UserError(f"kernel={name} is unknown; use one of {', '.join(KERNEL_NAMES)}")
+        raise UserError(f"kernel={name} is unknown; choose one of {', '.join(KERNEL_NAMES)}")
     device = torch.device(device)
     if name == "auto":
         name = "sdpa" if _cudnn_lacks(device, dtype, head_dim) else "cudnn"
