@@ -155,7 +155,10 @@ def main() -> None:
     wanted = configs(arguments)
     root = Path(arguments.root)
     folders = [root / "runs" / f"{index:03d}_{config.label}" for index, config in enumerate(wanted)]
-    results = execute(list(zip(wanted, folders, strict=True)), Console())
+    outcomes = execute(list(zip(wanted, folders, strict=True)), Console())
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
     runs = [
         {
             "profile": "/".join(f"{p:g}" for p in config.hetero.percentages),
@@ -164,7 +167,7 @@ def main() -> None:
             "partitioner": config.partitioner.name,
             **found,
         }
-        for config, found in zip(wanted, results, strict=True)
+        for config, found in zip(wanted, outcomes, strict=True)
     ]
     with_contiguous_even(runs)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from ringexp.calibration.table import SpeedTable
 from ringexp.config import AttentionModelConfig, Config, HeteroConfig
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.throttle import resolve_throttle
-from ringexp.launch.local import run_ranks
+from ringexp.launch.local import Display, jobs_begun, run_ranks
 from ringexp.launch.planning import DEFAULT_TILE, plan_for
 from ringexp.launch.spec import Job, RankSet
 from ringexp.machine import cpu_cores, cpu_name, default_device, gpu_count
@@ -40,27 +40,67 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         console.plan(config, plan, throttle, note)
         return {"status": "planned", "tokens": plan.tokens}
     console.heading(config, device, throttle)
-    (results,) = execute([(config, run_dir)], console)
-    console.results(config, results, run_dir)
+    (outcome,) = execute([(config, run_dir)], console)
+    if isinstance(outcome, Exception):
+        raise outcome
+    console.results(config, outcome, run_dir)
+    return outcome
+
+
+Outcome = dict[str, Any] | UserError | RunFailed
+"""What a run came to: the content of its results.json, or why there is none worth having."""
+
+
+def execute(runs: Sequence[tuple[Config, Path]], console: Console) -> list[Outcome]:
+    """Run configs in as few sets of ranks as they allow; returns their outcomes in the order given.
+
+    A run that fails ends its ranks; new ones go on with the jobs after it.
+    """
+    failures: dict[Path, UserError | RunFailed] = {}
+    fitting = []
+    for config, run_dir in runs:
+        try:
+            _check_fits(config, _device(config))
+            fitting.append((config, run_dir))
+        except UserError as error:
+            failures[run_dir] = error
+    with console.progress() as display:
+        for index, ranks in enumerate(rank_sets(fitting)):
+            _run_set(ranks, fitting[0][1] / "ranks" / str(index), display, failures)
+    return [failures.get(run_dir) or _outcome(run_dir) for _, run_dir in runs]
+
+
+def _run_set(
+    ranks: RankSet, workdir: Path, display: Display, failures: dict[Path, UserError | RunFailed]
+) -> None:
+    """Carry out the jobs of one set, starting its ranks again after each job that fails."""
+    jobs, attempt = ranks.jobs, 0
+    while jobs:
+        try:
+            run_ranks(replace(ranks, jobs=jobs), workdir / str(attempt), display)
+            return
+        except (UserError, RunFailed) as error:
+            begun = jobs_begun(workdir / str(attempt))
+            lost = jobs[begun - 1 : begun] if begun else jobs  # none begun: the ranks cannot start at all
+            for job in lost:
+                if job.run_dir:
+                    failures[job.run_dir] = error
+                else:
+                    display.event({"warn": f"{job.role} reference failed: {error}"})
+            jobs = jobs[begun:] if begun else []
+            attempt += 1
+
+
+def _outcome(run_dir: Path) -> Outcome:
+    results = read_results(run_dir)
+    if results is None or results["status"] != "complete":
+        return RunFailed(f"the ranks ended without results for {run_dir}")
     if results["exact"] is False:
-        raise RunFailed(
+        return RunFailed(
             f"the output is off by {results['error_max_abs']:.3g} from a single process (which itself is off "
             f"by {results['error_single_max_abs']:.3g} from float32): do not use this run's figures"
         )
     return results
-
-
-def execute(runs: Sequence[tuple[Config, Path]], console: Console) -> list[dict[str, Any]]:
-    """Run configs in as few sets of ranks as they allow; returns their results in the order given."""
-    for config, _ in runs:
-        _check_fits(config, _device(config))
-    with console.progress() as display:
-        for index, ranks in enumerate(rank_sets(runs)):
-            workdir = runs[0][1] / "ranks" / str(index)
-            run_ranks(ranks, workdir, ranks.jobs[0].config.launch.port, display)
-    found = [read_results(run_dir) for _, run_dir in runs]
-    assert None not in found, "rank 0 writes results.json before it ends"
-    return [results for results in found if results is not None]
 
 
 def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:

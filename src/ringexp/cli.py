@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,21 +35,55 @@ _outcome = _Outcome()
 
 @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
 def _run(cfg: Any) -> None:
-    hydra_config = HydraConfig.get()
-    run_dir = Path(hydra_config.runtime.output_dir)
-    if hydra_config.mode == RunMode.MULTIRUN:
-        _outcome.sweep_dir = Path(hydra_config.sweep.dir)
+    run_dir = output_dir()
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _outcome.sweep_dir = Path(HydraConfig.get().sweep.dir)
     try:
         config = settings.from_hydra(cfg)
         from ringexp.app import run
 
         run(config, run_dir)
     except Exception as error:
-        _remember_failure(run_dir, error)
         if not _expected(error):
             raise
-        code = 2 if isinstance(error, UserError | OmegaConfBaseException) else 1
-        _fail(_one_line(error), code, run_dir if _outcome.sweep_dir else None)
+        _report(error, run_dir)
+
+
+def output_dir() -> Path:
+    """The folder of the run that Hydra is composing or running."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def sweep(composed: Sequence[tuple[Any, Path]]) -> None:
+    """Check and run all configs of a sweep together; each failure is reported and stops no other run."""
+    from ringexp.app import execute, run
+    from ringexp.report.console import Console
+
+    if not composed:
+        return
+    _outcome.sweep_dir = composed[0][1].parent
+    runs = []
+    for cfg, run_dir in composed:
+        try:
+            config = settings.from_hydra(cfg)
+            if config.dry_run:
+                run(config, run_dir)
+            else:
+                runs.append((config, run_dir))
+        except (UserError, OmegaConfBaseException) as error:
+            _report(error, run_dir)
+    for (_, run_dir), outcome in zip(runs, execute(runs, Console()), strict=True):
+        if isinstance(outcome, Exception):
+            _report(outcome, run_dir)
+
+
+def _report(error: Exception, run_dir: Path) -> None:
+    """Say on stderr why a run failed, and leave it in the run's folder."""
+    from ringexp.tracking.files import mark_failed
+
+    mark_failed(run_dir, _one_line(error))
+    code = 2 if isinstance(error, UserError | OmegaConfBaseException) else 1
+    _fail(_one_line(error), code, run_dir if _outcome.sweep_dir else None)
 
 
 def main() -> None:
@@ -108,14 +143,3 @@ def _one_line(error: Exception) -> str:
         first = str(error).splitlines()[0]
         return f"{key}: {first}" if key else first
     return text
-
-
-def _remember_failure(run_dir: Path, error: Exception) -> None:
-    """Leave a results.json that says `failed` and why, unless rank 0 already did."""
-    import json
-
-    from ringexp.tracking.files import RESULTS, read_results, write_atomically
-
-    if (read_results(run_dir) or {}).get("status") not in ("complete", "failed"):
-        document = {"status": "failed", "reason": _one_line(error)}
-        write_atomically(run_dir / RESULTS, json.dumps(document, indent=2) + "\n")

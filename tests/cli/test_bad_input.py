@@ -1,6 +1,7 @@
 """Bad input and faults: one clear line, an exit code, and nothing left behind."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,6 +46,20 @@ def test_what_only_a_rank_can_find_out_is_one_line_too(tmp_path):
     (line,) = done.stderr.strip().splitlines()
     assert "kernel=triton needs CUDA, but device=cpu" in line
     assert ranks_alive(tmp_path) == []
+
+
+def test_a_rank_that_raises_is_named_with_its_reason_and_log(tmp_path):
+    done = ringexp("model.batch_size=100000000", "references=false", *QUICK, root=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert re.search(r"rank \d failed: .*can't allocate memory.*; traceback in .*stderr.log", line)
+    assert ranks_alive(tmp_path) == []
+
+
+def test_a_model_setting_that_fms_would_ignore_is_refused(tmp_path):
+    done = ringexp("model=llama_micro", "+model.overrides.nlayer=1", *QUICK, root=tmp_path)
+    assert done.returncode == 2
+    assert "model.overrides.nlayer is no setting of FMS's model" in done.stderr
 
 
 def test_a_port_in_use_is_named(tmp_path):

@@ -176,6 +176,27 @@ def test_a_sweep_ends_in_one_table_and_reports_failures(tmp_path):
         assert [row["partitioner"] for row in csv.DictReader(file)] == ["even", "lut"]
 
 
+def test_runs_of_a_sweep_share_ranks_and_a_failed_one_does_not_stop_the_rest(tmp_path):
+    done = ringexp(
+        "-m",
+        "model=attention_tiny",
+        "hetero=mps_50_100",
+        "partitioner=lut",
+        "references=false",
+        "model.batch_size=1,100000000,2",  # the second does not fit any memory
+        "kernel=sdpa,reference",
+        "seq_len=128",
+        "tracker=disabled",
+        *QUICK,
+        root=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "4 of 6 runs complete" in done.stdout
+    assert done.stderr.count("can't allocate memory") == 2
+    sets = {path.parent.parent.name for path in tmp_path.glob("sweeps/*/*/*/ranks/*/*/rank_set.json")}
+    assert len(sets) == 3  # one a model
+
+
 def test_a_whole_model_runs(tmp_path):
     done = ringexp(
         "model=llama_micro",

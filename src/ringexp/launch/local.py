@@ -37,7 +37,16 @@ class Display(Protocol):
     def event(self, event: dict[str, object]) -> None: ...
 
 
-def run_ranks(ranks: RankSet, workdir: Path, port: int, display: Display) -> None:
+def jobs_begun(workdir: Path) -> int:
+    """How many jobs the ranks that ran in `workdir` have begun; the last of them may not have ended."""
+    return sum("job" in event for event in ProgressReader(_progress_file(workdir)).events())
+
+
+def _progress_file(workdir: Path) -> Path:
+    return workdir / "rank_set.progress"
+
+
+def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
     """Start all ranks, follow them to the end, leave nothing running.
 
     workdir: folder for the jobs file, progress and logs. Raises UserError for what a rank found wrong with
@@ -49,13 +58,16 @@ def run_ranks(ranks: RankSet, workdir: Path, port: int, display: Display) -> Non
     path = workdir / "rank_set.json"
     path.write_text(ranks.to_json())
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
-    with _rendezvous(port) as actual_port, host_throttle(ranks.throttle, ranks.percentages, workdir) as extra:
+    with (
+        _rendezvous(ranks.jobs[0].config.launch.port) as port,
+        host_throttle(ranks.throttle, ranks.percentages, workdir) as extra,
+    ):
         environments = {
-            rank: _environment(ranks, rank, actual_port) | extra[rank] for rank in range(ranks.world_size)
+            rank: _environment(ranks, rank, port) | extra[rank] for rank in range(ranks.world_size)
         }
         processes = _start(path, environments, workdir)
         try:
-            _follow(processes, ProgressReader(path.with_suffix(".progress")), display)
+            _follow(processes, ProgressReader(_progress_file(workdir)), display)
         except SignalException as stop:  # torch turns SIGINT and SIGTERM into this one
             raise KeyboardInterrupt from stop
         finally:

@@ -14,6 +14,10 @@ class ProgressWriter:
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("a", buffering=1) if path else None
 
+    def job(self, index: int) -> None:
+        """The ranks turn to the next job of their list."""
+        self._write({"job": index})
+
     def stage(self, text: str, total: int | None = None) -> None:
         """A new step begins; `total` is how often `advance` will be called."""
         self._write({"stage": text, "total": total})

@@ -73,7 +73,8 @@ def _main() -> None:
             dist.PrefixStore("session", store),
             progress,
         )
-        for job in ranks.jobs:
+        for index, job in enumerate(ranks.jobs):
+            progress.job(index)
             run_job(session, job)
     session.barrier()
     session.close()

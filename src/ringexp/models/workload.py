@@ -173,6 +173,12 @@ class FmsWorkload:
                 f"model.architecture={config.architecture} model.variant={config.variant} "
                 f"model.overrides={config.overrides}: FMS says {error}"
             ) from error
+        known = sorted(vars(model.config))
+        unknown = [name for name in config.overrides if name not in known]
+        if unknown:  # FMS itself ignores them
+            raise UserError(
+                f"model.overrides.{unknown[0]} is no setting of FMS's model; it has {', '.join(known)}"
+            )
         self._model = model.eval()
         facts.check_supported(self._model, seq_len)
         broadcast_weights(self._model)

@@ -44,6 +44,13 @@ def read_results(run_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def mark_failed(run_dir: Path, reason: str) -> None:
+    """Leave a results.json that says why a run failed, unless the run itself got to say how it ended."""
+    if (read_results(run_dir) or {}).get("status") not in ("complete", "failed"):
+        document = {"status": "failed", "reason": reason}
+        write_atomically(run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
+
+
 class RunFiles:
     """Writes one run's folder."""
 
