@@ -143,7 +143,7 @@ def test_the_next_run_measures_no_reference_and_no_speed_again(finished):
         root=root,
     )
     assert done.returncode == 0, done.stderr
-    assert "uneven: 1001 tokens" in done.stdout
+    assert "uneven, zigzag, 50_100: 1001 tokens" in done.stdout
     assert "reference" not in done.stdout
     assert "calibrating" not in done.stdout
     last = max(run_dirs(root), key=lambda path: path.stat().st_mtime)
@@ -170,6 +170,7 @@ def test_a_sweep_ends_in_one_table_and_reports_failures(tmp_path):
     )
     assert done.returncode == 2
     assert "2 of 4 runs complete" in done.stdout
+    assert "throttle cpu_pacing (emulated by pacing" in done.stdout
     assert done.stderr.count("seq_len=8 is smaller than one tile") == 2
     (summary,) = tmp_path.glob("sweeps/*/*/summary.csv")
     with summary.open() as file:

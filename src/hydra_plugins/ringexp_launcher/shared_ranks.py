@@ -1,7 +1,7 @@
 """The launcher of local sweeps: compose every run first, then run them in as few sets of ranks as they allow.
 
 Starting ranks costs seconds and, on CUDA, a context each; measuring a run often takes less. Each run keeps
-its own folder, config and record, as with Hydra's basic launcher, and a run that fails does not stop the others.
+its own folder, config and record, as with Hydra's basic launcher; one that fails does not stop the others.
 """
 
 from __future__ import annotations

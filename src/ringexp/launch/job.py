@@ -10,6 +10,7 @@ import torch
 
 from ringexp.calibration.source import TableSpeeds
 from ringexp.config import Config
+from ringexp.hetero.profiles import label
 from ringexp.kernels import Kernel
 from ringexp.launch.planning import plan_for
 from ringexp.launch.session import Session
@@ -100,6 +101,7 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
     )
     local = local_inputs(setting.x, setting.plan, session.rank)
     what = config.partitioner.name if role == "run" else f"reference ({role})"
+    what = f"{what}, {config.layout.name}, {label(config.hetero.percentages)}"
     session.progress.stage(f"{what}: {config.seq_len} tokens", config.warmup + config.repeats)
     session.reset_peak_memory()
     iterations: list[list[IterationTiming]] = []

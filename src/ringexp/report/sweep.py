@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ringexp.report.console import number
+from ringexp.report.console import EMULATED, number
 from ringexp.tracking.files import RESULTS, read_results, write_atomically
 
 COLUMNS = (
@@ -53,6 +53,8 @@ def compare(sweep_dir: Path) -> None:
         for run in done:
             table.add_row(*_identity(run), *_figures(run))
         console.print(table)
+        for name, emulated in sorted({(run["throttle"], run["throttle_emulated"]) for run in done}):
+            console.print(f"throttle {name}" + (f" ({EMULATED})" if emulated else ""))
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["run", "profile", "seq_len", "layout", "partitioner", "tokens", *COLUMNS])
