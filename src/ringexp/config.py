@@ -17,7 +17,6 @@ DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton")
 TRANSPORTS = ("auto", "nccl", "gloo")
 TRACKER_MODES = ("offline", "online", "disabled")
-THROTTLES = ("auto", "none", "mps", "green_context", "cpu_pacing")
 CALIBRATION_MODES = ("auto", "table", "refresh")
 
 
@@ -244,6 +243,7 @@ def unknown_key(key: str, known: list[str]) -> str:
 def validate(config: Config) -> None:
     """Raises UserError, naming the setting, for values that no run could use."""
     from ringexp.hetero.profiles import validate_percentages
+    from ringexp.hetero.throttle import DEVICE_OF_THROTTLE
     from ringexp.planning import LAYOUTS, PARTITIONERS, SHARD_MODES
 
     def one_of(key: str, value: str, allowed: Any) -> None:
@@ -262,7 +262,7 @@ def validate(config: Config) -> None:
     one_of("kernel.name", config.kernel.name, KERNELS)
     one_of("transport.name", config.transport.name, TRANSPORTS)
     one_of("tracker.mode", config.tracker.mode, TRACKER_MODES)
-    one_of("hetero.throttle", config.hetero.throttle, THROTTLES)
+    one_of("hetero.throttle", config.hetero.throttle, ("auto", *DEVICE_OF_THROTTLE))
     one_of("calibration.mode", config.calibration.mode, CALIBRATION_MODES)
     one_of("device", config.device, DEVICES)
     one_of("model.dtype", config.model.dtype, DTYPES)

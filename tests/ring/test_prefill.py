@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ringexp.kernels.oracle import block_fp64
-from support.ring_ranks import Case, attend
+from support.ring_ranks import Case, attend, attend_with_faked_streams
 
 TOKENS = {
     1: [(37,)],
@@ -69,3 +69,13 @@ def test_bfloat16_error_does_not_grow_with_ranks(pools):
         outputs = [out for out, _, _ in pools[len(tokens)].run(attend, case)]
         errors.append((assembled(case, outputs) - oracle(case)).square().mean().sqrt().item())
     assert max(errors[1:]) <= 1.5 * errors[0]
+
+
+@pytest.mark.parametrize("prefetch_hops", [None, 1, 2])
+@pytest.mark.parametrize("shard", ["tokens", "kv"])
+@pytest.mark.parametrize("tokens", [(5, 40), (17, 3, 8), (19, 1, 5, 10)], ids=str)
+def test_the_nccl_transport_hands_on_the_right_shards(pools, tokens, shard, prefetch_hops):
+    case = Case(tokens, shard=shard, prefetch_hops=prefetch_hops)
+    results = pools[len(tokens)].run(attend_with_faked_streams, case)
+    assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6
+    assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)

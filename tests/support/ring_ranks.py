@@ -105,3 +105,49 @@ def ask_for_model(rank: int, arguments: dict) -> str:
     except UserError as error:
         return str(error)
     return "no error"
+
+
+class _FakeStream:
+    def wait_stream(self, other: object) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+
+class _FakeEvent:
+    def __init__(self, **_: object) -> None: ...
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, other: object) -> float:
+        return 1.0
+
+
+@torch.inference_mode()
+def attend_with_faked_streams(rank: int, case: Case) -> tuple[torch.Tensor, int]:
+    """As `attend`, with NcclTransport's hops posted on the CPU group: streams and events are stand-ins."""
+    from contextlib import nullcontext
+    from unittest.mock import patch
+
+    from ringexp.ring.transport import NcclTransport
+
+    stream = _FakeStream()
+    with (
+        patch("torch.cuda.Stream", lambda device: stream),
+        patch("torch.cuda.current_stream", lambda device: stream),
+        patch("torch.cuda.stream", lambda stream: nullcontext()),
+        patch("torch.cuda.Event", _FakeEvent),
+        patch("torch.Tensor.record_stream", lambda tensor, stream: None),
+    ):
+        plan = case.plan()
+        nccl = NcclTransport(torch.device("cpu"))
+        kernel = get_kernel(case.kernel, "cpu", getattr(torch, case.dtype), case.head_dim)
+        ring = RingContext(plan, rank, nccl, kernel, CpuClock(NoPacer()), case.prefetch_hops)
+        ring.clock.start()
+        mine = torch.tensor(plan.q_shards[rank].positions())
+        q, k, v = (x[:, mine] for x in case.qkv())
+        out = ring_attention(q, k, v, ring)
+        transfers = len(nccl.take_transfers())
+    dist.barrier()
+    return out, transfers

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ringexp.config import KERNELS as KERNEL_NAMES
 from ringexp.errors import UserError
 from ringexp.kernels import aten, oracle, triton_block
 from ringexp.kernels.contract import Block
-
-KERNEL_NAMES = ("auto", "reference", "sdpa", "cudnn", "triton")
 
 _HALF = (torch.float16, torch.bfloat16)
 _FAST = (*_HALF, torch.float32)

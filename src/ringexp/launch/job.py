@@ -212,6 +212,7 @@ def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -
         speeds=setting.speeds,
         throttle=session.throttle.name,
         throttle_emulated=session.throttle.emulated,
+        throttle_achieved=session.gather(session.throttle.achieved),
         sm_counts=session.gather(session.throttle.sm_count),
         slowdown=metrics.slowdown(latency, references.homogeneous_ms),
         efficiency=metrics.efficiency(medians["busy_ms"], latency),

@@ -66,17 +66,20 @@ class Console:
         kv_tokens: Sequence[int],
         speeds: Sequence[float] | None,
         spans: Sequence[str],
+        sm_counts: Sequence[int | None] = (),
     ) -> Table:
         title = f"Plan: partitioner {config.partitioner.name}, layout {config.layout.name}"
         table = Table(title=title, title_justify="left", title_style="bold")
-        columns = ["rank", "percent", "share", "tokens"]
+        granted = any(count is not None for count in sm_counts)
+        columns = ["rank", "percent", *(["SMs"] if granted else []), "share", "tokens"]
         columns += ["kv tokens"] if list(tokens) != list(kv_tokens) else []
         columns += ["speed TFLOP/s"] if speeds else []
         for name in columns:
             table.add_column(name, justify="right")
         table.add_column("positions")
         for rank, percentage in enumerate(config.hetero.percentages):
-            row = [str(rank), f"{percentage:g}", f"{shares[rank]:.3f}", str(tokens[rank])]
+            row = [str(rank), f"{percentage:g}", *([str(sm_counts[rank])] if granted else [])]
+            row += [f"{shares[rank]:.3f}", str(tokens[rank])]
             row += [str(kv_tokens[rank])] if "kv tokens" in columns else []
             row += [f"{speeds[rank]:.3g}"] if speeds else []
             table.add_row(*row, spans[rank])
@@ -86,7 +89,9 @@ class Console:
         """Plan and result tables of a finished run, and where its files are."""
         r = results
         self._out.print(
-            self._plan_table(config, r["shares"], r["tokens"], r["kv_tokens"], r["speeds"], r["plan"])
+            self._plan_table(
+                config, r["shares"], r["tokens"], r["kv_tokens"], r["speeds"], r["plan"], r["sm_counts"]
+            )
         )
         ranks = Table(title="Ranks: medians, ms", title_justify="left", title_style="bold")
         for name in ("rank", "busy", "idle", "transfers", "peak memory MiB"):

@@ -15,8 +15,6 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from ringexp.errors import UserError
-
 Arrival = Callable[[], torch.Tensor]
 
 
@@ -233,15 +231,6 @@ class NcclTransport:
 
     def barrier(self) -> None:
         dist.all_reduce(torch.zeros(1, device=self._device), group=self._group)
-
-
-def resolve_transport(name: str, device_type: str, ranks_per_device: int) -> str:
-    """`auto` -> the transport that serves here. Raises UserError for one that cannot."""
-    if name == "auto":
-        return "nccl" if device_type == "cuda" else "gloo"
-    if name == "nccl" and device_type != "cuda":
-        raise UserError(f"transport=nccl needs CUDA, but device={device_type}; use transport=gloo or auto")
-    return name
 
 
 def make_transport(name: str, device: torch.device, group: dist.ProcessGroup | None = None) -> Transport:

@@ -108,6 +108,7 @@ class RunResult:
     speeds: list[float]
     throttle: str
     throttle_emulated: bool
+    throttle_achieved: list[float | None]
     sm_counts: list[int | None]
     slowdown: float | None
     efficiency: float
