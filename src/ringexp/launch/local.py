@@ -7,6 +7,7 @@ that fails ends the others.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -21,14 +22,16 @@ from typing import TYPE_CHECKING, Protocol
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.throttle import host_throttle
 from ringexp.launch.progress import ProgressReader
+from ringexp.launch.rank import error_file
 from ringexp.launch.spec import RankSet
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.api import PContext
+    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
 GRACE_S = 3  # what a rank gets between SIGTERM and SIGKILL
+VICTIMS_S = 0.5  # for other ranks to write their errors too, so that the earliest is known
 
 
 class Display(Protocol):
@@ -67,7 +70,7 @@ def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
         }
         processes = _start(path, environments, workdir)
         try:
-            _follow(processes, ProgressReader(_progress_file(workdir)), display)
+            _follow(processes, path, display)
         except SignalException as stop:  # torch turns SIGINT and SIGTERM into this one
             raise KeyboardInterrupt from stop
         finally:
@@ -103,65 +106,64 @@ def _rendezvous(port: int) -> Iterator[int]:
     del store
 
 
-def _start(path: Path, environments: dict[int, dict[str, str]], workdir: Path) -> PContext:
+def _start(path: Path, environments: dict[int, dict[str, str]], workdir: Path) -> SubprocessContext:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
+    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
     arguments = ("-m", "ringexp.launch.rank", str(path))
     logs = workdir / "logs"
     logs.mkdir(exist_ok=True)
-    return start_processes(
+    processes = start_processes(
         name="ringexp",
         entrypoint=sys.executable,
         args=dict.fromkeys(environments, arguments),
         envs=environments,
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
     )
+    assert isinstance(processes, SubprocessContext)  # what a command, not a function, is run by
+    return processes
 
 
-def _follow(processes: PContext, reader: ProgressReader, display: Display) -> None:
+def _follow(processes: SubprocessContext, path: Path, display: Display) -> None:
     """Show progress until all ranks have ended or one has failed."""
+    reader = ProgressReader(_progress_file(path.parent))
     while True:
         for event in reader.events():
             display.event(event)
-        if _any_failed(processes):
-            time.sleep(0.5)  # victims of the first failure end too; the earliest error file is the cause
+        if _failed(processes):
+            time.sleep(VICTIMS_S)
+            failed = _failed(processes)  # before we end the others
             processes.close(signal.SIGTERM, GRACE_S)
-        result = processes.wait(0)
-        if result is not None:
+            raise _explain(processes, path, failed)
+        if processes.wait(0) is not None:
             for event in reader.events():
                 display.event(event)
-            if result.is_failed():
-                raise _explain(processes, result.failures)
             return
         time.sleep(POLL_S)
 
 
-def _any_failed(processes: PContext) -> bool:
-    handlers = getattr(processes, "subprocess_handlers", {})
-    return any(handler.proc.poll() not in (None, 0) for handler in handlers.values())
+def _failed(processes: SubprocessContext) -> dict[int, int]:
+    """Exit codes of the ranks that have ended badly so far."""
+    codes = {rank: handler.proc.poll() for rank, handler in processes.subprocess_handlers.items()}
+    return {rank: code for rank, code in codes.items() if code}
 
 
-def _explain(processes: PContext, failures: dict) -> Exception:
-    """The error of the rank that failed first: a signal, its own exception, or its exit code."""
-    own = [
-        failure
-        for failure in failures.values()
-        if failure.error_file_data.get("message", "<NONE>") != "<NONE>"
-    ]
-    killed_by_us = {-signal.SIGTERM}
-    crashed = [failure for failure in failures.values() if failure.exitcode not in killed_by_us]
-    first = min(
-        [f for f in crashed if f.exitcode < 0] or own or crashed or list(failures.values()),
-        key=lambda failure: failure.timestamp,
-    )
-    rank, log = first.local_rank, processes.stderrs[first.local_rank]
-    if first.exitcode < 0:
-        name = signal.Signals(-first.exitcode).name
-        return RunFailed(f"rank {rank} was killed by {name} (pid {first.pid}); its log: {log}")
-    data = first.error_file_data.get("message")
-    message = data["message"] if isinstance(data, dict) else str(data)
-    if message.startswith("UserError: "):
-        return UserError(message.removeprefix("UserError: "))
-    if message == "<NONE>":
-        message = f"exit code {first.exitcode}"
-    return RunFailed(f"rank {rank} failed: {' '.join(message.split())}; traceback in {log}")
+def _explain(processes: SubprocessContext, path: Path, failed: dict[int, int]) -> UserError | RunFailed:
+    """What ended the ranks: a signal one of them got, else the earliest exception, else an exit code."""
+    for rank, code in failed.items():
+        if code < 0:
+            pid = processes.pids()[rank]
+            name = signal.Signals(-code).name
+            return RunFailed(
+                f"rank {rank} was killed by {name} (pid {pid}); its log: {processes.stderrs[rank]}"
+            )
+    written = {rank: error_file(path, rank) for rank in failed}
+    errors = {rank: json.loads(file.read_text()) for rank, file in written.items() if file.exists()}
+    if not errors:
+        rank, code = next(iter(failed.items()))
+        return RunFailed(f"rank {rank} ended with exit code {code}; its log: {processes.stderrs[rank]}")
+    rank = min(errors, key=lambda rank: errors[rank]["time"])
+    kind, message = errors[rank]["type"], errors[rank]["message"]
+    if kind == UserError.__name__:
+        return UserError(message)
+    return RunFailed(f"rank {rank} failed: {kind}: {message}; traceback in {processes.stderrs[rank]}")

@@ -6,9 +6,12 @@ It dies with its launcher, joins the others at MASTER_ADDR:MASTER_PORT, applies 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
+import time
+import traceback
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -21,12 +24,22 @@ def die_with_parent(parent: int) -> None:
         sys.exit(1)
 
 
+def error_file(rank_set: Path, rank: int) -> Path:
+    """Where a rank leaves the exception that ended it: its time (s), type and message."""
+    return rank_set.with_suffix(f".error_{rank}.json")
+
+
 def main() -> None:
     if parent := os.environ.get("RINGEXP_LAUNCHER_PID"):
         die_with_parent(int(parent))
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    record(_main)()
+    try:
+        _main()
+    except Exception as error:
+        ended = time.time()  # the earliest of all ranks' errors is the cause, the others are its victims
+        traceback.print_exc()
+        document = {"time": ended, "type": type(error).__name__, "message": " ".join(str(error).split())}
+        error_file(Path(sys.argv[1]), int(os.environ["RANK"])).write_text(json.dumps(document))
+        sys.exit(1)
 
 
 def _main() -> None:
