@@ -21,9 +21,9 @@ case "$1" in
     echo "start pipe=$pipe log=$CUDA_MPS_LOG_DIRECTORY visible=$CUDA_VISIBLE_DEVICES" >> "$record"
     [ -n "$FAKE_MPS_MUTE" ] && exit 0
     setsid "$0" serve < /dev/null &
-    echo $! > "$pid_file"
     ;;
 serve)
+    echo $$ > "$pid_file"  # from here on it answers, under its own name in /proc
     while sleep 0.1; do
         [ -e "$pipe/quit" ] && [ -z "$FAKE_MPS_STUBBORN" ] && exit 0
     done
