@@ -18,7 +18,7 @@ from ringexp.launch.planning import DEFAULT_TILE, plan_for
 from ringexp.launch.spec import Job, RankSet
 from ringexp.machine import cpu_cores, cpu_name, default_device, gpu_count
 from ringexp.models.shapes import shape_of
-from ringexp.planning import Plan
+from ringexp.planning import Plan, check_enough_tiles
 from ringexp.report.console import Console
 from ringexp.tracking.environment import command_line, gpu_names, machine_facts
 from ringexp.tracking.files import read_results
@@ -109,15 +109,14 @@ def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
     Runs that share throttle, profile and model share ranks. Remembered references are not measured again.
     """
     sets: dict[str, RankSet] = {}
-    asked: set[str] = set()
+    asked: set[Path] = set()
     machines = {device: machine_facts(device) for device in {_device(config) for config, _ in runs}}
 
     def lacking(kind: str, facts: dict[str, Any], config: Config) -> bool:
-        key = kind + json.dumps(facts, sort_keys=True)
-        store = ReferenceStore(Path(config.output_root) / "references")
-        if not config.references or key in asked or store.get(kind, facts) is not None:
+        path = ReferenceStore(config.references_dir).path(kind, facts)
+        if not config.references or path in asked or path.exists():
             return False
-        asked.add(key)
+        asked.add(path)
         return True
 
     for config, run_dir in runs:
@@ -129,7 +128,7 @@ def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
             _set_for(homogeneous, sets, machine).jobs.append(Job(homogeneous, "homogeneous"))
         ranks = _set_for(config, sets, machine)
         if config.partitioner.name == "even":
-            asked.add("even" + json.dumps(even_facts(config, machine), sort_keys=True))
+            asked.add(ReferenceStore(config.references_dir).path("even", even_facts(config, machine)))
         elif lacking("even", even_facts(config, machine), config):
             ranks.jobs.append(Job(even, "even"))
         ranks.jobs.append(Job(config, "run", run_dir))
@@ -169,12 +168,7 @@ def _transport(config: Config, device: str) -> str:
 
 def _check_fits(config: Config, device: str) -> None:
     """Raises UserError for what can be known to fail before any process starts."""
-    tile = config.tile or DEFAULT_TILE[device]
-    if config.seq_len < config.world_size * tile:
-        raise UserError(
-            f"seq_len={config.seq_len} is smaller than one tile of {tile} tokens for each of "
-            f"{config.world_size} ranks; use seq_len>={config.world_size * tile} or a smaller tile"
-        )
+    check_enough_tiles(config.seq_len, config.world_size, config.tile or DEFAULT_TILE[device])
     if config.dry_run:
         return
     gpus = gpu_count()
@@ -210,7 +204,7 @@ def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | Non
         hardware = set(gpu_names())
     else:
         hardware = {f"{cpu_name()} x{max(1, cpu_cores() // config.world_size)}"}
-    table = SpeedTable(Path(config.output_root) / "calibration" / "speeds.csv")
+    table = SpeedTable(config.speeds_file)
     prefix = f"{shape_of(config.model)}-"  # the kernel's name follows, which only a rank can resolve
     rows = [
         row

@@ -132,11 +132,8 @@ def _one_line(error: Exception) -> str:
             return settings.unknown_key(key, settings.known_keys())
         return f"{key}: {str(cause).splitlines()[0]}" if key else str(cause).splitlines()[0]
     if isinstance(error, MissingConfigException) and error.options:
-        from difflib import get_close_matches
-
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        near = get_close_matches(choice, list(error.options), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = settings.did_you_mean(choice, error.options)
         return f"{group}={choice} is unknown; choose one of {', '.join(error.options)}{hint}"
     if isinstance(error, OmegaConfBaseException):
         key = getattr(error, "full_key", None)

@@ -6,8 +6,10 @@ cannot work fails in `validate`. Both end as one `UserError` line.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from ringexp.errors import UserError
@@ -136,6 +138,16 @@ class Config:
     def world_size(self) -> int:
         return len(self.hetero.percentages)
 
+    @property
+    def speeds_file(self) -> Path:
+        """The calibration table that runs share."""
+        return Path(self.output_root) / "calibration" / "speeds.csv"
+
+    @property
+    def references_dir(self) -> Path:
+        """The reference runs that other runs are measured against."""
+        return Path(self.output_root) / "references"
+
 
 GROUPS: dict[str, type] = {
     "attention_model": AttentionModelConfig,
@@ -233,11 +245,15 @@ def known_keys(config: Any = None, prefix: str = "") -> list[str]:
     return keys
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The hint at the end of an error: the nearest known word, or nothing."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def unknown_key(key: str, known: list[str]) -> str:
     """The one line for a key that does not exist."""
-    near = get_close_matches(key, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no setting {key}{hint} (python -m ringexp --help lists them)"
+    return f"there is no setting {key}{did_you_mean(key, known)} (python -m ringexp --help lists them)"
 
 
 def validate(config: Config) -> None:
@@ -248,8 +264,7 @@ def validate(config: Config) -> None:
 
     def one_of(key: str, value: str, allowed: Any) -> None:
         if value not in allowed:
-            near = get_close_matches(value, list(allowed), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(value, allowed)
             raise UserError(f"{key}={value} is unknown; choose one of {', '.join(allowed)}{hint}")
 
     def at_least(key: str, value: float, minimum: float) -> None:

@@ -23,7 +23,7 @@ from ringexp.ring.transport import LoopbackTransport
 from ringexp.tracking import metrics
 from ringexp.tracking.environment import environment
 from ringexp.tracking.metrics import Accuracy, RunResult
-from ringexp.tracking.references import even_facts, homogeneous_facts
+from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts
 from ringexp.tracking.tracker import Tracker
 
 
@@ -129,7 +129,7 @@ def _timed(session: Session, work: Callable[[], torch.Tensor]) -> tuple[torch.Te
 def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
     """Keep what other runs are measured against, if this job is one of those."""
     session, config = setting.session, setting.config
-    store, machine = session.references(config), session.ranks.machine
+    store, machine = ReferenceStore(config.references_dir), session.ranks.machine
     if role == "homogeneous":
         single_ms = _measure_single(setting)
         if session.rank == 0:
@@ -197,7 +197,7 @@ def _accuracy(setting: _Setting, outputs: dict[int, torch.Tensor]) -> Accuracy:
 
 def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -> RunResult:
     session, config, plan = setting.session, setting.config, setting.plan
-    references = session.references(config).collect(config, session.ranks.machine)
+    references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
     latency = measured.latency_ms
     medians = metrics.per_rank_medians(measured.iterations)
     flops = sum(setting.workload.flops(plan, rank) for rank in range(plan.world_size))

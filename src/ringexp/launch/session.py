@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +25,6 @@ from ringexp.planning import apportion, make_plan
 from ringexp.ring.clock import make_clock
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import LoopbackTransport, Transport
-from ringexp.tracking.references import ReferenceStore
 
 T = TypeVar("T")
 
@@ -94,7 +92,7 @@ class Session:
         """
         workload = self.workload(config)
         kernel = self.kernel(config, workload)
-        table = SpeedTable(Path(config.output_root) / "calibration" / "speeds.csv")
+        table = SpeedTable(config.speeds_file)
         key = {
             "hardware": self.hardware(),
             "throttle": self.throttle.name,
@@ -200,9 +198,6 @@ class Session:
             same = workload.dtype == torch.float32
             self._expected = (key, (exact, exact if same else workload.reference(x, workload.dtype)))
         return self._expected[1]
-
-    def references(self, config: Config) -> ReferenceStore:
-        return ReferenceStore(Path(config.output_root) / "references")
 
     def reset_peak_memory(self) -> None:
         if self.device.type == "cuda":

@@ -10,7 +10,7 @@ testable in milliseconds.
 
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.layouts import LAYOUTS, shards_for
-from ringexp.planning.partitioners import PARTITIONERS, SpeedSource, apportion
+from ringexp.planning.partitioners import PARTITIONERS, SpeedSource, apportion, check_enough_tiles
 from ringexp.planning.plan import SHARD_MODES, Plan, make_plan
 from ringexp.planning.spans import Shard, Span
 
@@ -25,6 +25,7 @@ __all__ = [
     "SpeedSource",
     "apportion",
     "blocks_between",
+    "check_enough_tiles",
     "make_plan",
     "shards_for",
 ]

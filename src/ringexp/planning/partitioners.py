@@ -35,6 +35,15 @@ PARTITIONERS: dict[str, Callable[[SpeedSource], Sequence[float]]] = {
 """Partitioner name -> weights, to which the shares are proportional."""
 
 
+def check_enough_tiles(seq_len: int, world_size: int, tile: int) -> None:
+    """Raises UserError if there are fewer whole tiles than ranks."""
+    if seq_len < world_size * tile:
+        raise UserError(
+            f"seq_len={seq_len} is smaller than one tile of {tile} tokens for each of {world_size} ranks; "
+            f"use seq_len>={world_size * tile} or a smaller tile"
+        )
+
+
 def apportion(weights: Sequence[float], seq_len: int, tile: int) -> list[int]:
     """Token counts proportional to `weights`, in whole tiles, by largest remainder.
 
@@ -49,11 +58,7 @@ def apportion(weights: Sequence[float], seq_len: int, tile: int) -> list[int]:
         raise UserError(f"every rank needs a positive speed, got {list(weights)}")
     if tile < 1:
         raise UserError(f"tile={tile} must be at least 1 token")
-    if seq_len < len(weights) * tile:
-        raise UserError(
-            f"seq_len={seq_len} is smaller than one tile of {tile} tokens for each of {len(weights)} ranks; "
-            f"use seq_len>={len(weights) * tile} or a smaller tile"
-        )
+    check_enough_tiles(seq_len, len(weights), tile)
     total = math.fsum(weights)
     exact = [w / total * seq_len for w in weights]
     tokens = [max(int(x // tile), 1) * tile for x in exact]

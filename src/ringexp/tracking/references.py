@@ -23,17 +23,18 @@ class ReferenceStore:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def _path(self, kind: str, facts: dict[str, Any]) -> Path:
+    def path(self, kind: str, facts: dict[str, Any]) -> Path:
+        """Where a reference is kept: one file for each kind and set of facts."""
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return self._root / f"{kind}-{digest}.json"
 
     def get(self, kind: str, facts: dict[str, Any]) -> dict[str, Any] | None:
-        path = self._path(kind, facts)
+        path = self.path(kind, facts)
         return json.loads(path.read_text())["measured"] if path.exists() else None
 
     def put(self, kind: str, facts: dict[str, Any], measured: dict[str, Any]) -> None:
         """Remember `measured`; the first measurement of a key stays."""
-        path = self._path(kind, facts)
+        path = self.path(kind, facts)
         if not path.exists():
             write_atomically(path, json.dumps({"facts": facts, "measured": measured}, indent=2) + "\n")
 

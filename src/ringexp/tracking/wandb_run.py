@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ringexp.config import Config
+from ringexp.hetero.profiles import label
 
 
 class WandbRun:
@@ -22,7 +23,6 @@ class WandbRun:
     def _start(self, run_dir: Path, config: Config, settings: dict[str, Any]) -> None:
         import wandb
 
-        profile = "_".join(f"{p:g}" for p in config.hetero.percentages)
         self._run = wandb.init(
             project=config.tracker.project,
             entity=config.tracker.entity,
@@ -33,7 +33,7 @@ class WandbRun:
             config=settings,
             tags=[
                 config.model.name,
-                profile,
+                label(config.hetero.percentages),
                 config.partitioner.name,
                 config.layout.name,
                 *config.tracker.tags,
