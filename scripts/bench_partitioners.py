@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for table.md, runs.csv, speedup.png")
     parser.add_argument("--root", default="outputs/bench", help="folder for the runs themselves")
     parser.add_argument("--model", default="attention_mha_4096")
-    parser.add_argument("--profiles", default="mps_100_50,mps_100_10")
+    parser.add_argument("--profiles", default="100_50,100_10", help="percentages of the ranks")
     parser.add_argument("--lengths", default="16384,65536")
     parser.add_argument("overrides", nargs="*", help="further settings, such as repeats=20")
     return parser.parse_args()
@@ -53,7 +53,7 @@ def configs(arguments: argparse.Namespace) -> list[settings.Config]:
         for profile, length, layout, partitioner in product(*axes):
             overrides = [
                 f"model={arguments.model}",
-                f"hetero={profile}",
+                f"hetero.percentages=[{profile.replace('_', ',')}]",
                 f"seq_len={length}",
                 f"layout={layout}",
                 f"partitioner={partitioner}",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with CUDA: the GPU tests, then the partitioner benchmark, then its table. Usage: gpu_check.sh OUT_DIR
 # Needs ringexp and its dependencies importable (scripts/setup.sh, or PYTHONPATH where nothing can be installed).
-# Two ranks on one GPU are tested anywhere; what needs two GPUs is skipped with one.
+# With one GPU its ranks share it, at 66/33 and 90/9 % of it, and what needs two GPUs is skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: scripts/gpu_check.sh OUT_DIR}
@@ -12,5 +12,5 @@ if [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
   python3 scripts/bench_partitioners.py --out "$out" --root /tmp/ringexp-bench
 else
   python3 scripts/bench_partitioners.py --out "$out" --root /tmp/ringexp-bench \
-    --profiles 'mps_50_100,mps_10_100' --lengths 16384 transport=gloo
+    --profiles 66_33,90_9
 fi

@@ -22,7 +22,7 @@ from ringexp.planning import Plan, check_enough_tiles
 from ringexp.report.console import Console
 from ringexp.tracking.environment import command_line, gpu_names, machine_facts
 from ringexp.tracking.files import read_results
-from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts
+from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -122,9 +122,11 @@ def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
     for config, run_dir in runs:
         machine = machines[_device(config)]
         even = replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
-        full = HeteroConfig([100.0] * config.world_size, "none")
+        if lacking("single", single_facts(config, machine), config):
+            single = replace(even, hetero=_one_device(config), shard="tokens")
+            _set_for(single, sets, machine).jobs.append(Job(single, "single"))
         if lacking("homogeneous", homogeneous_facts(config, machine), config):
-            homogeneous = replace(even, hetero=full, shard="tokens")
+            homogeneous = replace(even, hetero=_full_speed(config), shard="tokens")
             _set_for(homogeneous, sets, machine).jobs.append(Job(homogeneous, "homogeneous"))
         ranks = _set_for(config, sets, machine)
         if config.partitioner.name == "even":
@@ -151,6 +153,19 @@ def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any]) 
     return sets.setdefault(json.dumps(shared, sort_keys=True), ranks)
 
 
+def _one_device(config: Config) -> HeteroConfig:
+    """The ranks that measure one full-speed device: a single one, or on CPU all, each for itself."""
+    return HeteroConfig([100.0] * (1 if _device(config) == "cuda" else config.world_size), "none")
+
+
+def _full_speed(config: Config) -> HeteroConfig:
+    """The profile of ranks that nothing slows: whole devices, or equal parts of the GPUs they share."""
+    gpus = gpu_count() if _device(config) == "cuda" else config.world_size
+    sharing = -(-config.world_size // max(gpus, 1))
+    throttle = config.hetero.throttle if sharing > 1 else "none"
+    return HeteroConfig([100.0 / sharing] * config.world_size, throttle)
+
+
 def _device(config: Config) -> str:
     return default_device() if config.device == "auto" else config.device
 
@@ -162,7 +177,9 @@ def _throttle(config: Config, device: str) -> str:
 def _transport(config: Config, device: str) -> str:
     name = config.transport.name
     if name == "auto":
-        return "nccl" if device == "cuda" else "gloo"
+        if device == "cpu":
+            return "gloo"
+        return "nccl" if config.world_size <= gpu_count() else "ipc"
     return name
 
 
@@ -175,12 +192,12 @@ def _check_fits(config: Config, device: str) -> None:
     if device == "cuda" and not gpus:
         raise UserError("device=cuda, but no CUDA device is visible; use device=cpu or device=auto")
     transport = _transport(config, device)
-    if transport == "nccl" and device != "cuda":
-        raise UserError(f"transport=nccl needs CUDA, but device={device}; use transport=gloo or auto")
+    if transport in ("nccl", "ipc") and device != "cuda":
+        raise UserError(f"transport={transport} needs CUDA, but device={device}; use transport=gloo or auto")
     if transport == "nccl" and config.world_size > gpus:
         raise UserError(
             f"hetero.percentages={config.hetero.percentages} asks for {config.world_size} ranks, but NCCL "
-            f"takes one rank a GPU, and {gpus} can be seen; use at most {gpus} ranks, or transport=gloo"
+            f"takes one rank a GPU, and {gpus} can be seen; use at most {gpus} ranks, or transport=ipc"
         )
     if config.kernel.name == "cudnn" and device != "cuda":
         raise UserError(f"kernel=cudnn needs CUDA, but device={device}; use kernel=sdpa or kernel=auto")

@@ -17,7 +17,7 @@ from ringexp.errors import UserError
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton")
-TRANSPORTS = ("auto", "nccl", "gloo")
+TRANSPORTS = ("auto", "nccl", "ipc", "gloo")
 TRACKER_MODES = ("offline", "online", "disabled")
 CALIBRATION_MODES = ("auto", "table", "refresh")
 

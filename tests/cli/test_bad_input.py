@@ -74,11 +74,16 @@ def test_a_port_in_use_is_named(tmp_path):
 
 def test_more_ranks_than_gpus_is_named(tmp_path, monkeypatch):
     from ringexp import app
-    from ringexp.config import Config, HeteroConfig
+    from ringexp.config import Config, HeteroConfig, TransportConfig
     from ringexp.errors import UserError
 
     monkeypatch.setattr(app, "gpu_count", lambda: 2)
-    config = Config(hetero=HeteroConfig([100.0, 50.0, 50.0]), device="cuda", output_root=str(tmp_path))
+    config = Config(
+        hetero=HeteroConfig([100.0, 50.0, 50.0]),
+        transport=TransportConfig("nccl"),
+        device="cuda",
+        output_root=str(tmp_path),
+    )
     with pytest.raises(UserError, match="asks for 3 ranks, but NCCL takes one rank a GPU"):
         app.run(config, tmp_path)
 

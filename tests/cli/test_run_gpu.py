@@ -1,4 +1,4 @@
-"""Runs on real GPUs: NCCL over two of them, and two ranks on one under each throttle."""
+"""Runs on real GPUs: NCCL over two of them, and several ranks on one under each throttle."""
 
 import json
 
@@ -32,16 +32,23 @@ def test_two_gpus_over_nccl(tmp_path, model, throttle):
 
 
 @pytest.mark.parametrize("throttle", ["mps", "green_context"])
-def test_two_ranks_share_a_gpu_over_gloo(tmp_path, throttle):
+@pytest.mark.parametrize("transport", ["ipc", "gloo"])
+def test_two_ranks_share_a_gpu(tmp_path, transport, throttle):
     results = run_on_gpu(
         tmp_path,
         "hetero.percentages=[50,25]",
         f"hetero.throttle={throttle}",
-        "transport=gloo",
+        f"transport={transport}",
         "seq_len=4096",
     )
     assert results["exact"] is True
     assert results["speeds"][1] < results["speeds"][0]
+
+
+def test_more_ranks_than_gpus_share_memory(tmp_path):
+    percentages = ",".join(["25", "20", "15", "10"] * gpu_count())
+    results = run_on_gpu(tmp_path, f"hetero.percentages=[{percentages}]", "seq_len=8193")
+    assert (results["transport"], results["exact"]) == ("ipc", True)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "cudnn", "triton"])
@@ -52,8 +59,10 @@ def test_every_kernel_is_exact_in_the_ring(tmp_path, kernel):
     assert (results["kernel"], results["exact"]) == (kernel, True)
 
 
-def test_lock_step_and_kv_shards(tmp_path):
-    if gpu_count() < 2:
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+def test_lock_step_and_kv_shards(tmp_path, transport):
+    if transport == "nccl" and gpu_count() < 2:
         pytest.skip("needs two CUDA devices")
     for overrides in (["transport.prefetch_hops=1"], ["shard=kv"]):
-        assert run_on_gpu(tmp_path, "hetero=mps_100_50", "seq_len=4097", *overrides)["exact"] is True
+        settings = ["hetero.percentages=[60,30]", f"transport={transport}", "seq_len=4097", *overrides]
+        assert run_on_gpu(tmp_path, *settings)["exact"] is True

@@ -80,6 +80,35 @@ def test_mps_grants_each_rank_its_percentage_and_leaves_no_daemon(tmp_path: Path
     assert ranks[0]["limited_ms"] < ranks[1]["limited_ms"] < ranks[2]["limited_ms"]
 
 
+PRODUCTS = """
+import sys, torch
+from ringexp.hetero.throttle import rank_throttle
+
+with rank_throttle(sys.argv[1], float(sys.argv[2]), "cuda:0") as applied:
+    shapes = ((1409, 4096, 4096), (2049, 4096, 4096), (1000, 14336, 4096), (4097, 4096, 14336))
+    for rows, columns, depth in shapes:
+        x = torch.randn(rows, depth, device="cuda", dtype=torch.bfloat16)
+        layer = torch.nn.Linear(depth, columns, device="cuda", dtype=torch.bfloat16)
+        for bias in (None, layer.bias):
+            for _ in range(3):
+                out = torch.nn.functional.linear(x, layer.weight, bias)
+                exact = x.double() @ layer.weight.double().T + (0 if bias is None else bias.double())
+                torch.testing.assert_close(out.double(), exact, rtol=0.02, atol=0.02)
+"""
+
+
+@pytest.mark.parametrize("percentage", [20, 40, 60, 66, 80])
+@pytest.mark.parametrize("throttle", ["mps", "green_context"])
+def test_products_are_right_under_every_throttle(tmp_path: Path, throttle: str, percentage: float):
+    """cuBLAS leaves tiles out at some SM counts under MPS unless it is held back."""
+    if throttle == "mps" and shutil.which(CONTROL_PROGRAM) is None:
+        pytest.skip(f"needs {CONTROL_PROGRAM}")
+    with host_throttle(throttle, [percentage], tmp_path) as (env,):
+        command = [sys.executable, "-c", PRODUCTS, throttle, str(percentage)]
+        done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_green_context_limits_the_current_stream_and_graphs_captured_on_it():
     rank = run_rank("green_context", 25, {})
     assert abs(rank["sm_count"] / rank["sm_total"] - 0.25) < 0.1

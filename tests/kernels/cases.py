@@ -55,7 +55,8 @@ class Accuracy:
     def check(self, case: Case, lse_slack: float = 0.0) -> None:
         """Assert shapes, dtypes and errors that honest float32 accumulation explains.
 
-        lse_slack is allowed on top for 16-bit inputs: PyTorch's CPU kernel takes a coarser exponential there.
+        lse_slack is for kernels that are not ours and take a coarser exponential: allowed on top for 16-bit
+        inputs; for float32 it allows twice the error.
         """
         assert self.out_shape == (case.batch, case.num_heads, case.q_len, case.head_dim)
         assert self.lse_shape == self.out_shape[:3]
@@ -64,7 +65,7 @@ class Accuracy:
         # A score is off by a few roundings of its size; that shifts lse by as much, and scales probabilities.
         float32_error = 2 * FLOAT32_EPS * (4 + self.max_score)
         if case.dtype == torch.float32:
-            assert self.lse_error <= float32_error
+            assert self.lse_error <= (2 if lse_slack else 1) * float32_error
             assert self.out_error <= float32_error * self.max_value
         else:  # the probabilities are rounded once, the output once
             assert self.lse_error <= float32_error + lse_slack

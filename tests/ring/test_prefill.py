@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ringexp.kernels.oracle import block_fp64
-from support.ring_ranks import Case, attend, attend_with_faked_streams
+from support.ring_ranks import Case, attend, attend_over_stand_ins
 
 TOKENS = {
     1: [(37,)],
@@ -74,8 +74,11 @@ def test_bfloat16_error_does_not_grow_with_ranks(pools):
 @pytest.mark.parametrize("prefetch_hops", [None, 1, 2])
 @pytest.mark.parametrize("shard", ["tokens", "kv"])
 @pytest.mark.parametrize("tokens", [(5, 40), (17, 3, 8), (19, 1, 5, 10)], ids=str)
-def test_the_nccl_transport_hands_on_the_right_shards(pools, tokens, shard, prefetch_hops):
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+def test_cuda_transports_hand_on_the_right_shards(pools, transport, tokens, shard, prefetch_hops):
+    """After a shorter prompt and twice in a row: IPC outboxes grow, and are filled anew in time."""
     case = Case(tokens, shard=shard, prefetch_hops=prefetch_hops)
-    results = pools[len(tokens)].run(attend_with_faked_streams, case)
+    cases = [Case(tuple(reversed(tokens)), num_kv_heads=1), case, case]
+    results = pools[len(tokens)].run(attend_over_stand_ins, transport, cases)
     assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6
     assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from ringexp.kernels import get_kernel
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import CpuClock
+from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.prefill import RingContext, ring_attention
-from ringexp.ring.transport import GlooTransport
+from support import stand_ins
 
 _transports: list[GlooTransport] = []
 
@@ -107,47 +108,23 @@ def ask_for_model(rank: int, arguments: dict) -> str:
     return "no error"
 
 
-class _FakeStream:
-    def wait_stream(self, other: object) -> None: ...
-
-    def wait_event(self, event: object) -> None: ...
-
-
-class _FakeEvent:
-    def __init__(self, **_: object) -> None: ...
-
-    def record(self) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, other: object) -> float:
-        return 1.0
-
-
 @torch.inference_mode()
-def attend_with_faked_streams(rank: int, case: Case) -> tuple[torch.Tensor, int]:
-    """As `attend`, with NcclTransport's hops posted on the CPU group: streams and events are stand-ins."""
-    from contextlib import nullcontext
-    from unittest.mock import patch
+def attend_over_stand_ins(rank: int, name: str, cases: list[Case]) -> tuple[torch.Tensor, int]:
+    """As `attend` for the last of the cases, over a CUDA transport with stand-ins for CUDA."""
+    from ringexp.ring.transport import make_transport
 
-    from ringexp.ring.transport import NcclTransport
-
-    stream = _FakeStream()
-    with (
-        patch("torch.cuda.Stream", lambda device: stream),
-        patch("torch.cuda.current_stream", lambda device: stream),
-        patch("torch.cuda.stream", lambda stream: nullcontext()),
-        patch("torch.cuda.Event", _FakeEvent),
-        patch("torch.Tensor.record_stream", lambda tensor, stream: None),
-    ):
-        plan = case.plan()
-        nccl = NcclTransport(torch.device("cpu"))
-        kernel = get_kernel(case.kernel, "cpu", getattr(torch, case.dtype), case.head_dim)
-        ring = RingContext(plan, rank, nccl, kernel, CpuClock(NoPacer()), case.prefetch_hops)
-        ring.clock.start()
-        mine = torch.tensor(plan.q_shards[rank].positions())
-        q, k, v = (x[:, mine] for x in case.qkv())
-        out = ring_attention(q, k, v, ring)
-        transfers = len(nccl.take_transfers())
+    with stand_ins.cuda():
+        transport = make_transport(name, torch.device("cpu"))
+        for case in cases:
+            plan = case.plan()
+            kernel = get_kernel(case.kernel, "cpu", getattr(torch, case.dtype), case.head_dim)
+            ring = RingContext(plan, rank, transport, kernel, CpuClock(NoPacer()), case.prefetch_hops)
+            ring.clock.start()
+            mine = torch.tensor(plan.q_shards[rank].positions())
+            q, k, v = (x[:, mine] for x in case.qkv())
+            out = ring_attention(q, k, v, ring)
+            transfers = len(transport.take_transfers())
+            transport.barrier()
+        transport.close()
     dist.barrier()
     return out, transfers

@@ -40,6 +40,7 @@ class AppliedThrottle:
     emulated: the rank waits instead of having less hardware.
     sm_count, sm_total: SMs granted and of the device; None on CPU, and where the total cannot be found out.
     pacer: `settle(elapsed_s)` after each stretch of CPU compute; waits only if emulated.
+    cublas_sms: how many SMs cuBLAS is held to, because it is wrong with all that were granted; else None.
     stream: the CUDA stream that is limited and current in the thread that applied the throttle; None if
         every stream is as limited as any other. See `green_context` for what it leaves unlimited.
     """
@@ -50,6 +51,7 @@ class AppliedThrottle:
     sm_count: int | None
     sm_total: int | None
     pacer: Pacer
+    cublas_sms: int | None = None
     stream: torch.cuda.Stream | None = None
 
     @property
@@ -123,15 +125,18 @@ def rank_throttle(name: str, percentage: float, device: str | torch.device) -> I
 
         with green_context(percentage, device) as grant:
             yield AppliedThrottle(
-                name, percentage, False, grant.sm_count, grant.sm_total, no_wait, grant.stream
+                name, percentage, False, grant.sm_count, grant.sm_total, no_wait, stream=grant.stream
             )
     else:
         index, visible = _visible_sms(device)
-        total = visible
+        total, cublas_sms = visible, None
         if name == "mps":
+            from ringexp.hetero.blas import mend_cublas
+
             total = sm_total(index)
             check_grant(name, percentage, visible, total, mps.SM_GRANULE)
-        yield AppliedThrottle(name, percentage, False, visible, total, no_wait)
+            cublas_sms = mend_cublas(device)
+        yield AppliedThrottle(name, percentage, False, visible, total, no_wait, cublas_sms)
 
 
 def _visible_sms(device: str | torch.device) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import prod
 from statistics import median
 
 import torch
@@ -23,7 +24,7 @@ from ringexp.ring.transport import LoopbackTransport
 from ringexp.tracking import metrics
 from ringexp.tracking.environment import environment
 from ringexp.tracking.metrics import Accuracy, RunResult
-from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts
+from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
 from ringexp.tracking.tracker import Tracker
 
 
@@ -36,6 +37,9 @@ def run_job(session: Session, job: Job) -> None:
         if tracker:
             plan = setting.plan
             tracker.planned({"tokens": plan.tokens, "kv_tokens": plan.kv_tokens, "speeds": setting.speeds})
+        if job.role == "single":
+            _remember_single(setting)
+            return
         measured = _measure(setting, job.role, tracker)
         _remember(setting, job.role, measured.latency_ms)
         if job.run_dir:
@@ -130,27 +134,34 @@ def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
     """Keep what other runs are measured against, if this job is one of those."""
     session, config = setting.session, setting.config
     store, machine = ReferenceStore(config.references_dir), session.ranks.machine
-    if role == "homogeneous":
-        single_ms = _measure_single(setting)
-        if session.rank == 0:
-            speed = setting.speeds[0]
-            figures = {"latency_ms_median": latency_ms, "single_ms": single_ms, "single_speed_tflops": speed}
-            store.put("homogeneous", homogeneous_facts(config, machine), figures)
-    if config.partitioner.name == "even" and session.rank == 0:
-        store.put("even", even_facts(config, machine), {"latency_ms_median": latency_ms})
+    if session.rank == 0:
+        measured = {"latency_ms_median": latency_ms}
+        if role == "homogeneous":
+            store.put("homogeneous", homogeneous_facts(config, machine), measured)
+        if config.partitioner.name == "even":
+            store.put("even", even_facts(config, machine), measured)
+    session.barrier()
+
+
+def _remember_single(setting: _Setting) -> None:
+    """Keep the latency of the whole workload on one full-speed device, and the speed of that device."""
+    session, config = setting.session, setting.config
+    latency_ms = _measure_single(setting)
+    if session.rank == 0:
+        figures = {"latency_ms_median": latency_ms, "speed_tflops": setting.speeds[0]}
+        facts = single_facts(config, session.ranks.machine)
+        ReferenceStore(config.references_dir).put("single", facts, figures)
     session.barrier()
 
 
 def _measure_single(setting: _Setting) -> float | None:
     """Median latency, ms, of the whole workload on one full-speed device; None if it does not fit there.
 
-    A GPU has nothing else to do meanwhile. CPU ranks are parts of one device and their speeds are measured
-    while all run, so all run the whole workload, each for itself, and rank 0's time counts.
+    On a GPU that is a set of one rank. CPU ranks are parts of one device and their speeds are measured while
+    all run, so all run the whole workload, each for itself, and rank 0's time counts.
     """
     session, config, workload = setting.session, setting.config, setting.workload
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.warmup + config.repeats)
-    if session.rank != 0 and session.device.type == "cuda":
-        return None
     plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal)
     ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock)
     local = local_inputs(setting.x, plan, 0)
@@ -174,13 +185,17 @@ def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:
     percentages = config.hetero.percentages
     checker = max(range(plan.world_size), key=lambda rank: (percentages[rank], -rank))
     shapes = session.gather(tuple(output.shape))
+    sizes = [
+        [prod(shape) * output.itemsize if rank != checker == peer else 0 for peer in range(plan.world_size)]
+        for rank, shape in enumerate(shapes)
+    ]
     accuracy: Accuracy | None = None
     if session.rank == checker:
         received = {rank: output.new_empty(shape) for rank, shape in enumerate(shapes) if rank != checker}
-        session.transport.exchange({}, received)
+        session.transport.exchange({}, received, sizes)
         accuracy = _accuracy(setting, received | {checker: output})
     else:
-        session.transport.exchange({checker: output}, {})
+        session.transport.exchange({checker: output}, {}, sizes)
     return session.gather(accuracy)[checker]
 
 
@@ -214,6 +229,7 @@ def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -
         throttle_emulated=session.throttle.emulated,
         throttle_achieved=session.gather(session.throttle.achieved),
         sm_counts=session.gather(session.throttle.sm_count),
+        cublas_sms=session.gather(session.throttle.cublas_sms),
         slowdown=metrics.slowdown(latency, references.homogeneous_ms),
         efficiency=metrics.efficiency(medians["busy_ms"], latency),
         speedup_over_even=metrics.speedup_over_even(latency, even_ms),

@@ -86,6 +86,7 @@ def _main() -> None:
             dist.PrefixStore("session", store),
             progress,
         )
+        session.warn_of_mended_cublas()
         for index, job in enumerate(ranks.jobs):
             progress.job(index)
             run_job(session, job)

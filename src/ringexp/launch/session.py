@@ -61,6 +61,12 @@ class Session:
     def barrier(self) -> None:
         dist.barrier(self.control)
 
+    def warn_of_mended_cublas(self) -> None:
+        """Say once which ranks' cuBLAS is limited, since that slows their linear layers."""
+        for rank, sms in enumerate(self.gather(self.throttle.cublas_sms)):
+            if sms is not None:
+                self.progress.warn(f"rank {rank}: cuBLAS is wrong under MPS here and was held to {sms} SMs")
+
     def hardware(self) -> str:
         """The device of this rank, as calibration rows name it."""
         if self.device.type == "cuda":
@@ -212,6 +218,7 @@ class Session:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def close(self) -> None:
+        self.transport.close()
         with suppress(Exception):
             dist.destroy_process_group()
 

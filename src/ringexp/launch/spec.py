@@ -12,7 +12,10 @@ from ringexp.config import Config, from_dict
 
 @dataclass(frozen=True)
 class Job:
-    """One config to run. role: `run` is tracked in run_dir; `even` and `homogeneous` are only remembered."""
+    """One config to run.
+
+    role: `run` is tracked in run_dir; the references `single`, `homogeneous` and `even` are only remembered.
+    """
 
     config: Config
     role: str

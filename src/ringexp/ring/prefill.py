@@ -36,11 +36,10 @@ def ring_attention(
     """
     plan, rank = ring.plan, ring.rank
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
-    kv = torch.stack((k, v))  # one message: [2, B, L, Hkv, D]
     if not plan.aligned:
-        kv = reshard(kv, ring)
+        k, v = reshard(torch.stack((k, v)), ring)
     state = OnlineSoftmax(q.shape[0], q.shape[2], q.shape[1], q.shape[3], q.device)
-    for source, arrival in ring.transport.circulate(kv, plan.kv_tokens, ring.prefetch_hops):
+    for source, arrival in ring.transport.circulate(k, v, plan.kv_tokens, ring.prefetch_hops):
         with ring.clock.waiting(source):
             keys, values = arrival().transpose(2, 3)  # [B, Hkv, L, D] each
         for block in plan.blocks(rank, source):
@@ -72,7 +71,7 @@ def reshard(kv: torch.Tensor, ring: RingContext) -> torch.Tensor:
         receives[rank] = sends.pop(rank)
     with ring.clock.waiting(rank):
         remote = {peer: buffer for peer, buffer in receives.items() if peer != rank}
-        ring.transport.exchange(sends, remote)
+        ring.transport.exchange(sends, remote, _resharded_bytes(plan, kv.nbytes // mine_q.num_tokens))
     result = kv.new_empty((*kv.shape[:2], mine_kv.num_tokens, *kv.shape[3:]))
     for peer, buffer in receives.items():
         offset = 0
@@ -80,3 +79,14 @@ def reshard(kv: torch.Tensor, ring: RingContext) -> torch.Tensor:
             result[:, :, start : start + length] = buffer[:, :, offset : offset + length]
             offset += length
     return result
+
+
+def _resharded_bytes(plan: Plan, token_bytes: int) -> list[list[int]]:
+    """What rank s sends rank r in `reshard`, in bytes: [s][r]."""
+    return [
+        [
+            0 if peer == rank else token_bytes * sum(n for _, _, n in queries.overlap(plan.kv_shards[peer]))
+            for peer in range(plan.world_size)
+        ]
+        for rank, queries in enumerate(plan.q_shards)
+    ]

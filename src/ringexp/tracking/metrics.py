@@ -110,6 +110,7 @@ class RunResult:
     throttle_emulated: bool
     throttle_achieved: list[float | None]
     sm_counts: list[int | None]
+    cublas_sms: list[int | None]
     slowdown: float | None
     efficiency: float
     speedup_over_even: float | None

@@ -1,6 +1,7 @@
 """Runs that others are measured against, measured once and remembered under outputs/references/.
 
-`homogeneous`: the same ring at full speed, split evenly, and the same workload on one device alone.
+`single`: the same workload on one full-speed device, and that device's speed.
+`homogeneous`: the same ring at full speed, split evenly.
 `even`: the same throttled ring, split evenly.
 """
 
@@ -40,24 +41,32 @@ class ReferenceStore:
 
     def collect(self, config: Config, machine: dict[str, Any]) -> References:
         """All references of a run that are remembered."""
+        single = self.get("single", single_facts(config, machine)) or {}
         homogeneous = self.get("homogeneous", homogeneous_facts(config, machine)) or {}
         even = self.get("even", even_facts(config, machine)) or {}
         return References(
             homogeneous_ms=homogeneous.get("latency_ms_median"),
             even_ms=even.get("latency_ms_median"),
-            single_ms=homogeneous.get("single_ms"),
-            single_speed_tflops=homogeneous.get("single_speed_tflops"),
+            single_ms=single.get("latency_ms_median"),
+            single_speed_tflops=single.get("speed_tflops"),
         )
 
 
-def homogeneous_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
-    """What decides the homogeneous reference: the machine and all settings but the profile's slowness."""
+def single_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
+    """What decides the one-device reference; CPU ranks share a device, so how many they are counts there."""
     return {
         "machine": machine,
         "model": asdict(config.model),
         "seq_len": config.seq_len,
-        "layout": config.layout.name,
         "kernel": config.kernel.name,
+        "sharing": config.world_size if machine["device"] == "cpu" else 1,
+    }
+
+
+def homogeneous_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
+    """What decides the homogeneous reference: the machine and all settings but the profile's slowness."""
+    return single_facts(config, machine) | {
+        "layout": config.layout.name,
         "transport": asdict(config.transport),
         "world_size": config.world_size,
         "tile": config.tile,

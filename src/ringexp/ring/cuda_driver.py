@@ -1,0 +1,107 @@
+"""The few CUDA driver calls that PyTorch does not offer: memory shared with other processes, stream flags.
+
+A flag is a 32-bit word of device memory, this process's own or a peer's. Setting one and waiting for one are
+operations of a stream like any other: the host does not wait, no SM is taken, and a CUDA graph captures them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from ringexp.errors import UserError
+
+_WAIT_EQUAL = 1  # CU_STREAM_WAIT_VALUE_EQ
+_LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
+_HANDLE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class SharedMemory:
+    """Where a tensor lies, in words that another process on this machine understands."""
+
+    handle: bytes
+    offset: int
+
+
+class _Handle(ctypes.Structure):
+    _fields_ = (("reserved", ctypes.c_byte * _HANDLE_BYTES),)
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    driver = ctypes.CDLL("libcuda.so.1")
+    pointer, word = ctypes.c_uint64, ctypes.c_uint
+    driver.cuStreamWriteValue32_v2.argtypes = (ctypes.c_void_p, pointer, ctypes.c_uint32, word)
+    driver.cuStreamWaitValue32_v2.argtypes = (ctypes.c_void_p, pointer, ctypes.c_uint32, word)
+    driver.cuMemcpyDtoDAsync_v2.argtypes = (pointer, pointer, ctypes.c_size_t, ctypes.c_void_p)
+    driver.cuMemGetAddressRange_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p, pointer)
+    driver.cuIpcGetMemHandle.argtypes = (ctypes.c_void_p, pointer)
+    driver.cuIpcOpenMemHandle_v2.argtypes = (ctypes.c_void_p, _Handle, word)
+    driver.cuIpcCloseMemHandle.argtypes = (pointer,)
+    return driver
+
+
+def _call(name: str, *arguments: object) -> None:
+    status = getattr(_driver(), name)(*arguments)
+    if status:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(status, ctypes.byref(text))
+        raise RuntimeError(f"{name}: {text.value.decode() if text.value else f'CUDA error {status}'}")
+
+
+def export(tensor: torch.Tensor) -> SharedMemory:
+    """The tensor's memory for a peer to `open_shared`; the tensor must outlive the peer's use of it.
+
+    Raises UserError if the allocator gave memory that cannot be shared.
+    """
+    base, size, handle = ctypes.c_uint64(), ctypes.c_size_t(), _Handle()
+    try:
+        _call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), tensor.data_ptr())
+        _call("cuIpcGetMemHandle", ctypes.byref(handle), base.value)
+    except RuntimeError as error:
+        raise UserError(
+            f"transport=ipc cannot share this process's GPU memory ({error}); unset "
+            "PYTORCH_CUDA_ALLOC_CONF if it asks for expandable_segments, or use another transport"
+        ) from error
+    return SharedMemory(bytes(handle), tensor.data_ptr() - base.value)
+
+
+def open_shared(memory: SharedMemory) -> tuple[int, int]:
+    """Map a peer's memory; returns the mapping, for `close_shared`, and the address of the peer's tensor.
+
+    Raises UserError where this process's GPU cannot reach the peer's.
+    """
+    base = ctypes.c_uint64()
+    try:
+        handle = _Handle.from_buffer_copy(memory.handle)
+        _call("cuIpcOpenMemHandle_v2", ctypes.byref(base), handle, _LAZY_PEER_ACCESS)
+    except RuntimeError as error:
+        raise UserError(
+            f"transport=ipc cannot reach a peer's GPU memory ({error}); all ranks have to be on one machine "
+            "whose GPUs can access each other: use transport=nccl or gloo"
+        ) from error
+    return base.value, base.value + memory.offset
+
+
+def close_shared(mapping: int) -> None:
+    """Undo `open_shared`."""
+    _call("cuIpcCloseMemHandle", mapping)
+
+
+def set_flag(stream: torch.cuda.Stream, address: int, value: int) -> None:
+    """Write a flag once all earlier work of the stream is done and visible."""
+    _call("cuStreamWriteValue32_v2", stream.cuda_stream, address, value, 0)
+
+
+def await_flag(stream: torch.cuda.Stream, address: int, value: int) -> None:
+    """Hold later work of the stream until the flag has the value."""
+    _call("cuStreamWaitValue32_v2", stream.cuda_stream, address, value, _WAIT_EQUAL)
+
+
+def copy(stream: torch.cuda.Stream, destination: int, source: int, num_bytes: int) -> None:
+    """Copy device memory, also from another GPU, where a copy engine does it."""
+    _call("cuMemcpyDtoDAsync_v2", destination, source, num_bytes, stream.cuda_stream)

@@ -1,0 +1,72 @@
+"""What the CUDA transports share: hops on a stream of their own, posted ahead of compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from ringexp.ring.transport import Arrival, shard_shape
+
+
+class ReceiveHop(Protocol):
+    def __call__(self, shards: Sequence[torch.Tensor], hop: int) -> torch.cuda.Event:
+        """Fill `shards[hop]`, on the current stream; returns an event of its own, when the transfer began."""
+        ...
+
+
+class HopStream:
+    """The transfer stream of one rank, and the times of the hops on it."""
+
+    def __init__(self, device: torch.device, rank: int, world_size: int) -> None:
+        self._device, self._rank, self._world = device, rank, world_size
+        self.stream = torch.cuda.Stream(device)
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def circulate(
+        self, kv: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None, receive: ReceiveHop
+    ) -> Iterator[tuple[int, Arrival]]:
+        """As `Transport.circulate`; kv is the rank's own shard [2, B, L, Hkv, D]."""
+        hops = self._world - 1
+        compute = torch.cuda.current_stream(self._device)
+        shards = [kv]
+        arrived: list[torch.cuda.Event] = []
+
+        def post() -> None:  # the next hop, in order on the transfer stream
+            hop = len(shards)
+            shards.append(kv.new_empty(shard_shape(kv, tokens[(self._rank - hop) % self._world])))
+            self.stream.wait_stream(compute)  # the buffer is free, and lock-step hops wait for compute
+            with torch.cuda.stream(self.stream):
+                begun = receive(shards, hop)
+                arrived.append(recorded())
+            shards[hop - 1].record_stream(self.stream)
+            shards[hop].record_stream(self.stream)
+            self._events.append((begun, arrived[-1]))
+
+        for _ in range(min(prefetch_hops or hops, hops)):
+            post()
+        yield self._rank, lambda: kv
+        for hop in range(1, hops + 1):
+
+            def arrival(hop: int = hop) -> torch.Tensor:
+                compute.wait_event(arrived[hop - 1])
+                if len(shards) <= hops:
+                    post()
+                return shards[hop]
+
+            yield (self._rank - hop) % self._world, arrival
+
+    def take_transfers(self) -> list[float]:
+        """As `Transport.take_transfers`."""
+        taken, self._events = self._events, []
+        for _, end in taken:
+            end.synchronize()
+        return [begin.elapsed_time(end) for begin, end in taken]
+
+
+def recorded() -> torch.cuda.Event:
+    """A timed event, recorded on the current stream."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

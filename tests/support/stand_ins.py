@@ -1,0 +1,100 @@
+"""What the CUDA transports use of CUDA, on the CPU: streams that are always done, memory in shared files."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from ringexp.ring.cuda_driver import SharedMemory
+
+PATIENCE_S = 60
+
+
+class _Stream:
+    def wait_stream(self, other: object) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+
+class _Event:
+    def __init__(self, **_: object) -> None: ...
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, other: object) -> float:
+        return 1.0
+
+
+class _Driver:
+    """`ringexp.ring.cuda_driver` on host memory: every operation is done when it returns."""
+
+    SharedMemory = SharedMemory
+
+    def __init__(self) -> None:
+        self._mapped: dict[int, torch.Tensor] = {}
+        self.files: list[str] = []
+
+    def export(self, tensor: torch.Tensor) -> SharedMemory:
+        file = tempfile.NamedTemporaryFile(prefix="ringexp-test-", dir="/dev/shm", delete=False)  # noqa: SIM115
+        file.truncate(tensor.nbytes)
+        self.files.append(file.name)
+        shared = self._map(file.name, tensor.nbytes).copy_(tensor)
+        tensor.set_(shared)
+        return SharedMemory(f"{file.name}:{tensor.nbytes}".encode(), 0)
+
+    @staticmethod
+    def _map(path: str, num_bytes: int) -> torch.Tensor:
+        return torch.from_file(path, shared=True, size=num_bytes, dtype=torch.uint8)
+
+    def open_shared(self, memory: SharedMemory) -> tuple[int, int]:
+        path, _, num_bytes = memory.handle.decode().rpartition(":")
+        tensor = self._map(path, int(num_bytes))
+        self._mapped[tensor.data_ptr()] = tensor
+        return tensor.data_ptr(), tensor.data_ptr()
+
+    def close_shared(self, mapping: int) -> None:
+        del self._mapped[mapping]
+
+    @staticmethod
+    def set_flag(stream: object, address: int, value: int) -> None:
+        ctypes.c_uint32.from_address(address).value = value
+
+    @staticmethod
+    def await_flag(stream: object, address: int, value: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while ctypes.c_uint32.from_address(address).value != value:
+            assert time.monotonic() < deadline, "a flag was never set"
+            time.sleep(0)
+
+    @staticmethod
+    def copy(stream: object, destination: int, source: int, num_bytes: int) -> None:
+        ctypes.memmove(destination, source, num_bytes)
+
+
+@contextmanager
+def cuda() -> Iterator[None]:
+    """Let NcclTransport and IpcTransport run on CPU tensors and the CPU group."""
+    stream, driver = _Stream(), _Driver()
+    with ExitStack() as stack:
+        for target, stand_in in {
+            "torch.cuda.Stream": lambda device: stream,
+            "torch.cuda.current_stream": lambda device: stream,
+            "torch.cuda.stream": lambda stream: nullcontext(),
+            "torch.cuda.synchronize": lambda device: None,
+            "torch.cuda.Event": _Event,
+            "torch.Tensor.record_stream": lambda tensor, stream: None,
+            "ringexp.ring.ipc.driver": driver,
+        }.items():
+            stack.enter_context(patch(target, stand_in))
+        yield
+    for file in driver.files:
+        Path(file).unlink()
