@@ -27,9 +27,9 @@ from ringexp.cli import CONF_DIR
 from ringexp.report.console import Console, number
 from ringexp.tracking.files import write_atomically
 
-LAYOUTS = ("contiguous", "zigzag")
-PARTITIONERS = ("even", "uneven", "lut", "formula")
-FIGURES = ("latency_ms_median", "latency_ms_spread", "speedup_over_contiguous_even", "capacity_efficiency")
+BASELINE = ("contiguous", "even")
+FIGURES = ("latency_ms_median", "latency_ms_spread", "latency_ms_back_to_back")
+FIGURES += ("speedup_over_contiguous_even", "capacity_efficiency", "capacity_efficiency_back_to_back")
 FIGURES += ("slowdown", "efficiency", "tflops", "error_max_abs", "error_single_max_abs", "exact")
 
 
@@ -40,6 +40,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="attention_mha_4096")
     parser.add_argument("--profiles", default="100_50,100_10", help="percentages of the ranks")
     parser.add_argument("--lengths", default="16384,65536")
+    parser.add_argument("--layouts", default="contiguous,zigzag")
+    parser.add_argument("--partitioners", default="even,uneven,lut,formula")
     parser.add_argument("overrides", nargs="*", help="further settings, such as repeats=20")
     return parser.parse_args()
 
@@ -48,7 +50,9 @@ def configs(arguments: argparse.Namespace) -> list[settings.Config]:
     """Every combination, in the order of the table."""
     settings.register()
     found = []
-    axes = (arguments.profiles.split(","), arguments.lengths.split(","), LAYOUTS, PARTITIONERS)
+    axes = [
+        getattr(arguments, name).split(",") for name in ("profiles", "lengths", "layouts", "partitioners")
+    ]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         for profile, length, layout, partitioner in product(*axes):
             overrides = [
@@ -64,16 +68,18 @@ def configs(arguments: argparse.Namespace) -> list[settings.Config]:
     return found
 
 
-def with_contiguous_even(runs: list[dict[str, Any]]) -> None:
-    """Add each run's speedup over contiguous even at its own profile and length."""
+def with_ratios(runs: list[dict[str, Any]]) -> None:
+    """Add each run's speedup over contiguous even at its profile and length, and its efficiency in a row."""
     base = {
         (run["profile"], run["seq_len"]): run["latency_ms_median"]
         for run in runs
-        if (run["layout"], run["partitioner"]) == ("contiguous", "even")
+        if (run["layout"], run["partitioner"]) == BASELINE
     }
     for run in runs:
-        reference = base[run["profile"], run["seq_len"]]
-        run["speedup_over_contiguous_even"] = reference / run["latency_ms_median"]
+        latency, in_a_row = run["latency_ms_median"], run["latency_ms_back_to_back"]
+        reference, efficiency = base.get((run["profile"], run["seq_len"])), run["capacity_efficiency"]
+        run["speedup_over_contiguous_even"] = reference / latency if reference else None
+        run["capacity_efficiency_back_to_back"] = efficiency * latency / in_a_row if efficiency else None
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
@@ -93,11 +99,12 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         f"- versions: Python {environment['python']}, {versions}",
         f"- command: `{shlex.join(['python', *sys.argv])}`",
         f"- kernel {runs[0]['kernel']}, transport {runs[0]['transport']}; medians of "
-        f"{len(runs[0]['latency_ms_iterations'])} iterations, each from a barrier",
+        f"{len(runs[0]['latency_ms_iterations'])} iterations, each from a barrier, and as many in a row",
         "",
-        "| profile | tokens | layout | partitioner | tokens a rank | latency ms | over contiguous even "
-        "| capacity efficiency | slowdown | max error (one process) | exact |",
-        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
+        "| profile | tokens | layout | partitioner | tokens a rank | latency ms | back to back ms "
+        "| over contiguous even | capacity efficiency | back to back | slowdown "
+        "| max error (one process) | exact |",
+        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for run in runs:
         cells = [
@@ -107,8 +114,10 @@ def markdown(runs: list[dict[str, Any]]) -> str:
             run["partitioner"],
             " / ".join(map(str, run["tokens"])),
             f"{run['latency_ms_median']:.2f}",
-            f"{run['speedup_over_contiguous_even']:.2f}x",
+            f"{run['latency_ms_back_to_back']:.2f}",
+            number(run["speedup_over_contiguous_even"], "{:.2f}x"),
             number(run["capacity_efficiency"]),
+            number(run["capacity_efficiency_back_to_back"]),
             number(run["slowdown"], "{:.2f}x"),
             f"{number(run['error_max_abs'], '{:.1e}')} ({number(run['error_single_max_abs'], '{:.1e}')})",
             {True: "yes", False: "NO", None: "-"}[run["exact"]],
@@ -124,23 +133,26 @@ def figure(runs: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    layouts, partitioners = (
+        list(dict.fromkeys(run[key] for run in runs)) for key in ("layout", "partitioner")
+    )
     panels = list(dict.fromkeys((run["profile"], run["seq_len"]) for run in runs))
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     plot, axes = pyplot.subplots(rows, columns, figsize=(6 * columns, 3.2 * rows), squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=False):
-        for offset, layout in enumerate(LAYOUTS):
+        for offset, layout in enumerate(layouts):
             heights = [
                 run["speedup_over_contiguous_even"]
-                for partitioner in PARTITIONERS
+                for partitioner in partitioners
                 for run in runs
                 if (run["profile"], run["seq_len"]) == panel
                 and (run["layout"], run["partitioner"]) == (layout, partitioner)
             ]
-            places = [index + 0.4 * offset - 0.2 for index in range(len(PARTITIONERS))]
+            places = [index + 0.4 * offset - 0.2 for index in range(len(partitioners))]
             bars = axis.bar(places, heights, width=0.38, label=layout, color=("#8fa8c8", "#1f4e8c")[offset])
             axis.bar_label(bars, fmt="%.2f", fontsize=8)
-        axis.set_xticks(range(len(PARTITIONERS)), PARTITIONERS)
+        axis.set_xticks(range(len(partitioners)), partitioners)
         axis.set_title(f"ranks at {panel[0]} %, {panel[1]} tokens", fontsize=10)
         axis.set_ylabel("speedup over contiguous even")
         axis.margins(y=0.15)
@@ -169,7 +181,7 @@ def main() -> None:
         }
         for config, found in zip(wanted, outcomes, strict=True)
     ]
-    with_contiguous_even(runs)
+    with_ratios(runs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text)
@@ -179,7 +191,8 @@ def main() -> None:
         writer.writerow([run[name] for name in (*identity, *FIGURES)])
     write_atomically(arguments.out / "runs.csv", text.getvalue())
     write_atomically(arguments.out / "table.md", markdown(runs))
-    figure(runs, arguments.out / "speedup.png")
+    if all(run["speedup_over_contiguous_even"] for run in runs):
+        figure(runs, arguments.out / "speedup.png")
     print(markdown(runs))
 
 

@@ -199,6 +199,11 @@ def _check_fits(config: Config, device: str) -> None:
             f"hetero.percentages={config.hetero.percentages} asks for {config.world_size} ranks, but NCCL "
             f"takes one rank a GPU, and {gpus} can be seen; use at most {gpus} ranks, or transport=ipc"
         )
+    if config.cuda_graph and transport not in ("nccl", "ipc"):
+        raise UserError(
+            f"cuda_graph=true needs CUDA with transport=nccl or ipc, but device={device} and "
+            f"transport={transport}; use cuda_graph=null"
+        )
     if config.kernel.name == "cudnn" and device != "cuda":
         raise UserError(f"kernel=cudnn needs CUDA, but device={device}; use kernel=sdpa or kernel=auto")
 

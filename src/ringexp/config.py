@@ -126,6 +126,7 @@ class Config:
     tile: int | None = None  # tokens are handed out in whole tiles; null: 128 on CUDA, 16 on CPU
     device: str = "auto"
     seed: int = 0
+    cuda_graph: bool | None = None  # replay each iteration as one CUDA graph; null: for attention models
     warmup: int = 2
     repeats: int = 10
     check: bool = True  # compare the output with a single-process reference

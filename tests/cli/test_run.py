@@ -16,6 +16,7 @@ from support.command import QUICK, ranks_alive, ringexp, run_dirs
 PROMISED = [
     "latency_ms_median",
     "latency_ms_iterations",
+    "latency_ms_back_to_back",
     "tokens",
     "shares",
     "speeds",

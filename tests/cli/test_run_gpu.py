@@ -45,6 +45,16 @@ def test_two_ranks_share_a_gpu(tmp_path, transport, throttle):
     assert results["speeds"][1] < results["speeds"][0]
 
 
+@pytest.mark.parametrize("graph", ["true", "false"])
+def test_graphs_and_kernels_one_by_one_give_the_same_results(tmp_path, graph):
+    results = run_on_gpu(
+        tmp_path, "hetero.percentages=[60,30]", "transport=ipc", f"cuda_graph={graph}", "seq_len=3001"
+    )
+    assert results["exact"] is True
+    assert min(results["busy_ms"]) > 0
+    assert min(results["comm_ms"]) > 0
+
+
 def test_more_ranks_than_gpus_share_memory(tmp_path):
     percentages = ",".join(["25", "20", "15", "10"] * gpu_count())
     results = run_on_gpu(tmp_path, f"hetero.percentages=[{percentages}]", "seq_len=8193")

@@ -70,7 +70,9 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
     out = ring_attention(q, k, v, ring)
     clock.stop()
     dist.barrier()
-    return out, len(clock.read().hops), len(transport().take_transfers())
+    transfers = [transfer() for transfer in transport().take_transfers()]
+    assert all(transfer >= 0 for transfer in transfers)
+    return out, len(clock.read().hops), len(transfers)
 
 
 def fms_logits(

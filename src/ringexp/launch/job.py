@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
 from statistics import median
@@ -80,6 +79,7 @@ class _Measured:
     """Timings of all ranks, an entry an iteration; peak memory a rank; this rank's latest output."""
 
     iterations: list[list[IterationTiming]]
+    back_to_back_ms: float
     peak_memory_bytes: list[int]
     output: torch.Tensor
 
@@ -93,14 +93,14 @@ class _Measured:
 
 
 def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured:
-    """Warm-up, then timed iterations, each from a common start; each is logged as it ends."""
+    """Warm-up, then timed iterations, each from a common start and logged as it ends; then all in a row."""
     session, config = setting.session, setting.config
     ring = RingContext(
         setting.plan,
         session.rank,
         session.transport,
         setting.kernel,
-        session.clock,
+        session.clock(),
         config.transport.prefetch_hops,
     )
     local = local_inputs(setting.x, setting.plan, session.rank)
@@ -110,24 +110,21 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
     session.reset_peak_memory()
     iterations: list[list[IterationTiming]] = []
     output = torch.empty(0)
+    iteration = session.iteration(config, lambda: setting.workload.forward(local, ring), ring)
     for index in range(-config.warmup, config.repeats):
         session.barrier()
         session.transport.barrier()
-        output, timing = _timed(session, lambda: setting.workload.forward(local, ring))
-        ranks = session.gather(timing.with_transfers(session.transport.take_transfers(), session.rank))
+        output, timing = iteration.run()
+        ranks = session.gather(timing)
         if index >= 0:
             iterations.append(ranks)
             if tracker:
                 tracker.iteration(index, ranks)
         session.progress.advance()
-    return _Measured(iterations, session.gather(session.peak_memory_bytes()), output)
-
-
-def _timed(session: Session, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, IterationTiming]:
-    session.clock.start()
-    output = work()
-    session.clock.stop()
-    return output, session.clock.read()
+    session.barrier()
+    session.transport.barrier()
+    back_to_back_ms = max(session.gather(iteration.back_to_back_ms(config.repeats)))
+    return _Measured(iterations, back_to_back_ms, session.gather(session.peak_memory_bytes()), output)
 
 
 def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
@@ -163,12 +160,13 @@ def _measure_single(setting: _Setting) -> float | None:
     session, config, workload = setting.session, setting.config, setting.workload
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.warmup + config.repeats)
     plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal)
-    ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock)
+    ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock())
     local = local_inputs(setting.x, plan, 0)
     times = []
     try:
+        iteration = session.iteration(config, lambda: workload.forward(local, ring), ring)
         for _ in range(config.warmup + config.repeats):
-            times.append(_timed(session, lambda: workload.forward(local, ring))[1].latency_ms)
+            times.append(iteration.run()[1].latency_ms)
             session.progress.advance()
     except torch.OutOfMemoryError:
         session.progress.warn(f"{config.seq_len} tokens do not fit one device: no capacity efficiency")
@@ -221,6 +219,7 @@ def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -
         latency_ms_median=latency,
         latency_ms_spread=metrics.spread_ms(measured.latencies_ms),
         latency_ms_iterations=measured.latencies_ms,
+        latency_ms_back_to_back=measured.back_to_back_ms,
         tokens=plan.tokens,
         kv_tokens=plan.kv_tokens,
         shares=plan.shares,

@@ -22,7 +22,8 @@ from ringexp.launch.spec import RankSet
 from ringexp.machine import cpu_name
 from ringexp.models.workload import Workload, local_inputs, make_workload
 from ringexp.planning import apportion, make_plan
-from ringexp.ring.clock import make_clock
+from ringexp.ring.clock import Clock, make_clock
+from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import LoopbackTransport, Transport
 
@@ -46,7 +47,6 @@ class Session:
         self._workload: tuple[Any, Workload] | None = None
         self._measurements = 0
         self._expected: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None
-        self.clock = make_clock(self.device, self.throttle.pacer)
 
     @property
     def world_size(self) -> int:
@@ -72,6 +72,18 @@ class Session:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{cpu_name()} x{torch.get_num_threads()}"
+
+    def clock(self) -> Clock:
+        """A clock for one iteration."""
+        return make_clock(self.device, self.throttle.pacer)
+
+    def iteration(self, config: Config, work: Callable[[], torch.Tensor], ring: RingContext) -> Iteration:
+        """`work` as it is run and measured: as a CUDA graph if the config says so."""
+        iteration = Iteration(work, ring)
+        wanted = config.model.kind == "attention" if config.cuda_graph is None else config.cuda_graph
+        if wanted and self.device.type == "cuda" and ring.transport.capturable:
+            iteration.capture()
+        return iteration
 
     def workload(self, config: Config) -> Workload:
         """The workload of a config; kept, since making it anew costs seconds for a large model."""
@@ -140,17 +152,15 @@ class Session:
         and merges in the run's own proportions, and nothing is transferred.
         """
         plan = make_plan(length, apportion([1, 1], length, length // 2), causal=workload.causal)
-        ring = RingContext(plan, 0, LoopbackTransport(), kernel, self.clock)
-        piece = workload.unit(local_inputs(workload.inputs(length, config.seed), plan, 0), ring)
+        ring = RingContext(plan, 0, LoopbackTransport(), kernel, self.clock())
+        local = local_inputs(workload.inputs(length, config.seed), plan, 0)
+        piece = self.iteration(config, workload.unit(local, ring), ring)
         self._measurements += 1
         counter = f"calibrated/{self._measurements}"
         finished = False
 
         def timed() -> float:
-            self.clock.start()
-            piece()
-            self.clock.stop()
-            return self.clock.read().busy_ms
+            return piece.run()[1].busy_ms
 
         def finish_together() -> bool:
             nonlocal finished

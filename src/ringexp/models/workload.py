@@ -59,7 +59,7 @@ class Workload(Protocol):
         """This rank's output; what it means is the workload's own."""
         ...
 
-    def unit(self, local: LocalInputs, ring: RingContext) -> Callable[[], object]:
+    def unit(self, local: LocalInputs, ring: RingContext) -> Callable[[], torch.Tensor]:
         """The repeating piece of `forward` that a speed measurement runs."""
         ...
 
@@ -126,7 +126,7 @@ class AttentionWorkload:
     def forward(self, local: LocalInputs, ring: RingContext) -> torch.Tensor:
         return self._module(local.x, position_ids=local.positions, attn_name=ATTN_NAME, ring=ring)
 
-    def unit(self, local: LocalInputs, ring: RingContext) -> Callable[[], object]:
+    def unit(self, local: LocalInputs, ring: RingContext) -> Callable[[], torch.Tensor]:
         return lambda: self.forward(local, ring)
 
     def reference(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -208,7 +208,7 @@ class FmsWorkload:
             local.x, position_ids=local.positions, last_n_tokens=1, attn_name=ATTN_NAME, ring=ring
         )
 
-    def unit(self, local: LocalInputs, ring: RingContext) -> Callable[[], object]:
+    def unit(self, local: LocalInputs, ring: RingContext) -> Callable[[], torch.Tensor]:
         hidden = self._model.get_submodule("base_model.embedding")(local.x)
         layer = self._layers[0]
         return lambda: layer(hidden, position_ids=local.positions, attn_name=ATTN_NAME, ring=ring)

@@ -146,12 +146,12 @@ def number(value: float | None, pattern: str = "{:.3f}") -> str:
 
 
 def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
-    iterations = len(r["latency_ms_iterations"])
+    iterations, in_a_row = len(r["latency_ms_iterations"]), r["latency_ms_back_to_back"]
     rows = [
         (
             "latency",
             f"{r['latency_ms_median']:.2f} ms",
-            f"median of {iterations}, IQR {r['latency_ms_spread']:.2f}",
+            f"median of {iterations}, IQR {r['latency_ms_spread']:.2f}; {in_a_row:.2f} ms back to back",
         ),
         ("speedup over even", number(r["speedup_over_even"], "{:.2f}x"), "same ranks and layout, even split"),
         ("capacity efficiency", number(r["capacity_efficiency"]), "1.0: nothing of the ranks' speed is lost"),

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import torch
 
+from ringexp.ring.stream import recorded
 from ringexp.ring.timing import HopTiming, IterationTiming
 
 
@@ -78,27 +79,24 @@ class CpuClock:
 
 
 class CudaClock:
-    """CUDA events on the current stream; `read` synchronises with the last one."""
+    """CUDA events on the current stream; `read` synchronises with the last one.
+
+    Started and stopped while a graph is captured, it reads the graph's latest replay, which has to be over.
+    """
 
     def start(self) -> None:
         self._sources: list[int] = []
-        self._events = [self._record()]
-
-    @staticmethod
-    def _record() -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        self._events = [recorded()]
 
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
-        self._events.append(self._record())
+        self._events.append(recorded())
         yield
-        self._events.append(self._record())
+        self._events.append(recorded())
         self._sources.append(source)
 
     def stop(self) -> None:
-        self._events.append(self._record())
+        self._events.append(recorded())
 
     def read(self) -> IterationTiming:
         self._events[-1].synchronize()

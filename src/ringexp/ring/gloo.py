@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from ringexp.ring.transport import Arrival, resolved, shard_shape
+from ringexp.ring.transport import Arrival, Transfer, resolved, shard_shape
 
 
 class GlooTransport:
@@ -20,12 +21,13 @@ class GlooTransport:
     """
 
     name = "gloo"
+    capturable = False
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
         self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
         self._forwarder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring-forwarder")
-        self._transfers: list[float] = []
+        self._transfers: list[Transfer] = []
 
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
@@ -62,7 +64,7 @@ class GlooTransport:
                 began = time.perf_counter()
                 incoming = shard.new_empty(shard_shape(shard, tokens[(self._rank - hop - 1) % self._world]))
                 self._swap({after: shard}, {before: incoming})
-                self._transfers.append((time.perf_counter() - began) * 1e3)
+                self._transfers.append(partial(float, (time.perf_counter() - began) * 1e3))
                 arrivals[hop].set_result(incoming)
                 shard = incoming
         except BaseException as error:  # whoever waits for a shard gets the reason
@@ -91,7 +93,7 @@ class GlooTransport:
         for peer, tensor in receives.items():
             tensor.copy_(staged[peer])
 
-    def take_transfers(self) -> list[float]:
+    def take_transfers(self) -> list[Transfer]:
         taken, self._transfers = self._transfers, []
         return taken
 

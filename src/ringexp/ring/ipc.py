@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from ringexp.ring import cuda_driver as driver
 from ringexp.ring.stream import HopStream, recorded
-from ringexp.ring.transport import Arrival
+from ringexp.ring.transport import Arrival, Transfer
 
 _FLAG_BYTES = 4
 _ALIGNMENT = 512
@@ -30,6 +30,7 @@ class IpcTransport:
     """
 
     name = "ipc"
+    capturable = True
 
     def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
@@ -100,7 +101,7 @@ class IpcTransport:
         for peer in self._peers:
             self._take(peer, receives.get(peer), starts[peer][self._rank])
 
-    def take_transfers(self) -> list[float]:
+    def take_transfers(self) -> list[Transfer]:
         return self._hops.take_transfers()
 
     def barrier(self) -> None:

@@ -8,13 +8,14 @@ import torch
 import torch.distributed as dist
 
 from ringexp.ring.stream import HopStream, recorded
-from ringexp.ring.transport import Arrival, resolved
+from ringexp.ring.transport import Arrival, Transfer, resolved
 
 
 class NcclTransport:
     """NCCL send/receive to the ring's neighbours, posted before compute on a stream of its own."""
 
     name = "nccl"
+    capturable = True
 
     def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
@@ -51,7 +52,7 @@ class NcclTransport:
     ) -> None:
         self._swap({peer: tensor.contiguous() for peer, tensor in sends.items()}, receives)
 
-    def take_transfers(self) -> list[float]:
+    def take_transfers(self) -> list[Transfer]:
         return self._hops.take_transfers()
 
     def barrier(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 
-from ringexp.ring.transport import Arrival, shard_shape
+from ringexp.ring.transport import Arrival, Transfer, shard_shape
 
 
 class ReceiveHop(Protocol):
@@ -22,7 +23,7 @@ class HopStream:
     def __init__(self, device: torch.device, rank: int, world_size: int) -> None:
         self._device, self._rank, self._world = device, rank, world_size
         self.stream = torch.cuda.Stream(device)
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._transfers: list[Transfer] = []
 
     def circulate(
         self, kv: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None, receive: ReceiveHop
@@ -39,10 +40,12 @@ class HopStream:
             self.stream.wait_stream(compute)  # the buffer is free, and lock-step hops wait for compute
             with torch.cuda.stream(self.stream):
                 begun = receive(shards, hop)
-                arrived.append(recorded())
+                ended = recorded()
+                arrived.append(torch.cuda.Event())
+                arrived[-1].record()
             shards[hop - 1].record_stream(self.stream)
             shards[hop].record_stream(self.stream)
-            self._events.append((begun, arrived[-1]))
+            self._transfers.append(partial(begun.elapsed_time, ended))
 
         for _ in range(min(prefetch_hops or hops, hops)):
             post()
@@ -57,16 +60,14 @@ class HopStream:
 
             yield (self._rank - hop) % self._world, arrival
 
-    def take_transfers(self) -> list[float]:
+    def take_transfers(self) -> list[Transfer]:
         """As `Transport.take_transfers`."""
-        taken, self._events = self._events, []
-        for _, end in taken:
-            end.synchronize()
-        return [begin.elapsed_time(end) for begin, end in taken]
+        taken, self._transfers = self._transfers, []
+        return taken
 
 
 def recorded() -> torch.cuda.Event:
-    """A timed event, recorded on the current stream."""
-    event = torch.cuda.Event(enable_timing=True)
+    """A timed event, recorded on the current stream; in a graph at every replay."""
+    event = torch.cuda.Event(enable_timing=True, external=True)
     event.record()
     return event

@@ -13,10 +13,13 @@ import torch
 import torch.distributed as dist
 
 Arrival = Callable[[], torch.Tensor]
+Transfer = Callable[[], float]
+"""How long a hop was in flight, in milliseconds; to be asked when it has arrived."""
 
 
 class Transport(Protocol):
     name: str
+    capturable: bool  # in a CUDA graph
 
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
@@ -36,8 +39,8 @@ class Transport(Protocol):
         """
         ...
 
-    def take_transfers(self) -> list[float]:
-        """Time in flight of each hop since the last call, in milliseconds; every hop must have arrived."""
+    def take_transfers(self) -> list[Transfer]:
+        """The hops since the last call, in order. Those of a graph's capture are about its latest replay."""
         ...
 
     def barrier(self) -> None:
@@ -65,6 +68,7 @@ class LoopbackTransport:
     """A ring of one process: every shard that would arrive is the rank's own. For measuring compute alone."""
 
     name = "loopback"
+    capturable = True
 
     def __init__(self, rank: int = 0) -> None:
         self._rank = rank
@@ -84,7 +88,7 @@ class LoopbackTransport:
     ) -> None:
         raise AssertionError("a ring of one has no peers")
 
-    def take_transfers(self) -> list[float]:
+    def take_transfers(self) -> list[Transfer]:
         return []
 
     def barrier(self) -> None: ...

@@ -59,6 +59,7 @@ def single_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
         "model": asdict(config.model),
         "seq_len": config.seq_len,
         "kernel": config.kernel.name,
+        "cuda_graph": config.cuda_graph,
         "sharing": config.world_size if machine["device"] == "cpu" else 1,
     }
 

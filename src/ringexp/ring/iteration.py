@@ -1,0 +1,83 @@
+"""One iteration of a rank's work, run again and again: eagerly, or as one CUDA graph.
+
+    iteration = Iteration(lambda: workload.forward(local, ring), ring)
+    iteration.capture()                      # optional: from here on the graph is replayed
+    output, timing = iteration.run()
+
+A graph removes the host from between the kernels, which is most of the time of a short prompt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from ringexp.ring.prefill import RingContext
+from ringexp.ring.stream import recorded
+from ringexp.ring.timing import IterationTiming
+
+
+class Iteration:
+    """`work` is what `ring` takes part in; all ranks call `capture` and `run` in step."""
+
+    def __init__(self, work: Callable[[], torch.Tensor], ring: RingContext) -> None:
+        self._work, self._ring = work, ring
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._captured: tuple[torch.Tensor, list[Callable[[], float]]] | None = None
+
+    def run(self) -> tuple[torch.Tensor, IterationTiming]:
+        """The output, which the next run may overwrite, and what the clock and the transport saw."""
+        if self._graph is None or self._captured is None:
+            output, transfers = self._perform()
+        else:
+            self._graph.replay()
+            torch.cuda.current_stream().synchronize()
+            output, transfers = self._captured
+        timing = self._ring.clock.read()
+        return output, timing.with_transfers([transfer() for transfer in transfers], self._ring.rank)
+
+    def capture(self) -> None:
+        """Replay a CUDA graph in later runs. The work is done twice here: once to warm up, once to try."""
+        self.run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # A green context's stream is current where it limits this rank, and only on it is a graph limited.
+        current = torch.cuda.current_stream()
+        stream = current if current != torch.cuda.default_stream() else torch.cuda.Stream()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            self._captured = self._perform()
+        self._graph = graph
+        self.run()
+
+    def back_to_back_ms(self, count: int) -> float:
+        """Time of one of `count` runs that nothing separates, as the layers of a model follow each other."""
+        stop = _stopwatch()
+        for _ in range(count):
+            if self._graph is None:
+                self._perform()
+            else:
+                self._graph.replay()
+        return stop() / count
+
+    def _perform(self) -> tuple[torch.Tensor, list[Callable[[], float]]]:
+        self._ring.clock.start()
+        output = self._work()
+        self._ring.clock.stop()
+        return output, self._ring.transport.take_transfers()
+
+
+def _stopwatch() -> Callable[[], float]:
+    """Starts timing; the call that stops it returns milliseconds, after waiting for the current stream."""
+    began = time.perf_counter()
+    begun = recorded() if torch.cuda.is_initialized() else None
+
+    def stop() -> float:
+        if begun is None:
+            return (time.perf_counter() - began) * 1e3
+        ended = recorded()
+        ended.synchronize()
+        return begun.elapsed_time(ended)
+
+    return stop
