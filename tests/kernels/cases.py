@@ -157,3 +157,28 @@ def is_blhd_contiguous(kernel_name: str, case: Case) -> bool:
 def _distance(a: Tensor, b: Tensor) -> float:
     error = (a.double() - b.double()).abs().max().item()
     return error if error == error else float("inf")
+
+
+def merge_difference(dtype: torch.dtype, start: int, stop: int, in_place: bool) -> float:
+    """Largest difference of the Triton merge from PyTorch's own, in roundings of the result's dtype."""
+    from ringexp.kernels.merge import _merge_rows
+    from ringexp.kernels.triton_merge import merge_rows
+
+    generator = torch.Generator().manual_seed(1)
+
+    def part(length: int, part_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        out = torch.randn(2, length, 3, 40, generator=generator).to(part_dtype)
+        return out, torch.randn(2, 3, length, generator=generator)
+
+    old, new = part(53, torch.float32 if in_place else dtype), part(stop - start, dtype)
+    results = []
+    for merge in (merge_rows, _merge_rows):
+        mine = (old[0].clone(), old[1].clone())
+        merged = (
+            mine if in_place else (torch.full((2, 53, 3, 40), float("nan"), dtype=dtype), mine[1].clone())
+        )
+        merge(mine, new, start, stop, merged)
+        results.append((merged[0].float(), merged[1]))
+    (out, lse), (expected_out, expected_lse) = results
+    out_error = ((out - expected_out).abs() / torch.finfo(merged[0].dtype).eps).max()
+    return max(out_error.item(), ((lse - expected_lse).abs() / FLOAT32_EPS).max().item())

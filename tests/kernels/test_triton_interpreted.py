@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.cases import Case, is_blhd_contiguous, measure, shape_cases
+from kernels.cases import Case, is_blhd_contiguous, measure, merge_difference, shape_cases
 
 CASES = [
     *shape_cases(),
@@ -24,3 +24,10 @@ def test_matches_the_oracle(in_interpreter, case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_output_lies_in_memory_as_blhd(in_interpreter, dtype):
     assert in_interpreter(is_blhd_contiguous, "triton", Case(33, 33, True, dtype))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(("start", "stop"), [(0, 53), (17, 53), (5, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_fused_merge_is_the_plain_one(in_interpreter, dtype, start, stop, in_place):
+    assert in_interpreter(merge_difference, dtype, start, stop, in_place) <= 8

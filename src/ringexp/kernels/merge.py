@@ -21,15 +21,25 @@ class OnlineSoftmax:
     """The running result for one span of queries, in any order of blocks.
 
     The accumulator is float32, [B, L, H, D] contiguous. A first block that covers all rows is adopted as it
-    is: no zeros are written, and if it stays alone, `output` returns it unrounded. Tensors given to `merge`
-    are never written to. No method waits for the device.
+    is: no zeros are written, and if it stays alone, `output` returns it unrounded. The last of `num_blocks`
+    merges, if that is told, goes straight to `dtype`. Tensors given to `merge` are never written to. No
+    method waits for the device.
     """
 
     def __init__(
-        self, batch: int, num_heads: int, q_len: int, head_dim: int, device: torch.device | str
+        self,
+        batch: int,
+        num_heads: int,
+        q_len: int,
+        head_dim: int,
+        device: torch.device | str,
+        *,
+        num_blocks: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._shape = (batch, q_len, num_heads, head_dim)
         self._device = torch.device(device)
+        self._blocks_left, self._dtype = num_blocks, dtype
         self._out: Tensor | None = None  # [B, L, H, D]
         self._lse: Tensor | None = None  # [B, H, L] float32
         self._adopted = False  # the tensors above are the caller's: read only, any dtype
@@ -48,15 +58,23 @@ class OnlineSoftmax:
         assert out.shape == (batch, num_heads, stop - start, head_dim), (rows, out.shape)
         assert lse.shape == out.shape[:3], (lse.shape, out.shape)
         assert lse.dtype == torch.float32, lse.dtype
+        assert self._blocks_left is None or self._blocks_left > 0, "more blocks than were told"
+        if self._blocks_left is not None:
+            self._blocks_left -= 1
         new_out = out.transpose(1, 2)
         if self._out is None and stop - start == q_len:
             self._out, self._lse, self._adopted = new_out, lse, True
             return
-        acc_out, acc_lse = self._own()
-        row_out, row_lse = acc_out[:, start:stop], acc_lse[:, :, start:stop]
-        weight = torch.sigmoid(lse - row_lse).transpose(1, 2).unsqueeze(3)
-        row_out.lerp_(new_out.float(), weight)
-        torch.logaddexp(row_lse, lse, out=row_lse)
+        old = self._old()
+        merged = self._target(old)
+        if self._device.type == "cuda":
+            from ringexp.kernels.triton_merge import merge_rows
+
+            merge_rows(old, (new_out, lse), start, stop, merged)
+        else:
+            _merge_rows(old, (new_out, lse), start, stop, merged)
+        self._out, self._lse = merged
+        self._adopted = False
 
     def output(self, dtype: torch.dtype) -> Tensor:
         """The merged result, [B, L, H, D] contiguous in dtype; rows never merged are 0.
@@ -72,14 +90,38 @@ class OnlineSoftmax:
         assert self._lse is not None, "nothing was merged"
         return self._lse
 
-    def _own(self) -> tuple[Tensor, Tensor]:
-        """The accumulator as tensors of our own, written to in place from here on."""
+    def _old(self) -> tuple[Tensor, Tensor]:
+        """What was merged so far; nothing is out 0 and lse -inf."""
         if self._out is None or self._lse is None:
             batch, q_len, num_heads, _ = self._shape
             self._out = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
             self._lse = torch.full((batch, num_heads, q_len), float("-inf"), device=self._device)
-        elif self._adopted:
-            self._out = self._out.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-            self._lse = self._lse.clone(memory_format=torch.contiguous_format)
-            self._adopted = False
         return self._out, self._lse
+
+    def _target(self, old: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Where the next merge goes: into the accumulator, made now if there is none, or the final output."""
+        dtype = self._dtype if self._blocks_left == 0 else torch.float32
+        if not self._adopted and dtype == torch.float32:
+            return old
+        return old[0].new_empty(self._shape, dtype=dtype), torch.empty_like(
+            old[1], memory_format=torch.contiguous_format
+        )
+
+
+def _merge_rows(
+    old: tuple[Tensor, Tensor],
+    new: tuple[Tensor, Tensor],
+    start: int,
+    stop: int,
+    merged: tuple[Tensor, Tensor],
+) -> None:
+    """As `triton_merge.merge_rows`, by PyTorch's operators."""
+    (old_out, old_lse), (new_out, new_lse), (out, lse) = old, new, merged
+    rows = slice(start, stop)
+    if out is not old_out:
+        out.copy_(old_out)
+        lse.copy_(old_lse)
+    row_lse = old_lse[:, :, rows]
+    weight = torch.sigmoid(new_lse - row_lse).transpose(1, 2).unsqueeze(3)
+    out[:, rows] = old_out[:, rows].float().lerp(new_out.float(), weight)
+    torch.logaddexp(row_lse, new_lse, out=lse[:, :, rows])

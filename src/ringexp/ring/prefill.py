@@ -38,7 +38,9 @@ def ring_attention(
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     if not plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
-    state = OnlineSoftmax(q.shape[0], q.shape[2], q.shape[1], q.shape[3], q.device)
+    num_blocks = sum(len(plan.blocks(rank, source)) for source in range(plan.world_size))
+    batch, length, heads, dim = q.shape
+    state = OnlineSoftmax(batch, heads, length, dim, q.device, num_blocks=num_blocks, dtype=q.dtype)
     for source, arrival in ring.transport.circulate(k, v, plan.kv_tokens, ring.prefetch_hops):
         with ring.clock.waiting(source):
             keys, values = arrival().transpose(2, 3)  # [B, Hkv, L, D] each
