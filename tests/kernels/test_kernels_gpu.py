@@ -67,6 +67,37 @@ def test_merged_halves_match_the_oracle(name):
     assert error <= torch.finfo(BF16).eps * v.abs().max()
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("num_parts", [2, 4, 8])
+def test_merging_within_the_kernel_is_as_exact_as_one_block(num_parts, head_dim):
+    """In ring order: the diagonal block on all rows, then full ones on the tail only."""
+    kernel = kernel_or_skip("triton", Case(1, 1, dtype=BF16, head_dim=head_dim))
+    if kernel.block_into is None:
+        pytest.skip("needs a Hopper GPU")
+    case = Case(1001, 1001, True, BF16, head_dim=head_dim)
+    q, k, v = inputs(case, "cuda")
+    scale = head_dim**-0.5
+    exact = torch.cat(
+        [
+            oracle.block_fp64(q[:, :, :500], k[:, :, :500], v[:, :, :500], True, scale)[0],
+            oracle.block_fp64(q, k, v, True, scale)[0][:, :, 500:],
+        ],
+        dim=2,
+    )
+    state = OnlineSoftmax(2, 4, 1001, head_dim, "cuda", num_blocks=num_parts + 1, dtype=BF16)
+    tail, bounds = slice(500, None), torch.linspace(0, 500, num_parts).int().tolist()
+    state.attend(kernel, q[:, :, :500], k[:, :, :500], v[:, :, :500], True, scale, slice(0, 500))
+    state.attend(kernel, q[:, :, tail], k[:, :, tail], v[:, :, tail], True, scale, tail)
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        state.attend(kernel, q[:, :, tail], k[:, :, start:stop], v[:, :, start:stop], False, scale, tail)
+    single = kernel.block(q, k, v, True, scale)[0]
+
+    def rms(out):
+        return (out.double() - exact).square().mean().sqrt().item()
+
+    assert rms(state.output(BF16).transpose(1, 2)) <= 1.1 * rms(single)
+
+
 @pytest.mark.parametrize("long", ["queries", "keys"])
 def test_triton_offsets_beyond_32_bits(long):
     """Tensors of more than 2^31 elements; the rows compared lie past that mark."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.cases import FLOAT32_EPS, Case, inputs
-from ringexp.kernels import OnlineSoftmax, oracle
+from ringexp.kernels import Kernel, OnlineSoftmax, oracle
 
 SCALE = 0.25
 
@@ -67,6 +67,32 @@ def test_one_error_bound_holds_for_any_number_of_parts(num_parts):
     parts = torch.arange(1024).tensor_split(num_parts)
     pieces = [(slice(int(part[0]), int(part[-1]) + 1), slice(None)) for part in parts]
     assert_exact(merged(q, k, v, pieces), q, k, v)
+
+
+def block_into(q, k, v, causal, softmax_scale, acc, acc_lse, fresh):
+    """`contract`'s block_into, by the oracle and the merge of two blocks."""
+    out, lse = oracle.block(q, k, v, causal, softmax_scale)
+    state = OnlineSoftmax(q.shape[0], q.shape[1], q.shape[2], q.shape[3], q.device)
+    if not fresh:
+        state.merge(acc.transpose(1, 2).clone(), acc_lse.clone())
+    state.merge(out.float(), lse)
+    acc.copy_(state.output(torch.float32))
+    acc_lse.copy_(state.lse)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_a_kernel_that_merges_its_own_blocks(num_blocks):
+    kernel = Kernel("merging", oracle.block, block_into)
+    q, k, v = inputs(Case(16, 16, causal=True, head_dim=16))
+    state = OnlineSoftmax(2, 4, 16, 16, "cpu", num_blocks=num_blocks)
+    if num_blocks == 1:
+        state.attend(kernel, q, k, v, True, SCALE)
+    else:  # the rows of the second half first, so that the state begins with nothing for the others
+        tail = slice(8, 16)
+        state.attend(kernel, q[:, :, 8:], k[:, :, :8], v[:, :, :8], False, SCALE, tail)
+        state.attend(kernel, q[:, :, 8:], k[:, :, 8:], v[:, :, 8:], True, SCALE, tail)
+        state.attend(kernel, q[:, :, :8], k[:, :, :8], v[:, :, :8], True, SCALE, slice(0, 8))
+    assert_exact(state, q, k, v, causal=True)
 
 
 def test_causal_zigzag_rows():

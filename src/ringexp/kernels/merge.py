@@ -11,8 +11,13 @@ The online-softmax identity (Milakov and Gimelshein, 2018), in the sigmoid form 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ringexp.kernels.providers import Kernel
 
 _ALL = slice(None)
 
@@ -39,7 +44,8 @@ class OnlineSoftmax:
     ) -> None:
         self._shape = (batch, q_len, num_heads, head_dim)
         self._device = torch.device(device)
-        self._blocks_left, self._dtype = num_blocks, dtype
+        self._num_blocks, self._dtype = num_blocks, dtype
+        self._blocks_left = num_blocks
         self._out: Tensor | None = None  # [B, L, H, D]
         self._lse: Tensor | None = None  # [B, H, L] float32
         self._adopted = False  # the tensors above are the caller's: read only, any dtype
@@ -75,6 +81,32 @@ class OnlineSoftmax:
             _merge_rows(old, (new_out, lse), start, stop, merged)
         self._out, self._lse = merged
         self._adopted = False
+
+    def attend(
+        self,
+        kernel: Kernel,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool,
+        softmax_scale: float,
+        rows: slice = _ALL,
+    ) -> None:
+        """Compute one block, as in `contract`, and merge it; q holds the query rows `rows` alone.
+
+        A kernel with `block_into` merges what it computes before it is rounded; the result is then as exact
+        as a single block's, however many there are.
+        """
+        if kernel.block_into is None or self._num_blocks == 1:
+            self.merge(*kernel.block(q, k, v, causal, softmax_scale), rows)
+            return
+        fresh = self._out is None and q.shape[2] == self._shape[1]
+        if fresh:
+            self._out = torch.empty(self._shape, dtype=torch.float32, device=self._device)
+            self._lse = self._out.new_empty(self._shape[0], self._shape[2], self._shape[1])
+        out, lse = self._old()
+        assert not self._adopted, "a kernel either merges every block or none"
+        kernel.block_into(q, k, v, causal, softmax_scale, out[:, rows], lse[:, :, rows], fresh)
 
     def output(self, dtype: torch.dtype) -> Tensor:
         """The merged result, [B, L, H, D] contiguous in dtype; rows never merged are 0.

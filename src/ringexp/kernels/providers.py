@@ -8,8 +8,8 @@ import torch
 
 from ringexp.config import KERNELS as KERNEL_NAMES
 from ringexp.errors import UserError
-from ringexp.kernels import aten, oracle, triton_block
-from ringexp.kernels.contract import Block
+from ringexp.kernels import aten, hopper_block, oracle, triton_block
+from ringexp.kernels.contract import Block, BlockInto
 
 _HALF = (torch.float16, torch.bfloat16)
 _FAST = (*_HALF, torch.float32)
@@ -24,6 +24,7 @@ class Kernel:
 
     name: str  # never "auto": what was chosen
     block: Block
+    block_into: BlockInto | None = None
 
 
 def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Kernel:
@@ -41,6 +42,8 @@ def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_d
     if lacks:
         others = "kernel=reference" if name == "sdpa" else "kernel=sdpa or kernel=auto"
         raise UserError(f"kernel={name} needs {lacks}; use {others}")
+    if name == "triton" and hopper_block.why_unavailable(device, dtype, head_dim) is None:
+        return Kernel(name, hopper_block.block, hopper_block.block_into)
     return Kernel(name, _block_of(name, device, dtype, head_dim))
 
 

@@ -46,10 +46,10 @@ def ring_attention(
             keys, values = arrival().transpose(2, 3)  # [B, Hkv, L, D] each
         for block in plan.blocks(rank, source):
             rows, columns = slice(block.q_start, block.q_stop), slice(block.kv_start, block.kv_stop)
-            out, lse = ring.kernel.block(
-                q[:, rows].transpose(1, 2), keys[:, :, columns], values[:, :, columns], block.causal, scale
+            queries = q[:, rows].transpose(1, 2)
+            state.attend(
+                ring.kernel, queries, keys[:, :, columns], values[:, :, columns], block.causal, scale, rows
             )
-            state.merge(out, lse, rows)
     return state.output(q.dtype)
 
 

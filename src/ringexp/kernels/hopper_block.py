@@ -1,0 +1,161 @@
+"""Our attention block kernel for Hopper GPUs (H100, H200): warp specialised, TMA loads, asynchronous wgmma.
+
+float16 and bfloat16, head_dim 64 and 128. `block_into` keeps results in float32 and merges them into those of
+earlier blocks as it writes them. The device code is in `hopper_kernel`, which is imported at the first call.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringexp.kernels import triton_block
+from ringexp.kernels.contract import check_block
+
+HEAD_DIMS = (64, 128)
+DTYPES = (torch.float16, torch.bfloat16)
+CAPABILITY = (9, 0)
+MIN_TRITON = (3, 6)
+_ALIGNMENT_BYTES = 16  # what TMA asks of every address and stride
+
+
+_CONSUMER_REGS, _PRODUCER_REGS = 240, 24  # a thread, for 2 warpgroups and a warp: 65536 in all; no spills
+
+
+def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+    """One block as in `contract`; tensors that do not fit TMA go to the portable kernel.
+
+    out is [B, L, H, D] contiguous in memory.
+    """
+    if not fits(q, k, v):
+        return triton_block.block(q, k, v, causal, softmax_scale)
+    batch, num_heads, q_len, head_dim = q.shape
+    out = q.new_empty(batch, q_len, num_heads, head_dim)
+    lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
+    _launch(q, k, v, causal, softmax_scale, out, lse, merge=False)
+    return out.transpose(1, 2), lse
+
+
+def block_into(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    softmax_scale: float,
+    acc: Tensor,
+    acc_lse: Tensor,
+    fresh: bool,
+) -> None:
+    """One block as in `contract`, merged into the float32 results of earlier ones as it is written."""
+    if fits(q, k, v):
+        _launch(q, k, v, causal, softmax_scale, acc, acc_lse, merge=not fresh)
+        return
+    out, lse = triton_block.block(q, k, v, causal, softmax_scale)
+    if fresh:
+        acc.copy_(out.transpose(1, 2))
+        acc_lse.copy_(lse)
+    else:
+        from ringexp.kernels.triton_merge import merge_rows
+
+        merge_rows((acc, acc_lse), (out.transpose(1, 2), lse), 0, acc.shape[1], (acc, acc_lse))
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Whether TMA can load these [B, H, L, D] tensors: D contiguous, the rest on 16-byte boundaries."""
+    return all(
+        x.data_ptr() % _ALIGNMENT_BYTES == 0
+        and x.stride(3) == 1
+        and all(
+            size == 1 or (stride > 0 and stride * x.element_size() % _ALIGNMENT_BYTES == 0)
+            for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
+        )
+        for x in tensors
+    )
+
+
+def why_unavailable(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """What `block` lacks there, as the end of a sentence "needs ..."; None if it can run."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return f"CUDA, but device={device.type}"
+    if dtype not in DTYPES:
+        return f"float16 or bfloat16, but dtype={str(dtype).removeprefix('torch.')}"
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim 64 or 128, but head_dim={head_dim}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability != CAPABILITY:
+        return "a Hopper GPU (compute capability 9.0), but this GPU has {}.{}".format(*capability)
+    if importlib.util.find_spec("triton") is None:
+        return "the triton package, which is not installed"
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_TRITON:
+        return f"triton >= 3.6, but triton=={version}"
+    return None
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float, out: Tensor, lse: Tensor, merge: bool
+) -> None:
+    """out [B, Lq, H, D], D contiguous; lse [B, H, Lq] float32, rows evenly apart."""
+    check_block(q, k, v, causal, softmax_scale)
+    batch, num_heads, q_len, head_dim = q.shape
+    num_kv_heads, kv_len = k.shape[1:3]
+    assert out.shape == (batch, q_len, num_heads, head_dim), out.shape
+    assert out.stride(3) == 1, out.stride()
+    assert lse.shape == (batch, num_heads, q_len), lse.shape
+    assert lse.stride(2) == 1, lse.stride()
+    assert lse.stride(0) == num_heads * lse.stride(1) or batch == 1, lse.stride()
+    assert lse.dtype == torch.float32, lse.dtype
+    kernel = _kernel()
+    num_tiles = -(-q_len // kernel.BLOCK_M.value)
+    total = num_tiles * num_heads * batch
+    with torch.cuda.device_of(q):
+        kernel.attention_block[(total,)](
+            _descriptor(q, kernel.ROWS.value),
+            _descriptor(k, kernel.BLOCK_N.value),
+            _descriptor(v, kernel.BLOCK_N.value),
+            out,
+            lse,
+            out.stride(0),
+            out.stride(2),
+            out.stride(1),
+            lse.stride(1),
+            num_tiles,
+            total,
+            num_heads,
+            num_heads // num_kv_heads,
+            q_len,
+            kv_len,
+            softmax_scale * math.log2(math.e),
+            CAUSAL=causal,
+            MERGE=merge,
+            CONSUMER_REGS=_CONSUMER_REGS,
+            PRODUCER_REGS=_PRODUCER_REGS,
+            num_warps=4,
+        )
+
+
+def _descriptor(x: Tensor, rows: int) -> Any:
+    """The TMA descriptor of x [B, H, L, D] for tiles of `rows` rows of one head, zero beyond the last row."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    block_shape = [1, 1, rows, x.shape[3]]
+    element = gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16
+    shared_layout: Any = gl.NVMMASharedLayout
+    layout = shared_layout.get_default_for(block_shape, element)
+    # The stride of a single entry means nothing and may be anything; TMA still looks at it.
+    strides = [x.shape[3] if n == 1 else stride for n, stride in zip(x.shape[:3], x.stride(), strict=False)]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], block_shape, layout)
+
+
+def _kernel() -> ModuleType:
+    from ringexp.kernels import hopper_kernel
+
+    return hopper_kernel

@@ -1,0 +1,317 @@
+"""The Gluon device code of one attention block on Hopper (sm_90); `hopper_block` calls it. Needs triton.
+
+FlashAttention-3 (Shah et al., 2024), warp specialised: one producer warp feeds key and value tiles through
+two rings in shared memory by TMA; each consumer is a warpgroup with 64 query rows of its own. A consumer
+starts the scores of the next tile, then the output product of the current one, and does the softmax of the
+next while that product runs. Key tiles are visited from the last to the first, so that only the first ones
+visited need a mask.
+
+Barriers: `full` ones complete when a tile has landed, `empty` ones when every consumer has read it. A ring
+counts its tiles from 0: tile c is in stage c % STAGES and completes phase (c // STAGES) % 2 of its barriers.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+LN2 = gl.constexpr(0.6931471805599453)
+LOG2E = gl.constexpr(1.4426950408889634)
+ROWS = gl.constexpr(64)  # query rows of one consumer: what one wgmma computes
+CONSUMERS = gl.constexpr(2)
+BLOCK_M = gl.constexpr(128)  # query rows of a program's tile: CONSUMERS * ROWS
+BLOCK_N = gl.constexpr(128)  # keys of a tile; a multiple of BLOCK_M: only the first one visited is masked
+STAGES = gl.constexpr(2)  # key tiles, and value tiles, in shared memory at a time
+
+# By the names of triton 3.6, where those of later versions are not there.
+_load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+_meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+
+
+@gluon.jit
+def _locate(index, num_tiles, num_heads, kv_len, CAUSAL: gl.constexpr):
+    """Query tile `index` -> batch, head, its first row and how many key tiles it sees.
+
+    The tiles of one head run side by side, then those of the next: they share its keys in the L2 cache.
+    """
+    tile = index % num_tiles
+    if CAUSAL:
+        tile = num_tiles - 1 - tile  # the longest first
+    batch = index // num_tiles // num_heads
+    head = index // num_tiles % num_heads
+    first_row = tile * BLOCK_M
+    seen = kv_len
+    if CAUSAL:
+        seen = gl.minimum(first_row + BLOCK_M, kv_len)
+    return batch, head, first_row, gl.cdiv(seen, BLOCK_N)
+
+
+@gluon.jit
+def _stage(count):
+    """Stage and phase of tile `count` of a ring."""
+    return count % STAGES, (count // STAGES) & 1
+
+
+@gluon.jit
+def _produce(q_desc, k_desc, v_desc, rings, sizes, group, CAUSAL: gl.constexpr):
+    """The producer warp: keys one tile ahead of values, the order in which the consumers ask for them."""
+    HEAD_DIM: gl.constexpr = k_desc.block_shape[3]
+    KV_BYTES: gl.constexpr = BLOCK_N * HEAD_DIM * 2
+    Q_BYTES: gl.constexpr = ROWS * HEAD_DIM * 2
+    q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
+    num_tiles, total, num_heads, _, kv_len = sizes
+    loaded = 0
+    for index in range(gl.program_id(0), total, gl.num_programs(0)):
+        batch, head, first_row, num_keys = _locate(index, num_tiles, num_heads, kv_len, CAUSAL)
+        kv_head = head // group
+        q_phase = (index // gl.num_programs(0)) & 1
+        for consumer in gl.static_range(CONSUMERS):
+            mbarrier.wait(q_empty.index(consumer), q_phase ^ 1)
+            mbarrier.expect(q_full.index(consumer), Q_BYTES)
+            _load_tile(q_desc, [batch, head, first_row + consumer * ROWS, 0], q_full.index(consumer),
+                       q_mem.index(consumer))  # fmt: skip
+        for step in range(num_keys + 1):
+            if step < num_keys:
+                stage, phase = _stage(loaded + step)
+                mbarrier.wait(k_empty.index(stage), phase ^ 1)
+                mbarrier.expect(k_full.index(stage), KV_BYTES)
+                _load_tile(k_desc, [batch, kv_head, (num_keys - 1 - step) * BLOCK_N, 0], k_full.index(stage),
+                           k_ring.index(stage))  # fmt: skip
+            if step > 0:
+                stage, phase = _stage(loaded + step - 1)
+                mbarrier.wait(v_empty.index(stage), phase ^ 1)
+                mbarrier.expect(v_full.index(stage), KV_BYTES)
+                _load_tile(v_desc, [batch, kv_head, (num_keys - step) * BLOCK_N, 0], v_full.index(stage),
+                           v_ring.index(stage))  # fmt: skip
+        loaded += num_keys
+
+
+@gluon.jit
+def _pin(x):
+    """x, but computed no earlier than what the source puts before this call."""
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], gl.float32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _settle(x):
+    """x, none of it negative; what the source puts after this call starts no earlier than x is known.
+
+    The loop never repeats. It ends a basic block, and ptxas, which would wait for a product before the
+    softmax that is to run beside it, moves no wait over that. Its vote keeps the branch uniform in a warp.
+    """
+    SPIN: gl.constexpr = (
+        "{ .reg .pred bad; again: setp.lt.f32 bad, $1, 0f00000000;"
+        " vote.sync.any.pred bad, bad, 0xffffffff; @bad bra.uni again; mov.b32 $0, $1; }"
+    )
+    return gl.inline_asm_elementwise(SPIN, "=f,f", [x], gl.float32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _start_scores(q_tile, k_ring, k_full, count):
+    """Start q @ k.T for key tile `count` of the ring, once it has landed: [ROWS, BLOCK_N] float32."""
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    HEAD_DIM: gl.constexpr = q_tile.shape[1]
+    stage, phase = _stage(count)
+    mbarrier.wait(k_full.index(stage), phase)
+    keys = k_ring.index(stage).reshape([BLOCK_N, HEAD_DIM]).permute([1, 0])
+    zero = gl.zeros([ROWS, BLOCK_N], gl.float32, S_LAYOUT)
+    return warpgroup_mma(q_tile, keys, zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _start_output(probs, acc, v_ring, v_full, count):
+    """Start acc + probs @ v for value tile `count` of the ring, once it has landed."""
+    HEAD_DIM: gl.constexpr = acc.shape[1]
+    stage, phase = _stage(count)
+    mbarrier.wait(v_full.index(stage), phase)
+    return warpgroup_mma(probs, v_ring.index(stage).reshape([BLOCK_N, HEAD_DIM]), acc, is_async=True)
+
+
+@gluon.jit
+def _release(empty, stage):
+    """Say that this consumer has read what is in a stage; all four warps must have, so they meet first."""
+    _meet()
+    mbarrier.arrive(empty.index(stage))
+
+
+@gluon.jit
+def _sum_in_lanes(probs):
+    """[ROWS, N] -> [ROWS, 4]: the sum over what each of the four lanes that share a row holds of it."""
+    pairs = probs.reshape([ROWS, probs.shape[1] // 8, 4, 2])
+    return gl.sum(gl.sum(pairs, 3), 1)
+
+
+@gluon.jit
+def _mask(scores, first_row, first_key, kv_len, CAUSAL: gl.constexpr):
+    """Scores of the first key tile visited, -inf where a row does not see a key."""
+    S_LAYOUT: gl.constexpr = scores.type.layout
+    cols = first_key + gl.arange(0, scores.shape[1], gl.SliceLayout(0, S_LAYOUT))
+    if CAUSAL:
+        rows = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, S_LAYOUT))
+        seen = rows[:, None] >= cols[None, :]
+    else:
+        seen = (cols < kv_len)[None, :]
+    return gl.where(seen, scores, float("-inf"))
+
+
+@gluon.jit
+def _softmax(scores, row_max, scale_log2):
+    """One step of the online softmax: scores -> (float32 probabilities, row_max, shrink, their sums).
+
+    row_max is of scaled base-2 scores; shrink is what the earlier sums and products are to be multiplied
+    with; the sums are those of `_sum_in_lanes`.
+    """
+    new_max = gl.maximum(row_max, gl.max(scores, 1) * scale_log2)
+    shrink = gl.exp2(row_max - new_max)
+    probs = gl.exp2(scores * scale_log2 - new_max[:, None])
+    return probs, new_max, shrink, _sum_in_lanes(probs)
+
+
+@gluon.jit
+def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_ring, k_full, k_empty, v_full,
+                v_empty, scale_log2, num_keys):  # fmt: skip
+    """Fold steps 1 and on, which need no mask, into the running statistics.
+
+    Step i is key tile num_keys - 1 - i.
+    `count` is the ring count of step 0. On entry and exit the softmax is one step ahead of acc: probs and
+    shrink are those of the step before, not yet applied.
+    """
+    O_LAYOUT: gl.constexpr = acc.type.layout
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
+    for step in range(1, num_keys):
+        scores = _start_scores(q_tile, k_ring, k_full, count + step)
+        acc = acc * gl.convert_layout(_pin(shrink), gl.SliceLayout(1, O_LAYOUT))[:, None]
+        acc_token = _start_output(probs, acc, v_ring, v_full, count + step - 1)
+        scores = warpgroup_mma_wait(1, deps=[scores])
+        _release(k_empty, (count + step) % STAGES)
+        wide, row_max, shrink, sums = _softmax(scores, row_max, scale_log2)
+        row_sum = row_sum * gl.convert_layout(shrink, gl.SliceLayout(1, sums.type.layout))[:, None] + sums
+        row_sum = _settle(row_sum)
+        # wide goes through the wait so that probs, an operand until then, is not overwritten before it.
+        acc, wide = warpgroup_mma_wait(0, deps=[acc_token, wide])
+        _release(v_empty, (count + step - 1) % STAGES)
+        probs = gl.convert_layout(wide.to(v_ring.dtype), P_LAYOUT)
+    return acc, probs, row_max, row_sum, shrink
+
+
+@gluon.jit
+def _consume(rings, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMER: gl.constexpr):
+    """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile."""
+    q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
+    num_tiles, total, num_heads, q_len, kv_len = sizes
+    out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse, scale_log2 = result
+    HEAD_DIM: gl.constexpr = q_mem.shape[4]
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
+    q_tile = q_mem.index(CONSUMER).reshape([ROWS, HEAD_DIM])
+    count = 0
+    for index in range(gl.program_id(0), total, gl.num_programs(0)):
+        batch, head, tile_row, num_keys = _locate(index, num_tiles, num_heads, kv_len, CAUSAL)
+        first_row = tile_row + CONSUMER * ROWS
+        acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
+        row_max = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
+
+        mbarrier.wait(q_full.index(CONSUMER), (index // gl.num_programs(0)) & 1)
+        scores = _start_scores(q_tile, k_ring, k_full, count)
+        scores = warpgroup_mma_wait(0, deps=[scores])
+        _release(k_empty, count % STAGES)
+        scores = _mask(scores, first_row, (num_keys - 1) * BLOCK_N, kv_len, CAUSAL)
+        wide, row_max, shrink, row_sum = _softmax(scores, row_max, scale_log2)
+        probs = gl.convert_layout(wide.to(v_ring.dtype), P_LAYOUT)
+
+        acc, probs, row_max, row_sum, shrink = _visit_keys(
+            acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_ring, k_full, k_empty, v_full,
+            v_empty, scale_log2, num_keys)  # fmt: skip
+        _release(q_empty, CONSUMER)
+
+        acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, O_LAYOUT))[:, None]
+        acc = _start_output(probs, acc, v_ring, v_full, count + num_keys - 1)
+        acc = warpgroup_mma_wait(0, deps=[acc])
+        _release(v_empty, (count + num_keys - 1) % STAGES)
+        count += num_keys
+
+        row_max = gl.convert_layout(row_max, gl.SliceLayout(1, O_LAYOUT))
+        row_sum = gl.convert_layout(gl.sum(row_sum, 1), gl.SliceLayout(1, O_LAYOUT))
+        head_index = batch * num_heads + head
+        out_base = out_ptr + batch.to(gl.int64) * stride_ob + head.to(gl.int64) * stride_oh
+        _write(acc, row_max, row_sum, out_base, stride_ol, lse_ptr + head_index.to(gl.int64) * stride_lse,
+               first_row, q_len, MERGE)  # fmt: skip
+
+
+@gluon.jit
+def _write(acc, row_max, row_sum, out_base, stride_ol, lse_base, first_row, q_len, MERGE: gl.constexpr):
+    """Normalise and store the rows below q_len; MERGE folds them into what is there already.
+
+    The merge of two partial softmaxes is out = old + w * (new - old), w = sigmoid(new_lse - old_lse).
+    """
+    O_LAYOUT: gl.constexpr = acc.type.layout
+    rows = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, O_LAYOUT))
+    dims = gl.arange(0, acc.shape[1], gl.SliceLayout(0, O_LAYOUT))
+    in_range = rows < q_len
+    lse2 = row_max + gl.log2(row_sum)
+    acc = acc * (1.0 / row_sum)[:, None]
+    out_ptrs = out_base + (rows.to(gl.int64) * stride_ol)[:, None] + dims[None, :]
+    if MERGE:
+        old_lse2 = gl.load(lse_base + rows, mask=in_range, other=0.0) * LOG2E
+        weight = 1.0 / (1.0 + gl.exp2(old_lse2 - lse2))
+        old = gl.load(out_ptrs, mask=in_range[:, None], other=0.0)
+        acc = old + weight[:, None] * (acc - old)
+        larger = gl.maximum(lse2, old_lse2)
+        lse2 = larger + gl.log2(gl.exp2(lse2 - larger) + gl.exp2(old_lse2 - larger))
+    gl.store(out_ptrs, acc.to(out_base.dtype.element_ty), mask=in_range[:, None])
+    gl.store(lse_base + rows, lse2 * LN2, mask=in_range)
+
+
+@gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "group", "q_len", "kv_len"])
+def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse,
+                    num_tiles, total, num_heads, group, q_len, kv_len, scale_log2, CAUSAL: gl.constexpr,
+                    MERGE: gl.constexpr, CONSUMER_REGS: gl.constexpr,
+                    PRODUCER_REGS: gl.constexpr):  # fmt: skip
+    """One program: query tiles of BLOCK_M rows of one head each, against all keys they see.
+
+    Descriptors over q [B, H, Lq, D] with blocks [1, 1, ROWS, D] and over k, v [B, H / group, Lk, D] with
+    blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous; lse [B, H, Lq], the heads
+    stride_lse apart. num_tiles query tiles a head, `total` in all; scale_log2 is softmax_scale * log2(e).
+    CAUSAL needs q_len == kv_len. Launch with num_warps=4: that is the first consumer. A program takes tile
+    program_id, then every num_programs-th after it.
+    """
+    dtype: gl.constexpr = q_desc.dtype
+    HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
+    q_mem = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, ROWS, HEAD_DIM], q_desc.layout)
+    k_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, HEAD_DIM], k_desc.layout)
+    v_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, HEAD_DIM], v_desc.layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(CONSUMERS):
+        mbarrier.init(q_full.index(i), 1)
+        mbarrier.init(q_empty.index(i), 1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), 1)
+        mbarrier.init(v_full.index(i), 1)
+        mbarrier.init(k_empty.index(i), CONSUMERS)
+        mbarrier.init(v_empty.index(i), CONSUMERS)
+
+    # A constexpr in a tuple that is assigned or added becomes a tensor, so those stand in the calls.
+    rings = (q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    sizes = (num_tiles, total, num_heads, q_len, kv_len)
+    result = (out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse, scale_log2)
+    gl.warp_specialize(
+        [
+            (_consume, (rings, sizes, result, CAUSAL, MERGE, 0)),
+            (_consume, (rings, sizes, result, CAUSAL, MERGE, 1)),
+            (_produce, (q_desc, k_desc, v_desc, rings, sizes, group, CAUSAL)),
+        ],
+        [4, 1],
+        [CONSUMER_REGS, PRODUCER_REGS],
+    )

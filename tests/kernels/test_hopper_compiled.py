@@ -1,0 +1,82 @@
+"""The Hopper kernel compiled ahead of time, no GPU needed: it builds, and uses what Hopper has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ringexp.kernels import hopper_block
+
+pytest.importorskip(
+    "triton.experimental.gluon.language.nvidia.hopper", reason="needs triton >= 3.6 with Gluon"
+)
+
+SHARED_MEMORY_BYTES = 232448
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def compile_block(dtype, head_dim, causal, merge):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import compile
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ringexp.kernels.hopper_kernel import BLOCK_N, ROWS, attention_block
+
+    short = {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    element = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}[dtype]
+
+    def descriptor(rows):
+        shape = [1, 1, rows, head_dim]
+        return f"tensordesc<{short}{shape},{gl.NVMMASharedLayout.get_default_for(shape, element)!r}>"
+
+    constants = {"CAUSAL": causal, "MERGE": merge, "CONSUMER_REGS": 240, "PRODUCER_REGS": 24}
+    types = {
+        "q_desc": descriptor(ROWS.value),
+        "k_desc": descriptor(BLOCK_N.value),
+        "v_desc": descriptor(BLOCK_N.value),
+        "out_ptr": "*fp32" if merge else f"*{short}",
+        "lse_ptr": "*fp32",
+        "scale_log2": "fp32",
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    names = attention_block.arg_names
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if name.endswith("_ptr") or name.startswith("stride_o")
+    }
+    signature = {name: types.get(name, "i32") for name in names}
+    source = GluonASTSource(attention_block, signature, constants, aligned)
+    return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "causal", "merge"),
+    [
+        (torch.bfloat16, 128, True, True),
+        (torch.bfloat16, 128, False, False),
+        (torch.float16, 64, True, False),
+    ],
+)
+def test_it_compiles_for_hopper(dtype, head_dim, causal, merge):
+    compiled = compile_block(dtype, head_dim, causal, merge)
+    assert compiled.metadata.shared <= SHARED_MEMORY_BYTES
+    ptx = compiled.asm["ptx"]
+    for instruction in ("wgmma.mma_async", "cp.async.bulk.tensor.4d", "setmaxnreg"):
+        assert instruction in ptx
+
+
+def test_what_it_lacks_is_named():
+    assert hopper_block.why_unavailable("cpu", torch.bfloat16, 128) == "CUDA, but device=cpu"
+
+
+def test_tensors_that_tma_cannot_load_are_told_apart():
+    fitting = torch.zeros(1, 5, 2, 64, dtype=torch.bfloat16).transpose(1, 2)
+    assert hopper_block.fits(fitting, fitting)
+    shifted = torch.zeros(1, 5, 2, 65, dtype=torch.bfloat16).transpose(1, 2)[..., 1:]
+    assert not hopper_block.fits(fitting, shifted)
