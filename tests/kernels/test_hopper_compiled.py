@@ -7,9 +7,7 @@ import torch
 
 from ringexp.kernels import hopper_block
 
-pytest.importorskip(
-    "triton.experimental.gluon.language.nvidia.hopper", reason="needs triton >= 3.6 with Gluon"
-)
+pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper", reason="needs triton >= 3.6")
 
 SHARED_MEMORY_BYTES = 232448
 

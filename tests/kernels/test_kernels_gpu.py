@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -88,7 +90,7 @@ def test_merging_within_the_kernel_is_as_exact_as_one_block(num_parts, head_dim)
     tail, bounds = slice(500, None), torch.linspace(0, 500, num_parts).int().tolist()
     state.attend(kernel, q[:, :, :500], k[:, :, :500], v[:, :, :500], True, scale, slice(0, 500))
     state.attend(kernel, q[:, :, tail], k[:, :, tail], v[:, :, tail], True, scale, tail)
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         state.attend(kernel, q[:, :, tail], k[:, :, start:stop], v[:, :, start:stop], False, scale, tail)
     single = kernel.block(q, k, v, True, scale)[0]
 
