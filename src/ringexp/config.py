@@ -129,6 +129,7 @@ class Config:
     cuda_graph: bool | None = None  # replay each iteration as one CUDA graph; null: for attention models
     warmup: int = 2
     repeats: int = 10
+    profile: bool = False  # write trace.json, a timeline of every hop
     check: bool = True  # compare the output with a single-process reference
     references: bool = True  # measure the homogeneous and even runs that slowdown and speedup need
     dry_run: bool = False

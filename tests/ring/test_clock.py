@@ -40,5 +40,9 @@ def test_every_stretch_of_compute_is_paced_and_no_wait_is():
 
 def test_transfers_go_to_the_hops_of_other_ranks_in_order():
     timing = IterationTiming(9.0, 8.0, [HopTiming(1, 0, 3), HopTiming(0, 1, 3), HopTiming(2, 0, 2)])
-    filled = timing.with_transfers([0.5, 0.7], rank=1)
-    assert [hop.transfer_ms for hop in filled.hops] == [0.0, 0.5, 0.7]
+    filled = timing.with_transfers([(0.1, 0.5), (0.6, 0.7)], rank=1)
+    assert [(hop.transfer_start_ms, hop.transfer_ms) for hop in filled.hops] == [
+        (0, 0),
+        (0.1, 0.5),
+        (0.6, 0.7),
+    ]

@@ -70,8 +70,8 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
     out = ring_attention(q, k, v, ring)
     clock.stop()
     dist.barrier()
-    transfers = [transfer() for transfer in transport().take_transfers()]
-    assert all(transfer >= 0 for transfer in transfers)
+    transfers = [transfer(clock.origin) for transfer in transport().take_transfers()]
+    assert all(start >= 0 and duration >= 0 for start, duration in transfers)
     return out, len(clock.read().hops), len(transfers)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -32,6 +32,11 @@ class Pacer(Protocol):
 
 
 class Clock(Protocol):
+    @property
+    def origin(self) -> Any:
+        """When the clock was started, as transfers are told of it."""
+        ...
+
     def start(self) -> None: ...
 
     def waiting(self, source: int) -> AbstractContextManager[None]: ...
@@ -53,10 +58,14 @@ class CpuClock:
     def __init__(self, pacer: Pacer) -> None:
         self._pacer = pacer
 
+    @property
+    def origin(self) -> float:
+        return self._origin
+
     def start(self) -> None:
         self._waits: list[tuple[int, float]] = []
         self._stretches: list[float] = []  # of compute, in ms: before the first wait, after each wait
-        self._mark = time.perf_counter()
+        self._origin = self._mark = time.perf_counter()
 
     def _end_stretch(self) -> float:
         self._pacer.settle(time.perf_counter() - self._mark)
@@ -84,6 +93,10 @@ class CudaClock:
     Started and stopped while a graph is captured, it reads the graph's latest replay, which has to be over.
     """
 
+    @property
+    def origin(self) -> torch.cuda.Event:
+        return self._events[0]
+
     def start(self) -> None:
         self._sources: list[int] = []
         self._events = [recorded()]
@@ -106,6 +119,8 @@ class CudaClock:
 
 class NoClock:
     """For runs nobody times."""
+
+    origin = None
 
     def start(self) -> None: ...
 

@@ -64,7 +64,7 @@ class GlooTransport:
                 began = time.perf_counter()
                 incoming = shard.new_empty(shard_shape(shard, tokens[(self._rank - hop - 1) % self._world]))
                 self._swap({after: shard}, {before: incoming})
-                self._transfers.append(partial(float, (time.perf_counter() - began) * 1e3))
+                self._transfers.append(partial(_since, began, time.perf_counter()))
                 arrivals[hop].set_result(incoming)
                 shard = incoming
         except BaseException as error:  # whoever waits for a shard gets the reason
@@ -102,6 +102,10 @@ class GlooTransport:
 
     def close(self) -> None:
         self._forwarder.shutdown()
+
+
+def _since(began: float, ended: float, origin: float) -> tuple[float, float]:
+    return (began - origin) * 1e3, (ended - began) * 1e3
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.stream import recorded
 from ringexp.ring.timing import IterationTiming
+from ringexp.ring.transport import Transfer
 
 
 class Iteration:
@@ -25,7 +26,7 @@ class Iteration:
     def __init__(self, work: Callable[[], torch.Tensor], ring: RingContext) -> None:
         self._work, self._ring = work, ring
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._captured: tuple[torch.Tensor, list[Callable[[], float]]] | None = None
+        self._captured: tuple[torch.Tensor, list[Transfer]] | None = None
 
     def run(self) -> tuple[torch.Tensor, IterationTiming]:
         """The output, which the next run may overwrite, and what the clock and the transport saw."""
@@ -36,7 +37,8 @@ class Iteration:
             torch.cuda.current_stream().synchronize()
             output, transfers = self._captured
         timing = self._ring.clock.read()
-        return output, timing.with_transfers([transfer() for transfer in transfers], self._ring.rank)
+        origin = self._ring.clock.origin
+        return output, timing.with_transfers([transfer(origin) for transfer in transfers], self._ring.rank)
 
     def capture(self) -> None:
         """Replay a CUDA graph in later runs. The work is done twice here: once to warm up, once to try."""
@@ -61,7 +63,7 @@ class Iteration:
                 self._graph.replay()
         return stop() / count
 
-    def _perform(self) -> tuple[torch.Tensor, list[Callable[[], float]]]:
+    def _perform(self) -> tuple[torch.Tensor, list[Transfer]]:
         self._ring.clock.start()
         output = self._work()
         self._ring.clock.stop()

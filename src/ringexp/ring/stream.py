@@ -45,7 +45,7 @@ class HopStream:
                 arrived[-1].record()
             shards[hop - 1].record_stream(self.stream)
             shards[hop].record_stream(self.stream)
-            self._transfers.append(partial(begun.elapsed_time, ended))
+            self._transfers.append(partial(_since, begun, ended))
 
         for _ in range(min(prefetch_hops or hops, hops)):
             post()
@@ -64,6 +64,10 @@ class HopStream:
         """As `Transport.take_transfers`."""
         taken, self._transfers = self._transfers, []
         return taken
+
+
+def _since(begun: torch.cuda.Event, ended: torch.cuda.Event, origin: torch.cuda.Event) -> tuple[float, float]:
+    return origin.elapsed_time(begun), begun.elapsed_time(ended)
 
 
 def recorded() -> torch.cuda.Event:

@@ -12,12 +12,14 @@ class HopTiming:
 
     wait_ms: computing stood still for it. compute_ms: from its arrival to the next wait (or the end).
     transfer_ms: how long the hop was in flight on this rank, hidden or not; 0 for the rank's own shard.
+    transfer_start_ms: when that began, from the start of the iteration.
     """
 
     source: int
     wait_ms: float
     compute_ms: float
     transfer_ms: float = 0.0
+    transfer_start_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,13 @@ class IterationTiming:
     busy_ms: float
     hops: list[HopTiming] = field(default_factory=list)
 
-    def with_transfers(self, transfers_ms: Sequence[float], rank: int) -> IterationTiming:
-        """The same with the hops' transfer times filled in, in order; own shards have none."""
-        remaining = iter(transfers_ms)
-        hops = [
-            hop if hop.source == rank else replace(hop, transfer_ms=next(remaining, 0.0)) for hop in self.hops
-        ]
+    def with_transfers(self, transfers: Sequence[tuple[float, float]], rank: int) -> IterationTiming:
+        """The same with the hops' transfers filled in, (start, duration) in order; own shards have none."""
+        remaining = iter(transfers)
+        hops = []
+        for hop in self.hops:
+            if hop.source != rank:
+                start_ms, duration_ms = next(remaining, (0.0, 0.0))
+                hop = replace(hop, transfer_start_ms=start_ms, transfer_ms=duration_ms)
+            hops.append(hop)
         return replace(self, hops=hops)

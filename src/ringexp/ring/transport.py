@@ -7,14 +7,14 @@ shard once computing may use it. Passing on never waits for compute unless `pref
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 Arrival = Callable[[], torch.Tensor]
-Transfer = Callable[[], float]
-"""How long a hop was in flight, in milliseconds; to be asked when it has arrived."""
+Transfer = Callable[[Any], tuple[float, float]]
+"""When a hop began, from a clock's `origin`, and how long it took, in ms; to be asked once it has arrived."""
 
 
 class Transport(Protocol):

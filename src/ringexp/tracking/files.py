@@ -16,10 +16,20 @@ from typing import Any
 
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
+from ringexp.tracking.trace import chrome_trace
 
 RESULTS = "results.json"
 ITERATION_FIELDS = ("iteration", "rank", "latency_ms", "busy_ms", "comm_ms", "idle_ms")
-HOP_FIELDS = ("iteration", "rank", "hop", "source", "wait_ms", "compute_ms", "transfer_ms")
+HOP_FIELDS = (
+    "iteration",
+    "rank",
+    "hop",
+    "source",
+    "wait_ms",
+    "compute_ms",
+    "transfer_ms",
+    "transfer_start_ms",
+)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -74,8 +84,14 @@ class RunFiles:
             comm, idle = metrics.comm_ms(timing), metrics.idle_ms(ranks, rank)
             self._iterations.add((iteration, rank, latency, timing.busy_ms, comm, idle))
             for hop, times in enumerate(timing.hops):
-                times_ms = (times.wait_ms, times.compute_ms, times.transfer_ms)
-                self._hops.add((iteration, rank, hop, times.source, *times_ms))
+                transfer = (times.transfer_ms, times.transfer_start_ms)
+                self._hops.add(
+                    (iteration, rank, hop, times.source, times.wait_ms, times.compute_ms, *transfer)
+                )
+
+    def write_trace(self, iterations: Sequence[Sequence[IterationTiming]]) -> None:
+        """trace.json: the timeline of all iterations."""
+        write_atomically(self.run_dir / "trace.json", json.dumps(chrome_trace(iterations)) + "\n")
 
     def close(self) -> None:
         self._iterations.close()

@@ -21,6 +21,7 @@ class Tracker:
     def __init__(self, run_dir: Path, config: Config) -> None:
         settings = asdict(config)
         self._files = RunFiles(run_dir, settings)
+        self._profiled: list[Sequence[IterationTiming]] | None = [] if config.profile else None
         self._wandb = WandbRun(run_dir, config, settings)
 
     def planned(self, values: dict[str, Any]) -> None:
@@ -28,6 +29,8 @@ class Tracker:
 
     def iteration(self, index: int, ranks: Sequence[IterationTiming]) -> None:
         self._files.add_iteration(index, ranks)
+        if self._profiled is not None:
+            self._profiled.append(ranks)
         values = {"iteration": index, "latency_ms": metrics.latency_ms(ranks)}
         for rank, timing in enumerate(ranks):
             values[f"rank_{rank}/busy_ms"] = timing.busy_ms
@@ -38,11 +41,16 @@ class Tracker:
     def finish(self, result: RunResult) -> None:
         values = asdict(result)
         self._files.write_results("complete", values | {"wandb": self._wandb.where})
-        self._files.close()
+        self._close_files()
         self._wandb.finish(values)
 
     def fail(self, reason: str) -> None:
         """Keep what was measured and say why there is no more."""
         self._files.write_results("failed", {"reason": reason})
-        self._files.close()
+        self._close_files()
         self._wandb.finish({"reason": reason}, exit_code=1)
+
+    def _close_files(self) -> None:
+        if self._profiled is not None:
+            self._files.write_trace(self._profiled)
+        self._files.close()

@@ -1,0 +1,58 @@
+"""The iterations of a run as a timeline that chrome://tracing and ui.perfetto.dev open.
+
+A process a rank, with a track of computing and waiting and one of transfers. Iterations begin with a barrier,
+so the ranks' clocks are put together there; each iteration follows the one before it without a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ringexp.ring.timing import IterationTiming
+from ringexp.tracking import metrics
+
+_COMPUTE, _TRANSFERS = 0, 1
+
+
+def chrome_trace(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, Any]:
+    """The trace event format's JSON object; `iterations` has an entry an iteration, of one timing a rank."""
+    events: list[dict[str, Any]] = []
+    for rank in range(len(iterations[0]) if iterations else 0):
+        events.append(_name("process_name", rank, 0, f"rank {rank}"))
+        events.append(_name("thread_name", rank, _COMPUTE, "computing"))
+        events.append(_name("thread_name", rank, _TRANSFERS, "transfers"))
+    begin_ms = 0.0
+    for index, ranks in enumerate(iterations):
+        for rank, timing in enumerate(ranks):
+            for track, name, start_ms, duration_ms in _stretches(timing, rank):
+                events.append(
+                    {
+                        "ph": "X",
+                        "pid": rank,
+                        "tid": track,
+                        "name": name,
+                        "ts": (begin_ms + start_ms) * 1e3,
+                        "dur": duration_ms * 1e3,
+                        "args": {"iteration": index},
+                    }
+                )
+        begin_ms += metrics.latency_ms(ranks)
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _stretches(timing: IterationTiming, rank: int) -> Iterator[tuple[int, str, float, float]]:
+    """(track, name, start, duration) of what a rank did in an iteration, in milliseconds."""
+    now = timing.busy_ms - sum(hop.compute_ms for hop in timing.hops)
+    yield _COMPUTE, "before the ring", 0.0, now
+    for hop in timing.hops:
+        if hop.source != rank:
+            yield _TRANSFERS, f"from rank {hop.source}", hop.transfer_start_ms, hop.transfer_ms
+        yield _COMPUTE, f"wait for rank {hop.source}", now, hop.wait_ms
+        now += hop.wait_ms
+        yield _COMPUTE, f"with rank {hop.source}'s keys and values", now, hop.compute_ms
+        now += hop.compute_ms
+
+
+def _name(what: str, rank: int, track: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "pid": rank, "tid": track, "name": what, "args": {"name": name}}
