@@ -11,6 +11,7 @@ from ringexp.errors import UserError
 from ringexp.planning import LAYOUTS, PARTITIONERS, Shard, Span, apportion, make_plan
 
 token_counts = st.lists(st.integers(1, 9), min_size=1, max_size=16)
+sparse_counts = st.lists(st.integers(0, 5), min_size=1, max_size=16).filter(any)  # 0: not in the ring
 weights = st.lists(st.floats(0.01, 100), min_size=1, max_size=16)
 layouts = st.sampled_from(sorted(LAYOUTS))
 shard_modes = st.sampled_from(["tokens", "kv"])
@@ -34,6 +35,17 @@ def test_every_position_is_held_exactly_once(tokens, layout, shard):
         held = sorted(position for shard in shards for position in shard.positions())
         assert held == list(range(plan.seq_len))
     assert plan.kv_tokens == tokens
+
+
+@given(sparse_counts, layouts, st.booleans())
+def test_ranks_without_tokens_change_nothing_for_the_others(tokens, layout, causal):
+    plan = make_plan(sum(tokens), tokens, layout, causal=causal)
+    dense = make_plan(sum(tokens), [count for count in tokens if count], layout, causal=causal)
+    assert plan.members == [rank for rank, count in enumerate(tokens) if count]
+    assert [plan.q_shards[rank] for rank in plan.members] == list(dense.q_shards)
+    for place, rank in enumerate(plan.members):
+        assert plan.pairs(rank) == dense.pairs(place)
+    assert plan.owner_of_last == plan.members[dense.owner_of_last]
 
 
 @given(token_counts, layouts, shard_modes)
@@ -115,7 +127,8 @@ def test_a_very_slow_rank_still_gets_a_tile():
         (lambda: apportion([1, 0], 1000, 1), "every rank needs a positive speed"),
         (lambda: apportion([1, float("nan")], 1000, 1), "every rank needs a positive speed"),
         (lambda: make_plan(10, [4, 5]), "add up to 9, not to seq_len=10"),
-        (lambda: make_plan(9, [9, 0]), "at least one token"),
+        (lambda: make_plan(9, [10, -1]), "at least 0"),
+        (lambda: make_plan(9, [9, 0], shard="kv"), "keys/values on every rank"),
         (lambda: make_plan(9, [4, 5], "spiral"), "layout=spiral is unknown"),
         (lambda: make_plan(9, [4, 5], shard="heads"), "shard=heads is unknown"),
     ],

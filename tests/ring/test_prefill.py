@@ -21,6 +21,9 @@ CASES = [
     for causal in (True, False)
 ]
 SHAPES = [
+    Case((20, 0, 9)),
+    Case((0, 12, 0, 7), layout="contiguous"),
+    Case((0, 12), causal=False),
     Case((9, 22), num_heads=6, num_kv_heads=1, head_dim=48),
     Case((9, 22, 3), num_heads=8, num_kv_heads=8, batch=2),
     Case((7, 1, 30), batch=2, shard="kv"),
@@ -82,3 +85,16 @@ def test_cuda_transports_hand_on_the_right_shards(pools, transport, tokens, shar
     results = pools[len(tokens)].run(attend_over_stand_ins, transport, cases)
     assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6
     assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)
+
+
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+def test_cuda_transports_pass_over_ranks_that_hold_nothing(pools, transport):
+    cases = [Case((4, 5, 6, 7)), Case((19, 0, 5, 10)), Case((0, 30, 4, 0)), Case((9, 1, 2, 3))]
+    for count in range(1, len(cases) + 1):
+        case = cases[count - 1]
+        results = pools[4].run(attend_over_stand_ins, transport, cases[:count])
+        assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6
+        members = case.plan().members
+        assert [transfers for _, transfers in results] == [
+            len(members) - 1 if rank in members else 0 for rank in range(4)
+        ]

@@ -50,6 +50,10 @@ class Case:
         )
         return q, k, v
 
+    def nothing(self) -> torch.Tensor:
+        """The output of a rank that is not in the ring."""
+        return torch.empty(self.batch, 0, self.num_heads, self.head_dim)
+
 
 def transport() -> GlooTransport:
     if not _transports:
@@ -61,6 +65,9 @@ def transport() -> GlooTransport:
 def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
     """This rank's attention output [B, L, H, D], how many hops arrived, and how many transfers were timed."""
     plan = case.plan()
+    if not plan.tokens[rank]:
+        dist.barrier()
+        return case.nothing(), 0, 0
     clock = CpuClock(NoPacer())
     kernel = get_kernel(case.kernel, "cpu", getattr(torch, case.dtype), case.head_dim)
     ring = RingContext(plan, rank, transport(), kernel, clock, case.prefetch_hops)
@@ -119,6 +126,11 @@ def attend_over_stand_ins(rank: int, name: str, cases: list[Case]) -> tuple[torc
         transport = make_transport(name, torch.device("cpu"))
         for case in cases:
             plan = case.plan()
+            transport.reserve(2 * case.batch * max(case.tokens) * case.num_kv_heads * case.head_dim * 4)
+            if not plan.tokens[rank]:
+                out, transfers = case.nothing(), 0
+                transport.barrier()
+                continue
             kernel = get_kernel(case.kernel, "cpu", getattr(torch, case.dtype), case.head_dim)
             ring = RingContext(plan, rank, transport, kernel, CpuClock(NoPacer()), case.prefetch_hops)
             ring.clock.start()

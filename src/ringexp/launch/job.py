@@ -110,7 +110,12 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
     session.reset_peak_memory()
     iterations: list[list[IterationTiming]] = []
     output = torch.empty(0)
-    iteration = session.iteration(config, lambda: setting.workload.forward(local, ring), ring)
+    session.transport.reserve(max(setting.plan.kv_tokens) * _kv_token_bytes(setting))
+
+    def work() -> torch.Tensor:  # a rank without tokens is not in the ring
+        return setting.workload.forward(local, ring) if setting.plan.tokens[session.rank] else output
+
+    iteration = session.iteration(config, work, ring)
     for index in range(-config.warmup, config.repeats):
         session.barrier()
         session.transport.barrier()
@@ -125,6 +130,13 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
     session.transport.barrier()
     back_to_back_ms = max(session.gather(iteration.back_to_back_ms(config.repeats)))
     return _Measured(iterations, back_to_back_ms, session.gather(session.peak_memory_bytes()), output)
+
+
+def _kv_token_bytes(setting: _Setting) -> int:
+    """What the keys and values of one position take in the ring."""
+    workload = setting.workload
+    per_head = setting.config.model.batch_size * workload.head_dim * workload.dtype.itemsize
+    return 2 * workload.num_kv_heads * per_head
 
 
 def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
@@ -181,7 +193,7 @@ def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:
         return None
     session.progress.stage(f"checking against one process: {config.seq_len} tokens")
     percentages = config.hetero.percentages
-    checker = max(range(plan.world_size), key=lambda rank: (percentages[rank], -rank))
+    checker = max(plan.members, key=lambda rank: (percentages[rank], -rank))
     shapes = session.gather(tuple(output.shape))
     sizes = [
         [prod(shape) * output.itemsize if rank != checker == peer else 0 for peer in range(plan.world_size)]
@@ -189,11 +201,12 @@ def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:
     ]
     accuracy: Accuracy | None = None
     if session.rank == checker:
-        received = {rank: output.new_empty(shape) for rank, shape in enumerate(shapes) if rank != checker}
+        received = {rank: output.new_empty(shapes[rank]) for rank in plan.members if rank != checker}
         session.transport.exchange({}, received, sizes)
         accuracy = _accuracy(setting, received | {checker: output})
     else:
-        session.transport.exchange({checker: output}, {}, sizes)
+        sends = {checker: output} if output.numel() else {}
+        session.transport.exchange(sends, {}, sizes)
     return session.gather(accuracy)[checker]
 
 

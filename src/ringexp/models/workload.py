@@ -82,7 +82,7 @@ class Workload(Protocol):
 
 def local_inputs(x: torch.Tensor, plan: Plan, rank: int) -> LocalInputs:
     """Cut rank `rank`'s queries out of the whole prompt."""
-    positions = torch.tensor(plan.q_shards[rank].positions(), device=x.device)
+    positions = torch.tensor(plan.q_shards[rank].positions(), dtype=torch.long, device=x.device)
     return LocalInputs(x[:, positions].contiguous(), positions.expand(x.shape[0], -1))
 
 

@@ -11,7 +11,7 @@ testable in milliseconds.
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.layouts import LAYOUTS, shards_for
 from ringexp.planning.partitioners import PARTITIONERS, SpeedSource, apportion, check_enough_tiles
-from ringexp.planning.plan import SHARD_MODES, Plan, make_plan
+from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
 from ringexp.planning.spans import Shard, Span
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "blocks_between",
     "check_enough_tiles",
     "make_plan",
+    "ring_members",
     "shards_for",
 ]

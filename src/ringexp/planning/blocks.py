@@ -47,6 +47,8 @@ def blocks_between(q_shard: Shard, kv_shard: Shard, causal: bool) -> tuple[Block
 
     A causal query at position p attends to keys at positions <= p; without `causal` to every key.
     """
+    if not (q_shard.spans and kv_shard.spans):
+        return ()
     if not causal:
         return (Block(0, q_shard.num_tokens, 0, kv_shard.num_tokens, causal=False),)
     blocks = [

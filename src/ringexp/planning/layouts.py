@@ -12,7 +12,9 @@ from ringexp.planning.spans import Shard, Span
 def contiguous(tokens: Sequence[int]) -> list[Shard]:
     """Rank i holds one span; ranks follow each other. The source study's layout."""
     stops = list(accumulate(tokens))
-    return [Shard((Span(stop - count, stop),)) for count, stop in zip(tokens, stops, strict=True)]
+    return [
+        Shard((Span(stop - count, stop),) if count else ()) for count, stop in zip(tokens, stops, strict=True)
+    ]
 
 
 def zigzag(tokens: Sequence[int]) -> list[Shard]:
@@ -28,6 +30,9 @@ def zigzag(tokens: Sequence[int]) -> list[Shard]:
     tail_stops = [seq_len - before for before in accumulate((count // 2 for count in tokens), initial=0)]
     shards = []
     for rank, count in enumerate(tokens):
+        if not count:
+            shards.append(Shard(()))
+            continue
         spans = [Span(head_stops[rank] - heads[rank], head_stops[rank])]
         if count > 1:
             tail = Span(tail_stops[rank] - count // 2, tail_stops[rank])
@@ -43,12 +48,12 @@ LAYOUTS: dict[str, Callable[[Sequence[int]], list[Shard]]] = {"zigzag": zigzag, 
 
 
 def shards_for(layout: str, tokens: Sequence[int]) -> list[Shard]:
-    """Shards of all ranks under `layout`.
+    """Shards of all ranks under `layout`; a rank with 0 tokens is not in the ring.
 
-    Raises UserError for an unknown layout or a rank without tokens.
+    Raises UserError for an unknown layout or counts that are no split.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout={layout} is unknown; choose one of {', '.join(LAYOUTS)}")
-    if not tokens or min(tokens) < 1:
-        raise UserError(f"every rank needs at least one token, got token counts {list(tokens)}")
+    if min(tokens, default=-1) < 0 or not any(tokens):
+        raise UserError(f"token counts must be at least 0, and one above, got {list(tokens)}")
     return LAYOUTS[layout](tokens)

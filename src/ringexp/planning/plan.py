@@ -44,6 +44,11 @@ class Plan:
         """The fraction of the tokens that is planned by speed: keys/values for shard=kv, else queries."""
         return [count / self.seq_len for count in (self.tokens if self.aligned else self.kv_tokens)]
 
+    @property
+    def members(self) -> list[int]:
+        """The ranks in the ring: those that hold anything."""
+        return ring_members(self.kv_tokens)
+
     @cached_property
     def aligned(self) -> bool:
         """Whether each rank holds keys/values of exactly its own queries."""
@@ -61,6 +66,11 @@ class Plan:
     def pairs(self, rank: int) -> int:
         """Query-key pairs `rank` computes: its attention work."""
         return sum(block.pairs for source in range(self.world_size) for block in self.blocks(rank, source))
+
+
+def ring_members(tokens: Sequence[int]) -> list[int]:
+    """The ranks that hold tokens, in ring order."""
+    return [rank for rank, count in enumerate(tokens) if count]
 
 
 def make_plan(
@@ -83,6 +93,8 @@ def make_plan(
     if shard == "tokens":
         q_shards = kv_shards
     elif shard == "kv":
+        if not all(tokens):
+            raise UserError(f"shard=kv needs keys/values on every rank, got token counts {list(tokens)}")
         q_shards = tuple(shards_for(layout, apportion([1.0] * len(tokens), seq_len, tile)))
     else:
         raise UserError(f"shard={shard} is unknown; choose one of {', '.join(SHARD_MODES)}")

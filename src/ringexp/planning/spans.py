@@ -26,7 +26,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Shard:
-    """The spans one rank holds, in ascending order; its local tensors hold them end to end."""
+    """The spans one rank holds, in ascending order; its local tensors hold them end to end.
+
+    A rank that is not in the ring holds none.
+    """
 
     spans: tuple[Span, ...]
 
@@ -41,8 +44,8 @@ class Shard:
 
     @property
     def last(self) -> int:
-        """The largest position held."""
-        return self.spans[-1].stop - 1
+        """The largest position held; -1 for none."""
+        return self.spans[-1].stop - 1 if self.spans else -1
 
     def placed(self) -> Iterator[tuple[int, Span]]:
         """Each span with the local index at which it starts."""
@@ -64,4 +67,4 @@ class Shard:
                     yield here + start - a.start, there + start - b.start, stop - start
 
     def __str__(self) -> str:
-        return " + ".join(str(span) for span in self.spans)
+        return " + ".join(str(span) for span in self.spans) or "none"

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from ringexp.ring.transport import Arrival, Transfer, resolved, shard_shape
+from ringexp.ring.transport import Arrival, Route, Transfer, resolved, shard_shape
 
 
 class GlooTransport:
@@ -25,19 +25,18 @@ class GlooTransport:
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
-        self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
+        self._rank = dist.get_rank(group)
         self._forwarder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring-forwarder")
         self._transfers: list[Transfer] = []
 
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        kv = torch.stack((k, v))
-        hops = self._world - 1
-        arrivals: list[Future[torch.Tensor]] = [Future() for _ in range(hops)]
-        credits = threading.Semaphore(prefetch_hops or hops or 1)
-        if hops:
-            self._forwarder.submit(self._forward, kv.cpu(), tokens, arrivals, credits)
+        kv, route = torch.stack((k, v)), Route.of(tokens, self._rank)
+        arrivals: list[Future[torch.Tensor]] = [Future() for _ in range(route.hops)]
+        credits = threading.Semaphore(prefetch_hops or route.hops or 1)
+        if route.hops:
+            self._forwarder.submit(self._forward, kv.cpu(), tokens, route, arrivals, credits)
         yield self._rank, lambda: kv
         for hop, future in enumerate(arrivals, start=1):
 
@@ -46,24 +45,26 @@ class GlooTransport:
                 credits.release()
                 return shard.to(kv.device)
 
-            yield (self._rank - hop) % self._world, arrival
+            yield route.source(hop), arrival
+
+    def reserve(self, num_bytes: int) -> None: ...
 
     def _forward(
         self,
         shard: torch.Tensor,
         tokens: Sequence[int],
+        route: Route,
         arrivals: list[Future[torch.Tensor]],
         credits: threading.Semaphore,
     ) -> None:
         """Hop after hop: send the shard on, receive the next one."""
-        after, before = (self._rank + 1) % self._world, (self._rank - 1) % self._world
         hop = 0
         try:
             for hop in range(len(arrivals)):
                 credits.acquire()
                 began = time.perf_counter()
-                incoming = shard.new_empty(shard_shape(shard, tokens[(self._rank - hop - 1) % self._world]))
-                self._swap({after: shard}, {before: incoming})
+                incoming = shard.new_empty(shard_shape(shard, tokens[route.source(hop + 1)]))
+                self._swap({route.after: shard}, {route.before: incoming})
                 self._transfers.append(partial(_since, began, time.perf_counter()))
                 arrivals[hop].set_result(incoming)
                 shard = incoming

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from ringexp.planning import ring_members
 from ringexp.ring import cuda_driver as driver
 from ringexp.ring.stream import HopStream, recorded
-from ringexp.ring.transport import Arrival, Transfer
+from ringexp.ring.transport import Arrival, Route, Transfer
 
 _FLAG_BYTES = 4
 _ALIGNMENT = 512
@@ -37,7 +38,7 @@ class IpcTransport:
         self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
         self._peers = [peer for peer in range(self._world) if peer != self._rank]
         self._device = device
-        self._hops = HopStream(device, self._rank, self._world)
+        self._hops = HopStream(device, self._rank)
         self._flags_bytes = -(-_ROWS * self._world * _FLAG_BYTES // _ALIGNMENT) * _ALIGNMENT
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)  # flags, then the outbox
         self._mappings: dict[int, int] = {}
@@ -48,15 +49,16 @@ class IpcTransport:
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
         num_bytes = 2 * k.nbytes
-        self._reserve(num_bytes // k.shape[1] * max(tokens))
-        self._reclaim()
+        self.reserve(num_bytes // k.shape[1] * max(tokens))
+        peers = [peer for peer in ring_members(tokens) if peer != self._rank]
+        self._reclaim(peers)
         kv = self._outbox(num_bytes).view(k.dtype).view(2, *k.shape)
         torch.stack((k, v), out=kv)
-        self._publish()
+        self._publish(peers)
         return self._hops.circulate(kv, tokens, prefetch_hops, self._receive)
 
-    def _receive(self, shards: Sequence[torch.Tensor], hop: int) -> torch.cuda.Event:
-        return self._take((self._rank - hop) % self._world, shards[hop])
+    def _receive(self, shards: Sequence[torch.Tensor], hop: int, route: Route) -> torch.cuda.Event:
+        return self._take(route.source(hop), shards[hop])
 
     def _take(self, source: int, into: torch.Tensor | None, offset: int = 0) -> torch.cuda.Event:
         """Copy from the source's outbox, on the current stream; returns an event of when it was ready."""
@@ -71,17 +73,17 @@ class IpcTransport:
         driver.set_flag(stream, self._flag(source, _TAKEN, self._rank), 1)
         return begun
 
-    def _reclaim(self) -> None:
-        """Hold the current stream until every peer has copied what was in the outbox."""
+    def _reclaim(self, peers: Sequence[int]) -> None:
+        """Hold the current stream until these peers have copied what was last in the outbox for them."""
         stream = torch.cuda.current_stream(self._device)
-        for peer in self._peers:
+        for peer in peers:
             taken = self._flag(self._rank, _TAKEN, peer)
             driver.await_flag(stream, taken, 1)
             driver.set_flag(stream, taken, 0)
 
-    def _publish(self) -> None:
+    def _publish(self, peers: Sequence[int]) -> None:
         stream = torch.cuda.current_stream(self._device)
-        for peer in self._peers:
+        for peer in peers:
             driver.set_flag(stream, self._flag(peer, _READY, self._rank), 1)
 
     def exchange(
@@ -91,13 +93,13 @@ class IpcTransport:
         sizes: Sequence[Sequence[int]],
     ) -> None:
         starts = [[sum(row[:peer]) for peer in range(self._world)] for row in sizes]
-        self._reserve(max(map(sum, sizes)))
-        self._reclaim()
+        self.reserve(max(map(sum, sizes)))
+        self._reclaim(self._peers)
         for peer, tensor in sends.items():
             start, size = starts[self._rank][peer], sizes[self._rank][peer]
             assert tensor.nbytes == size, (peer, tensor.nbytes, size)
             self._outbox(start + size)[start:].copy_(tensor.contiguous().view(-1).view(torch.uint8))
-        self._publish()
+        self._publish(self._peers)
         for peer in self._peers:
             self._take(peer, receives.get(peer), starts[peer][self._rank])
 
@@ -105,7 +107,7 @@ class IpcTransport:
         return self._hops.take_transfers()
 
     def barrier(self) -> None:
-        self._reserve(0)
+        self.reserve(0)
         stream = torch.cuda.current_stream(self._device)
         row = _BARRIER + self._barriers % 2  # a peer may reach the next barrier before this rank leaves this
         self._barriers += 1
@@ -132,7 +134,7 @@ class IpcTransport:
     def _outbox(self, num_bytes: int) -> torch.Tensor:
         return self._memory[self._flags_bytes :][:num_bytes]
 
-    def _reserve(self, num_bytes: int) -> None:
+    def reserve(self, num_bytes: int) -> None:
         """Make the outboxes of all ranks at least this long; all call it with the same number."""
         needed = self._flags_bytes + num_bytes
         if self._memory.nbytes >= needed:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ringexp.ring.stream import HopStream, recorded
-from ringexp.ring.transport import Arrival, Transfer, resolved
+from ringexp.ring.transport import Arrival, Route, Transfer, resolved
 
 
 class NcclTransport:
@@ -19,19 +19,20 @@ class NcclTransport:
 
     def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
-        self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
+        self._rank = dist.get_rank(group)
         self._device = device
-        self._hops = HopStream(device, self._rank, self._world)
+        self._hops = HopStream(device, self._rank)
 
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
         return self._hops.circulate(torch.stack((k, v)), tokens, prefetch_hops, self._receive)
 
-    def _receive(self, shards: Sequence[torch.Tensor], hop: int) -> torch.cuda.Event:
+    def reserve(self, num_bytes: int) -> None: ...
+
+    def _receive(self, shards: Sequence[torch.Tensor], hop: int, route: Route) -> torch.cuda.Event:
         begun = recorded()
-        after, before = (self._rank + 1) % self._world, (self._rank - 1) % self._world
-        self._swap({after: shards[hop - 1]}, {before: shards[hop]})
+        self._swap({route.after: shards[hop - 1]}, {route.before: shards[hop]})
         return begun
 
     def _swap(self, sends: Mapping[int, torch.Tensor], receives: Mapping[int, torch.Tensor]) -> None:

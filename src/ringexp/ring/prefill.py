@@ -38,7 +38,7 @@ def ring_attention(
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     if not plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
-    num_blocks = sum(len(plan.blocks(rank, source)) for source in range(plan.world_size))
+    num_blocks = sum(len(plan.blocks(rank, source)) for source in plan.members)
     batch, length, heads, dim = q.shape
     state = OnlineSoftmax(batch, heads, length, dim, q.device, num_blocks=num_blocks, dtype=q.dtype)
     for source, arrival in ring.transport.circulate(k, v, plan.kv_tokens, ring.prefetch_hops):

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import torch
 
-from ringexp.ring.transport import Arrival, Transfer, shard_shape
+from ringexp.ring.transport import Arrival, Route, Transfer, shard_shape
 
 
 class ReceiveHop(Protocol):
-    def __call__(self, shards: Sequence[torch.Tensor], hop: int) -> torch.cuda.Event:
+    def __call__(self, shards: Sequence[torch.Tensor], hop: int, route: Route) -> torch.cuda.Event:
         """Fill `shards[hop]`, on the current stream; returns an event of its own, when the transfer began."""
         ...
 
@@ -20,8 +20,8 @@ class ReceiveHop(Protocol):
 class HopStream:
     """The transfer stream of one rank, and the times of the hops on it."""
 
-    def __init__(self, device: torch.device, rank: int, world_size: int) -> None:
-        self._device, self._rank, self._world = device, rank, world_size
+    def __init__(self, device: torch.device, rank: int) -> None:
+        self._device, self._rank = device, rank
         self.stream = torch.cuda.Stream(device)
         self._transfers: list[Transfer] = []
 
@@ -29,17 +29,17 @@ class HopStream:
         self, kv: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None, receive: ReceiveHop
     ) -> Iterator[tuple[int, Arrival]]:
         """As `Transport.circulate`; kv is the rank's own shard [2, B, L, Hkv, D]."""
-        hops = self._world - 1
+        route = Route.of(tokens, self._rank)
         compute = torch.cuda.current_stream(self._device)
         shards = [kv]
         arrived: list[torch.cuda.Event] = []
 
         def post() -> None:  # the next hop, in order on the transfer stream
             hop = len(shards)
-            shards.append(kv.new_empty(shard_shape(kv, tokens[(self._rank - hop) % self._world])))
+            shards.append(kv.new_empty(shard_shape(kv, tokens[route.source(hop)])))
             self.stream.wait_stream(compute)  # the buffer is free, and lock-step hops wait for compute
             with torch.cuda.stream(self.stream):
-                begun = receive(shards, hop)
+                begun = receive(shards, hop, route)
                 ended = recorded()
                 arrived.append(torch.cuda.Event())
                 arrived[-1].record()
@@ -47,18 +47,18 @@ class HopStream:
             shards[hop].record_stream(self.stream)
             self._transfers.append(partial(_since, begun, ended))
 
-        for _ in range(min(prefetch_hops or hops, hops)):
+        for _ in range(min(prefetch_hops or route.hops, route.hops)):
             post()
         yield self._rank, lambda: kv
-        for hop in range(1, hops + 1):
+        for hop in range(1, route.hops + 1):
 
             def arrival(hop: int = hop) -> torch.Tensor:
                 compute.wait_event(arrived[hop - 1])
-                if len(shards) <= hops:
+                if len(shards) <= route.hops:
                     post()
                 return shards[hop]
 
-            yield (self._rank - hop) % self._world, arrival
+            yield route.source(hop), arrival
 
     def take_transfers(self) -> list[Transfer]:
         """As `Transport.take_transfers`."""

@@ -7,14 +7,46 @@ shard once computing may use it. Passing on never waits for compute unless `pref
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
+from ringexp.planning import ring_members
+
 Arrival = Callable[[], torch.Tensor]
 Transfer = Callable[[Any], tuple[float, float]]
 """When a hop began, from a clock's `origin`, and how long it took, in ms; to be asked once it has arrived."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """The ring as one of its members sees it: ranks that hold tokens, in rank order."""
+
+    members: list[int]
+    place: int  # of this rank
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], rank: int) -> Route:
+        members = ring_members(tokens)
+        return cls(members, members.index(rank))
+
+    @property
+    def hops(self) -> int:
+        return len(self.members) - 1
+
+    def source(self, hop: int) -> int:
+        """Whose shard arrives with a hop; hop 0 is the rank's own."""
+        return self.members[(self.place - hop) % len(self.members)]
+
+    @property
+    def after(self) -> int:
+        return self.source(-1)
+
+    @property
+    def before(self) -> int:
+        return self.source(1)
 
 
 class Transport(Protocol):
@@ -24,7 +56,14 @@ class Transport(Protocol):
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        """Pass k and v [B, L, Hkv, D] round as one shard [2, B, L, Hkv, D]; `tokens[r]` is rank r's L."""
+        """Pass k and v [B, L, Hkv, D] round as one shard [2, B, L, Hkv, D]; `tokens[r]` is rank r's L.
+
+        Ranks with 0 tokens are not in the ring and do not call it.
+        """
+        ...
+
+    def reserve(self, num_bytes: int) -> None:
+        """Make ready for shards of up to `num_bytes`; all ranks call it, also those not in the ring."""
         ...
 
     def exchange(
@@ -76,9 +115,11 @@ class LoopbackTransport:
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        kv = torch.stack((k, v))
-        for hop in range(len(tokens)):
-            yield (self._rank - hop) % len(tokens), lambda: kv
+        kv, route = torch.stack((k, v)), Route.of(tokens, self._rank)
+        for hop in range(route.hops + 1):
+            yield route.source(hop), lambda: kv
+
+    def reserve(self, num_bytes: int) -> None: ...
 
     def exchange(
         self,
