@@ -214,6 +214,11 @@ def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | N
     if config.partitioner.name in ("even", "uneven"):
         return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), None
     known = _remembered(config, device, throttle)
+    if known and config.partitioner.name == "balanced":
+        try:
+            known.costs(causal)
+        except UserError:  # no costs in the table yet
+            known = None
     if known is None:
         note = "speeds are not measured yet and taken to be the percentages; a real run measures them"
         return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), note

@@ -284,6 +284,10 @@ def validate(config: Config) -> None:
     one_of("device", config.device, DEVICES)
     one_of("model.dtype", config.model.dtype, DTYPES)
     validate_percentages(config.hetero.percentages)
+    if config.shard == "kv" and config.partitioner.name == "balanced":
+        raise UserError(
+            "partitioner=balanced balances what ranks compute, which shard=kv leaves even; use another one"
+        )
     at_least("seq_len", config.seq_len, 1)
     at_least("model.batch_size", config.model.batch_size, 1)
     at_least("warmup", config.warmup, 0)

@@ -24,6 +24,7 @@ def row(percentage: float, length: int, speed: float, **values) -> SpeedRow:
     return SpeedRow(
         percentage=percentage,
         length=length,
+        tokens=max(length // 2, 1),
         speed_tflops=speed,
         time_ms=1.0,
         spread=0.0,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
-from ringexp.planning import LAYOUTS, PARTITIONERS, Shard, Span, apportion, make_plan
+from ringexp.planning import LAYOUTS, WEIGHTS, Shard, Span, apportion, make_plan
 
 token_counts = st.lists(st.integers(1, 9), min_size=1, max_size=16)
 sparse_counts = st.lists(st.integers(0, 5), min_size=1, max_size=16).filter(any)  # 0: not in the ring
@@ -148,7 +148,7 @@ def test_partitioners_ask_the_source_for_what_they_need():
         def formula(self):
             return [4.0, 5.0]
 
-    asked = {name: list(weigh(Source())) for name, weigh in PARTITIONERS.items()}
+    asked = {name: list(weigh(Source())) for name, weigh in WEIGHTS.items()}
     assert asked == {"even": [1, 1], "uneven": [50, 100], "lut": [3, 5], "formula": [4, 5]}
 
 

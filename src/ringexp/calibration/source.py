@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ringexp.calibration.cost_model import cost_points, fit_cost
+from ringexp.calibration.measure import calibration_lengths
 from ringexp.calibration.speed_models import FormulaModel, LookupTable
 from ringexp.calibration.table import SpeedRow
+from ringexp.planning import RankCost
 
 
 @dataclass(frozen=True)
@@ -19,16 +22,30 @@ class TableSpeeds:
     percentages: Sequence[float]
     rows: Sequence[Sequence[SpeedRow]]
 
+    def _of_ranks(self) -> Iterator[tuple[list[SpeedRow], float]]:
+        """Each rank's rows of speeds, and its percentage."""
+        for rows, percentage in zip(self.rows, self.percentages, strict=True):
+            yield [row for row in rows if row.is_half], percentage
+
     def lut(self) -> list[float]:
         """Interpolated speeds, TFLOP/s."""
+        return [LookupTable(rows).speed(self.seq_len, percentage) for rows, percentage in self._of_ranks()]
+
+    def costs(self, causal: bool) -> list[RankCost]:
+        """What work costs each rank, fitted to the rows around this length."""
+        lengths = calibration_lengths(self.seq_len, for_fit=False)
+        points = {(length, length // 2) for length in lengths} | set(cost_points(lengths))
         return [
-            LookupTable(rows).speed(self.seq_len, percentage)
+            fit_cost(
+                [row for row in rows if row.percentage == percentage and (row.length, row.tokens) in points],
+                causal,
+            )
             for rows, percentage in zip(self.rows, self.percentages, strict=True)
         ]
 
     @cached_property
     def _formulas(self) -> list[FormulaModel]:
-        return [FormulaModel.fit(rows) for rows in self.rows]
+        return [FormulaModel.fit(rows) for rows, _ in self._of_ranks()]
 
     def formula(self) -> list[float]:
         """Speeds by regression, TFLOP/s."""
@@ -54,3 +71,6 @@ class NominalSpeeds:
 
     def formula(self) -> Sequence[float]:
         return self.percentages
+
+    def costs(self, causal: bool) -> list[RankCost]:
+        return [RankCost(0.0, 0.0, 1 / percentage) for percentage in self.percentages]

@@ -3,7 +3,6 @@
 table = SpeedTable("outputs/calibration/speeds.csv")
 table.add([row])                                      # locked, merged, replaced at once
 table.rows(hardware="NVIDIA H200", shape=shape)       # filter
-table.find(hardware=..., throttle=..., percentage=..., ranks_per_device=..., shape=..., length=...)
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ringexp.errors import UserError
 LOCK_TIMEOUT_S = 60.0
 """How long `add` waits for other writers; one write takes milliseconds."""
 
-Key = tuple[str, str, str, int, float, int]
+Key = tuple[str, str, str, int, float, int, int]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,9 @@ class SpeedRow:
     shape: str
     """Readable key of the work, e.g. attention-emb4096-h32-kv32-d128-bfloat16-cudnn."""
     length: int
-    """Tokens."""
+    """Tokens of the prompt."""
+    tokens: int
+    """Of these the rank's own, under zigzag."""
     speed_tflops: float
     """TFLOP/s."""
     time_ms: float
@@ -58,9 +59,11 @@ class SpeedRow:
             text = getattr(self, name)
             if not text.isprintable() or not (text.strip() or name == "versions"):
                 raise ValueError(f"{name}={text!r} must be one line of readable text")
-        for name in ("ranks_per_device", "length", "samples"):
+        for name in ("ranks_per_device", "length", "tokens", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.tokens > self.length:
+            raise ValueError(f"tokens={self.tokens} must be at most length={self.length}")
         for name in ("speed_tflops", "time_ms"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
@@ -80,7 +83,13 @@ class SpeedRow:
             self.ranks_per_device,
             self.percentage,
             self.length,
+            self.tokens,
         )
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it is of one of two equal ranks, as speeds are; others tell what fewer tokens cost."""
+        return self.tokens == self.length // 2
 
     @property
     def time(self) -> datetime:
@@ -96,6 +105,7 @@ COLUMNS = tuple(field.name for field in fields(SpeedRow))
 _NUMBERS = {"percentage": float, "speed_tflops": float, "time_ms": float, "spread": float} | {
     "ranks_per_device": int,
     "length": int,
+    "tokens": int,
     "samples": int,
 }
 
@@ -138,26 +148,12 @@ class SpeedTable:
         length: int | None = None,
     ) -> list[SpeedRow]:
         """The rows that have every given value; None is any."""
-        asked = (hardware, shape, throttle, ranks_per_device, percentage, length)
+        asked = (hardware, shape, throttle, ranks_per_device, percentage, length, None)
         return [
             row
             for row in self.load()
             if all(want in (None, have) for want, have in zip(asked, row.key, strict=True))
         ]
-
-    def find(
-        self,
-        *,
-        hardware: str,
-        throttle: str,
-        percentage: float,
-        ranks_per_device: int,
-        shape: str,
-        length: int,
-    ) -> SpeedRow | None:
-        """The row of exactly this key, or None."""
-        key = (hardware, shape, throttle, ranks_per_device, percentage, length)
-        return next((row for row in self.load() if row.key == key), None)
 
     def add(self, rows: Iterable[SpeedRow]) -> None:
         """Merge `rows` into the file: of one key the newest `measured_at` stays, at a tie the added row.

@@ -32,7 +32,7 @@ def run_job(session: Session, job: Job) -> None:
     """Run one job. Rank 0 writes, the others take part; a reference job leaves nothing but its figures."""
     tracker = Tracker(job.run_dir, job.config) if session.rank == 0 and job.run_dir else None
     try:
-        setting = _prepare(session, job.config)
+        setting = _prepare(session, job.config, costs=job.role == "run")
         if tracker:
             plan = setting.plan
             tracker.planned({"tokens": plan.tokens, "kv_tokens": plan.kv_tokens, "speeds": setting.speeds})
@@ -65,10 +65,10 @@ class _Setting:
     x: torch.Tensor
 
 
-def _prepare(session: Session, config: Config) -> _Setting:
+def _prepare(session: Session, config: Config, costs: bool) -> _Setting:
     workload = session.workload(config)
     kernel = session.kernel(config, workload)
-    source = session.speeds(config)
+    source = session.speeds(config, costs)
     plan = plan_for(config, source, session.device.type, workload.causal)
     x = workload.inputs(config.seq_len, config.seed)
     return _Setting(session, config, workload, kernel, source, source.lut(), plan, x)
@@ -221,6 +221,14 @@ def _accuracy(setting: _Setting, outputs: dict[int, torch.Tensor]) -> Accuracy:
     )
 
 
+def _predicted_ms(setting: _Setting) -> float | None:
+    """The plan's own idea of the latency; None for shard=kv, whose exchange it does not know."""
+    if not setting.plan.aligned:
+        return None
+    costs = setting.source.costs(setting.workload.causal)
+    return setting.workload.num_units * setting.plan.predicted_ms(costs)
+
+
 def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -> RunResult:
     session, config, plan = setting.session, setting.config, setting.plan
     references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
@@ -232,6 +240,7 @@ def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -
         latency_ms_median=latency,
         latency_ms_spread=metrics.spread_ms(measured.latencies_ms),
         latency_ms_iterations=measured.latencies_ms,
+        latency_ms_predicted=_predicted_ms(setting),
         latency_ms_back_to_back=measured.back_to_back_ms,
         tokens=plan.tokens,
         kv_tokens=plan.kv_tokens,

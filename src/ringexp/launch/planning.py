@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from ringexp.config import Config
-from ringexp.planning import PARTITIONERS, Plan, SpeedSource, apportion, make_plan
+from ringexp.planning import WEIGHTS, Plan, SpeedSource, apportion, balance, make_plan
 
 DEFAULT_TILE = {"cuda": 128, "cpu": 16}
 
 
 def plan_for(config: Config, source: SpeedSource, device_type: str, causal: bool) -> Plan:
-    """Partitioner -> weights -> whole tiles -> layout. Raises UserError if the prompt has too few tiles."""
+    """Partitioner -> whole tiles -> layout. Raises UserError if the prompt has too few tiles."""
     tile = config.tile or DEFAULT_TILE[device_type]
-    weights = list(PARTITIONERS[config.partitioner.name](source))
-    tokens = apportion(weights, config.seq_len, tile)
+    if config.partitioner.name == "balanced":
+        tokens = balance(source.costs(causal), config.seq_len, tile, config.layout.name, causal)
+    else:
+        weights = list(WEIGHTS[config.partitioner.name](source))
+        tokens = apportion(weights, config.seq_len, tile)
     return make_plan(config.seq_len, tokens, config.layout.name, shard=config.shard, causal=causal, tile=tile)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from ringexp.calibration.cost_model import cost_points
 from ringexp.calibration.measure import calibration_lengths, measure_speed
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedRow, SpeedTable
@@ -21,7 +22,7 @@ from ringexp.launch.progress import ProgressWriter
 from ringexp.launch.spec import RankSet
 from ringexp.machine import cpu_name
 from ringexp.models.workload import Workload, local_inputs, make_workload
-from ringexp.planning import apportion, make_plan
+from ringexp.planning import make_plan
 from ringexp.ring.clock import Clock, make_clock
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
@@ -103,8 +104,14 @@ class Session:
     def _lengths(config: Config) -> list[int]:
         return calibration_lengths(config.seq_len, for_fit=config.partitioner.name == "formula")
 
-    def speeds(self, config: Config) -> TableSpeeds:
-        """Speeds of all ranks for this config: from the table, after measuring what it lacks.
+    def _points(self, config: Config, costs: bool) -> list[tuple[int, int]]:
+        """(length, own tokens) that this config needs measured; with `costs` what predictions take, too."""
+        halves = [(length, length // 2) for length in self._lengths(config)]
+        around = calibration_lengths(config.seq_len, for_fit=False)
+        return sorted({*halves, *(cost_points(around) if costs else [])})
+
+    def speeds(self, config: Config, costs: bool) -> TableSpeeds:
+        """Speeds of all ranks for this config, and costs: from the table, after measuring what it lacks.
 
         Raises UserError if calibration.mode=table and the table has nothing for a rank.
         """
@@ -119,18 +126,18 @@ class Session:
         }
         percentage = self.throttle.percentage
         known = self.from_rank_zero(lambda: list(table.load()))
-        lengths = self._lengths(config)
+        points = self._points(config, costs)
         if config.calibration.mode == "auto":
-            have = {row.length for row in _matching(known, **key, percentage=percentage)}
-            lacking = self.gather([length for length in lengths if length not in have])
-            missing = sorted({length for each in lacking for length in each})
+            have = {(row.length, row.tokens) for row in _matching(known, **key, percentage=percentage)}
+            lacking = self.gather([point for point in points if point not in have])
+            missing = sorted({point for each in lacking for point in each})
         else:
-            missing = lengths if config.calibration.mode == "refresh" else []
+            missing = points if config.calibration.mode == "refresh" else []
         if missing:
             self.progress.stage(
-                f"calibrating {len(missing)} length(s) on {self.world_size} ranks", len(missing)
+                f"calibrating {len(missing)} point(s) on {self.world_size} ranks", len(missing)
             )
-            measured = [self._measure(config, workload, kernel, length, key) for length in missing]
+            measured = [self._measure(config, workload, kernel, point, key) for point in missing]
             fresh = [row for rows in self.gather(measured) for row in rows]
             if self.rank == 0:
                 table.add(fresh)
@@ -144,14 +151,20 @@ class Session:
         )
 
     def _measure(
-        self, config: Config, workload: Workload, kernel: Kernel, length: int, key: dict[str, Any]
+        self,
+        config: Config,
+        workload: Workload,
+        kernel: Kernel,
+        point: tuple[int, int],
+        key: dict[str, Any],
     ) -> SpeedRow:
-        """This rank's row: one shard of an even two-way zigzag ring, with its own K/V for the peer's.
+        """This rank's row: one shard of a two-way zigzag ring, with its own K/V for the peer's.
 
-        That is what every rank of the ring computes at that length, linear layers, causal block, full blocks
-        and merges in the run's own proportions, and nothing is transferred.
+        That is what a rank of the ring computes with so many tokens of that length, linear layers, causal
+        block, full blocks and merges in the run's own proportions, and nothing is transferred.
         """
-        plan = make_plan(length, apportion([1, 1], length, length // 2), causal=workload.causal)
+        length, tokens = point
+        plan = make_plan(length, [tokens, length - tokens], causal=workload.causal)
         ring = RingContext(plan, 0, LoopbackTransport(), kernel, self.clock())
         local = local_inputs(workload.inputs(length, config.seed), plan, 0)
         piece = self.iteration(config, workload.unit(local, ring), ring)
@@ -182,6 +195,7 @@ class Session:
             **key,
             percentage=self.throttle.percentage,
             length=length,
+            tokens=tokens,
             speed_tflops=sample.speed_tflops,
             time_ms=sample.time_ms,
             spread=sample.spread,

@@ -49,6 +49,11 @@ class Workload(Protocol):
     dtype: torch.dtype
 
     @property
+    def num_units(self) -> int:
+        """How many `unit`s follow each other in `forward`."""
+        ...
+
+    @property
     def shape(self) -> str: ...
 
     def inputs(self, seq_len: int, seed: int) -> torch.Tensor:
@@ -88,6 +93,8 @@ def local_inputs(x: torch.Tensor, plan: Plan, rank: int) -> LocalInputs:
 
 class AttentionWorkload:
     """One FMS attention module: QKV projection, RoPE, ring, output projection; x is [B, S, E]."""
+
+    num_units = 1
 
     def __init__(self, config: AttentionModelConfig, seq_len: int, device: torch.device, seed: int) -> None:
         self._config = config
@@ -185,6 +192,10 @@ class FmsWorkload:
         attention = facts.first_attention(self._model)
         self.num_heads, self.num_kv_heads = attention.nheads, attention.kvheads
         self.head_dim = attention.emb_kq_per_head
+
+    @property
+    def num_units(self) -> int:
+        return len(self._layers)
 
     @cached_property
     def _layers(self) -> nn.ModuleList:

@@ -9,21 +9,26 @@ testable in milliseconds.
 """
 
 from ringexp.planning.blocks import Block, blocks_between
+from ringexp.planning.cost import RankCost, balance
 from ringexp.planning.layouts import LAYOUTS, shards_for
-from ringexp.planning.partitioners import PARTITIONERS, SpeedSource, apportion, check_enough_tiles
+from ringexp.planning.partitioners import PARTITIONERS, WEIGHTS, apportion, check_enough_tiles
 from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
 from ringexp.planning.spans import Shard, Span
+from ringexp.planning.speeds import SpeedSource
 
 __all__ = [
     "LAYOUTS",
     "PARTITIONERS",
     "SHARD_MODES",
+    "WEIGHTS",
     "Block",
     "Plan",
+    "RankCost",
     "Shard",
     "Span",
     "SpeedSource",
     "apportion",
+    "balance",
     "blocks_between",
     "check_enough_tiles",
     "make_plan",

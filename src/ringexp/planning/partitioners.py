@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from ringexp.errors import UserError
+from ringexp.planning.speeds import SpeedSource
 
-
-class SpeedSource(Protocol):
-    """What a partitioner may ask about the ranks; one number a rank, in rank order."""
-
-    @property
-    def percentages(self) -> Sequence[float]:
-        """The asked percentages of the hetero profile."""
-        ...
-
-    def lut(self) -> Sequence[float]:
-        """Speeds from the calibration table, interpolated in length and percentage, TFLOP/s."""
-        ...
-
-    def formula(self) -> Sequence[float]:
-        """Speeds from the degree-2 regression over log10(length) and percentage, TFLOP/s."""
-        ...
-
-
-PARTITIONERS: dict[str, Callable[[SpeedSource], Sequence[float]]] = {
+WEIGHTS: dict[str, Callable[[SpeedSource], Sequence[float]]] = {
     "even": lambda source: [1.0] * len(source.percentages),
     "uneven": lambda source: source.percentages,
     "lut": lambda source: source.lut(),
     "formula": lambda source: source.formula(),
 }
 """Partitioner name -> weights, to which the shares are proportional."""
+
+PARTITIONERS = (*WEIGHTS, "balanced")
 
 
 def check_enough_tiles(seq_len: int, world_size: int, tile: int) -> None:

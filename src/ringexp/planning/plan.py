@@ -8,6 +8,7 @@ from functools import cached_property
 
 from ringexp.errors import UserError
 from ringexp.planning.blocks import Block, blocks_between
+from ringexp.planning.cost import RankCost
 from ringexp.planning.layouts import shards_for
 from ringexp.planning.partitioners import apportion
 from ringexp.planning.spans import Shard
@@ -48,6 +49,18 @@ class Plan:
     def members(self) -> list[int]:
         """The ranks in the ring: those that hold anything."""
         return ring_members(self.kv_tokens)
+
+    def causal_pairs(self, rank: int) -> int:
+        """Those of them in causal blocks."""
+        blocks = (block for source in self.members for block in self.blocks(rank, source))
+        return sum(block.pairs for block in blocks if block.causal)
+
+    def predicted_ms(self, costs: Sequence[RankCost]) -> float:
+        """When the slowest rank is done, if nobody ever waits for keys and values."""
+        return max(
+            cost.time_ms(count, self.pairs(rank), self.causal_pairs(rank))
+            for rank, (cost, count) in enumerate(zip(costs, self.tokens, strict=True))
+        )
 
     @cached_property
     def aligned(self) -> bool:

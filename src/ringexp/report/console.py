@@ -153,6 +153,7 @@ def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"{r['latency_ms_median']:.2f} ms",
             f"median of {iterations}, IQR {r['latency_ms_spread']:.2f}; {in_a_row:.2f} ms back to back",
         ),
+        ("predicted", number(r["latency_ms_predicted"], "{:.2f} ms"), "by the plan, from calibration"),
         ("speedup over even", number(r["speedup_over_even"], "{:.2f}x"), "same ranks and layout, even split"),
         ("capacity efficiency", number(r["capacity_efficiency"]), "1.0: nothing of the ranks' speed is lost"),
         ("slowdown", number(r["slowdown"], "{:.2f}x"), "against all ranks at full speed"),

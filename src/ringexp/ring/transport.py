@@ -104,20 +104,33 @@ def resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
 
 
 class LoopbackTransport:
-    """A ring of one process: every shard that would arrive is the rank's own. For measuring compute alone."""
+    """A ring of one process: shards that would arrive are the rank's own again. For measuring compute."""
 
     name = "loopback"
     capturable = True
 
     def __init__(self, rank: int = 0) -> None:
         self._rank = rank
+        self._repeated: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
         kv, route = torch.stack((k, v)), Route.of(tokens, self._rank)
         for hop in range(route.hops + 1):
-            yield route.source(hop), lambda: kv
+            source = route.source(hop)
+            shard = kv if source == self._rank else self._of_length(kv, tokens[source])
+            yield source, lambda shard=shard: shard
+
+    def _of_length(self, kv: torch.Tensor, length: int) -> torch.Tensor:
+        """The shard repeated to another length; made once, so that only computing is measured."""
+        if kv.shape[2] == length:
+            return kv
+        key = (length, kv.shape, kv.dtype)
+        if key not in self._repeated:
+            index = torch.arange(length, device=kv.device) % kv.shape[2]
+            self._repeated[key] = kv[:, :, index]
+        return self._repeated[key]
 
     def reserve(self, num_bytes: int) -> None: ...
 

@@ -103,6 +103,7 @@ class RunResult:
     latency_ms_spread: float
     latency_ms_iterations: list[float]
     latency_ms_back_to_back: float
+    latency_ms_predicted: float | None
     tokens: list[int]
     kv_tokens: list[int]
     shares: list[float]

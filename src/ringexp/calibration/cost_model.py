@@ -1,0 +1,51 @@
+"""From calibration rows to what work costs a rank: once, for each token, for each query-key pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ringexp.calibration.table import SpeedRow
+from ringexp.errors import UserError
+from ringexp.planning import RankCost, make_plan
+
+SMALL_SHARE = 8
+"""One of the shares measured is a rank with 1 / SMALL_SHARE of the tokens; the other is a half."""
+
+
+def cost_points(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(length, own tokens) to measure around some lengths, besides the halves of those.
+
+    At every length a small share beside the half: as many keys, fewer queries. And all of half and of a quarter
+    of the length, which is the causal block alone: fewer keys. Three numbers of own tokens in all, since the
+    diagonal grows with their square.
+    """
+    points = set()
+    for length in lengths:
+        half, quarter = max(length // 2, 1), max(length // 4, 1)
+        points |= {(length, max(length // SMALL_SHARE, 1)), (half, half), (quarter, quarter)}
+    return sorted(points - {(length, length // 2) for length in lengths})
+
+
+def fit_cost(rows: Sequence[SpeedRow], causal: bool) -> RankCost:
+    """The cost that explains the rows best, none of its parts negative; relative errors count.
+
+    rows: of one rank's hardware, throttle, percentage and shape, at different lengths and shares.
+    Raises UserError if they do not tell tokens from pairs.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    terms = []
+    for row in rows:
+        plan = make_plan(row.length, [row.tokens, row.length - row.tokens], causal=causal)
+        terms.append((1.0, row.tokens, plan.pairs(0), plan.causal_pairs(0)))
+    if len(set(terms)) < 4:
+        raise UserError(
+            "costs need calibration rows at four lengths or shares, and the table has "
+            f"{len(set(terms))}; calibration.mode=auto measures what is missing"
+        )
+    times = np.array([row.time_ms for row in rows])
+    scale = np.maximum(np.array(terms).max(axis=0), 1.0)  # without a mask nothing is on the diagonal
+    solution, _ = nnls(np.array(terms) / scale / times[:, None], np.ones(len(rows)))
+    fixed, token, pair, diagonal = (float(value) for value in solution / scale)
+    return RankCost(fixed, token, pair, diagonal)

@@ -1,0 +1,43 @@
+"""Costs fitted to calibration rows: what made the rows comes out again."""
+
+import dataclasses
+
+import pytest
+
+from ringexp.calibration.cost_model import cost_points, fit_cost
+from ringexp.errors import UserError
+from ringexp.planning import RankCost
+from support.calibration_rows import cost_rows
+
+TRUE = RankCost(0.4, 2e-4, 3e-8, 1e-8)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("lengths", [[4096], [16384, 32768]])
+def test_the_costs_that_made_the_rows_are_found(lengths, causal):
+    found = fit_cost(cost_rows(TRUE, lengths, causal), causal)
+    fields = ("fixed_ms", "token_ms", "pair_ms", *(("diagonal_ms",) if causal else ()))
+    for field in fields:
+        assert getattr(found, field) == pytest.approx(getattr(TRUE, field), rel=1e-6)
+
+
+def test_no_part_is_negative_when_the_rows_are_noisy():
+    rows = cost_rows(RankCost(0.0, 1e-4, 1e-8), [4096], True)
+    noisy = [
+        dataclasses.replace(row, time_ms=row.time_ms * (1.1 if i % 2 else 0.9)) for i, row in enumerate(rows)
+    ]
+    found = fit_cost(noisy, True)
+    assert min(found.fixed_ms, found.token_ms, found.pair_ms) >= 0
+    for row in noisy:
+        pairs = row.tokens * row.length / 2
+        assert found.time_ms(row.tokens, pairs, row.tokens**2 / 2) == pytest.approx(row.time_ms, rel=0.3)
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(UserError, match="rows at four lengths or shares"):
+        fit_cost(cost_rows(TRUE, [4096], True)[:2], True)
+
+
+def test_points_tell_tokens_from_pairs():
+    points = [(4096, 2048), *cost_points([4096])]
+    assert points == [(4096, 2048), (1024, 1024), (2048, 2048), (4096, 512)]
