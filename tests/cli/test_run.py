@@ -17,6 +17,7 @@ PROMISED = [
     "latency_ms_median",
     "latency_ms_iterations",
     "latency_ms_back_to_back",
+    "latency_ms_predicted",
     "tokens",
     "shares",
     "speeds",
@@ -150,6 +151,36 @@ def test_the_next_run_measures_no_reference_and_no_speed_again(finished):
     last = max(run_dirs(root), key=lambda path: path.stat().st_mtime)
     assert not (last / "wandb").exists()
     assert "speed" in done.stdout
+
+
+def test_a_rank_that_does_not_pay_is_left_out_and_the_rest_is_exact(finished, tmp_path):
+    """The table of an earlier run, in which the 50 % rank now needs a second for anything."""
+    *_, root = finished
+    with (root / "calibration" / "speeds.csv").open() as file:
+        rows = [
+            row | {"time_ms": 1000} if row["percentage"] == "50.0" else row for row in csv.DictReader(file)
+        ]
+    (tmp_path / "calibration").mkdir()
+    with (tmp_path / "calibration" / "speeds.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    done = ringexp(
+        "partitioner=balanced",
+        "hetero=mps_50_100",
+        "model=attention_tiny",
+        "seq_len=1001",
+        "calibration.mode=table",
+        "references=false",
+        "tracker=disabled",
+        *QUICK,
+        root=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((run_dirs(tmp_path)[0] / "results.json").read_text())
+    assert (results["tokens"], results["exact"]) == ([0, 1001], True)
+    assert results["plan"] == ["none", "0:1001"]
+    assert results["latency_ms_predicted"] < 1000
 
 
 def test_nothing_stays_behind(finished):

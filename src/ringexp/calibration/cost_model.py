@@ -15,9 +15,9 @@ SMALL_SHARE = 8
 def cost_points(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """(length, own tokens) to measure around some lengths, besides the halves of those.
 
-    At every length a small share beside the half: as many keys, fewer queries. And all of half and of a quarter
-    of the length, which is the causal block alone: fewer keys. Three numbers of own tokens in all, since the
-    diagonal grows with their square.
+    At every length a small share beside the half: as many keys, fewer queries. And all of half and of a
+    quarter of the length, which is the causal block alone: fewer keys. Three numbers of own tokens in all,
+    since the diagonal grows with their square.
     """
     points = set()
     for length in lengths:

@@ -6,8 +6,8 @@ A rank's time for a tokens of its own that attend in p query-key pairs, d of the
 
 Under weighted zigzag p is a * seq_len / 2 and d is a^2 / 2, so the time depends on the rank's own tokens
 only; under contiguous p depends on where its span begins. Either way, what a rank can do by a time T only
-grows with T: the least T by which all ranks together hold all tokens is found by bisection (water-filling), in
-whole tiles.
+grows with T: the least T by which all ranks together hold all tokens is found by bisection (water-filling),
+in whole tiles.
 """
 
 from __future__ import annotations
