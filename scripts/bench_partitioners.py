@@ -25,7 +25,7 @@ from ringexp import config as settings
 from ringexp.app import execute
 from ringexp.cli import CONF_DIR
 from ringexp.report.console import Console, number
-from ringexp.tracking.files import write_atomically
+from ringexp.tracking.files import read_results, write_atomically
 
 BASELINE = ("contiguous", "even")
 FIGURES = ("latency_ms_median", "latency_ms_spread", "latency_ms_back_to_back")
@@ -167,19 +167,23 @@ def main() -> None:
     wanted = configs(arguments)
     root = Path(arguments.root)
     folders = [root / "runs" / f"{index:03d}_{config.label}" for index, config in enumerate(wanted)]
-    outcomes = execute(list(zip(wanted, folders, strict=True)), Console())
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
+    failed: list[BaseException] = []
+    try:
+        outcomes = execute(list(zip(wanted, folders, strict=True)), Console(), resume=True)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    except KeyboardInterrupt as error:  # also a time limit: what is complete goes to the table
+        failed = [error]
+    found = [read_results(folder) or {} for folder in folders]
     runs = [
         {
             "profile": "/".join(f"{p:g}" for p in config.hetero.percentages),
             "seq_len": config.seq_len,
             "layout": config.layout.name,
             "partitioner": config.partitioner.name,
-            **found,
+            **results,
         }
-        for config, found in zip(wanted, outcomes, strict=True)
+        for config, results in zip(wanted, found, strict=True)
+        if results.get("status") == "complete"
     ]
     with_ratios(runs)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -194,6 +198,8 @@ def main() -> None:
     if all(run["speedup_over_contiguous_even"] for run in runs):
         figure(runs, arguments.out / "speedup.png")
     print(markdown(runs))
+    if failed:
+        raise failed[0]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ringexp.machine import cpu_cores, cpu_name, default_device, gpu_count
 from ringexp.models.shapes import shape_of
 from ringexp.planning import Plan, check_enough_tiles
 from ringexp.report.console import Console
+from ringexp.tracking.completed import CompletedRuns, copy_results
 from ringexp.tracking.environment import command_line, gpu_names, machine_facts
 from ringexp.tracking.files import read_results
 from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
@@ -51,23 +52,36 @@ Outcome = dict[str, Any] | UserError | RunFailed
 """What a run came to: the content of its results.json, or why there is none worth having."""
 
 
-def execute(runs: Sequence[tuple[Config, Path]], console: Console) -> list[Outcome]:
+def execute(runs: Sequence[tuple[Config, Path]], console: Console, resume: bool = False) -> list[Outcome]:
     """Run configs in as few sets of ranks as they allow; returns their outcomes in the order given.
 
-    A run that fails ends its ranks; new ones go on with the jobs after it.
+    A run that fails ends its ranks; new ones go on with the jobs after it. With `resume`, or the setting of
+    that name, a config that an equal run has completed is not run again.
     """
     failures: dict[Path, UserError | RunFailed] = {}
     fitting = []
     for config, run_dir in runs:
         try:
             _check_fits(config, _device(config))
-            fitting.append((config, run_dir))
+            if not _resumed(config, run_dir, resume):
+                fitting.append((config, run_dir))
         except UserError as error:
             failures[run_dir] = error
     with console.progress() as display:
         for index, ranks in enumerate(rank_sets(fitting)):
             _run_set(ranks, fitting[0][1] / "ranks" / str(index), display, failures)
     return [failures.get(run_dir) or _outcome(run_dir) for _, run_dir in runs]
+
+
+def _resumed(config: Config, run_dir: Path, resume: bool) -> bool:
+    """Whether an equal run is complete; if so its results are in `run_dir` now."""
+    if not (resume if config.resume is None else config.resume):
+        return False
+    completed = CompletedRuns(config.completed_dir, machine_facts(_device(config)))
+    source = completed.find(config)
+    if source:
+        copy_results(source, run_dir)
+    return source is not None
 
 
 def _run_set(

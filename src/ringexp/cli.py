@@ -72,7 +72,7 @@ def sweep(composed: Sequence[tuple[Any, Path]]) -> None:
                 runs.append((config, run_dir))
         except (UserError, OmegaConfBaseException) as error:
             _report(error, run_dir)
-    for (_, run_dir), outcome in zip(runs, execute(runs, Console()), strict=True):
+    for (_, run_dir), outcome in zip(runs, execute(runs, Console(), resume=True), strict=True):
         if isinstance(outcome, Exception):
             _report(outcome, run_dir)
 

@@ -132,6 +132,7 @@ class Config:
     profile: bool = False  # write trace.json, a timeline of every hop
     check: bool = True  # compare the output with a single-process reference
     references: bool = True  # measure the homogeneous and even runs that slowdown and speedup need
+    resume: bool | None = None  # take the results of an equal run that is complete; null: in sweeps
     dry_run: bool = False
     output_root: str = "outputs"
     label: str = ""  # names the run; composed from the settings
@@ -149,6 +150,11 @@ class Config:
     def references_dir(self) -> Path:
         """The reference runs that other runs are measured against."""
         return Path(self.output_root) / "references"
+
+    @property
+    def completed_dir(self) -> Path:
+        """The index of runs that are complete."""
+        return Path(self.output_root) / "completed"
 
 
 GROUPS: dict[str, type] = {

@@ -209,6 +209,21 @@ def test_a_sweep_ends_in_one_table_and_reports_failures(tmp_path):
         assert [row["partitioner"] for row in csv.DictReader(file)] == ["even", "lut"]
 
 
+def test_a_sweep_goes_on_where_it_stopped(tmp_path):
+    """The second command adds a partitioner to what is complete: only that is run."""
+    sweep = ["-m", "model=attention_tiny", "hetero=mps_50_100", "seq_len=256", "references=false"]
+    sweep += ["tracker=disabled", *QUICK]
+    first = ringexp(*sweep, "partitioner=even", root=tmp_path)
+    assert "1 of 1 runs complete; everything" in first.stdout
+    second = ringexp(*sweep, "partitioner=even,uneven", root=tmp_path)
+    assert "2 of 2 runs complete (1 taken from earlier ones)" in second.stdout
+    assert "even, zigzag" not in second.stdout.replace("uneven, zigzag", "")
+    copies = [json.loads(path.read_text()) for path in tmp_path.glob("sweeps/*/*/0_*even*/results.json")]
+    assert len({copy["latency_ms_median"] for copy in copies}) == 1
+    again = ringexp(*sweep, "partitioner=even", "resume=false", root=tmp_path)
+    assert "1 of 1 runs complete; everything" in again.stdout
+
+
 def test_runs_of_a_sweep_share_ranks_and_a_failed_one_does_not_stop_the_rest(tmp_path):
     done = ringexp(
         "-m",

@@ -21,6 +21,7 @@ from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
 from ringexp.tracking import metrics
+from ringexp.tracking.completed import CompletedRuns
 from ringexp.tracking.environment import environment
 from ringexp.tracking.metrics import Accuracy, RunResult
 from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
@@ -45,6 +46,9 @@ def run_job(session: Session, job: Job) -> None:
             result = _result(setting, measured, _check(setting, measured.output))
             if tracker:
                 tracker.finish(result)
+                if job.run_dir and result.exact is not False:
+                    completed = CompletedRuns(job.config.completed_dir, session.ranks.machine)
+                    completed.add(job.config, job.run_dir)
     except BaseException as error:
         if tracker:
             tracker.fail(f"{type(error).__name__}: {error}")

@@ -66,7 +66,11 @@ def compare(sweep_dir: Path) -> None:
             console.print(
                 f"[red]failed[/red] {run['run']}: {run.get('reason', 'it did not finish')}", soft_wrap=True
             )
-    console.print(f"{len(done)} of {len(runs)} runs complete; everything lies in {sweep_dir}", soft_wrap=True)
+    resumed = sum("resumed_from" in run for run in done)
+    earlier = f" ({resumed} taken from earlier ones)" if resumed else ""
+    console.print(
+        f"{len(done)} of {len(runs)} runs complete{earlier}; everything lies in {sweep_dir}", soft_wrap=True
+    )
 
 
 def _identity(run: dict[str, Any]) -> list[str]:

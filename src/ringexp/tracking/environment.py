@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -73,6 +75,13 @@ def git_commit() -> str | None:
     if commit is None:
         return None
     return commit + ("+dirty" if _output(["git", "status", "--porcelain"], source) else "")
+
+
+@functools.cache
+def code_identity() -> str:
+    """ringexp's version, commit and local changes: equal for equal code."""
+    changes = _output(["git", "diff", "HEAD"], Path(__file__).parent) or ""
+    return f"{_version('ringexp')} {git_commit()} {hashlib.sha256(changes.encode()).hexdigest()[:12]}"
 
 
 def command_line() -> list[str]:

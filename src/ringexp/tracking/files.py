@@ -19,6 +19,7 @@ from ringexp.tracking import metrics
 from ringexp.tracking.trace import chrome_trace
 
 RESULTS = "results.json"
+CONFIG = "config.yaml"
 ITERATION_FIELDS = ("iteration", "rank", "latency_ms", "busy_ms", "comm_ms", "idle_ms")
 HOP_FIELDS = (
     "iteration",
@@ -69,7 +70,7 @@ class RunFiles:
 
         self.run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
         self._iterations = _CsvFile(run_dir / "iterations.csv", ITERATION_FIELDS)
         self._hops = _CsvFile(run_dir / "hops.csv", HOP_FIELDS)
 
