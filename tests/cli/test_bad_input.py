@@ -16,7 +16,11 @@ BAD = [
     (["seqlen=5"], "no setting seqlen; did you mean seq_len?"),
     (["model.dtyp=float32"], "no setting model.dtyp; did you mean model.dtype?"),
     (["+foo=1"], "no setting foo"),
-    (["partitioner=lutt"], "partitioner=lutt is unknown; choose one of even, formula, lut, uneven"),
+    (
+        ["partitioner=balanced", "shard=kv"],
+        "partitioner=balanced balances what ranks compute, which shard=kv",
+    ),
+    (["partitioner=lutt"], "partitioner=lutt is unknown; choose one of balanced, even, formula, lut, uneven"),
     (["seq_len=abc"], "seq_len: Value 'abc'"),
     (["seq_len=20"], "seq_len=20 is smaller than one tile of 16 tokens"),
     (["hetero.percentages=[0,50]"], "hetero.percentages=[0.0, 50.0]: the entry of rank 0"),
@@ -31,7 +35,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), BAD, ids=lambda value: " ".join(value)[:40])
+@pytest.mark.parametrize(
+    ("overrides", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_bad_settings_are_one_line(tmp_path, overrides, message):
     done = ringexp("model=attention_tiny", "device=cpu", *overrides, root=tmp_path)
     assert done.returncode == 2

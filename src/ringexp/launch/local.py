@@ -149,9 +149,12 @@ def _failed(processes: SubprocessContext) -> dict[int, int]:
 
 
 def _explain(processes: SubprocessContext, path: Path, failed: dict[int, int]) -> UserError | RunFailed:
-    """What ended the ranks: a signal one of them got, else the earliest exception, else an exit code."""
+    """What ended the ranks: a signal one of them got, else the earliest exception, else an exit code.
+
+    A rank that told of an exception may still die of a signal while it ends: the exception came first.
+    """
     for rank, code in failed.items():
-        if code < 0:
+        if code < 0 and not error_file(path, rank).exists():
             pid = processes.pids()[rank]
             name = signal.Signals(-code).name
             return RunFailed(
