@@ -61,7 +61,7 @@ class Shape:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kernels", default="cudnn,sdpa,triton,flash")
+    parser.add_argument("--kernels", default="cudnn,sdpa,triton")
     parser.add_argument("--lengths", default="2048,16384", help="query and key tokens of a block")
     parser.add_argument("--kv-heads", default="8,32")
     parser.add_argument("--head-dims", default="128,64")

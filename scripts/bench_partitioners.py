@@ -185,6 +185,8 @@ def main() -> None:
         for config, results in zip(wanted, found, strict=True)
         if results.get("status") == "complete"
     ]
+    if not runs:
+        raise failed[0]
     with_ratios(runs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
@@ -195,7 +197,7 @@ def main() -> None:
         writer.writerow([run[name] for name in (*identity, *FIGURES)])
     write_atomically(arguments.out / "runs.csv", text.getvalue())
     write_atomically(arguments.out / "table.md", markdown(runs))
-    if all(run["speedup_over_contiguous_even"] for run in runs):
+    if not failed and all(run["speedup_over_contiguous_even"] for run in runs):
         figure(runs, arguments.out / "speedup.png")
     print(markdown(runs))
     if failed:

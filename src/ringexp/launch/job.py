@@ -46,7 +46,7 @@ def run_job(session: Session, job: Job) -> None:
             result = _result(setting, measured, _check(setting, measured.output))
             if tracker:
                 tracker.finish(result)
-                if job.run_dir and result.exact is not False:
+                if result.exact is not False:
                     completed = CompletedRuns(job.config.completed_dir, session.ranks.machine)
                     completed.add(job.config, job.run_dir)
     except BaseException as error:

@@ -47,7 +47,12 @@ class CompletedRuns:
 
 
 def copy_results(source: Path, run_dir: Path) -> None:
-    """Give a run that need not be made the results of the one before, which `resumed_from` names."""
+    """Give a run that need not be made the results of the one before, which `resumed_from` names.
+
+    In the folder of that very run there is nothing to do.
+    """
+    if run_dir.absolute() == source:
+        return
     run_dir.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / CONFIG, run_dir / CONFIG)
     results = (read_results(source) or {}) | {"resumed_from": str(source)}

@@ -56,11 +56,13 @@ def _output(command: list[str], cwd: Path | None = None) -> str | None:
     return done.stdout.strip()
 
 
+@functools.cache
 def gpu_names() -> list[str]:
     names = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
     return names.splitlines() if names else []
 
 
+@functools.cache
 def nvidia_driver() -> str | None:
     found = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     return found.splitlines()[0] if found else None
