@@ -17,12 +17,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from ringexp.ring.stream import recorded
-from ringexp.ring.timing import HopTiming, IterationTiming
+from ringexp.ring.timing import HopTiming, IterationTiming, Origin
 
 
 class Pacer(Protocol):
@@ -33,7 +33,7 @@ class Pacer(Protocol):
 
 class Clock(Protocol):
     @property
-    def origin(self) -> Any:
+    def origin(self) -> Origin:
         """When the clock was started, as transfers are told of it."""
         ...
 
@@ -59,13 +59,13 @@ class CpuClock:
         self._pacer = pacer
 
     @property
-    def origin(self) -> float:
-        return self._origin
+    def origin(self) -> Origin:
+        return Origin(self._began)
 
     def start(self) -> None:
         self._waits: list[tuple[int, float]] = []
         self._stretches: list[float] = []  # of compute, in ms: before the first wait, after each wait
-        self._origin = self._mark = time.perf_counter()
+        self._began = self._mark = time.perf_counter()
 
     def _end_stretch(self) -> float:
         self._pacer.settle(time.perf_counter() - self._mark)
@@ -94,11 +94,12 @@ class CudaClock:
     """
 
     @property
-    def origin(self) -> torch.cuda.Event:
-        return self._events[0]
+    def origin(self) -> Origin:
+        return Origin(self._began, self._events[0])
 
     def start(self) -> None:
         self._sources: list[int] = []
+        self._began = time.perf_counter()
         self._events = [recorded()]
 
     @contextmanager
@@ -120,7 +121,7 @@ class CudaClock:
 class NoClock:
     """For runs nobody times."""
 
-    origin = None
+    origin = Origin(0.0)
 
     def start(self) -> None: ...
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
+from ringexp.ring.timing import Origin
 from ringexp.ring.transport import Arrival, Route, Transfer, resolved, shard_shape
 
 
@@ -105,8 +106,8 @@ class GlooTransport:
         self._forwarder.shutdown()
 
 
-def _since(began: float, ended: float, origin: float) -> tuple[float, float]:
-    return (began - origin) * 1e3, (ended - began) * 1e3
+def _since(began: float, ended: float, origin: Origin) -> tuple[float, float]:
+    return (began - origin.host_s) * 1e3, (ended - began) * 1e3
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from ringexp.ring.timing import Origin
 from ringexp.ring.transport import Arrival, Route, Transfer, shard_shape
 
 
@@ -66,8 +67,8 @@ class HopStream:
         return taken
 
 
-def _since(begun: torch.cuda.Event, ended: torch.cuda.Event, origin: torch.cuda.Event) -> tuple[float, float]:
-    return origin.elapsed_time(begun), begun.elapsed_time(ended)
+def _since(begun: torch.cuda.Event, ended: torch.cuda.Event, origin: Origin) -> tuple[float, float]:
+    return origin.event.elapsed_time(begun), begun.elapsed_time(ended)
 
 
 def recorded() -> torch.cuda.Event:

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """When an iteration began: by `time.perf_counter`, and on CUDA also as an event."""
+
+    host_s: float
+    event: Any = None
 
 
 @dataclass(frozen=True)

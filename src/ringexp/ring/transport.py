@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 
 from ringexp.planning import ring_members
+from ringexp.ring.timing import Origin
 
 Arrival = Callable[[], torch.Tensor]
-Transfer = Callable[[Any], tuple[float, float]]
+Transfer = Callable[[Origin], tuple[float, float]]
 """When a hop began, from a clock's `origin`, and how long it took, in ms; to be asked once it has arrived."""
 
 
