@@ -4,8 +4,9 @@
     python scripts/bench_kernel.py --out docs/benchmarks/kernels-h200
 
 Writes kernels.csv and kernels.md (with hardware, versions and the command) to --out. A kernel that is not
-installed or does not fit a shape is left out of it. Times are medians of CUDA events, the kernels taking
-turns; `over cudnn` is the ratio of cuDNN's median to the kernel's.
+installed or does not fit a shape is left out of it. Kernels run as CUDA graphs, as they do in the ring. Times
+are medians of CUDA events, the kernels taking turns; `over cudnn` is the ratio of cuDNN's median to the
+kernel's.
 """
 
 from __future__ import annotations
@@ -22,46 +23,39 @@ from statistics import median
 import pandas
 import torch
 
+from ringexp.calibration.kernel_choice import BlockShape
 from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
+from ringexp.kernels.oracle import relative_errors
+from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
 
 BASELINE = "cudnn"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One block: q_len queries against kv_len keys."""
+class Case:
+    """One block: as many queries as keys."""
 
-    q_len: int
-    kv_len: int
+    shape: BlockShape
     causal: bool
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: str
 
     @property
     def flops(self) -> float:
         """Matmul FLOPs: two products of 2 * head_dim operations a pair."""
-        pairs = self.q_len * (self.q_len + 1) // 2 if self.causal else self.q_len * self.kv_len
-        return 4.0 * self.num_heads * self.head_dim * pairs
+        length = self.shape.length
+        pairs = length * (length + 1) // 2 if self.causal else length**2
+        return 4.0 * self.shape.num_heads * self.shape.head_dim * pairs
 
-    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Fresh q [1, H, Lq, D] and k, v [1, Hkv, Lk, D], lying in memory as the ring's: [1, L, H, D]."""
-        lengths = (self.q_len, self.kv_len, self.kv_len)
-        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        q, k, v = (
-            torch.randn(1, length, count, self.head_dim, device="cuda", dtype=getattr(torch, self.dtype))
-            for length, count in zip(lengths, heads, strict=True)
-        )
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    @property
+    def scale(self) -> float:
+        return self.shape.head_dim**-0.5
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kernels", default="cudnn,sdpa,triton")
+    parser.add_argument("--kernels", default="cudnn,sdpa,triton,flash")
     parser.add_argument("--lengths", default="2048,16384", help="query and key tokens of a block")
     parser.add_argument("--kv-heads", default="8,32")
     parser.add_argument("--head-dims", default="128,64")
@@ -70,12 +64,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def shapes(arguments: argparse.Namespace) -> list[Shape]:
+def cases(arguments: argparse.Namespace) -> list[Case]:
     def numbers(text: str) -> list[int]:
         return [int(item) for item in text.split(",")]
 
     return [
-        Shape(length, length, causal, 32, kv_heads, head_dim, dtype)
+        Case(BlockShape(1, 32, kv_heads, head_dim, getattr(torch, dtype), length), causal)
         for dtype, head_dim, length, kv_heads, causal in product(
             arguments.dtypes.split(","),
             numbers(arguments.head_dims),
@@ -86,48 +80,37 @@ def shapes(arguments: argparse.Namespace) -> list[Shape]:
     ]
 
 
-def fitting(names: str, shape: Shape) -> list[Kernel]:
+def fitting(names: str, shape: BlockShape) -> list[Kernel]:
     found = []
     for name in names.split(","):
         try:
-            found.append(get_kernel(name, "cuda", getattr(torch, shape.dtype), shape.head_dim))
+            found.append(get_kernel(name, "cuda", shape.dtype, shape.head_dim))
         except UserError:
             continue
     return found
 
 
-def relative_error(kernel: Kernel, shape: Shape) -> float:
-    """|out - exact| / |exact| over 64 random query rows, exact in float64; fails if an lse is off."""
-    q, k, v = shape.inputs()
-    scale = shape.head_dim**-0.5
-    out, lse = kernel.block(q, k, v, shape.causal, scale)
-    rows = torch.randperm(shape.q_len, device="cuda")[:64]
-    wrong = norm = 0.0
-    for head in range(shape.num_heads):
-        kv_head = head * shape.num_kv_heads // shape.num_heads
-        scores = q[0, head, rows].double() @ k[0, kv_head].double().T * scale
-        if shape.causal:
-            scores.masked_fill_(torch.arange(shape.kv_len, device="cuda") > rows[:, None], float("-inf"))
-        exact = scores.softmax(-1) @ v[0, kv_head].double()
-        wrong += (out[0, head, rows].double() - exact).square().sum().item()
-        norm += exact.square().sum().item()
-        torch.testing.assert_close(lse[0, head, rows].double(), scores.logsumexp(-1), rtol=1e-4, atol=1e-3)
-    return (wrong / norm) ** 0.5
-
-
-def times_ms(kernels: list[Kernel], shape: Shape, repeats: int) -> list[list[float]]:
+def times_ms(kernels: list[Kernel], case: Case, repeats: int) -> list[list[float]]:
     """One list of times a kernel; the kernels take turns."""
-    q, k, v = shape.inputs()
-    scale = shape.head_dim**-0.5
+    q, k, v = case.shape.inputs(torch.device("cuda"))
     # Several calls a sample where one is too short for the clock of the events.
-    calls = max(1, round(1e-3 * 400e12 / shape.flops))
+    calls = max(1, min(50, round(2e-3 * 500e12 / case.flops)))
+
+    def work(kernel: Kernel) -> None:
+        for _ in range(calls):
+            kernel.block(q, k, v, case.causal, case.scale)
+
+    graphs = []
+    for kernel in kernels:
+        work(kernel)
+        torch.cuda.synchronize()
+        graphs.append(captured(lambda kernel=kernel: work(kernel))[0])
     times: list[list[float]] = [[] for _ in kernels]
     for turn in range(repeats + 2):
-        for kernel, found in zip(kernels, times, strict=True):
+        for graph, found in zip(graphs, times, strict=True):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            for _ in range(calls):
-                kernel.block(q, k, v, shape.causal, scale)
+            graph.replay()
             end.record()
             end.synchronize()
             if turn >= 2:
@@ -137,23 +120,26 @@ def times_ms(kernels: list[Kernel], shape: Shape, repeats: int) -> list[list[flo
 
 def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
     rows = []
-    for shape in shapes(arguments):
+    for case in cases(arguments):
+        shape = case.shape
         kernels = fitting(arguments.kernels, shape)
-        errors = [relative_error(kernel, shape) for kernel in kernels]
-        times = times_ms(kernels, shape, arguments.repeats)
+        inputs = shape.inputs(torch.device("cuda"))
+        errors = [relative_errors(each.block, *inputs, case.causal, case.scale) for each in kernels]
+        times = times_ms(kernels, case, arguments.repeats)
         medians = {kernel.name: median(found) for kernel, found in zip(kernels, times, strict=True)}
-        for kernel, error, found in zip(kernels, errors, times, strict=True):
+        for kernel, (error, lse_error), found in zip(kernels, errors, times, strict=True):
+            assert lse_error < 1e-3, (kernel.name, case, lse_error)
             time_ms = median(found)
             rows.append(
                 {
-                    "dtype": shape.dtype,
+                    "dtype": str(shape.dtype).removeprefix("torch."),
                     "head_dim": shape.head_dim,
                     "heads": f"{shape.num_heads}/{shape.num_kv_heads}",
-                    "tokens": shape.q_len,
-                    "mask": "causal" if shape.causal else "full",
+                    "tokens": shape.length,
+                    "mask": "causal" if case.causal else "full",
                     "kernel": kernel.name,
                     "ms": round(time_ms, 4),
-                    "tflops": round(shape.flops / time_ms / 1e9, 1),
+                    "tflops": round(case.flops / time_ms / 1e9, 1),
                     "over cudnn": round(medians.get(BASELINE, float("nan")) / time_ms, 3),
                     "relative error": f"{error:.1e}",
                 }

@@ -16,7 +16,7 @@ from ringexp.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton")
+KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton", "flash")
 TRANSPORTS = ("auto", "nccl", "ipc", "gloo")
 TRACKER_MODES = ("offline", "online", "disabled")
 CALIBRATION_MODES = ("auto", "table", "refresh")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ringexp.errors import UserError
-from ringexp.kernels import KERNEL_NAMES, get_kernel, providers, triton_block
+from ringexp.kernels import KERNEL_NAMES, candidates, flash, get_kernel, hopper_block, providers, triton_block
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -21,6 +21,7 @@ def gpu_of(monkeypatch):
     def pretend(capability, cudnn_version=91000):
         monkeypatch.setattr(providers, "_capability", lambda device: capability)
         monkeypatch.setattr(triton_block, "_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn_version)
 
     return pretend
@@ -32,24 +33,44 @@ def test_importing_the_package_does_not_import_triton():
 
 
 def test_auto_on_the_cpu_is_sdpa():
+    assert candidates("cpu", FP32, 64) == ["sdpa"]
     assert get_kernel("auto", torch.device("cpu"), FP32, 64).name == "sdpa"
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "head_dim", "chosen"),
+    ("capability", "dtype", "head_dim", "names"),
     [
-        ((9, 0), BF16, 128, "cudnn"),
-        ((9, 0), BF16, 256, "cudnn"),
-        ((8, 0), BF16, 128, "cudnn"),
-        ((8, 0), BF16, 256, "sdpa"),
-        ((9, 0), BF16, 100, "sdpa"),
-        ((9, 0), FP32, 128, "sdpa"),
-        ((7, 5), torch.float16, 128, "sdpa"),
+        ((9, 0), BF16, 128, ["triton", "cudnn", "sdpa"]),
+        ((9, 0), BF16, 256, ["cudnn", "sdpa"]),
+        ((8, 0), BF16, 128, ["cudnn", "sdpa"]),
+        ((8, 0), BF16, 256, ["sdpa"]),
+        ((9, 0), BF16, 100, ["sdpa"]),
+        ((9, 0), FP32, 128, ["sdpa"]),
+        ((7, 5), torch.float16, 128, ["sdpa"]),
     ],
 )
-def test_auto_on_cuda_is_cudnn_where_it_fits(gpu_of, capability, dtype, head_dim, chosen):
+def test_auto_chooses_among_what_fits(gpu_of, monkeypatch, capability, dtype, head_dim, names):
     gpu_of(capability)
-    assert get_kernel("auto", "cuda", dtype, head_dim).name == chosen
+    monkeypatch.setattr(hopper_block.importlib.metadata, "version", lambda name: "3.6.0")
+    monkeypatch.setattr(flash, "why_unavailable", lambda *args: "nothing of it here")
+    monkeypatch.setitem(providers._LACKS, "flash", flash.why_unavailable)
+    assert candidates("cuda", dtype, head_dim) == names
+    assert get_kernel("auto", "cuda", dtype, head_dim).name == names[0]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "message"),
+    [
+        ((9, 0), FP32, 64, "needs float16 or bfloat16, but dtype=float32"),
+        ((7, 5), torch.float16, 64, "needs compute capability >= 8.0, but this GPU has 7.5"),
+        ((8, 0), BF16, 256, "multiple of 8 and at most 128 here, but head_dim=256"),
+        ((9, 0), BF16, 128, r"needs the package flash-attn-4 \(pip install 'ringexp\[flash\]'\)"),
+    ],
+)
+def test_flash_where_it_does_not_fit(gpu_of, capability, dtype, head_dim, message):
+    gpu_of(capability)
+    with pytest.raises(UserError, match=message):
+        get_kernel("flash", "cuda", dtype, head_dim)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +88,8 @@ def test_sdpa_on_cuda_takes_the_kernel_that_fits(gpu_of, capability, dtype, head
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="kernel=flash is unknown; choose one of " + ", ".join(KERNEL_NAMES)):
-        get_kernel("flash", "cpu", FP32, 64)
+    with pytest.raises(UserError, match="kernel=flush is unknown; choose one of " + ", ".join(KERNEL_NAMES)):
+        get_kernel("flush", "cpu", FP32, 64)
 
 
 def test_cudnn_on_the_cpu():

@@ -42,20 +42,20 @@ def kernel_or_skip(name, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton"])
+@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton", "flash"])
 def test_matches_the_oracle(name, case):
     kernel_or_skip(name, case)
     measure(name, case, "cuda").check(case, 0.0 if name == "triton" else LIBRARY_LSE_SLACK)
 
 
-@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton"])
+@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton", "flash"])
 def test_output_lies_in_memory_as_blhd(name):
     case = Case(300, 300, True, BF16)
     out, _ = kernel_or_skip(name, case).block(*inputs(case, "cuda"), True, 0.125)
     assert out.transpose(1, 2).is_contiguous()
 
 
-@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton"])
+@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton", "flash"])
 def test_merged_halves_match_the_oracle(name):
     case = Case(1000, 2001, dtype=BF16)
     q, k, v = inputs(case, "cuda")

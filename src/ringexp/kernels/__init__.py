@@ -6,6 +6,6 @@ spelled out in `contract`, its exact meaning in `oracle`. Importing this does no
 
 from ringexp.kernels.contract import Block
 from ringexp.kernels.merge import OnlineSoftmax
-from ringexp.kernels.providers import KERNEL_NAMES, Kernel, get_kernel
+from ringexp.kernels.providers import KERNEL_NAMES, Kernel, candidates, get_kernel
 
-__all__ = ["KERNEL_NAMES", "Block", "Kernel", "OnlineSoftmax", "get_kernel"]
+__all__ = ["KERNEL_NAMES", "Block", "Kernel", "OnlineSoftmax", "candidates", "get_kernel"]

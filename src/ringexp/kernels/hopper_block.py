@@ -25,6 +25,7 @@ MIN_TRITON = (3, 6)
 _ALIGNMENT_BYTES = 16  # what TMA asks of every address and stride
 
 
+_MAX_STREAMS = 64  # heads whose keys and values may be read from memory at a time, 40 GB/s each
 _CONSUMER_REGS, _PRODUCER_REGS = 240, 24  # a thread, for 2 warpgroups and a warp: 65536 in all; no spills
 
 
@@ -115,8 +116,10 @@ def _launch(
     kernel = _kernel()
     num_tiles = -(-q_len // kernel.BLOCK_M.value)
     total = num_tiles * num_heads * batch
+    num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
+    programs, band = _schedule(total, batch * num_heads, batch * num_kv_heads, causal, num_sms)
     with torch.cuda.device_of(q):
-        kernel.attention_block[(total,)](
+        kernel.attention_block[(programs,)](
             _descriptor(q, kernel.ROWS.value),
             _descriptor(k, kernel.BLOCK_N.value),
             _descriptor(v, kernel.BLOCK_N.value),
@@ -129,6 +132,7 @@ def _launch(
             num_tiles,
             total,
             num_heads,
+            band,
             num_heads // num_kv_heads,
             q_len,
             kv_len,
@@ -139,6 +143,20 @@ def _launch(
             PRODUCER_REGS=_PRODUCER_REGS,
             num_warps=4,
         )
+
+
+def _schedule(total: int, heads: int, kv_heads: int, causal: bool, num_sms: int) -> tuple[int, int]:
+    """How many programs share `total` query tiles, and how many heads they work on at a time.
+
+    A program an SM takes tile after tile and loads the next one early. Causal tiles differ in length: they
+    even out if all heads' longest come first, but then the keys of all heads are read at the same time. Where
+    memory is too slow for that the GPU hands out tiles, head after head, to programs of one tile each.
+    """
+    if not causal:
+        return min(total, num_sms), 1
+    if min(kv_heads, num_sms) <= _MAX_STREAMS:
+        return min(total, num_sms), heads
+    return total, 1
 
 
 def _descriptor(x: Tensor, rows: int) -> Any:

@@ -35,21 +35,40 @@ _meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
 @gluon.jit
-def _locate(index, num_tiles, num_heads, kv_len, CAUSAL: gl.constexpr):
+def _index(turn):
+    """Which query tile this program takes at its turn.
+
+    The programs take tiles in order, then in reverse order, and so on: where tiles get shorter and shorter,
+    that evens their sums out.
+    """
+    programs, mine = gl.num_programs(0), gl.program_id(0)
+    place = mine + (turn & 1) * (programs - 1 - 2 * mine)
+    return turn * programs + place
+
+
+@gluon.jit
+def _num_turns(total):
+    """How many of `total` tiles this program takes."""
+    full = total // gl.num_programs(0)
+    return full + gl.minimum(gl.maximum(total - _index(full), 0), 1)
+
+
+@gluon.jit
+def _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL: gl.constexpr):
     """Query tile `index` -> batch, head, its first row and how many key tiles it sees.
 
-    The tiles of one head run side by side, then those of the next: they share its keys in the L2 cache.
+    Heads, over the batch, go `band` at a time: the longest tiles of all of them first, then shorter ones.
     """
-    tile = index % num_tiles
+    place = index % (num_tiles * band)
+    tile = place // band
     if CAUSAL:
-        tile = num_tiles - 1 - tile  # the longest first
-    batch = index // num_tiles // num_heads
-    head = index // num_tiles % num_heads
+        tile = num_tiles - 1 - tile
+    head = index // (num_tiles * band) * band + place % band
     first_row = tile * BLOCK_M
     seen = kv_len
     if CAUSAL:
         seen = gl.minimum(first_row + BLOCK_M, kv_len)
-    return batch, head, first_row, gl.cdiv(seen, BLOCK_N)
+    return head // num_heads, head % num_heads, first_row, gl.cdiv(seen, BLOCK_N)
 
 
 @gluon.jit
@@ -65,14 +84,13 @@ def _produce(q_desc, k_desc, v_desc, rings, sizes, group, CAUSAL: gl.constexpr):
     KV_BYTES: gl.constexpr = BLOCK_N * HEAD_DIM * 2
     Q_BYTES: gl.constexpr = ROWS * HEAD_DIM * 2
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
-    num_tiles, total, num_heads, _, kv_len = sizes
+    num_tiles, total, num_heads, band, _, kv_len = sizes
     loaded = 0
-    for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        batch, head, first_row, num_keys = _locate(index, num_tiles, num_heads, kv_len, CAUSAL)
+    for turn in range(_num_turns(total)):
+        batch, head, first_row, num_keys = _locate(_index(turn), num_tiles, num_heads, band, kv_len, CAUSAL)
         kv_head = head // group
-        q_phase = (index // gl.num_programs(0)) & 1
         for consumer in gl.static_range(CONSUMERS):
-            mbarrier.wait(q_empty.index(consumer), q_phase ^ 1)
+            mbarrier.wait(q_empty.index(consumer), (turn & 1) ^ 1)
             mbarrier.expect(q_full.index(consumer), Q_BYTES)
             _load_tile(q_desc, [batch, head, first_row + consumer * ROWS, 0], q_full.index(consumer),
                        q_mem.index(consumer))  # fmt: skip
@@ -204,7 +222,7 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_r
 def _consume(rings, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMER: gl.constexpr):
     """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile."""
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
-    num_tiles, total, num_heads, q_len, kv_len = sizes
+    num_tiles, total, num_heads, band, q_len, kv_len = sizes
     out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse, scale_log2 = result
     HEAD_DIM: gl.constexpr = q_mem.shape[4]
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -212,13 +230,13 @@ def _consume(rings, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CO
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     q_tile = q_mem.index(CONSUMER).reshape([ROWS, HEAD_DIM])
     count = 0
-    for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        batch, head, tile_row, num_keys = _locate(index, num_tiles, num_heads, kv_len, CAUSAL)
+    for turn in range(_num_turns(total)):
+        batch, head, tile_row, num_keys = _locate(_index(turn), num_tiles, num_heads, band, kv_len, CAUSAL)
         first_row = tile_row + CONSUMER * ROWS
         acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
         row_max = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
 
-        mbarrier.wait(q_full.index(CONSUMER), (index // gl.num_programs(0)) & 1)
+        mbarrier.wait(q_full.index(CONSUMER), turn & 1)
         scores = _start_scores(q_tile, k_ring, k_full, count)
         scores = warpgroup_mma_wait(0, deps=[scores])
         _release(k_empty, count % STAGES)
@@ -269,18 +287,18 @@ def _write(acc, row_max, row_sum, out_base, stride_ol, lse_base, first_row, q_le
     gl.store(lse_base + rows, lse2 * LN2, mask=in_range)
 
 
-@gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "group", "q_len", "kv_len"])
+@gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len"])
 def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse,
-                    num_tiles, total, num_heads, group, q_len, kv_len, scale_log2, CAUSAL: gl.constexpr,
-                    MERGE: gl.constexpr, CONSUMER_REGS: gl.constexpr,
+                    num_tiles, total, num_heads, band, group, q_len, kv_len, scale_log2,
+                    CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMER_REGS: gl.constexpr,
                     PRODUCER_REGS: gl.constexpr):  # fmt: skip
     """One program: query tiles of BLOCK_M rows of one head each, against all keys they see.
 
     Descriptors over q [B, H, Lq, D] with blocks [1, 1, ROWS, D] and over k, v [B, H / group, Lk, D] with
     blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous; lse [B, H, Lq], the heads
     stride_lse apart. num_tiles query tiles a head, `total` in all; scale_log2 is softmax_scale * log2(e).
-    CAUSAL needs q_len == kv_len. Launch with num_warps=4: that is the first consumer. A program takes tile
-    program_id, then every num_programs-th after it.
+    CAUSAL needs q_len == kv_len. Launch with num_warps=4: that is the first consumer. Any number of programs
+    share the tiles; `band` heads at a time, as in `_locate`, a divisor of B * H.
     """
     dtype: gl.constexpr = q_desc.dtype
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
@@ -304,7 +322,7 @@ def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, stride_ob, stride_
 
     # A constexpr in a tuple that is assigned or added becomes a tensor, so those stand in the calls.
     rings = (q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty)
-    sizes = (num_tiles, total, num_heads, q_len, kv_len)
+    sizes = (num_tiles, total, num_heads, band, q_len, kv_len)
     result = (out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse, scale_log2)
     gl.warp_specialize(
         [

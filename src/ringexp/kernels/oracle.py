@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringexp.kernels.contract import check_block
+from ringexp.kernels.contract import Block, check_block
 
 MAX_SCORE_BYTES = 64 << 20
 
@@ -20,6 +20,27 @@ def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -
     """
     out, lse = block_fp64(q, k, v, causal, softmax_scale)
     return out.to(q.dtype), lse.float()
+
+
+def relative_errors(
+    block: Block, q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float, rows: int = 64
+) -> tuple[float, float]:
+    """How far a block kernel is off on random query rows: |out - exact| / |exact|, and max |lse - exact|."""
+    out, lse = block(q, k, v, causal, softmax_scale)
+    num_heads, q_len = q.shape[1:3]
+    sample = torch.randperm(q_len, device=q.device)[:rows]
+    wrong = norm = lse_error = 0.0
+    for head in range(num_heads):
+        kv_head = head * k.shape[1] // num_heads
+        scores = q[:, head, sample].double() @ k[:, kv_head].double().mT * softmax_scale
+        if causal:
+            scores.masked_fill_(torch.arange(q_len, device=q.device) > sample[:, None], float("-inf"))
+        exact = scores.softmax(-1) @ v[:, kv_head].double()
+        wrong += (out[:, head, sample].double() - exact).square().sum().item()
+        norm += exact.square().sum().item()
+        off = (lse[:, head, sample].double() - scores.logsumexp(-1)).abs().max().item()
+        lse_error = max(lse_error, off)
+    return (wrong / norm) ** 0.5, lse_error
 
 
 def block_fp64(

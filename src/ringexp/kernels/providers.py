@@ -8,7 +8,7 @@ import torch
 
 from ringexp.config import KERNELS as KERNEL_NAMES
 from ringexp.errors import UserError
-from ringexp.kernels import aten, hopper_block, oracle, triton_block
+from ringexp.kernels import aten, flash, hopper_block, oracle, triton_block
 from ringexp.kernels.contract import Block, BlockInto
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -30,14 +30,14 @@ class Kernel:
 def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Kernel:
     """The kernel called `name`, for blocks on `device` with this dtype and head_dim.
 
-    auto is cudnn where that fits, else sdpa. Raises UserError for an unknown name and for a kernel that
-    cannot run there.
+    auto is the first of `candidates`, not measured. Raises UserError for an unknown name and for a kernel
+    that cannot run there.
     """
     if name not in KERNEL_NAMES:
         raise UserError(f"kernel={name} is unknown; choose one of {', '.join(KERNEL_NAMES)}")
     device = torch.device(device)
     if name == "auto":
-        name = "sdpa" if _cudnn_lacks(device, dtype, head_dim) else "cudnn"
+        name = candidates(device, dtype, head_dim)[0]
     lacks = _LACKS[name](device, dtype, head_dim)
     if lacks:
         others = "kernel=reference" if name == "sdpa" else "kernel=sdpa or kernel=auto"
@@ -47,6 +47,17 @@ def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_d
     return Kernel(name, _block_of(name, device, dtype, head_dim))
 
 
+def candidates(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> list[str]:
+    """The kernels that kernel=auto chooses from there, by what is to be expected of them; one at least."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return ["sdpa"]
+    fitting = [name for name in ("flash", "cudnn") if not _LACKS[name](device, dtype, head_dim)]
+    if hopper_block.why_unavailable(device, dtype, head_dim) is None:
+        fitting.insert(fitting.index("cudnn") if "cudnn" in fitting else len(fitting), "triton")
+    return [*fitting, "sdpa"]
+
+
 def _block_of(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Block:
     if name == "reference":
         return oracle.block
@@ -54,6 +65,8 @@ def _block_of(name: str, device: torch.device, dtype: torch.dtype, head_dim: int
         return triton_block.block
     if name == "cudnn":
         return aten.cudnn_cuda
+    if name == "flash":
+        return flash.block
     if device.type == "cpu":
         return aten.flash_cpu
     flash_fits = dtype in _HALF and head_dim <= _MAX_FLASH_HEAD_DIM and _capability(device) >= _AMPERE
@@ -107,6 +120,7 @@ _LACKS = {
     "sdpa": _sdpa_lacks,
     "cudnn": _cudnn_lacks,
     "triton": _triton_lacks,
+    "flash": flash.why_unavailable,
 }
 
 

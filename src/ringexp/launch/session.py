@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 
 from ringexp.calibration.cost_model import cost_points
+from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
 from ringexp.calibration.measure import calibration_lengths, measure_speed
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedRow, SpeedTable
 from ringexp.config import Config
 from ringexp.hetero.throttle import AppliedThrottle
-from ringexp.kernels import Kernel, get_kernel
+from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.launch.progress import ProgressWriter
 from ringexp.launch.spec import RankSet
 from ringexp.machine import cpu_name
@@ -27,6 +28,7 @@ from ringexp.ring.clock import Clock, make_clock
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import LoopbackTransport, Transport
+from ringexp.tracking.references import ReferenceStore
 
 T = TypeVar("T")
 
@@ -47,6 +49,7 @@ class Session:
     def __post_init__(self) -> None:
         self._workload: tuple[Any, Workload] | None = None
         self._measurements = 0
+        self._kernels: dict[BlockShape, str] = {}  # chosen for kernel=auto
         self._expected: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @property
@@ -98,7 +101,43 @@ class Session:
         return self._workload[1]
 
     def kernel(self, config: Config, workload: Workload) -> Kernel:
-        return get_kernel(config.kernel.name, self.device, workload.dtype, workload.head_dim)
+        """The kernel of a config; for kernel=auto the fastest here, measured once and remembered."""
+        name = config.kernel.name
+        names = candidates(self.device, workload.dtype, workload.head_dim)
+        if name == "auto" and len(names) > 1:
+            name = self._fastest_kernel(config, workload, names)
+        return get_kernel(name, self.device, workload.dtype, workload.head_dim)
+
+    def _fastest_kernel(self, config: Config, workload: Workload, names: list[str]) -> str:
+        shape = BlockShape(
+            config.model.batch_size,
+            workload.num_heads,
+            workload.num_kv_heads,
+            workload.head_dim,
+            workload.dtype,
+            local_length(config.seq_len, self.world_size),
+        )
+        if shape in self._kernels:
+            return self._kernels[shape]
+        facts = {
+            "machine": self.ranks.machine,
+            "percentages": self.ranks.percentages,
+            "throttle": self.ranks.throttle,
+            "kernels": names,
+            "shape": {**asdict(shape), "dtype": config.model.dtype},
+        }
+        store = ReferenceStore(config.references_dir)
+        known = self.from_rank_zero(lambda: store.get("kernel", facts))
+        if known is None:
+            self.progress.stage(f"choosing a kernel: {', '.join(names)}")
+            kernels = [get_kernel(each, self.device, shape.dtype, shape.head_dim) for each in names]
+            self.barrier()
+            chosen, times = fastest(self.gather(times_ms(kernels, shape, self.device)))
+            known = {"kernel": chosen, "times_ms": times}
+            if self.rank == 0:
+                store.put("kernel", facts, known)
+        self._kernels[shape] = known["kernel"]
+        return known["kernel"]
 
     @staticmethod
     def _lengths(config: Config) -> list[int]:

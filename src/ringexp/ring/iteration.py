@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from ringexp.ring.prefill import RingContext
 from ringexp.ring.stream import recorded
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import Transfer
+
+T = TypeVar("T")
 
 
 class Iteration:
@@ -44,13 +47,7 @@ class Iteration:
         """Replay a CUDA graph in later runs. The work is done twice here: once to warm up, once to try."""
         self.run()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # A green context's stream is current where it limits this rank, and only on it is a graph limited.
-        current = torch.cuda.current_stream()
-        stream = current if current != torch.cuda.default_stream() else torch.cuda.Stream()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            self._captured = self._perform()
-        self._graph = graph
+        self._graph, self._captured = captured(self._perform)
         self.run()
 
     def back_to_back_ms(self, count: int) -> float:
@@ -68,6 +65,17 @@ class Iteration:
         output = self._work()
         self._ring.clock.stop()
         return output, self._ring.transport.take_transfers()
+
+
+def captured(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """`work` as a CUDA graph, and what it returned while it was captured; do it once before."""
+    graph = torch.cuda.CUDAGraph()
+    # A green context's stream is current where it limits this rank, and only on it is a graph limited.
+    current = torch.cuda.current_stream()
+    stream = current if current != torch.cuda.default_stream() else torch.cuda.Stream()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        result = work()
+    return graph, result
 
 
 def _stopwatch() -> Callable[[], float]:

@@ -1,8 +1,9 @@
-"""Runs that others are measured against, measured once and remembered under outputs/references/.
+"""What is measured once and remembered under outputs/references/: runs that others are measured against.
 
 `single`: the same workload on one full-speed device, and that device's speed.
 `homogeneous`: the same ring at full speed, split evenly.
 `even`: the same throttled ring, split evenly.
+`kernel`: not a run, but which kernel is the fastest; see `calibration.kernel_choice`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,102 @@
+"""kernel=auto: which of the kernels that can run here is the fastest that is right, by measuring them.
+
+What is timed is what a rank of a two-way ring computes: a causal block, then a full one merged into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from ringexp.kernels import Kernel, OnlineSoftmax
+from ringexp.kernels.oracle import relative_errors
+from ringexp.ring.iteration import captured
+
+REPEATS = 7
+LONGEST = 16384
+"""Tokens beyond which the order of kernels no longer changes."""
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Blocks of `length` queries and keys."""
+
+    batch: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    length: int
+
+    def inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Random q, k and v as the ring has them: [B, heads, L, D], lying in memory as [B, L, heads, D]."""
+        q, k, v = (
+            torch.randn(self.batch, self.length, heads, self.head_dim, device=device, dtype=self.dtype)
+            for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        )
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def local_length(seq_len: int, world_size: int) -> int:
+    """The length of blocks to choose by, a power of two, so that runs of about one length share a choice."""
+    return min(1 << max(-(-seq_len // world_size) - 1, 1).bit_length(), LONGEST)
+
+
+def times_ms(kernels: Sequence[Kernel], shape: BlockShape, device: torch.device) -> dict[str, float]:
+    """Median time of the right ones among `kernels`, on CUDA, taking turns, each as a CUDA graph."""
+    q, k, v = shape.inputs(device)
+    scale = shape.head_dim**-0.5
+
+    def work(kernel: Kernel) -> torch.Tensor:
+        state = OnlineSoftmax(
+            shape.batch,
+            shape.num_heads,
+            shape.length,
+            shape.head_dim,
+            device,
+            num_blocks=2,
+            dtype=shape.dtype,
+        )
+        state.attend(kernel, q, k, v, True, scale)
+        state.attend(kernel, q, k, v, False, scale)
+        return state.output(shape.dtype)
+
+    right = [kernel for kernel in kernels if is_right(kernel, q, k, v, scale)]
+    graphs = {}
+    for kernel in right:
+        work(kernel)
+        torch.cuda.synchronize(device)
+        graphs[kernel.name] = captured(lambda kernel=kernel: work(kernel))[0]
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(REPEATS):
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times[name].append(begin.elapsed_time(end))
+    return {name: median(found) for name, found in times.items()}
+
+
+def is_right(kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> bool:
+    """Whether both kinds of block are as near to float64 as rounding once explains."""
+    most = max(torch.finfo(q.dtype).eps, 1e-5)
+    errors = [relative_errors(kernel.block, q, k, v, causal, scale) for causal in (True, False)]
+    return all(out <= most and lse <= 1e-3 for out, lse in errors)  # False for NaN
+
+
+def fastest(times: Sequence[Mapping[str, float]]) -> tuple[str, dict[str, float]]:
+    """The kernel with which all ranks together are the fastest, and each one's mean time.
+
+    times: a rank's `times_ms` each; kernels that are not right on every rank are out. Speeds add up, so the
+    mean is the harmonic one. Raises ValueError if no kernel is right everywhere.
+    """
+    names = [name for name in times[0] if all(name in each for each in times)]
+    if not names:
+        raise ValueError("no kernel is right on every rank")
+    means = {name: len(times) / sum(1 / each[name] for each in times) for name in names}
+    return min(names, key=lambda name: means[name]), means
