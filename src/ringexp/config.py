@@ -35,7 +35,7 @@ class ModelConfig:
 
 @dataclass
 class AttentionModelConfig(ModelConfig):
-    """One FMS attention module: QKV projection, RoPE, ring, output projection."""
+    """One FMS attention module: QKV projection, RoPE, ring, output projection; or the ring alone."""
 
     kind: str = "attention"
     emb_dim: int = 4096
@@ -43,6 +43,7 @@ class AttentionModelConfig(ModelConfig):
     num_kv_heads: int = 32
     head_dim: int = 128
     causal: bool = True
+    projections: bool = True  # false: the ring alone, on random queries, keys and values
 
 
 @dataclass

@@ -245,6 +245,22 @@ def test_runs_of_a_sweep_share_ranks_and_a_failed_one_does_not_stop_the_rest(tmp
     assert len(sets) == 3  # one a model
 
 
+@pytest.mark.parametrize("causal", ["true", "false"])
+def test_the_ring_alone_is_exact(tmp_path, causal):
+    done = ringexp(
+        "model.projections=false",
+        f"model.causal={causal}",
+        "seq_len=300",
+        "tracker=disabled",
+        "references=false",
+        *QUICK,
+        root=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = run_dirs(tmp_path)
+    assert json.loads((run_dir / "results.json").read_text())["exact"] is True
+
+
 def test_a_whole_model_runs(tmp_path):
     done = ringexp(
         "model=llama_micro",

@@ -9,8 +9,9 @@ def shape_of(model: ModelConfig) -> str:
     """The key under which a model's measured speeds are kept, such as attention-b1-e4096-h32-kv8-d128-..."""
     if isinstance(model, AttentionModelConfig):
         causal = "causal" if model.causal else "full"
+        around = f"e{model.emb_dim}" if model.projections else "bare"
         return (
-            f"attention-b{model.batch_size}-e{model.emb_dim}-h{model.num_heads}-kv{model.num_kv_heads}"
+            f"attention-b{model.batch_size}-{around}-h{model.num_heads}-kv{model.num_kv_heads}"
             f"-d{model.head_dim}-{causal}-{model.dtype}"
         )
     assert isinstance(model, FmsModelConfig)

@@ -1,0 +1,110 @@
+"""A whole FMS language model as a workload."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from fms.models import get_model as fms_get_model
+from torch import nn
+
+from ringexp.config import FmsModelConfig
+from ringexp.errors import UserError
+from ringexp.models import facts
+from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.shapes import shape_of
+from ringexp.models.strategy import broadcast_weights
+from ringexp.models.workload import LocalInputs
+from ringexp.planning import Plan
+from ringexp.ring.prefill import RingContext
+
+
+class FmsWorkload:
+    """A whole FMS language model with random weights; the output is the logits of the last position."""
+
+    causal = True
+
+    def __init__(self, config: FmsModelConfig, seq_len: int, device: torch.device, seed: int) -> None:
+        self._config = config
+        self.dtype = getattr(torch, config.dtype)
+        self._device = device
+        torch.manual_seed(seed)
+        overrides = {"max_expected_seq_len": seq_len, **config.overrides}
+        try:
+            model = fms_get_model(
+                config.architecture,
+                config.variant,
+                device_type=device.type,
+                data_type=self.dtype,
+                distributed_strategy="none",
+                **overrides,
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"model.architecture={config.architecture} model.variant={config.variant} "
+                f"model.overrides={config.overrides}: FMS says {error}"
+            ) from error
+        known = sorted(vars(model.config))
+        unknown = [name for name in config.overrides if name not in known]
+        if unknown:  # FMS itself ignores them
+            raise UserError(
+                f"model.overrides.{unknown[0]} is no setting of FMS's model; it has {', '.join(known)}"
+            )
+        self._model = model.eval()
+        facts.check_supported(self._model, seq_len)
+        broadcast_weights(self._model)
+        attention = facts.first_attention(self._model)
+        self.num_heads, self.num_kv_heads = attention.nheads, attention.kvheads
+        self.head_dim = attention.emb_kq_per_head
+
+    @property
+    def num_units(self) -> int:
+        return len(self._layers)
+
+    @cached_property
+    def _layers(self) -> nn.ModuleList:
+        base = self._model.get_submodule("base_model")
+        layers = base.get_submodule("layers")
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def shape(self) -> str:
+        return shape_of(self._config)
+
+    def inputs(self, seq_len: int, seed: int) -> torch.Tensor:
+        vocabulary = self._model.get_parameter("base_model.embedding.weight").shape[0]
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(0, vocabulary, (self._config.batch_size, seq_len), generator=generator)
+        return ids.to(self._device)
+
+    def forward(self, local: LocalInputs, ring: RingContext) -> torch.Tensor:
+        return self._model(
+            local.x, position_ids=local.positions, last_n_tokens=1, attn_name=ATTN_NAME, ring=ring
+        )
+
+    def unit(self, local: LocalInputs, ring: RingContext) -> Callable[[], torch.Tensor]:
+        hidden = self._model.get_submodule("base_model.embedding")(local.x)
+        layer = self._layers[0]
+        return lambda: layer(hidden, position_ids=local.positions, attn_name=ATTN_NAME, ring=ring)
+
+    def reference(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        model = self._model if dtype == self.dtype else copy.deepcopy(self._model).to(dtype)
+        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        logits, _ = model(x, position_ids=positions, last_n_tokens=1, use_cache=True, attn_name="sdpa_causal")
+        return logits
+
+    def part_of(self, reference: torch.Tensor, plan: Plan, rank: int) -> torch.Tensor | None:
+        return reference if rank == plan.owner_of_last else None
+
+    def flops(self, plan: Plan, rank: int) -> float:
+        head = 2 * self._config.batch_size * self._model.get_parameter("head.weight").numel()
+        return head + len(self._layers) * self.unit_flops(plan, rank)
+
+    def unit_flops(self, plan: Plan, rank: int) -> float:
+        layer = self._layers[0]
+        per_token = facts.linear_flops_per_token(layer)
+        per_pair = facts.attention_flops_per_pair(facts.first_attention(layer))
+        return self._config.batch_size * (per_token * plan.tokens[rank] + per_pair * plan.pairs(rank))
