@@ -39,6 +39,7 @@ def compile_block(dtype, head_dim, causal, merge):
         "v_desc": descriptor(BLOCK_N.value),
         "out_ptr": "*fp32" if merge else f"*{short}",
         "lse_ptr": "*fp32",
+        "next_ptr": "*i32",
         "scale_log2": "fp32",
         **dict.fromkeys(constants, "constexpr"),
     }

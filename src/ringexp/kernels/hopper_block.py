@@ -25,7 +25,7 @@ MIN_TRITON = (3, 6)
 _ALIGNMENT_BYTES = 16  # what TMA asks of every address and stride
 
 
-_MAX_STREAMS = 64  # heads whose keys and values may be read from memory at a time, 40 GB/s each
+_L2_BYTES = 16 << 20  # of keys and values that query tiles of several heads share the L2 cache with
 _CONSUMER_REGS, _PRODUCER_REGS = 240, 24  # a thread, for 2 warpgroups and a warp: 65536 in all; no spills
 
 
@@ -117,14 +117,16 @@ def _launch(
     num_tiles = -(-q_len // kernel.BLOCK_M.value)
     total = num_tiles * num_heads * batch
     num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
-    programs, band = _schedule(total, batch * num_heads, batch * num_kv_heads, causal, num_sms)
+    group = num_heads // num_kv_heads
+    band = _band(batch * num_heads, group, 2 * k.element_size() * kv_len * head_dim) if causal else 1
     with torch.cuda.device_of(q):
-        kernel.attention_block[(programs,)](
+        kernel.attention_block[(min(total, num_sms),)](
             _descriptor(q, kernel.ROWS.value),
             _descriptor(k, kernel.BLOCK_N.value),
             _descriptor(v, kernel.BLOCK_N.value),
             out,
             lse,
+            q.new_zeros(1, dtype=torch.int32),
             out.stride(0),
             out.stride(2),
             out.stride(1),
@@ -133,7 +135,7 @@ def _launch(
             total,
             num_heads,
             band,
-            num_heads // num_kv_heads,
+            group,
             q_len,
             kv_len,
             softmax_scale * math.log2(math.e),
@@ -145,18 +147,13 @@ def _launch(
         )
 
 
-def _schedule(total: int, heads: int, kv_heads: int, causal: bool, num_sms: int) -> tuple[int, int]:
-    """How many programs share `total` query tiles, and how many heads they work on at a time.
+def _band(heads: int, group: int, kv_bytes: int) -> int:
+    """How many heads causal tiles are taken from at a time: as many as the L2 cache holds the keys of.
 
-    A program an SM takes tile after tile and loads the next one early. Causal tiles differ in length: they
-    even out if all heads' longest come first, but then the keys of all heads are read at the same time. Where
-    memory is too slow for that the GPU hands out tiles, head after head, to programs of one tile each.
+    heads: over the batch; `group` of them share keys and values of kv_bytes. A divisor of heads.
     """
-    if not causal:
-        return min(total, num_sms), 1
-    if min(kv_heads, num_sms) <= _MAX_STREAMS:
-        return min(total, num_sms), heads
-    return total, 1
+    fitting = max(_L2_BYTES // kv_bytes, 1) * group
+    return max(band for band in range(1, heads + 1) if heads % band == 0 and band <= fitting)
 
 
 def _descriptor(x: Tensor, rows: int) -> Any:

@@ -35,25 +35,6 @@ _meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
 @gluon.jit
-def _index(turn):
-    """Which query tile this program takes at its turn.
-
-    The programs take tiles in order, then in reverse order, and so on: where tiles get shorter and shorter,
-    that evens their sums out.
-    """
-    programs, mine = gl.num_programs(0), gl.program_id(0)
-    place = mine + (turn & 1) * (programs - 1 - 2 * mine)
-    return turn * programs + place
-
-
-@gluon.jit
-def _num_turns(total):
-    """How many of `total` tiles this program takes."""
-    full = total // gl.num_programs(0)
-    return full + gl.minimum(gl.maximum(total - _index(full), 0), 1)
-
-
-@gluon.jit
 def _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL: gl.constexpr):
     """Query tile `index` -> batch, head, its first row and how many key tiles it sees.
 
@@ -78,19 +59,25 @@ def _stage(count):
 
 
 @gluon.jit
-def _produce(q_desc, k_desc, v_desc, rings, sizes, group, CAUSAL: gl.constexpr):
-    """The producer warp: keys one tile ahead of values, the order in which the consumers ask for them."""
+def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL: gl.constexpr):
+    """The producer warp takes the next query tile when it has loaded all for the one before.
+
+    Keys come one tile ahead of values, the order in which the consumers ask for them.
+    """
     HEAD_DIM: gl.constexpr = k_desc.block_shape[3]
     KV_BYTES: gl.constexpr = BLOCK_N * HEAD_DIM * 2
     Q_BYTES: gl.constexpr = ROWS * HEAD_DIM * 2
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
     num_tiles, total, num_heads, band, _, kv_len = sizes
     loaded = 0
-    for turn in range(_num_turns(total)):
-        batch, head, first_row, num_keys = _locate(_index(turn), num_tiles, num_heads, band, kv_len, CAUSAL)
+    turn = 0
+    index = gl.atomic_add(next_ptr, 1)
+    while index < total:
+        batch, head, first_row, num_keys = _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL)
         kv_head = head // group
         for consumer in gl.static_range(CONSUMERS):
             mbarrier.wait(q_empty.index(consumer), (turn & 1) ^ 1)
+            _tell(told, consumer, index)
             mbarrier.expect(q_full.index(consumer), Q_BYTES)
             _load_tile(q_desc, [batch, head, first_row + consumer * ROWS, 0], q_full.index(consumer),
                        q_mem.index(consumer))  # fmt: skip
@@ -108,6 +95,26 @@ def _produce(q_desc, k_desc, v_desc, rings, sizes, group, CAUSAL: gl.constexpr):
                 _load_tile(v_desc, [batch, kv_head, (num_keys - step) * BLOCK_N, 0], v_full.index(stage),
                            v_ring.index(stage))  # fmt: skip
         loaded += num_keys
+        turn += 1
+        index = gl.atomic_add(next_ptr, 1)
+    for consumer in gl.static_range(CONSUMERS):  # that there is no more
+        mbarrier.wait(q_empty.index(consumer), (turn & 1) ^ 1)
+        _tell(told, consumer, index)
+        mbarrier.arrive(q_full.index(consumer))
+
+
+@gluon.jit
+def _tell(told, consumer, index):
+    """Tell a consumer which tile is next; it looks once the query tile, or the end, has been announced."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    told.index(consumer).store(gl.full([1], index, gl.int32, LAYOUT))
+    _meet()  # what follows is one thread's: it must come after the store of whichever lane did it
+
+
+@gluon.jit
+def _told(told, consumer):
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    return gl.sum(told.index(consumer).load(LAYOUT), 0)
 
 
 @gluon.jit
@@ -219,7 +226,7 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_r
 
 
 @gluon.jit
-def _consume(rings, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMER: gl.constexpr):
+def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMER: gl.constexpr):
     """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile."""
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
     num_tiles, total, num_heads, band, q_len, kv_len = sizes
@@ -230,13 +237,15 @@ def _consume(rings, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CO
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     q_tile = q_mem.index(CONSUMER).reshape([ROWS, HEAD_DIM])
     count = 0
-    for turn in range(_num_turns(total)):
-        batch, head, tile_row, num_keys = _locate(_index(turn), num_tiles, num_heads, band, kv_len, CAUSAL)
+    turn = 0
+    mbarrier.wait(q_full.index(CONSUMER), 0)
+    index = _told(told, CONSUMER)
+    while index < total:
+        batch, head, tile_row, num_keys = _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL)
         first_row = tile_row + CONSUMER * ROWS
         acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
         row_max = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
 
-        mbarrier.wait(q_full.index(CONSUMER), turn & 1)
         scores = _start_scores(q_tile, k_ring, k_full, count)
         scores = warpgroup_mma_wait(0, deps=[scores])
         _release(k_empty, count % STAGES)
@@ -261,6 +270,9 @@ def _consume(rings, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CO
         out_base = out_ptr + batch.to(gl.int64) * stride_ob + head.to(gl.int64) * stride_oh
         _write(acc, row_max, row_sum, out_base, stride_ol, lse_ptr + head_index.to(gl.int64) * stride_lse,
                first_row, q_len, MERGE)  # fmt: skip
+        turn += 1
+        mbarrier.wait(q_full.index(CONSUMER), turn & 1)
+        index = _told(told, CONSUMER)
 
 
 @gluon.jit
@@ -288,8 +300,8 @@ def _write(acc, row_max, row_sum, out_base, stride_ol, lse_base, first_row, q_le
 
 
 @gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len"])
-def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse,
-                    num_tiles, total, num_heads, band, group, q_len, kv_len, scale_log2,
+def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, next_ptr, stride_ob, stride_oh, stride_ol,
+                    stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len, scale_log2,
                     CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMER_REGS: gl.constexpr,
                     PRODUCER_REGS: gl.constexpr):  # fmt: skip
     """One program: query tiles of BLOCK_M rows of one head each, against all keys they see.
@@ -298,7 +310,8 @@ def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, stride_ob, stride_
     blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous; lse [B, H, Lq], the heads
     stride_lse apart. num_tiles query tiles a head, `total` in all; scale_log2 is softmax_scale * log2(e).
     CAUSAL needs q_len == kv_len. Launch with num_warps=4: that is the first consumer. Any number of programs
-    share the tiles; `band` heads at a time, as in `_locate`, a divisor of B * H.
+    share the tiles: each takes the next one, counted at next_ptr (0 at the launch), when it is ready for it,
+    so one that starts late, because its SM is busy, does less. `band`, a divisor of B * H: see `_locate`.
     """
     dtype: gl.constexpr = q_desc.dtype
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
@@ -311,6 +324,7 @@ def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, stride_ob, stride_
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    told = gl.allocate_shared_memory(gl.int32, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(CONSUMERS):
         mbarrier.init(q_full.index(i), 1)
         mbarrier.init(q_empty.index(i), 1)
@@ -326,9 +340,9 @@ def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, stride_ob, stride_
     result = (out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse, scale_log2)
     gl.warp_specialize(
         [
-            (_consume, (rings, sizes, result, CAUSAL, MERGE, 0)),
-            (_consume, (rings, sizes, result, CAUSAL, MERGE, 1)),
-            (_produce, (q_desc, k_desc, v_desc, rings, sizes, group, CAUSAL)),
+            (_consume, (rings, told, sizes, result, CAUSAL, MERGE, 0)),
+            (_consume, (rings, told, sizes, result, CAUSAL, MERGE, 1)),
+            (_produce, (q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL)),
         ],
         [4, 1],
         [CONSUMER_REGS, PRODUCER_REGS],

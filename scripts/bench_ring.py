@@ -1,0 +1,308 @@
+#!/usr/bin/env python
+"""Ways to run one ring side by side, on equal ranks: ours, ours with one thing changed, and other people's.
+
+    python scripts/bench_ring.py --out docs/benchmarks/ring-2x-h200
+
+Attention alone, causal, zigzag. With fewer GPUs than ranks the ranks share them under MPS and only our IPC
+transport runs: PyTorch's context_parallel and ring-flash-attn (if installed) need NCCL, so a GPU a rank.
+Every output is first compared with one process in float32. Then all ways take turns: isolated, each from a
+barrier, and in a row. Efficiency is the time one rank needs for the whole prompt while the others do it too,
+over ranks x the ring's time. Writes ring.md and ring.csv to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shlex
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ringexp.config import AttentionModelConfig
+from ringexp.hetero.throttle import host_throttle, rank_throttle
+from ringexp.kernels import Kernel, candidates, get_kernel
+from ringexp.machine import gpu_count
+from ringexp.models.attention_workload import BareAttentionWorkload
+from ringexp.models.workload import LocalInputs, local_inputs
+from ringexp.planning import make_plan
+from ringexp.ring.clock import CudaClock
+from ringexp.ring.iteration import Iteration
+from ringexp.ring.prefill import RingContext
+from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
+from ringexp.tracking.environment import PACKAGES, _version
+from ringexp.tracking.files import write_atomically
+
+DTYPE = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Settings:
+    ranks: int
+    gpus: int
+    lengths: list[int]
+    kernel: str
+    num_kv_heads: int
+    repeats: int
+    port: int
+
+    @property
+    def shared(self) -> bool:
+        return self.ranks > self.gpus
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--lengths", default="4096,8192,16384,65536")
+    parser.add_argument("--kernel", default="auto", help="of our ring; auto: the one to be expected fastest")
+    parser.add_argument("--kv-heads", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=15)
+    return parser.parse_args()
+
+
+class Bench:
+    """One rank: every way to run the ring at one length, checked and timed."""
+
+    def __init__(self, rank: int, settings: Settings, device: torch.device) -> None:
+        self.rank, self.settings, self.device = rank, settings, device
+        transport = "ipc" if settings.shared else "nccl"
+        self.transports = {transport: make_transport(transport, device)}
+        if not settings.shared:
+            self.transports["ipc"] = make_transport("ipc", device)
+        self.kernel = get_kernel(settings.kernel, device, torch.bfloat16, 128)
+        config = AttentionModelConfig(
+            dtype=DTYPE, num_heads=32, num_kv_heads=settings.num_kv_heads, head_dim=128, projections=False
+        )
+        self.workload = BareAttentionWorkload(config, device)
+
+    def ours(
+        self,
+        local: LocalInputs,
+        seq_len: int,
+        transport: Transport,
+        kernel: Kernel | None = None,
+        hops: int | None = None,
+        graph: bool = True,
+    ) -> Iteration:
+        tokens = [seq_len // self.settings.ranks] * self.settings.ranks
+        plan = make_plan(seq_len, tokens)
+        ring = RingContext(plan, self.rank, transport, kernel or self.kernel, CudaClock(), hops)
+        return self._iteration(lambda: self.workload.forward(local, ring), ring, graph)
+
+    def _iteration(self, work: Callable[[], torch.Tensor], ring: RingContext, graph: bool) -> Iteration:
+        iteration = Iteration(work, ring)
+        if graph:
+            iteration.capture()
+        return iteration
+
+    def foreign(self, work: Callable[[], torch.Tensor], seq_len: int) -> Iteration:
+        """Somebody else's ring, timed as ours are."""
+        alone = make_plan(seq_len, [seq_len])
+        ring = RingContext(alone, 0, LoopbackTransport(), self.kernel, CudaClock())
+        return self._iteration(work, ring, graph=False)
+
+    def ways(self, x: torch.Tensor, local: LocalInputs, stack: ExitStack) -> dict[str, Iteration]:
+        seq_len = x.shape[1]
+        ways = {}
+        for name, transport in self.transports.items():
+            ways[f"{name}, {self.kernel.name}"] = self.ours(local, seq_len, transport)
+        name, transport = next(iter(self.transports.items()))
+        for other in candidates(self.device, torch.bfloat16, 128):
+            if other not in (self.kernel.name, "sdpa"):
+                kernel = get_kernel(other, self.device, torch.bfloat16, 128)
+                ways[f"{name}, {other}"] = self.ours(local, seq_len, transport, kernel)
+        ways[f"{name}, {self.kernel.name}, no graph"] = self.ours(local, seq_len, transport, graph=False)
+        if self.settings.ranks > 2:
+            ways[f"{name}, {self.kernel.name}, lock-step"] = self.ours(local, seq_len, transport, hops=1)
+        if not self.settings.shared:
+            ways["PyTorch context_parallel"] = self.foreign(self._context_parallel(x, stack), seq_len)
+            if importlib.util.find_spec("ring_flash_attn"):
+                ways["ring-flash-attn zigzag"] = self.foreign(self._ring_flash_attn(local), seq_len)
+        return ways
+
+    def _context_parallel(self, x: torch.Tensor, stack: ExitStack) -> Callable[[], torch.Tensor]:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor.experimental import context_parallel
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.nn.functional import scaled_dot_product_attention
+
+        mesh = init_device_mesh("cuda", (self.settings.ranks,))
+        group = 32 // self.settings.num_kv_heads
+        q, k, v = (part.transpose(1, 2).contiguous() for part in self.workload._split(x))
+        k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))  # it knows no grouped heads
+        buffers: Any = {"buffers": [q, k, v], "buffer_seq_dims": [2, 2, 2], "no_restore_buffers": {q, k, v}}
+        stack.enter_context(context_parallel(mesh, **buffers))
+        stack.enter_context(sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], True))
+        return lambda: scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+    def _ring_flash_attn(self, local: LocalInputs) -> Callable[[], torch.Tensor]:
+        from ring_flash_attn import zigzag_ring_flash_attn_func  # pyright: ignore[reportMissingImports]
+
+        q, k, v = (part.contiguous() for part in self.workload._split(local.x))
+        return lambda: zigzag_ring_flash_attn_func(q, k, v, causal=True)
+
+    @torch.inference_mode()
+    def run(self, seq_len: int) -> list[dict[str, Any]]:
+        x = self.workload.inputs(seq_len, seed=0)
+        ranks = self.settings.ranks
+        plan = make_plan(seq_len, [seq_len // ranks] * ranks)
+        local = local_inputs(x, plan, self.rank)
+        exact = self.workload.part_of(self.workload.reference(x, torch.float32), plan, self.rank)
+        with ExitStack() as stack:
+            ways = self.ways(x, local, stack)
+            errors = {name: self._error(way.run()[0], exact) for name, way in ways.items()}
+            del exact
+            times = self._times(ways, local_inputs(x, make_plan(seq_len, [seq_len]), 0))
+        alone_ms = times.pop("alone")[0]
+        rows = []
+        for name, (isolated_ms, in_a_row_ms, exposed_ms) in times.items():
+            rows.append(
+                {
+                    "tokens": seq_len,
+                    "ring": name,
+                    "ms": round(isolated_ms, 4),
+                    "in a row ms": round(in_a_row_ms, 4),
+                    "efficiency": round(alone_ms / ranks / isolated_ms, 3),
+                    "in a row": round(alone_ms / ranks / in_a_row_ms, 3),
+                    "waiting": f"{exposed_ms / isolated_ms:.1%}",
+                    "relative error": f"{errors[name]:.2e}",
+                }
+            )
+        return rows
+
+    def _error(self, out: torch.Tensor, exact: torch.Tensor) -> float:
+        """|out - exact| / |exact| over all ranks; fails if the output is wrong."""
+        sums = torch.stack([(out.float() - exact).square().sum(), exact.square().sum()]).double().cpu()
+        dist.all_reduce(sums, group=self._control)
+        error = (sums[0] / sums[1]).sqrt().item()
+        assert error < 1e-2, error
+        return error
+
+    @property
+    def _control(self) -> dist.ProcessGroup:
+        return _CONTROL[0]
+
+    def _times(self, ways: dict[str, Iteration], whole: LocalInputs) -> dict[str, tuple[float, float, float]]:
+        """Isolated, in a row, and waiting for keys and values, ms: medians, of the slowest rank."""
+        plan = make_plan(whole.x.shape[1], [whole.x.shape[1]])
+        ring = RingContext(plan, 0, LoopbackTransport(), self.kernel, CudaClock())
+        alone = self._iteration(lambda: self.workload.forward(whole, ring), ring, graph=True)
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("alone", *ways)}
+        transport = next(iter(self.transports.values()))
+        for turn in range(self.settings.repeats + 2):
+            for name, way in {"alone": alone, **ways}.items():
+                dist.barrier(self._control)
+                transport.barrier()
+                timing = way.run()[1]
+                dist.barrier(self._control)
+                in_a_row = way.back_to_back_ms(5)
+                waited = sum(hop.wait_ms for hop in timing.hops)
+                sample = torch.tensor([timing.latency_ms, in_a_row, waited])
+                dist.all_reduce(sample, dist.ReduceOp.MAX, group=self._control)
+                if turn >= 2:
+                    found[name].append(tuple(sample.tolist()))
+        return {
+            name: tuple(map(median, zip(*samples, strict=True)))  # type: ignore[misc]
+            for name, samples in found.items()
+        }
+
+
+_CONTROL: list[dist.ProcessGroup] = []
+
+
+def rank_main(rank: int, settings: Settings, environments: list[dict[str, str]], results: Any) -> None:
+    os.environ.update(environments[rank])
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    device = torch.device("cuda", rank % settings.gpus)
+    torch.cuda.set_device(device)
+    dist.init_process_group(
+        "gloo" if settings.shared else "cpu:gloo,cuda:nccl",
+        init_method=f"tcp://127.0.0.1:{settings.port}",
+        rank=rank,
+        world_size=settings.ranks,
+        timeout=timedelta(minutes=5),
+    )
+    control = dist.new_group(backend="gloo")
+    assert isinstance(control, dist.ProcessGroup)
+    _CONTROL.append(control)
+    percentage = 100.0 * settings.gpus / settings.ranks if settings.shared else 100.0
+    with rank_throttle("mps" if settings.shared else "none", percentage, device):
+        bench = Bench(rank, settings, device)
+        for seq_len in settings.lengths:
+            rows = bench.run(seq_len)
+            if rank == 0:
+                results.put(rows)
+                for row in rows:
+                    print(*row.values(), sep="  ", flush=True)
+        for transport in bench.transports.values():
+            transport.close()
+    dist.barrier(control)
+    dist.destroy_process_group()
+
+
+def heading(settings: Settings) -> str:
+    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES[:3])
+    sharing = f", {settings.ranks} ranks sharing {settings.gpus} under MPS" if settings.shared else ""
+    return (
+        "# Ways to run one ring\n\n"
+        f"- date: {datetime.now(timezone.utc):%Y-%m-%d}\n"
+        f"- hardware: {settings.gpus} x {torch.cuda.get_device_name()}{sharing}\n"
+        f"- versions: {versions}, cuDNN {torch.backends.cudnn.version()}\n"
+        f"- command: `{shlex.join(['python', *sys.argv])}`\n"
+        f"- causal, zigzag, {DTYPE}, 32 query and {settings.num_kv_heads} key/value heads, head dim 128\n\n"
+    )
+
+
+def main() -> None:
+    arguments = parse()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(
+        ranks=arguments.ranks,
+        gpus=min(gpu_count(), arguments.ranks),
+        lengths=[int(length) for length in arguments.lengths.split(",")],
+        kernel=arguments.kernel,
+        num_kv_heads=arguments.kv_heads,
+        repeats=arguments.repeats,
+        port=port,
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results: Any = mp.get_context("spawn").SimpleQueue()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        percentages = [100.0 * settings.gpus / settings.ranks] * settings.ranks
+        with host_throttle("mps" if settings.shared else "none", percentages, Path(folder)) as environments:
+            context = mp.spawn(
+                rank_main, (settings, environments, results), nprocs=settings.ranks, join=False
+            )
+            assert context is not None
+            while not context.join(timeout=1):
+                while not results.empty():
+                    rows += results.get()
+    while not results.empty():
+        rows += results.get()
+    table = pandas.DataFrame(rows)
+    write_atomically(arguments.out / "ring.csv", table.to_csv(index=False))
+    text = heading(settings) + table.to_markdown(index=False) + "\n"
+    write_atomically(arguments.out / "ring.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
