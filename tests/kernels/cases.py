@@ -182,3 +182,22 @@ def merge_difference(dtype: torch.dtype, start: int, stop: int, in_place: bool) 
     (out, lse), (expected_out, expected_lse) = results
     out_error = ((out - expected_out).abs() / torch.finfo(merged[0].dtype).eps).max()
     return max(out_error.item(), ((lse - expected_lse).abs() / FLOAT32_EPS).max().item())
+
+
+def rotary_difference(dtype: torch.dtype, head_dim: int, num_heads: int) -> float:
+    """Largest difference of the Triton rotation from FMS's own, in roundings of the dtype."""
+    from fms.modules.positions import RotaryEmbedding
+
+    from ringexp.kernels.triton_rope import rotate
+
+    generator = torch.Generator().manual_seed(1)
+    rotary = RotaryEmbedding(head_dim, max_seq_len=400)
+    positions = torch.stack([torch.arange(37), torch.randperm(400, generator=generator)[:37]])
+    wide = torch.randn(2, 37, num_heads + 1, head_dim, generator=generator).to(dtype)
+    x = wide[:, :, :num_heads]  # as the projections leave it: rows further apart than their length
+    expected = rotary.adjusted_qk(x, x, positions)[0]
+    table = rotary.cached_freqs[None][rotary.compute_freqs_cis(x.device, torch.tensor(400))]
+    out = rotate(x, table, positions)
+    assert out.is_contiguous()
+    assert out.dtype == dtype
+    return ((out.double() - expected.double()).abs().max() / torch.finfo(dtype).eps).item()

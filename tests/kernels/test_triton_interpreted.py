@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.cases import Case, is_blhd_contiguous, measure, merge_difference, shape_cases
+from kernels.cases import Case, is_blhd_contiguous, measure, merge_difference, rotary_difference, shape_cases
 
 CASES = [
     *shape_cases(),
@@ -31,3 +31,9 @@ def test_output_lies_in_memory_as_blhd(in_interpreter, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_the_fused_merge_is_the_plain_one(in_interpreter, dtype, start, stop, in_place):
     assert in_interpreter(merge_difference, dtype, start, stop, in_place) <= 8
+
+
+@pytest.mark.parametrize(("head_dim", "num_heads"), [(64, 3), (48, 1), (2, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_fused_rotation_is_that_of_fms(in_interpreter, dtype, head_dim, num_heads):
+    assert in_interpreter(rotary_difference, dtype, head_dim, num_heads) <= 4

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ringexp.config import AttentionModelConfig
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.strategy import broadcast_weights
 from ringexp.models.workload import LocalInputs
@@ -43,6 +44,7 @@ class AttentionWorkload:
             position_encoder=RotaryEmbedding(config.head_dim, max_seq_len=seq_len),
         )
         module.reset_parameters()
+        fuse_rotary(module)
         self._module = module.to(device, self.dtype).eval()
         broadcast_weights(self._module)
 

@@ -14,6 +14,7 @@ from ringexp.config import FmsModelConfig
 from ringexp.errors import UserError
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.strategy import broadcast_weights
 from ringexp.models.workload import LocalInputs
@@ -54,6 +55,7 @@ class FmsWorkload:
             )
         self._model = model.eval()
         facts.check_supported(self._model, seq_len)
+        fuse_rotary(self._model)
         broadcast_weights(self._model)
         attention = facts.first_attention(self._model)
         self.num_heads, self.num_kv_heads = attention.nheads, attention.kvheads

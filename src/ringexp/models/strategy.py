@@ -19,6 +19,7 @@ from ringexp.errors import UserError
 from ringexp.kernels import get_kernel
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.facts import check_supported, head_dim_of
+from ringexp.models.rotary import fuse_rotary
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import NoClock
 from ringexp.ring.prefill import RingContext
@@ -84,6 +85,7 @@ class RingModel(nn.Module):
     def __init__(self, model: nn.Module, strategy: RingAttentionStrategy, kernel: str = "auto") -> None:
         super().__init__()
         check_supported(model, strategy.plan.seq_len)
+        fuse_rotary(model)
         self.model = model
         self.distributed_strategy = strategy
         self._kernel_name = kernel
