@@ -139,7 +139,8 @@ def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
         if lacking("single", single_facts(config, machine), config):
             single = replace(even, hetero=_one_device(config), shard="tokens")
             _set_for(single, sets, machine).jobs.append(Job(single, "single"))
-        if lacking("homogeneous", homogeneous_facts(config, machine), config):
+        mixed = config.hetero.is_measured  # there is no ring of equal devices to measure against
+        if not mixed and lacking("homogeneous", homogeneous_facts(config, machine), config):
             homogeneous = replace(even, hetero=_full_speed(config), shard="tokens")
             _set_for(homogeneous, sets, machine).jobs.append(Job(homogeneous, "homogeneous"))
         ranks = _set_for(config, sets, machine)
@@ -169,7 +170,8 @@ def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any]) 
 
 def _one_device(config: Config) -> HeteroConfig:
     """The ranks that measure one full-speed device: a single one, or on CPU all, each for itself."""
-    return HeteroConfig([100.0] * (1 if _device(config) == "cuda" else config.world_size), "none")
+    throttle = "measured" if config.hetero.is_measured else "none"
+    return HeteroConfig([100.0] * (1 if _device(config) == "cuda" else config.world_size), throttle)
 
 
 def _full_speed(config: Config) -> HeteroConfig:
@@ -234,7 +236,8 @@ def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | N
         except UserError:  # no costs in the table yet
             known = None
     if known is None:
-        note = "speeds are not measured yet and taken to be the percentages; a real run measures them"
+        taken = "equal" if config.hetero.is_measured else "the percentages"
+        note = f"speeds are not known here and taken to be {taken}; a real run measures them"
         return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), note
     return plan_for(config, known, device, causal), "speeds are from the calibration table"
 

@@ -63,6 +63,11 @@ class HeteroConfig:
     percentages: list[float] = field(default_factory=lambda: [100.0, 100.0])
     throttle: str = "auto"
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the machine is taken as it is, each device by its own measured speed."""
+        return self.throttle == "measured"
+
 
 @dataclass
 class PartitionerConfig:
@@ -177,14 +182,14 @@ def register() -> None:
     from omegaconf import OmegaConf
 
     from ringexp.hetero.profiles import label, named_profiles
-    from ringexp.machine import default_device
+    from ringexp.machine import default_device, gpu_count
 
     store = ConfigStore.instance()
     store.store(name="ringexp_schema", node=Config)
     for name, node in GROUPS.items():
         store.store(group="schema", name=name, node=node)
     for name, percentages in named_profiles().items():
-        if name != "none":  # conf/hetero/none.yaml
+        if name != "none":  # conf/hetero/ has none and measured
             store.store(group="hetero", name=name, node=HeteroConfig(percentages=list(percentages)))
 
     def resolver(name: str, function: Any) -> None:
@@ -194,6 +199,7 @@ def register() -> None:
     resolver(
         "default_model", lambda: "attention_mha_4096" if default_device() == "cuda" else "attention_tiny"
     )
+    resolver("full_speed", lambda device: [100.0] * (2 if device == "cpu" else gpu_count() or 2))
     resolver("profile", lambda percentages: label(list(percentages)))
     resolver("token", _random_token)
 
@@ -294,6 +300,11 @@ def validate(config: Config) -> None:
     if config.shard == "kv" and config.partitioner.name == "balanced":
         raise UserError(
             "partitioner=balanced balances what ranks compute, which shard=kv leaves even; use another one"
+        )
+    if config.hetero.is_measured and config.partitioner.name == "uneven":
+        raise UserError(
+            "partitioner=uneven splits by percentage, and hetero=measured has none; "
+            "use even, lut, formula or balanced"
         )
     at_least("seq_len", config.seq_len, 1)
     at_least("model.batch_size", config.model.batch_size, 1)

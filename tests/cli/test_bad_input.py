@@ -26,6 +26,8 @@ BAD = [
     (["hetero.percentages=[0,50]"], "hetero.percentages=[0.0, 50.0]: the entry of rank 0"),
     (["hetero.percentages=[100,101]"], "the entry of rank 1 is 101.0"),
     (["hetero=mps_50_100", "hetero.throttle=mps"], "hetero.throttle=mps works on cuda only"),
+    (["hetero=measured", "partitioner=uneven"], "hetero=measured has none; use even, lut"),
+    (["hetero=measured", "hetero.percentages=[100,50]"], "hetero.throttle=measured slows nothing"),
     (["kernel=cudnn"], "kernel=cudnn needs CUDA, but device=cpu"),
     (["transport=nccl"], "transport=nccl needs CUDA, but device=cpu"),
     (["device=cuda"], "device=cuda, but no CUDA device is visible"),

@@ -40,6 +40,8 @@ def sees_sms(monkeypatch):
         ("none", "cpu", UNEVEN, "none"),
         ("mps", "cuda", UNEVEN, "mps"),
         ("mps", "cuda", FULL, "none"),
+        ("measured", "cuda", FULL, "measured"),
+        ("measured", "cpu", FULL, "measured"),
         ("green_context", "cuda", UNEVEN, "green_context"),
         ("cpu_pacing", "cpu", UNEVEN, "cpu_pacing"),
     ],
@@ -62,9 +64,9 @@ def test_mps_without_its_program_names_what_is_missing_and_what_to_do(no_mps):
 @pytest.mark.parametrize(
     ("requested", "device_type", "allowed"),
     [
-        ("cpu_pacing", "cuda", "auto, none, mps, green_context"),
-        ("mps", "cpu", "auto, none, cpu_pacing"),
-        ("green_context", "cpu", "auto, none, cpu_pacing"),
+        ("cpu_pacing", "cuda", "auto, none, measured, mps, green_context"),
+        ("mps", "cpu", "auto, none, measured, cpu_pacing"),
+        ("green_context", "cpu", "auto, none, measured, cpu_pacing"),
     ],
 )
 def test_a_throttle_of_the_other_device_is_refused(fake_mps, requested, device_type, allowed):
@@ -73,8 +75,15 @@ def test_a_throttle_of_the_other_device_is_refused(fake_mps, requested, device_t
     assert str(caught.value).endswith(f"use one of {allowed}")
 
 
+def test_measured_takes_no_percentages():
+    with pytest.raises(UserError, match=r"measured slows nothing, but hetero.percentages=\[100, 50\]"):
+        resolve_throttle("measured", "cpu", UNEVEN)
+
+
 def test_an_unknown_throttle_is_refused():
-    with pytest.raises(UserError, match=r"hetero.throttle=turtle is unknown: use one of auto, none, mps"):
+    with pytest.raises(
+        UserError, match=r"hetero.throttle=turtle is unknown: use one of auto, none, measured"
+    ):
         resolve_throttle("turtle", "cpu", UNEVEN)
 
 

@@ -28,8 +28,17 @@ from ringexp.hetero.sm_count import check_grant, sm_total
 if TYPE_CHECKING:
     import torch
 
-DEVICE_OF_THROTTLE = {"none": None, "mps": "cuda", "green_context": "cuda", "cpu_pacing": "cpu"}
-"""Every throttle and the device type it works on; None: all."""
+DEVICE_OF_THROTTLE = {
+    "none": None,
+    "measured": None,
+    "mps": "cuda",
+    "green_context": "cuda",
+    "cpu_pacing": "cpu",
+}
+"""Every throttle and the device type it works on; None: all.
+
+`none` takes devices of one name for equal, `measured` measures every single one.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,8 @@ def resolve_throttle(requested: str, device_type: str, percentages: Sequence[flo
     """The throttle to use: `auto` becomes a name, and a name is checked against device and machine.
 
     requested: `hetero.throttle`. device_type: `cuda` or `cpu`. Where all percentages are 100 there is nothing
-    to throttle and the answer is `none`. Raises UserError for what cannot work.
+    to throttle and the answer is `none`, unless `measured` was asked for. Raises UserError for what cannot
+    work.
     """
     all_full = all(value == 100 for value in validate_percentages(percentages))
     if requested == "auto":
@@ -87,7 +97,12 @@ def resolve_throttle(requested: str, device_type: str, percentages: Sequence[flo
             f"hetero.throttle=mps needs the program {CONTROL_PROGRAM}, which is not on PATH: install the "
             f"NVIDIA driver's compute utilities, or use hetero.throttle=green_context or auto"
         )
-    return "none" if all_full else requested
+    if requested == "measured" and not all_full:
+        raise UserError(
+            f"hetero.throttle=measured slows nothing, but hetero.percentages={list(percentages)}: "
+            "give 100 for every rank, or use another throttle"
+        )
+    return "none" if all_full and requested != "measured" else requested
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -72,10 +73,13 @@ class Session:
                 self.progress.warn(f"rank {rank}: cuBLAS is wrong under MPS here and was held to {sms} SMs")
 
     def hardware(self) -> str:
-        """The device of this rank, as calibration rows name it."""
+        """The device of this rank, as calibration rows name it: by its kind, or as itself."""
+        itself = self.throttle.name == "measured"
         if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"{cpu_name()} x{torch.get_num_threads()}"
+            properties = torch.cuda.get_device_properties(self.device)
+            return f"{properties.name} {properties.uuid}" if itself else properties.name
+        kind = f"{cpu_name()} x{torch.get_num_threads()}"
+        return f"{kind} {platform.node()} rank {self.rank}" if itself else kind
 
     def clock(self) -> Clock:
         """A clock for one iteration."""

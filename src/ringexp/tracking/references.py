@@ -43,10 +43,11 @@ class ReferenceStore:
     def collect(self, config: Config, machine: dict[str, Any]) -> References:
         """All references of a run that are remembered."""
         single = self.get("single", single_facts(config, machine)) or {}
-        homogeneous = self.get("homogeneous", homogeneous_facts(config, machine)) or {}
+        equal = not config.hetero.is_measured
+        homogeneous = self.get("homogeneous", homogeneous_facts(config, machine)) if equal else None
         even = self.get("even", even_facts(config, machine)) or {}
         return References(
-            homogeneous_ms=homogeneous.get("latency_ms_median"),
+            homogeneous_ms=(homogeneous or {}).get("latency_ms_median"),
             even_ms=even.get("latency_ms_median"),
             single_ms=single.get("latency_ms_median"),
             single_speed_tflops=single.get("speed_tflops"),
@@ -54,7 +55,10 @@ class ReferenceStore:
 
 
 def single_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
-    """What decides the one-device reference; CPU ranks share a device, so how many they are counts there."""
+    """What decides the one-device reference; CPU ranks share a device, so how many they are counts there.
+
+    Where devices of one name may differ, it is rank 0's device.
+    """
     return {
         "machine": machine,
         "model": asdict(config.model),
@@ -62,6 +66,7 @@ def single_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
         "kernel": config.kernel.name,
         "cuda_graph": config.cuda_graph,
         "sharing": config.world_size if machine["device"] == "cpu" else 1,
+        "measured": config.hetero.is_measured,
     }
 
 

@@ -1,0 +1,63 @@
+"""What a rank of a test pool does as a session of its own: calibrate, and say what it then knows."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ringexp.calibration.source import TableSpeeds
+from ringexp.config import AttentionModelConfig, CalibrationConfig, Config, HeteroConfig
+from ringexp.hetero.pacing import Pacer
+from ringexp.hetero.throttle import AppliedThrottle
+from ringexp.launch.progress import ProgressWriter
+from ringexp.launch.session import Session
+from ringexp.launch.spec import RankSet
+from ringexp.ring.transport import resolved
+from support.ring_ranks import transport
+
+_sessions = count()
+
+
+def attention_config(root: Path, throttle: str, world_size: int, **settings: object) -> Config:
+    """A tiny causal attention module on the CPU, quickly calibrated; everything is written under `root`."""
+    return Config(
+        model=AttentionModelConfig(
+            name="attention_tiny", emb_dim=64, num_heads=4, num_kv_heads=4, head_dim=16
+        ),
+        hetero=HeteroConfig([100.0] * world_size, throttle),
+        calibration=CalibrationConfig(min_seconds=0.02, min_samples=3),
+        device="cpu",
+        output_root=str(root),
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def open_session(rank: int, config: Config, really: list[float]) -> Session:
+    """A session of this rank, whose hardware is as fast as `really[rank]` percent of the others'.
+
+    The progress of rank 0 is in `progress` under the output root.
+    """
+    throttle = config.hetero.throttle
+    percentages = list(config.hetero.percentages)
+    ranks = RankSet("cpu", throttle, "gloo", percentages, 1, {"device": "cpu"}, [])
+    root = Path(config.output_root)
+    group = dist.distributed_c10d._get_default_store()
+    return Session(
+        ranks,
+        rank,
+        torch.device("cpu"),
+        AppliedThrottle(throttle, percentages[rank], False, None, None, Pacer(really[rank])),
+        transport(),
+        resolved(None),
+        dist.PrefixStore(f"session{next(_sessions)}", group),
+        ProgressWriter(root / "progress" if rank == 0 else None),
+    )
+
+
+@torch.inference_mode()
+def speeds(rank: int, config: Config, really: list[float], costs: bool = False) -> TableSpeeds:
+    """What one session after another would know of the ranks' speeds."""
+    return open_session(rank, config, really).speeds(config, costs)
