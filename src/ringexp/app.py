@@ -16,7 +16,7 @@ from ringexp.hetero.throttle import resolve_throttle
 from ringexp.launch.local import Display, jobs_begun, run_ranks
 from ringexp.launch.planning import DEFAULT_TILE, plan_for
 from ringexp.launch.spec import Job, RankSet
-from ringexp.machine import cpu_cores, cpu_name, default_device, gpu_count
+from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count
 from ringexp.models.shapes import shape_of
 from ringexp.planning import Plan, check_enough_tiles
 from ringexp.report.console import Console
@@ -244,10 +244,8 @@ def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | N
 
 def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | None:
     """The table's speeds for this machine and model, if they are unambiguous and cover every percentage."""
-    if device == "cuda":
-        hardware = set(gpu_names())
-    else:
-        hardware = {f"{cpu_name()} x{max(1, cpu_cores() // config.world_size)}"}
+    cpu = f"{cpu_name()} x{cores_a_rank(config.world_size)}"
+    hardware = set(gpu_names()) if device == "cuda" else {cpu}
     table = SpeedTable(config.speeds_file)
     prefix = f"{shape_of(config.model)}-"  # the kernel's name follows, which only a rank can resolve
     rows = [

@@ -34,3 +34,8 @@ def cpu_name() -> str:
 def cpu_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def cores_a_rank(world_size: int) -> int:
+    """Cores, and threads, of each of the ranks that share this machine's processor."""
+    return max(1, cpu_cores() // world_size)

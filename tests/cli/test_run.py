@@ -10,6 +10,8 @@ from statistics import median
 
 import pytest
 
+from ringexp.errors import UserError
+from ringexp.hetero.cgroup import own_group, quota_groups
 from ringexp.tracking.metrics import RunResult
 from support.command import QUICK, ranks_alive, ringexp, run_dirs
 
@@ -243,6 +245,28 @@ def test_runs_of_a_sweep_share_ranks_and_a_failed_one_does_not_stop_the_rest(tmp
     assert done.stderr.count("can't allocate memory") == 2
     sets = {path.parent.parent.name for path in tmp_path.glob("sweeps/*/*/*/ranks/*/*/rank_set.json")}
     assert len(sets) == 3  # one a model
+
+
+def test_a_quota_slows_a_rank_from_outside(tmp_path):
+    try:
+        with quota_groups([50], cores=1):
+            pass
+    except UserError as error:
+        pytest.skip(str(error))
+    done = ringexp(
+        "hetero=mps_50_100",
+        "hetero.throttle=cpu_quota",
+        "seq_len=512",
+        "tracker=disabled",
+        "references=false",
+        *QUICK,
+        root=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((run_dirs(tmp_path)[0] / "results.json").read_text())
+    assert (results["throttle"], results["throttle_emulated"]) == ("cpu_quota", False)
+    assert 0 < results["throttle_achieved"][0] < 0.65
+    assert not list(own_group().folder.glob("ringexp-*-rank0"))
 
 
 @pytest.mark.parametrize("causal", ["true", "false"])

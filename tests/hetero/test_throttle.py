@@ -44,6 +44,7 @@ def sees_sms(monkeypatch):
         ("measured", "cpu", FULL, "measured"),
         ("green_context", "cuda", UNEVEN, "green_context"),
         ("cpu_pacing", "cpu", UNEVEN, "cpu_pacing"),
+        ("cpu_quota", "cpu", UNEVEN, "cpu_quota"),
     ],
 )
 def test_resolve_with_mps_installed(fake_mps, requested, device_type, percentages, name):
@@ -65,8 +66,8 @@ def test_mps_without_its_program_names_what_is_missing_and_what_to_do(no_mps):
     ("requested", "device_type", "allowed"),
     [
         ("cpu_pacing", "cuda", "auto, none, measured, mps, green_context"),
-        ("mps", "cpu", "auto, none, measured, cpu_pacing"),
-        ("green_context", "cpu", "auto, none, measured, cpu_pacing"),
+        ("mps", "cpu", "auto, none, measured, cpu_pacing, cpu_quota"),
+        ("green_context", "cpu", "auto, none, measured, cpu_pacing, cpu_quota"),
     ],
 )
 def test_a_throttle_of_the_other_device_is_refused(fake_mps, requested, device_type, allowed):

@@ -8,11 +8,9 @@ MPS caps the SMs that a process may use; it does not reserve them.
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +23,7 @@ from ringexp.hetero import mps_control
 from ringexp.hetero.mps_control import CONTROL_PROGRAM
 from ringexp.hetero.profiles import format_percentage
 from ringexp.hetero.sm_count import SM_TOTAL_ENV, probe_sm_totals
+from ringexp.hetero.watchdog import cleaned_up
 
 PERCENTAGE_ENV = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 SM_GRANULE = 2
@@ -65,16 +64,10 @@ def mps_daemon(workdir: Path) -> Iterator[dict[str, str]]:
     pipe_directory = tempfile.mkdtemp(prefix="mps-", dir="/tmp")  # sockets: the path has to be short
     log_directory = tempfile.mkdtemp(prefix="mps-log-", dir=workdir.absolute())
     stop = partial(mps_control.stop, pipe_directory, log_directory)
-    atexit.register(stop)
-    watchdog = _start_watchdog(pipe_directory, log_directory)
-    try:
+    with cleaned_up(stop, mps_control.__file__, pipe_directory, log_directory):
         variables = mps_control.directories_env(pipe_directory, log_directory)
         _start(variables, Path(log_directory))
         yield variables
-    finally:
-        stop()
-        atexit.unregister(stop)
-        _end_watchdog(watchdog)
 
 
 def sm_total_environment() -> dict[str, str]:
@@ -124,24 +117,3 @@ def _said(log_directory: Path) -> str:
         if lines:
             return lines[-1].strip()
     return "it said nothing"
-
-
-def _start_watchdog(pipe_directory: str, log_directory: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-I", "-S", mps_control.__file__, pipe_directory, log_directory]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # out of reach of Ctrl-C and of signals to the launcher's group
-    )
-
-
-def _end_watchdog(watchdog: subprocess.Popen[bytes]) -> None:
-    assert watchdog.stdin is not None
-    watchdog.stdin.close()
-    try:
-        watchdog.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        watchdog.kill()
-        watchdog.wait()

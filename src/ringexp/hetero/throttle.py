@@ -12,6 +12,7 @@ A new throttle is a row in DEVICE_OF_THROTTLE and a branch on the side where it 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringexp.errors import UserError
-from ringexp.hetero import mps
+from ringexp.hetero import cgroup, mps
 from ringexp.hetero.mps_control import CONTROL_PROGRAM
 from ringexp.hetero.pacing import Pacer
 from ringexp.hetero.profiles import validate_percentages
 from ringexp.hetero.sm_count import check_grant, sm_total
+from ringexp.machine import cores_a_rank
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +36,15 @@ DEVICE_OF_THROTTLE = {
     "mps": "cuda",
     "green_context": "cuda",
     "cpu_pacing": "cpu",
+    "cpu_quota": "cpu",
 }
 """Every throttle and the device type it works on; None: all.
 
 `none` takes devices of one name for equal, `measured` measures every single one.
 """
+
+GROUP_ENV = "RINGEXP_CGROUP"
+"""The control group that a rank has to join."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class AppliedThrottle:
     emulated: the rank waits instead of having less hardware.
     sm_count, sm_total: SMs granted and of the device; None on CPU, and where the total cannot be found out.
     pacer: `settle(elapsed_s)` after each stretch of CPU compute; waits only if emulated.
+    cpu_share: part of its cores' time that this rank got when it was tried out under its quota; else None.
     cublas_sms: how many SMs cuBLAS is held to, because it is wrong with all that were granted; else None.
     stream: the CUDA stream that is limited and current in the thread that applied the throttle; None if
         every stream is as limited as any other. See `green_context` for what it leaves unlimited.
@@ -60,12 +67,15 @@ class AppliedThrottle:
     sm_count: int | None
     sm_total: int | None
     pacer: Pacer
+    cpu_share: float | None = None
     cublas_sms: int | None = None
     stream: torch.cuda.Stream | None = None
 
     @property
     def achieved(self) -> float | None:
-        """sm_count / sm_total, in (0, 1]: the part of the device granted; None if not known."""
+        """sm_count / sm_total or cpu_share, in (0, 1]: the part of the device granted; None if not known."""
+        if self.cpu_share is not None:
+            return self.cpu_share
         return self.sm_count / self.sm_total if self.sm_count and self.sm_total else None
 
 
@@ -117,6 +127,9 @@ def host_throttle(name: str, percentages: Sequence[float], workdir: Path) -> Ite
         sm_total_env = mps.sm_total_environment()
         with mps.mps_daemon(workdir) as variables:
             yield mps.rank_environments({**variables, **sm_total_env}, percentages)
+    elif name == "cpu_quota":
+        with cgroup.quota_groups(percentages, cores_a_rank(len(percentages))) as folders:
+            yield [{GROUP_ENV: str(folder)} if folder else {} for folder in folders]
     else:
         yield [{} for _ in percentages]
 
@@ -133,6 +146,13 @@ def rank_throttle(name: str, percentage: float, device: str | torch.device) -> I
     no_wait = Pacer(100)
     if name == "cpu_pacing":
         yield AppliedThrottle(name, percentage, True, None, None, Pacer(percentage))
+    elif name == "cpu_quota":
+        import torch
+
+        folder = os.environ.get(GROUP_ENV)
+        with cgroup.member_of(Path(folder) if folder else None):
+            share = cgroup.busy_share(torch.get_num_threads())
+            yield AppliedThrottle(name, percentage, False, None, None, no_wait, share)
     elif device_type != "cuda":
         yield AppliedThrottle(name, percentage, False, None, None, no_wait)
     elif name == "green_context":
@@ -151,7 +171,7 @@ def rank_throttle(name: str, percentage: float, device: str | torch.device) -> I
             total = sm_total(index)
             check_grant(name, percentage, visible, total, mps.SM_GRANULE)
             cublas_sms = mend_cublas(device)
-        yield AppliedThrottle(name, percentage, False, visible, total, no_wait, cublas_sms)
+        yield AppliedThrottle(name, percentage, False, visible, total, no_wait, None, cublas_sms)
 
 
 def _visible_sms(device: str | torch.device) -> tuple[int, int]:

@@ -53,7 +53,7 @@ def _main() -> None:
     from ringexp.launch.progress import ProgressWriter
     from ringexp.launch.session import Session
     from ringexp.launch.spec import RankSet
-    from ringexp.machine import cpu_cores
+    from ringexp.machine import cores_a_rank
     from ringexp.ring.transport import make_transport
 
     path = Path(sys.argv[1])
@@ -64,7 +64,7 @@ def _main() -> None:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        torch.set_num_threads(max(1, cpu_cores() // world_size))
+        torch.set_num_threads(cores_a_rank(world_size))
     timeout = timedelta(seconds=ranks.jobs[0].config.launch.timeout_s)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
