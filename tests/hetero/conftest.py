@@ -70,6 +70,7 @@ def fake_mps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMps:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     for name in (mps_control.PIPE_DIRECTORY_ENV, mps_control.LOG_DIRECTORY_ENV, mps.PERCENTAGE_ENV):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(mps, "DEFAULT_PIPE_DIRECTORY", str(tmp_path / "default"))
     return FakeMps(folder)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from ringexp.errors import UserError
 from ringexp.hetero import mps, mps_control
 from ringexp.hetero.mps import PERCENTAGE_ENV
 from ringexp.hetero.mps_control import LOG_DIRECTORY_ENV, PIPE_DIRECTORY_ENV
+from ringexp.hetero.mps_probe import refusal
 from ringexp.hetero.sm_count import SM_TOTAL_ENV
 from ringexp.hetero.throttle import host_throttle
 
@@ -119,20 +121,86 @@ def test_a_daemon_that_will_not_quit_is_killed(fake_mps, workdir, monkeypatch):
     wait_until_gone(envs[0], seconds=2)
 
 
-def test_the_daemon_of_the_user_is_used_and_left_alone(fake_mps, workdir, monkeypatch):
-    theirs = workdir / "theirs"
-    theirs.mkdir()
-    monkeypatch.setenv(PIPE_DIRECTORY_ENV, str(theirs))
-    subprocess.run([mps_control.CONTROL_PROGRAM, "-d"], check=True)
-    try:
-        with host_throttle("mps", [100, 50], workdir) as envs:
-            assert [env[PIPE_DIRECTORY_ENV] for env in envs] == [str(theirs)] * 2
-            assert [env[PERCENTAGE_ENV] for env in envs] == ["100", "50"]
-        assert mps_control.answers(str(theirs))
-        assert len(fake_mps.starts()) == 1
-        assert "quit" not in fake_mps.record()
-    finally:
-        mps_control.stop(str(theirs), str(theirs))
+@pytest.fixture(params=["set", "default"])
+def theirs(request, fake_mps, workdir, monkeypatch):
+    """The pipe directory of a daemon that the user runs: where a variable says, or in the usual place."""
+    folder = workdir / "theirs" if request.param == "set" else Path(mps.DEFAULT_PIPE_DIRECTORY)
+    folder.mkdir()
+    start = [mps_control.CONTROL_PROGRAM, "-d"]
+    subprocess.run(start, env=os.environ | {PIPE_DIRECTORY_ENV: str(folder)}, check=True)
+    if request.param == "set":
+        monkeypatch.setenv(PIPE_DIRECTORY_ENV, str(folder))
+    deadline = time.monotonic() + 10
+    while not mps_control.answers(str(folder)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield str(folder)
+    mps_control.stop(str(folder), str(folder))
+
+
+def test_the_daemon_of_the_user_is_used_and_left_alone(fake_mps, workdir, theirs):
+    with host_throttle("mps", [100, 50], workdir) as envs:
+        assert [env[PIPE_DIRECTORY_ENV] for env in envs] == [theirs] * 2
+        assert [env[PERCENTAGE_ENV] for env in envs] == ["100", "50"]
+    assert mps_control.answers(theirs)
+    assert len(fake_mps.starts()) == 1
+    assert "quit" not in fake_mps.record()
+
+
+def test_the_daemon_of_another_user_is_not_used(fake_mps, workdir, theirs, monkeypatch):
+    monkeypatch.setattr(mps, "_is_for_us", lambda folder: folder != theirs)
+    with host_throttle("mps", [100, 50], workdir) as envs:
+        assert envs[0][PIPE_DIRECTORY_ENV] != theirs
+    assert mps_control.answers(theirs)
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A CUDA driver whose contexts come to nothing, with this code."""
+
+    def build(code: int) -> None:
+        source = tmp_path / "cuda.c"
+        source.write_text(
+            "int cuInit(unsigned f) { return 0; }\n"
+            "int cuDeviceGet(int *d, int i) { *d = 0; return 0; }\n"
+            f"int cuDevicePrimaryCtxRetain(void **c, int d) {{ return {code}; }}\n"
+            'int cuGetErrorName(int e, const char **n) { *n = e ? "CUDA_ERROR_X" : "OK"; return 0; }\n'
+        )
+        library = tmp_path / "libcuda.so.1"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    return build
+
+
+@pytest.mark.parametrize("code", [46, 807])
+def test_a_daemon_of_the_user_that_refuses_clients_is_reported(fake_mps, workdir, theirs, driver, code):
+    driver(code)
+    with pytest.raises(UserError, match=r"refuses clients \(CUDA_ERROR_X\).* not ours to restart: echo quit"):
+        with host_throttle("mps", [100, 50], workdir):
+            pass
+    assert mps_control.answers(theirs)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_only_a_refusal_speaks_against_a_daemon(driver, code):
+    driver(code)
+    assert refusal({}) is None
+
+
+def test_without_a_driver_nothing_speaks_against_a_daemon(monkeypatch, tmp_path):
+    monkeypatch.setattr("ringexp.hetero.mps_probe.__file__", str(tmp_path / "missing.py"))
+    assert refusal({}) is None
+
+
+def test_runs_side_by_side_have_daemons_of_their_own(fake_mps, workdir):
+    with host_throttle("mps", [100, 50], workdir) as first:
+        with host_throttle("mps", [100, 50], workdir) as second:
+            assert first[0][PIPE_DIRECTORY_ENV] != second[0][PIPE_DIRECTORY_ENV]
+        assert mps_control.answers(first[0][PIPE_DIRECTORY_ENV])
+    assert not mps_control.answers(first[0][PIPE_DIRECTORY_ENV])
 
 
 def test_a_pipe_folder_without_a_daemon_is_not_reused(fake_mps, workdir, monkeypatch):

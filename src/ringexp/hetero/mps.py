@@ -21,6 +21,7 @@ from pathlib import Path
 from ringexp.errors import UserError
 from ringexp.hetero import mps_control
 from ringexp.hetero.mps_control import CONTROL_PROGRAM
+from ringexp.hetero.mps_probe import refusal
 from ringexp.hetero.profiles import format_percentage
 from ringexp.hetero.sm_count import SM_TOTAL_ENV, probe_sm_totals
 from ringexp.hetero.watchdog import cleaned_up
@@ -31,6 +32,9 @@ SM_GRANULE = 2
 
 START_S = 10.0
 """How long a daemon may take to start, and again to answer."""
+
+DEFAULT_PIPE_DIRECTORY = "/tmp/nvidia-mps"
+"""Where daemons and clients meet if nobody says otherwise."""
 
 _INSTEAD = "hetero.throttle=green_context needs no daemon"
 
@@ -49,16 +53,25 @@ def rank_environments(variables: dict[str, str], percentages: Sequence[float]) -
 def mps_daemon(workdir: Path) -> Iterator[dict[str, str]]:
     """Run an MPS daemon for the duration of the block; yields the variables its clients need.
 
-    A daemon that the user runs already (CUDA_MPS_PIPE_DIRECTORY is set and it answers) is used and left
-    alone. Otherwise a private one is started and stopped again, also on exceptions and at interpreter exit;
-    if this process is killed, a watchdog stops it. Turn SIGTERM into an exception to have it stopped here.
+    A daemon that the user runs already (behind CUDA_MPS_PIPE_DIRECTORY, or where NVIDIA's programs look
+    without it) is used and left alone. Otherwise a private one is started and stopped again, also on
+    exceptions and at interpreter exit; if this process is killed, a watchdog stops it. Private daemons do not
+    know of each other.
 
     workdir: an existing folder for the daemon's log, which is removed with the daemon.
-    Raises UserError if the daemon does not start.
+    Raises UserError if the daemon does not start, and if the user's takes no clients.
     """
-    theirs = os.environ.get(mps_control.PIPE_DIRECTORY_ENV)
-    if theirs and mps_control.answers(theirs):
-        yield mps_control.directories_env(theirs, os.environ.get(mps_control.LOG_DIRECTORY_ENV))
+    theirs = os.environ.get(mps_control.PIPE_DIRECTORY_ENV) or DEFAULT_PIPE_DIRECTORY
+    if _is_for_us(theirs) and mps_control.answers(theirs):
+        variables = mps_control.directories_env(theirs, os.environ.get(mps_control.LOG_DIRECTORY_ENV))
+        if why := refusal(variables):
+            raise UserError(
+                f"hetero.throttle=mps: the MPS daemon that runs in {theirs} refuses clients ({why}), as it "
+                f"does once a client was killed in a kernel. It is not ours to restart: "
+                f"echo quit | {mps_control.PIPE_DIRECTORY_ENV}={theirs} {CONTROL_PROGRAM}, then start it "
+                "again, or run ringexp without it"
+            )
+        yield variables
         return
 
     pipe_directory = tempfile.mkdtemp(prefix="mps-", dir="/tmp")  # sockets: the path has to be short
@@ -68,6 +81,14 @@ def mps_daemon(workdir: Path) -> Iterator[dict[str, str]]:
         variables = mps_control.directories_env(pipe_directory, log_directory)
         _start(variables, Path(log_directory))
         yield variables
+
+
+def _is_for_us(pipe_directory: str) -> bool:
+    """Whether its daemon serves this user: it is the user's own or root's."""
+    try:
+        return os.stat(pipe_directory).st_uid in (0, os.getuid())
+    except OSError:
+        return False
 
 
 def sm_total_environment() -> dict[str, str]:

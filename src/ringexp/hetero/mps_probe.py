@@ -1,0 +1,47 @@
+"""Whether an MPS daemon takes clients: one that a killed client has left broken answers, but refuses them.
+
+Run as a script it makes a context on the first visible device, as every client does, and prints the driver's
+code and name for what came of it; `refusal` runs it in a child. Stdlib only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+_REFUSALS = {46, *range(805, 812)}  # CUDA_ERROR_DEVICE_UNAVAILABLE, CUDA_ERROR_MPS_*
+PROBE_S = 60.0
+
+
+def refusal(variables: dict[str, str]) -> str | None:
+    """What a new client of the daemon behind these variables is refused with.
+
+    None if it is taken, and where that cannot be found out, as without a driver.
+    """
+    command = [sys.executable, "-I", "-S", __file__]
+    try:
+        probe = subprocess.run(
+            command, env=os.environ | variables, capture_output=True, text=True, timeout=PROBE_S
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {PROBE_S:g} s"
+    code, _, name = probe.stdout.strip().partition(" ")
+    return name if probe.returncode == 0 and int(code) in _REFUSALS else None
+
+
+def _context_error() -> tuple[int, str]:
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, context, name = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_char_p()
+    code = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    )
+    driver.cuGetErrorName(code, ctypes.byref(name))
+    return code, (name.value or b"unknown").decode()
+
+
+if __name__ == "__main__":
+    print(*_context_error())
