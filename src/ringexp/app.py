@@ -136,6 +136,7 @@ def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
     for config, run_dir in runs:
         machine = machines[_device(config)]
         even = replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
+        even = replace(even, memory_limit_gib=None)
         if lacking("single", single_facts(config, machine), config):
             single = replace(even, hetero=_one_device(config), shard="tokens")
             _set_for(single, sets, machine).jobs.append(Job(single, "single"))

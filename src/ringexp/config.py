@@ -130,6 +130,7 @@ class Config:
     seq_len: int = 4096
     shard: str = "tokens"
     tile: int | None = None  # tokens are handed out in whole tiles; null: 128 on CUDA, 16 on CPU
+    memory_limit_gib: Any = None  # a number, or one a rank; null: what is free on CUDA, no limit on CPU
     device: str = "auto"
     seed: int = 0
     cuda_graph: bool | None = None  # replay each iteration as one CUDA graph; null: for attention models
@@ -275,7 +276,7 @@ def validate(config: Config) -> None:
     """Raises UserError, naming the setting, for values that no run could use."""
     from ringexp.hetero.profiles import validate_percentages
     from ringexp.hetero.throttle import DEVICE_OF_THROTTLE
-    from ringexp.planning import LAYOUTS, PARTITIONERS, SHARD_MODES
+    from ringexp.planning import LAYOUTS, PARTITIONERS, SHARD_MODES, validate_memory_limit
 
     def one_of(key: str, value: str, allowed: Any) -> None:
         if value not in allowed:
@@ -297,6 +298,7 @@ def validate(config: Config) -> None:
     one_of("device", config.device, DEVICES)
     one_of("model.dtype", config.model.dtype, DTYPES)
     validate_percentages(config.hetero.percentages)
+    validate_memory_limit(config.memory_limit_gib, config.world_size)
     if config.shard == "kv" and config.partitioner.name == "balanced":
         raise UserError(
             "partitioner=balanced balances what ranks compute, which shard=kv leaves even; use another one"

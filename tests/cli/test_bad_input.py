@@ -28,6 +28,7 @@ BAD = [
     (["hetero=mps_50_100", "hetero.throttle=mps"], "hetero.throttle=mps works on cuda only"),
     (["hetero=measured", "partitioner=uneven"], "hetero=measured has none; use even, lut"),
     (["hetero=measured", "hetero.percentages=[100,50]"], "hetero.throttle=measured slows nothing"),
+    (["memory_limit_gib=[1]"], "memory_limit_gib=[1]: give one number above 0"),
     (["kernel=cudnn"], "kernel=cudnn needs CUDA, but device=cpu"),
     (["transport=nccl"], "transport=nccl needs CUDA, but device=cpu"),
     (["device=cuda"], "device=cuda, but no CUDA device is visible"),

@@ -269,6 +269,20 @@ def test_a_quota_slows_a_rank_from_outside(tmp_path):
     assert not list(own_group().folder.glob("ringexp-*-rank0"))
 
 
+LIMITED = ["seq_len=512", "tracker=disabled", "references=false", "memory_limit_gib=[1,0.0025]", *QUICK]
+
+
+def test_balanced_gives_a_rank_no_more_than_its_memory_holds(tmp_path):
+    done = ringexp("partitioner=balanced", *LIMITED, root=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((run_dirs(tmp_path)[0] / "results.json").read_text())
+    assert 0 < results["tokens"][1] <= 128
+    assert results["exact"] is True
+    refused = ringexp("partitioner=even", "calibration.mode=table", *LIMITED, root=tmp_path)
+    assert refused.returncode == 2
+    assert "rank 1 gets 256 tokens, and its memory holds" in refused.stderr
+
+
 @pytest.mark.parametrize("causal", ["true", "false"])
 def test_the_ring_alone_is_exact(tmp_path, causal):
     done = ringexp(

@@ -10,13 +10,14 @@ import torch
 
 from ringexp.calibration.source import TableSpeeds
 from ringexp.config import Config
+from ringexp.errors import UserError
 from ringexp.hetero.profiles import label
 from ringexp.kernels import Kernel
 from ringexp.launch.planning import plan_for
 from ringexp.launch.session import Session
 from ringexp.launch.spec import Job
 from ringexp.models.workload import Workload, local_inputs
-from ringexp.planning import Plan, make_plan
+from ringexp.planning import Plan, check_memory, make_plan
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
@@ -33,7 +34,7 @@ def run_job(session: Session, job: Job) -> None:
     """Run one job. Rank 0 writes, the others take part; a reference job leaves nothing but its figures."""
     tracker = Tracker(job.run_dir, job.config) if session.rank == 0 and job.run_dir else None
     try:
-        setting = _prepare(session, job.config, costs=job.role == "run")
+        setting = _prepare(session, job.config, is_run=job.role == "run")
         if tracker:
             plan = setting.plan
             tracker.planned({"tokens": plan.tokens, "kv_tokens": plan.kv_tokens, "speeds": setting.speeds})
@@ -69,11 +70,17 @@ class _Setting:
     x: torch.Tensor
 
 
-def _prepare(session: Session, config: Config, costs: bool) -> _Setting:
+def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
+    """What a reference needs is less: no costs, and no check of what it takes."""
     workload = session.workload(config)
     kernel = session.kernel(config, workload)
-    source = session.speeds(config, costs)
-    plan = plan_for(config, source, session.device.type, workload.causal)
+    source = session.speeds(config, costs=is_run)
+    room = session.room(config, workload)
+    plan = plan_for(config, source, session.device.type, workload.causal, room)
+    if is_run and (wrong := check_memory(plan, room)):
+        if config.memory_limit_gib is not None:
+            raise UserError(wrong)
+        session.progress.warn(wrong)
     x = workload.inputs(config.seq_len, config.seed)
     return _Setting(session, config, workload, kernel, source, source.lut(), plan, x)
 

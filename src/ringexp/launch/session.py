@@ -25,6 +25,7 @@ from ringexp.launch.spec import RankSet
 from ringexp.machine import cpu_name
 from ringexp.models.workload import Workload, local_inputs, make_workload
 from ringexp.planning import make_plan
+from ringexp.planning.memory import GIB
 from ringexp.ring.clock import Clock, make_clock
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
@@ -32,6 +33,9 @@ from ringexp.ring.transport import LoopbackTransport, Transport
 from ringexp.tracking.references import ReferenceStore
 
 T = TypeVar("T")
+
+FRAGMENTED = 0.05
+"""Part of the free CUDA memory that the allocator is taken to lose in gaps."""
 
 
 @dataclass
@@ -271,6 +275,22 @@ class Session:
             same = workload.dtype == torch.float32
             self._expected = (key, (exact, exact if same else workload.reference(x, workload.dtype)))
         return self._expected[1]
+
+    def room(self, config: Config, workload: Workload) -> list[int | None]:
+        """The most tokens of the prompt that each rank's memory holds; None: any number."""
+        limit = self._memory_limit_bytes(config)
+        return self.gather(None if limit is None else workload.memory.max_tokens(limit, config.seq_len))
+
+    def _memory_limit_bytes(self, config: Config) -> float | None:
+        """`memory_limit_gib` of this rank; without one its part of what CUDA has free or holds for it."""
+        limit = config.memory_limit_gib
+        if limit is not None:
+            return GIB * (limit[self.rank] if isinstance(limit, list) else limit)
+        if self.device.type == "cpu":
+            return None
+        free, _ = torch.cuda.mem_get_info(self.device)
+        mine = free / self.ranks.ranks_per_device + torch.cuda.memory_reserved(self.device)
+        return mine * (1 - FRAGMENTED)
 
     def reset_peak_memory(self) -> None:
         if self.device.type == "cuda":

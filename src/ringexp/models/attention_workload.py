@@ -18,7 +18,7 @@ from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.strategy import broadcast_weights
 from ringexp.models.workload import LocalInputs
-from ringexp.planning import Plan
+from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, ring_token_bytes, rotation_bytes
 from ringexp.ring.prefill import RingContext, ring_attention
 
 
@@ -83,6 +83,18 @@ class AttentionWorkload:
 
     unit_flops = flops
 
+    @property
+    def memory(self) -> MemoryNeed:
+        batch, itemsize = self._config.batch_size, self.dtype.itemsize
+        x_bytes = self._config.emb_dim * itemsize
+        attention = attention_token_bytes(self.num_heads, self.num_kv_heads, self.head_dim, itemsize)
+        return MemoryNeed(
+            fixed=facts.weight_bytes(self._module),
+            prompt_token=batch * x_bytes + rotation_bytes(self.head_dim),
+            own_token=batch * (2 * x_bytes + attention),  # this iteration's input, the last one's output
+            kv_token=2 * batch * self.num_kv_heads * self.head_dim * itemsize,
+        )
+
 
 class BareAttentionWorkload:
     """Ring attention alone; x is [B, S, H + 2 Hkv, D]: the heads of queries, keys and values."""
@@ -129,6 +141,19 @@ class BareAttentionWorkload:
         return 4.0 * self._config.batch_size * self.num_heads * self.head_dim * plan.pairs(rank)
 
     unit_flops = flops
+
+    @property
+    def memory(self) -> MemoryNeed:
+        batch, itemsize = self._config.batch_size, self.dtype.itemsize
+        x_bytes = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim * itemsize
+        last_output = self.num_heads * self.head_dim * itemsize
+        ring = ring_token_bytes(self.num_heads, self.num_kv_heads, self.head_dim, itemsize)
+        return MemoryNeed(
+            fixed=0,
+            prompt_token=batch * x_bytes,
+            own_token=batch * (x_bytes + last_output + ring),
+            kv_token=2 * batch * self.num_kv_heads * self.head_dim * itemsize,
+        )
 
 
 def _random_inputs(

@@ -32,6 +32,22 @@ def linear_flops_per_token(module: nn.Module) -> int:
     return sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
+def weight_bytes(module: nn.Module) -> int:
+    return sum(part.numel() * part.itemsize for part in module.parameters())
+
+
+def feed_forward_token_bytes(layer: nn.Module, emb_dim: int, itemsize: int) -> int:
+    """Bytes of one token at the peak of a layer's feed-forward part: gates, values, activation and product.
+
+    They are as much again as what its linear layers put out on the way.
+    """
+    inner = {id(part) for attention in attentions(layer) for part in attention.modules()}
+    widths = (
+        part.out_features for part in layer.modules() if isinstance(part, nn.Linear) and id(part) not in inner
+    )
+    return 2 * itemsize * sum(width for width in widths if width != emb_dim)
+
+
 def attention_flops_per_pair(attention: MultiHeadAttention) -> int:
     """FLOPs of one query-key pair over all heads: 2 D for the score, 2 D for the value."""
     return 2 * attention.nheads * (attention.emb_kq_per_head + attention.emb_v_per_head)

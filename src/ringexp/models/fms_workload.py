@@ -18,7 +18,7 @@ from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.strategy import broadcast_weights
 from ringexp.models.workload import LocalInputs
-from ringexp.planning import Plan
+from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, rotation_bytes
 from ringexp.ring.prefill import RingContext
 
 
@@ -110,3 +110,17 @@ class FmsWorkload:
         per_token = facts.linear_flops_per_token(layer)
         per_pair = facts.attention_flops_per_pair(facts.first_attention(layer))
         return self._config.batch_size * (per_token * plan.tokens[rank] + per_pair * plan.pairs(rank))
+
+    @property
+    def memory(self) -> MemoryNeed:
+        batch, itemsize = self._config.batch_size, self.dtype.itemsize
+        emb_dim = self._model.get_parameter("base_model.embedding.weight").shape[1]
+        attention = attention_token_bytes(self.num_heads, self.num_kv_heads, self.head_dim, itemsize)
+        layer = max(attention, facts.feed_forward_token_bytes(self._layers[0], emb_dim, itemsize))
+        ids, residuals = 8, 3 * emb_dim * itemsize  # embedded, kept for the sum, normed
+        return MemoryNeed(
+            fixed=facts.weight_bytes(self._model),
+            prompt_token=batch * ids + rotation_bytes(self.head_dim),
+            own_token=batch * (2 * ids + residuals + layer),
+            kv_token=2 * batch * self.num_kv_heads * self.head_dim * itemsize,
+        )

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
-from ringexp.planning import Plan
+from ringexp.planning import MemoryNeed, Plan
 from ringexp.ring.prefill import RingContext
 
 
@@ -68,6 +68,11 @@ class Workload(Protocol):
 
     def unit_flops(self, plan: Plan, rank: int) -> float:
         """Matmul FLOPs of `unit` on `rank`."""
+        ...
+
+    @property
+    def memory(self) -> MemoryNeed:
+        """What `forward` needs of a rank's memory."""
         ...
 
 

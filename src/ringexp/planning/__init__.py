@@ -11,6 +11,14 @@ testable in milliseconds.
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.cost import RankCost, balance
 from ringexp.planning.layouts import LAYOUTS, shards_for
+from ringexp.planning.memory import (
+    MemoryNeed,
+    attention_token_bytes,
+    check_memory,
+    ring_token_bytes,
+    rotation_bytes,
+    validate_memory_limit,
+)
 from ringexp.planning.partitioners import PARTITIONERS, WEIGHTS, apportion, check_enough_tiles
 from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
 from ringexp.planning.spans import Shard, Span
@@ -22,16 +30,22 @@ __all__ = [
     "SHARD_MODES",
     "WEIGHTS",
     "Block",
+    "MemoryNeed",
     "Plan",
     "RankCost",
     "Shard",
     "Span",
     "SpeedSource",
     "apportion",
+    "attention_token_bytes",
     "balance",
     "blocks_between",
     "check_enough_tiles",
+    "check_memory",
     "make_plan",
     "ring_members",
+    "ring_token_bytes",
+    "rotation_bytes",
     "shards_for",
+    "validate_memory_limit",
 ]

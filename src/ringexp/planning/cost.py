@@ -52,7 +52,10 @@ def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, cau
     """
     room = [seq_len if cost.max_tokens is None else cost.max_tokens for cost in costs]
     if sum(room) < seq_len:
-        raise UserError(f"seq_len={seq_len} does not fit the ranks' memory: {room} tokens at most")
+        raise UserError(
+            f"seq_len={seq_len} does not fit the ranks' memory, which holds {' + '.join(map(str, room))} = "
+            f"{sum(room)} tokens at most (memory_limit_gib)"
+        )
 
     def filled(deadline_ms: float) -> list[int]:
         return _fill(costs, room, deadline_ms, seq_len, tile, layout, causal)

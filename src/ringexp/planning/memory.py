@@ -1,0 +1,84 @@
+"""What a rank's memory has to hold for a plan, and how many tokens it therefore holds at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringexp.errors import UserError
+from ringexp.planning.plan import Plan
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes: once (weights); for each token of the prompt, on every rank; for each token of its own, at the
+    peak of one layer; for each token of the others, whose keys and values all may be there at a time."""
+
+    fixed: int
+    prompt_token: int
+    own_token: int
+    kv_token: int
+
+    def bytes(self, tokens: int, seq_len: int) -> int:
+        """The peak of a rank with so many of seq_len tokens; a rank with none is not in the ring."""
+        always = self.fixed + self.prompt_token * seq_len
+        return always + (self.own_token * tokens + self.kv_token * (seq_len - tokens) if tokens else 0)
+
+    def max_tokens(self, limit_bytes: float, seq_len: int) -> int:
+        """The most tokens, of seq_len, that fit; 0 if not even one does."""
+        left = limit_bytes - self.fixed - (self.prompt_token + self.kv_token) * seq_len
+        a_token = self.own_token - self.kv_token
+        return int(min(max(left // a_token, 0), seq_len))
+
+
+def attention_token_bytes(num_heads: int, num_kv_heads: int, head_dim: int, itemsize: int) -> int:
+    """Bytes of one own token at the peak of one FMS attention layer over the ring, beside its input.
+
+    The peak is in one of two places. RoPE: the projections, the rotations of the token, queries and keys in
+    float32 unless they are already, the queries' products (twice their size) and sums. Ring: the projections,
+    rotated queries and keys, and what the ring itself needs.
+    """
+    queries, keys = num_heads * head_dim, num_kv_heads * head_dim
+    projections = (queries + 2 * keys) * itemsize
+    in_float32 = 4 * (queries + keys) if itemsize < 4 else 0
+    rope = projections + rotation_bytes(head_dim) + in_float32 + 3 * 4 * queries
+    ring = ring_token_bytes(num_heads, num_kv_heads, head_dim, itemsize)
+    return max(rope, projections + (queries + keys) * itemsize + ring)
+
+
+def ring_token_bytes(num_heads: int, num_kv_heads: int, head_dim: int, itemsize: int) -> int:
+    """Bytes of one own token in the ring, beside its queries, keys and values.
+
+    The own shard to be sent; float32 output, one block's output and their difference, with two log-sum-exps.
+    A kernel that merges by itself needs less.
+    """
+    shard = 2 * num_kv_heads * head_dim * itemsize
+    return shard + (4 + itemsize + 4) * num_heads * head_dim + 2 * 4 * num_heads
+
+
+def rotation_bytes(head_dim: int) -> int:
+    """What RoPE has for a position: a 2 x 2 rotation in float32 for every two elements of a head."""
+    return 8 * head_dim
+
+
+def check_memory(plan: Plan, room: list[int | None]) -> str | None:
+    """What is wrong with a plan that gives a rank more tokens than its memory holds; None if nothing is."""
+    for rank, (count, most) in enumerate(zip(plan.tokens, room, strict=True)):
+        if most is not None and count > most:
+            return (
+                f"rank {rank} gets {count} tokens, and its memory holds {most} by memory_limit_gib; "
+                f"partitioner=balanced respects that"
+            )
+    return None
+
+
+def validate_memory_limit(limit: object, world_size: int) -> None:
+    """`memory_limit_gib`: null, a number above 0, or such a number a rank. Raises UserError for others."""
+    limits = limit if isinstance(limit, list | tuple) else [limit] * world_size
+    positive = [isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in limits]
+    if limit is not None and not (len(limits) == world_size and all(positive)):
+        raise UserError(
+            f"memory_limit_gib={limit}: give one number above 0 for all ranks, a list of {world_size}, one a "
+            "rank, or null for what is free"
+        )
