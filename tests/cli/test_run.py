@@ -20,6 +20,8 @@ PROMISED = [
     "latency_ms_iterations",
     "latency_ms_back_to_back",
     "latency_ms_predicted",
+    "hop_latency_ms",
+    "hop_gbps",
     "tokens",
     "shares",
     "speeds",

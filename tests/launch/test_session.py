@@ -19,3 +19,16 @@ def test_without_it_devices_of_one_name_are_taken_for_equal(pools, tmp_path):
     config = attention_config(tmp_path, "none", 2, seq_len=512)
     known, _ = pools[2].run(sessions.speeds, config, [100, 25])
     assert len(set(known.lut())) == 1
+
+
+def test_ranks_agree_on_what_a_hop_costs(pools, tmp_path):
+    config = attention_config(tmp_path, "none", 3)
+    costs = pools[3].run(sessions.hop_cost, config)
+    assert costs[0] == costs[1] == costs[2]
+    assert costs[0].time_ms(10_000) > 0
+
+
+def test_hops_are_not_measured_where_nothing_may_be(pools, tmp_path):
+    config = attention_config(tmp_path, "none", 2)
+    config.calibration.mode = "table"
+    assert pools[2].run(sessions.hop_cost, config) == [None, None]

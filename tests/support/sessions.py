@@ -15,6 +15,7 @@ from ringexp.hetero.throttle import AppliedThrottle
 from ringexp.launch.progress import ProgressWriter
 from ringexp.launch.session import Session
 from ringexp.launch.spec import RankSet
+from ringexp.planning import HopCost
 from ringexp.ring.transport import resolved
 from support.ring_ranks import transport
 
@@ -61,3 +62,9 @@ def open_session(rank: int, config: Config, really: list[float]) -> Session:
 def speeds(rank: int, config: Config, really: list[float], costs: bool = False) -> TableSpeeds:
     """What one session after another would know of the ranks' speeds."""
     return open_session(rank, config, really).speeds(config, costs)
+
+
+def hop_cost(rank: int, config: Config) -> HopCost | None:
+    """What the session measures hops to cost."""
+    session = open_session(rank, config, [100.0] * config.world_size)
+    return session.hop_cost(config, session.workload(config))

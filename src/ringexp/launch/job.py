@@ -17,7 +17,7 @@ from ringexp.launch.planning import plan_for
 from ringexp.launch.session import Session
 from ringexp.launch.spec import Job
 from ringexp.models.workload import Workload, local_inputs
-from ringexp.planning import Plan, check_memory, make_plan
+from ringexp.planning import HopCost, Plan, check_memory, make_plan
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
@@ -67,6 +67,7 @@ class _Setting:
     source: TableSpeeds
     speeds: list[float]
     plan: Plan
+    hop: HopCost | None
     x: torch.Tensor
 
 
@@ -76,13 +77,14 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
     kernel = session.kernel(config, workload)
     source = session.speeds(config, costs=is_run)
     room = session.room(config, workload)
-    plan = plan_for(config, source, session.device.type, workload.causal, room)
+    hop = session.hop_cost(config, workload) if is_run else None
+    plan = plan_for(config, source, session.device.type, workload.causal, room, hop)
     if is_run and (wrong := check_memory(plan, room)):
         if config.memory_limit_gib is not None:
             raise UserError(wrong)
         session.progress.warn(wrong)
     x = workload.inputs(config.seq_len, config.seed)
-    return _Setting(session, config, workload, kernel, source, source.lut(), plan, x)
+    return _Setting(session, config, workload, kernel, source, source.lut(), plan, hop, x)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
     session.reset_peak_memory()
     iterations: list[list[IterationTiming]] = []
     output = torch.empty(0)
-    session.transport.reserve(max(setting.plan.kv_tokens) * _kv_token_bytes(setting))
+    session.transport.reserve(max(setting.plan.kv_tokens) * setting.workload.memory.kv_token)
 
     def work() -> torch.Tensor:  # a rank without tokens is not in the ring
         return setting.workload.forward(local, ring) if setting.plan.tokens[session.rank] else output
@@ -141,13 +143,6 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
     session.transport.barrier()
     back_to_back_ms = max(session.gather(iteration.back_to_back_ms(config.repeats)))
     return _Measured(iterations, back_to_back_ms, session.gather(session.peak_memory_bytes()), output)
-
-
-def _kv_token_bytes(setting: _Setting) -> int:
-    """What the keys and values of one position take in the ring."""
-    workload = setting.workload
-    per_head = setting.config.model.batch_size * workload.head_dim * workload.dtype.itemsize
-    return 2 * workload.num_kv_heads * per_head
 
 
 def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
@@ -237,7 +232,7 @@ def _predicted_ms(setting: _Setting) -> float | None:
     if not setting.plan.aligned:
         return None
     costs = setting.source.costs(setting.workload.causal)
-    return setting.workload.num_units * setting.plan.predicted_ms(costs)
+    return setting.workload.num_units * setting.plan.predicted_ms(costs, setting.hop)
 
 
 def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -> RunResult:
@@ -253,6 +248,8 @@ def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -
         latency_ms_iterations=measured.latencies_ms,
         latency_ms_predicted=_predicted_ms(setting),
         latency_ms_back_to_back=measured.back_to_back_ms,
+        hop_latency_ms=session.link.latency_ms if session.link else None,
+        hop_gbps=session.link.gbps if session.link else None,
         tokens=plan.tokens,
         kv_tokens=plan.kv_tokens,
         shares=plan.shares,

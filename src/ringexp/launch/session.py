@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from ringexp.calibration.cost_model import cost_points
 from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
+from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.calibration.measure import calibration_lengths, measure_speed
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedRow, SpeedTable
@@ -24,7 +25,7 @@ from ringexp.launch.progress import ProgressWriter
 from ringexp.launch.spec import RankSet
 from ringexp.machine import cpu_name
 from ringexp.models.workload import Workload, local_inputs, make_workload
-from ringexp.planning import make_plan
+from ringexp.planning import HopCost, make_plan
 from ringexp.planning.memory import GIB
 from ringexp.ring.clock import Clock, make_clock
 from ringexp.ring.iteration import Iteration
@@ -55,6 +56,7 @@ class Session:
         self._workload: tuple[Any, Workload] | None = None
         self._measurements = 0
         self._kernels: dict[BlockShape, str] = {}  # chosen for kernel=auto
+        self.link: LinkCost | None = None
         self._expected: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @property
@@ -275,6 +277,21 @@ class Session:
             same = workload.dtype == torch.float32
             self._expected = (key, (exact, exact if same else workload.reference(x, workload.dtype)))
         return self._expected[1]
+
+    def hop_cost(self, config: Config, workload: Workload) -> HopCost | None:
+        """What passing on a shard of this workload costs; None where nothing may be measured."""
+        if self.world_size == 1 or config.calibration.mode == "table":
+            return None
+        if self.link is None:
+            self.progress.stage(f"measuring hops over {self.transport.name}")
+            self.link = measure_link(
+                self.transport,
+                self.device,
+                self.world_size,
+                self.clock,
+                lambda value: max(self.gather(value)),
+            )
+        return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token)
 
     def room(self, config: Config, workload: Workload) -> list[int | None]:
         """The most tokens of the prompt that each rank's memory holds; None: any number."""

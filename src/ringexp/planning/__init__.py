@@ -9,7 +9,7 @@ testable in milliseconds.
 """
 
 from ringexp.planning.blocks import Block, blocks_between
-from ringexp.planning.cost import RankCost, balance
+from ringexp.planning.cost import HopCost, RankCost, balance
 from ringexp.planning.layouts import LAYOUTS, shards_for
 from ringexp.planning.memory import (
     MemoryNeed,
@@ -30,6 +30,7 @@ __all__ = [
     "SHARD_MODES",
     "WEIGHTS",
     "Block",
+    "HopCost",
     "MemoryNeed",
     "Plan",
     "RankCost",

@@ -36,10 +36,24 @@ class RankCost:
 
     def time_ms(self, tokens: int, pairs: float, causal_pairs: float) -> float:
         """A rank without tokens takes no time."""
-        if not tokens:
-            return 0.0
-        attention_ms = self.pair_ms * pairs + self.diagonal_ms * causal_pairs
-        return self.fixed_ms + self.token_ms * tokens + attention_ms
+        return self.linear_ms(tokens) + self.attention_ms(pairs, causal_pairs) if tokens else 0.0
+
+    def linear_ms(self, tokens: int) -> float:
+        return self.fixed_ms + self.token_ms * tokens
+
+    def attention_ms(self, pairs: float, causal_pairs: float) -> float:
+        return self.pair_ms * pairs + self.diagonal_ms * causal_pairs
+
+
+@dataclass(frozen=True)
+class HopCost:
+    """Milliseconds that passing a shard on takes: once, and for each of its tokens."""
+
+    latency_ms: float
+    token_ms: float
+
+    def time_ms(self, tokens: int) -> float:
+        return self.latency_ms + self.token_ms * tokens
 
 
 def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, causal: bool) -> list[int]:

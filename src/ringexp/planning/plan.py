@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ringexp.errors import UserError
 from ringexp.planning.blocks import Block, blocks_between
-from ringexp.planning.cost import RankCost
+from ringexp.planning.cost import HopCost, RankCost
 from ringexp.planning.layouts import shards_for
 from ringexp.planning.partitioners import apportion
 from ringexp.planning.spans import Shard
@@ -55,12 +55,37 @@ class Plan:
         blocks = (block for source in self.members for block in self.blocks(rank, source))
         return sum(block.pairs for block in blocks if block.causal)
 
-    def predicted_ms(self, costs: Sequence[RankCost]) -> float:
-        """When the slowest rank is done, if nobody ever waits for keys and values."""
-        return max(
+    def predicted_ms(self, costs: Sequence[RankCost], hop: HopCost | None = None) -> float:
+        """When the slowest rank is done; without `hop`, if nobody ever waits for keys and values.
+
+        All hops are posted ahead of compute: one begins when the rank before has the shard and the hop before
+        it is over. Linear layers are taken to come first. Hidden hops cost nothing: an arrival makes a rank
+        late only if it comes after all blocks before it, and then by what is left to do from there.
+        """
+        compute_ms = max(
             cost.time_ms(count, self.pairs(rank), self.causal_pairs(rank))
             for rank, (cost, count) in enumerate(zip(costs, self.tokens, strict=True))
         )
+        return compute_ms if hop is None else max(compute_ms, self._last_arrival_ms(costs, hop))
+
+    def _last_arrival_ms(self, costs: Sequence[RankCost], hop: HopCost) -> float:
+        """The latest that any arrival makes any rank, with the blocks from there on."""
+        members = self.members
+        arrivals = [[costs[rank].linear_ms(self.tokens[rank])] for rank in members]  # by place, then hop
+        for number in range(1, len(members)):
+            sources = [members[place - number] for place in range(len(members))]
+            begins = [max(arrivals[place - 1][-1], arrivals[place][-1]) for place in range(len(members))]
+            for place, (begin, source) in enumerate(zip(begins, sources, strict=True)):
+                arrivals[place].append(begin + hop.time_ms(self.kv_tokens[source]))
+        latest = 0.0
+        for place, rank in enumerate(members):
+            left_ms = 0.0
+            for number in reversed(range(len(members))):
+                blocks = self.blocks(rank, members[place - number])
+                causal_pairs = sum(block.pairs for block in blocks if block.causal)
+                left_ms += costs[rank].attention_ms(sum(block.pairs for block in blocks), causal_pairs)
+                latest = max(latest, arrivals[place][number] + left_ms)
+        return latest
 
     @cached_property
     def aligned(self) -> bool:

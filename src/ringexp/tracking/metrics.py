@@ -103,6 +103,8 @@ class RunResult:
     latency_ms_spread: float
     latency_ms_iterations: list[float]
     latency_ms_back_to_back: float
+    hop_latency_ms: float | None
+    hop_gbps: float | None
     latency_ms_predicted: float | None
     tokens: list[int]
     kv_tokens: list[int]

@@ -1,0 +1,41 @@
+"""When the slowest rank is done: hidden hops cost nothing, exposed ones what is left to do after them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringexp.planning import HopCost, RankCost, make_plan
+
+COST = RankCost(0.5, 0.01, 1e-4)
+counts = st.lists(st.integers(1, 50), min_size=2, max_size=5)
+
+
+@given(counts, st.floats(0, 100), st.floats(0, 1))
+def test_hops_never_make_a_plan_earlier_nor_later_than_one_after_the_other(tokens, latency_ms, token_ms):
+    plan = make_plan(sum(tokens), tokens)
+    costs, hop = [COST] * len(tokens), HopCost(latency_ms, token_ms)
+    compute_ms = plan.predicted_ms(costs)
+    one_by_one = compute_ms + sum(
+        COST.linear_ms(count) + len(tokens) * hop.time_ms(count) for count in tokens
+    )
+    assert compute_ms <= plan.predicted_ms(costs, hop) <= one_by_one + 1e-9
+
+
+def test_a_hop_that_is_over_before_the_own_block_is_hidden():
+    plan = make_plan(2000, [1000, 1000])
+    own_block_ms = COST.pair_ms * 1000 * 1001 / 2
+    assert plan.predicted_ms([COST] * 2, HopCost(0.9 * own_block_ms, 0.0)) == plan.predicted_ms([COST] * 2)
+
+
+def test_after_an_exposed_hop_its_block_is_left_to_do():
+    plan = make_plan(2000, [1000, 1000])
+    block = COST.attention_ms(1000 * 500, 0)  # half of a shard's keys come before half of the queries
+    expected = COST.linear_ms(1000) + 400.0 + 0.2 * 1000 + block
+    assert plan.predicted_ms([COST] * 2, HopCost(400.0, 0.2)) == pytest.approx(expected)
+
+
+def test_the_last_shard_of_a_longer_ring_has_made_all_hops():
+    plan = make_plan(3000, [1000, 1000, 1000])
+    block = COST.attention_ms(1000 * 500, 0)
+    expected = COST.linear_ms(1000) + 2 * 400.0 + block
+    assert plan.predicted_ms([COST] * 3, HopCost(400.0, 0.0)) == pytest.approx(expected)
