@@ -108,6 +108,8 @@ class CalibrationConfig:
     mode: str = "auto"  # auto: measure what the table lacks; table: never measure; refresh: measure anew
     min_seconds: float = 0.5  # measure each length at least this long
     min_samples: int = 7
+    spot_check: bool = True  # measure one stored point again before it is relied on (mode auto)
+    tolerance: float = 0.05  # how far off that may be before a rank is measured anew
 
 
 @dataclass
@@ -314,6 +316,7 @@ def validate(config: Config) -> None:
     at_least("repeats", config.repeats, 1)
     at_least("calibration.min_samples", config.calibration.min_samples, 1)
     at_least("calibration.min_seconds", config.calibration.min_seconds, 0)
+    at_least("calibration.tolerance", config.calibration.tolerance, 0)
     at_least("launch.timeout_s", config.launch.timeout_s, 1)
     if config.tile is not None:
         at_least("tile", config.tile, 1)

@@ -291,3 +291,12 @@ for length in range(1, 10_000):
         assert (len(rows) - 1) % 200 == 0
         assert len(rows) - 1 >= 200 * int(finished.read_text() or 1)
         finished.unlink()
+
+
+def test_dropped_rows_are_gone_and_newer_ones_of_their_keys_stay(table):
+    old, other = ROW, changed(length=1)
+    newer = changed(measured_at="2026-03-02T10:00:00+00:00")
+    table.add([old, other])
+    table.add([newer])
+    table.drop([old, other])
+    assert SpeedTable(table.path).load() == (newer,)

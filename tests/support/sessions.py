@@ -61,10 +61,18 @@ def open_session(rank: int, config: Config, really: list[float]) -> Session:
 @torch.inference_mode()
 def speeds(rank: int, config: Config, really: list[float], costs: bool = False) -> TableSpeeds:
     """What one session after another would know of the ranks' speeds."""
-    return open_session(rank, config, really).speeds(config, costs)
+    return open_session(rank, config, really).calibrator.speeds(config, costs)
 
 
 def hop_cost(rank: int, config: Config) -> HopCost | None:
     """What the session measures hops to cost."""
     session = open_session(rank, config, [100.0] * config.world_size)
-    return session.hop_cost(config, session.workload(config))
+    return session.calibrator.hop_cost(config, session.workload(config))
+
+
+@torch.inference_mode()
+def speeds_in_turn(rank: int, configs: list[Config], really: list[float]) -> None:
+    """One session that is asked for the speeds of several configs."""
+    session = open_session(rank, configs[0], really)
+    for config in configs:
+        session.calibrator.speeds(config, False)

@@ -38,6 +38,7 @@ def measure_speed(
     *,
     min_seconds: float,
     min_samples: int,
+    warmup: int = WARMUP,
     start_together: Callable[[], None],
     finish_together: Callable[[], bool],
 ) -> SpeedSample:
@@ -46,7 +47,7 @@ def measure_speed(
     Ranks that share a device slow each other down, so all measure at once: after `start_together()` each
     takes `min_samples` over at least `min_seconds`, then keeps working until `finish_together()` is true.
     """
-    for _ in range(WARMUP):
+    for _ in range(warmup):
         timed()
     start_together()
     times: list[float] = []

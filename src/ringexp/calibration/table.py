@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -161,16 +161,25 @@ class SpeedTable:
         Safe for several processes at once, and whoever is killed leaves the old file or the new one.
         Raises UserError if the file is damaged, cannot be written, or stays locked for LOCK_TIMEOUT_S.
         """
+        added = list(rows)
+        if added:
+            self._change(lambda rows: [*rows, *added])
+
+    def drop(self, rows: Iterable[SpeedRow]) -> None:
+        """Remove exactly these rows; newer ones of their keys stay. Safe and with errors as `add`."""
+        dropped = set(rows)
+        if dropped:
+            self._change(lambda rows: [row for row in rows if row not in dropped])
+
+    def _change(self, change: Callable[[Sequence[SpeedRow]], Iterable[SpeedRow]]) -> None:
+        """Write what `change` makes of the newest rows, with the file locked."""
         from filelock import FileLock, Timeout
 
-        added = list(rows)
-        if not added:
-            return
         lock = self.path.with_name(f"{self.path.name}.lock")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock, timeout=LOCK_TIMEOUT_S):
-                self._replace(_merge([*self.load(), *added]))
+                self._replace(_merge(change(self.load())))
         except Timeout:
             raise UserError(
                 f"calibration table {self.path}: {lock} stayed locked for {LOCK_TIMEOUT_S:.0f} s; "

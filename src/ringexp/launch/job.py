@@ -75,9 +75,9 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
     """What a reference needs is less: no costs, and no check of what it takes."""
     workload = session.workload(config)
     kernel = session.kernel(config, workload)
-    source = session.speeds(config, costs=is_run)
+    source = session.calibrator.speeds(config, costs=is_run)
     room = session.room(config, workload)
-    hop = session.hop_cost(config, workload) if is_run else None
+    hop = session.calibrator.hop_cost(config, workload) if is_run else None
     plan = plan_for(config, source, session.device.type, workload.causal, room, hop)
     if is_run and (wrong := check_memory(plan, room)):
         if config.memory_limit_gib is not None:
@@ -248,8 +248,8 @@ def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -
         latency_ms_iterations=measured.latencies_ms,
         latency_ms_predicted=_predicted_ms(setting),
         latency_ms_back_to_back=measured.back_to_back_ms,
-        hop_latency_ms=session.link.latency_ms if session.link else None,
-        hop_gbps=session.link.gbps if session.link else None,
+        hop_latency_ms=session.calibrator.link.latency_ms if session.calibrator.link else None,
+        hop_gbps=session.calibrator.link.gbps if session.calibrator.link else None,
         tokens=plan.tokens,
         kv_tokens=plan.kv_tokens,
         shares=plan.shares,

@@ -6,31 +6,25 @@ import platform
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ringexp.calibration.cost_model import cost_points
 from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
-from ringexp.calibration.link import LinkCost, measure_link
-from ringexp.calibration.measure import calibration_lengths, measure_speed
-from ringexp.calibration.source import TableSpeeds
-from ringexp.calibration.table import SpeedRow, SpeedTable
 from ringexp.config import Config
 from ringexp.hetero.throttle import AppliedThrottle
 from ringexp.kernels import Kernel, candidates, get_kernel
+from ringexp.launch.calibrator import Calibrator, lengths_of
 from ringexp.launch.progress import ProgressWriter
 from ringexp.launch.spec import RankSet
 from ringexp.machine import cpu_name
-from ringexp.models.workload import Workload, local_inputs, make_workload
-from ringexp.planning import HopCost, make_plan
+from ringexp.models.workload import Workload, make_workload
 from ringexp.planning.memory import GIB
 from ringexp.ring.clock import Clock, make_clock
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
-from ringexp.ring.transport import LoopbackTransport, Transport
+from ringexp.ring.transport import Transport
 from ringexp.tracking.references import ReferenceStore
 
 T = TypeVar("T")
@@ -54,9 +48,8 @@ class Session:
 
     def __post_init__(self) -> None:
         self._workload: tuple[Any, Workload] | None = None
-        self._measurements = 0
+        self.calibrator = Calibrator(self)
         self._kernels: dict[BlockShape, str] = {}  # chosen for kernel=auto
-        self.link: LinkCost | None = None
         self._expected: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @property
@@ -101,7 +94,7 @@ class Session:
 
     def workload(self, config: Config) -> Workload:
         """The workload of a config; kept, since making it anew costs seconds for a large model."""
-        longest = max(config.seq_len, *self._lengths(config))
+        longest = max(config.seq_len, *lengths_of(config))
         key = (config.model, config.seed)
         if self._workload is None or self._workload[0][:2] != key or self._workload[0][2] < longest:
             self._workload = None  # free the old one first
@@ -149,110 +142,6 @@ class Session:
         self._kernels[shape] = known["kernel"]
         return known["kernel"]
 
-    @staticmethod
-    def _lengths(config: Config) -> list[int]:
-        return calibration_lengths(config.seq_len, for_fit=config.partitioner.name == "formula")
-
-    def _points(self, config: Config, costs: bool) -> list[tuple[int, int]]:
-        """(length, own tokens) that this config needs measured; with `costs` what predictions take, too."""
-        halves = [(length, length // 2) for length in self._lengths(config)]
-        around = calibration_lengths(config.seq_len, for_fit=False)
-        return sorted({*halves, *(cost_points(around) if costs else [])})
-
-    def speeds(self, config: Config, costs: bool) -> TableSpeeds:
-        """Speeds of all ranks for this config, and costs: from the table, after measuring what it lacks.
-
-        Raises UserError if calibration.mode=table and the table has nothing for a rank.
-        """
-        workload = self.workload(config)
-        kernel = self.kernel(config, workload)
-        table = SpeedTable(config.speeds_file)
-        key = {
-            "hardware": self.hardware(),
-            "throttle": self.throttle.name,
-            "ranks_per_device": self.ranks.ranks_per_device,
-            "shape": f"{workload.shape}-{kernel.name}",
-        }
-        percentage = self.throttle.percentage
-        known = self.from_rank_zero(lambda: list(table.load()))
-        points = self._points(config, costs)
-        if config.calibration.mode == "auto":
-            have = {(row.length, row.tokens) for row in _matching(known, **key, percentage=percentage)}
-            lacking = self.gather([point for point in points if point not in have])
-            missing = sorted({point for each in lacking for point in each})
-        else:
-            missing = points if config.calibration.mode == "refresh" else []
-        if missing:
-            self.progress.stage(
-                f"calibrating {len(missing)} point(s) on {self.world_size} ranks", len(missing)
-            )
-            measured = [self._measure(config, workload, kernel, point, key) for point in missing]
-            fresh = [row for rows in self.gather(measured) for row in rows]
-            if self.rank == 0:
-                table.add(fresh)
-            self.barrier()
-            known = self.from_rank_zero(lambda: list(table.load()))
-        keys = self.gather(key)
-        return TableSpeeds(
-            config.seq_len,
-            [float(p) for p in config.hetero.percentages],
-            [_matching(known, **each) for each in keys],
-        )
-
-    def _measure(
-        self,
-        config: Config,
-        workload: Workload,
-        kernel: Kernel,
-        point: tuple[int, int],
-        key: dict[str, Any],
-    ) -> SpeedRow:
-        """This rank's row: one shard of a two-way zigzag ring, with its own K/V for the peer's.
-
-        That is what a rank of the ring computes with so many tokens of that length, linear layers, causal
-        block, full blocks and merges in the run's own proportions, and nothing is transferred.
-        """
-        length, tokens = point
-        plan = make_plan(length, [tokens, length - tokens], causal=workload.causal)
-        ring = RingContext(plan, 0, LoopbackTransport(), kernel, self.clock())
-        local = local_inputs(workload.inputs(length, config.seed), plan, 0)
-        piece = self.iteration(config, workload.unit(local, ring), ring)
-        self._measurements += 1
-        counter = f"calibrated/{self._measurements}"
-        finished = False
-
-        def timed() -> float:
-            return piece.run()[1].busy_ms
-
-        def finish_together() -> bool:
-            nonlocal finished
-            count = self.store.add(counter, 0 if finished else 1)
-            finished = True
-            return count >= self.world_size
-
-        sample = measure_speed(
-            timed,
-            workload.unit_flops(plan, 0),
-            min_seconds=config.calibration.min_seconds,
-            min_samples=config.calibration.min_samples,
-            start_together=self.barrier,
-            finish_together=finish_together,
-        )
-        self.barrier()
-        self.progress.advance()
-        return SpeedRow(
-            **key,
-            percentage=self.throttle.percentage,
-            length=length,
-            tokens=tokens,
-            speed_tflops=sample.speed_tflops,
-            time_ms=sample.time_ms,
-            spread=sample.spread,
-            samples=sample.samples,
-            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=f"torch {torch.__version__}",
-        )
-
     def from_rank_zero(self, value: Callable[[], T]) -> T:
         """`value()` of rank 0 on every rank; an exception it raises is raised on every rank."""
         box: list[Any] = [None, None]
@@ -277,21 +166,6 @@ class Session:
             same = workload.dtype == torch.float32
             self._expected = (key, (exact, exact if same else workload.reference(x, workload.dtype)))
         return self._expected[1]
-
-    def hop_cost(self, config: Config, workload: Workload) -> HopCost | None:
-        """What passing on a shard of this workload costs; None where nothing may be measured."""
-        if self.world_size == 1 or config.calibration.mode == "table":
-            return None
-        if self.link is None:
-            self.progress.stage(f"measuring hops over {self.transport.name}")
-            self.link = measure_link(
-                self.transport,
-                self.device,
-                self.world_size,
-                self.clock,
-                lambda value: max(self.gather(value)),
-            )
-        return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token)
 
     def room(self, config: Config, workload: Workload) -> list[int | None]:
         """The most tokens of the prompt that each rank's memory holds; None: any number."""
@@ -325,7 +199,3 @@ class Session:
         self.transport.close()
         with suppress(Exception):
             dist.destroy_process_group()
-
-
-def _matching(rows: list[SpeedRow], **wanted: Any) -> list[SpeedRow]:
-    return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]

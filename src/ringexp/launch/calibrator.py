@@ -1,0 +1,225 @@
+"""What ranks find out about speeds before a job: in the table, by measuring, by trying out what is stored."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ringexp.calibration.cost_model import cost_points
+from ringexp.calibration.link import LinkCost, measure_link
+from ringexp.calibration.measure import WARMUP, calibration_lengths, measure_speed
+from ringexp.calibration.source import TableSpeeds
+from ringexp.calibration.staleness import REPETITIONS, deviation, is_stale, spot_point
+from ringexp.calibration.table import SpeedRow, SpeedTable
+from ringexp.config import Config
+from ringexp.kernels import Kernel
+from ringexp.models.workload import Workload, local_inputs
+from ringexp.planning import HopCost, make_plan
+from ringexp.ring.prefill import RingContext
+from ringexp.ring.transport import LoopbackTransport
+
+if TYPE_CHECKING:
+    from ringexp.launch.session import Session
+
+
+def lengths_of(config: Config) -> list[int]:
+    """The lengths at which a config needs speeds."""
+    return calibration_lengths(config.seq_len, for_fit=config.partitioner.name == "formula")
+
+
+def points_of(config: Config, costs: bool) -> list[tuple[int, int]]:
+    """(length, own tokens) that a config needs measured; with `costs` what predictions take, too."""
+    halves = [(length, length // 2) for length in lengths_of(config)]
+    around = calibration_lengths(config.seq_len, for_fit=False)
+    return sorted({*halves, *(cost_points(around) if costs else [])})
+
+
+class Calibrator:
+    """Of one rank of a session; all ranks call its methods in step."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._measurements = 0
+        self.link: LinkCost | None = None
+        """What hops cost; None before they were measured."""
+        self._checked: set[str] = set()  # shapes whose stored speeds were tried out
+
+    def speeds(self, config: Config, costs: bool) -> TableSpeeds:
+        """Speeds of all ranks for this config, and costs: from the table, after measuring what it lacks.
+
+        What was measured with another driver or torch is lacking. Raises UserError if calibration.mode=table
+        and the table has nothing for a rank.
+        """
+        workload = self.session.workload(config)
+        kernel = self.session.kernel(config, workload)
+        mode, points = config.calibration.mode, points_of(config, costs)
+        keys = self.session.gather(self._key(workload, kernel))
+        rows = self._stored(config, keys)
+        if mode == "auto" and self._drop_stale(config, workload, kernel, keys, rows):
+            rows = self._stored(config, keys)
+        missing = points if mode == "refresh" else []
+        if mode == "auto":
+            have = [{(row.length, row.tokens) for row in self._own(rows, rank)} for rank in self._everyone]
+            missing = [point for point in points if not all(point in mine for mine in have)]
+        if missing:
+            self.session.progress.stage(
+                f"calibrating {len(missing)} point(s) on {self.session.world_size} ranks", len(missing)
+            )
+            minimum = (config.calibration.min_seconds, config.calibration.min_samples)
+            measured = []
+            for point in missing:
+                measured.append(self._measure(config, workload, kernel, point, *minimum))
+                self.session.progress.advance()
+            fresh = [row for mine in self.session.gather(measured) for row in mine]
+            if self.session.rank == 0:
+                SpeedTable(config.speeds_file).add(fresh)
+            self.session.barrier()
+            rows = self._stored(config, keys)
+        return TableSpeeds(config.seq_len, self.session.ranks.percentages, rows)
+
+    @property
+    def _everyone(self) -> range:
+        return range(self.session.world_size)
+
+    @property
+    def _versions(self) -> str:
+        """The software that decides speed: rows that were measured with another one are not used."""
+        driver = self.session.ranks.machine.get("driver")
+        return f"torch {torch.__version__}" + (f", driver {driver}" if driver else "")
+
+    def _key(self, workload: Workload, kernel: Kernel) -> dict[str, Any]:
+        """What the calibration rows of this rank have in common."""
+        return {
+            "hardware": self.session.hardware(),
+            "throttle": self.session.throttle.name,
+            "ranks_per_device": self.session.ranks.ranks_per_device,
+            "shape": f"{workload.shape}-{kernel.name}",
+        }
+
+    def _stored(self, config: Config, keys: list[dict[str, Any]]) -> list[list[SpeedRow]]:
+        """The table's rows of each rank's hardware, of all percentages; old software counts in mode table."""
+        known = self.session.from_rank_zero(lambda: list(SpeedTable(config.speeds_file).load()))
+        software = {} if config.calibration.mode == "table" else {"versions": self._versions}
+        rows = [_matching(known, **key, **software) for key in keys]
+        old = {row.versions for mine in rows for row in mine} - {self._versions}
+        if old:
+            self.session.progress.warn(
+                f"speeds were measured with {', '.join(sorted(old))}, not {self._versions}"
+            )
+        return rows
+
+    def _own(self, rows: list[list[SpeedRow]], rank: int) -> list[SpeedRow]:
+        """Those of a rank's rows that are of its own percentage."""
+        return _matching(rows[rank], percentage=self.session.ranks.percentages[rank])
+
+    def _drop_stale(
+        self,
+        config: Config,
+        workload: Workload,
+        kernel: Kernel,
+        keys: list[dict[str, Any]],
+        rows: list[list[SpeedRow]],
+    ) -> bool:
+        """Check one stored point of each rank, once a shape; forget the rows of ranks it is wrong for."""
+        shape = keys[0]["shape"]
+        if shape in self._checked or not config.calibration.spot_check:
+            return False
+        self._checked.add(shape)
+        own = [self._own(rows, rank) for rank in self._everyone]
+        point = spot_point(own, config.seq_len)
+        if point is None:
+            return False
+        self.session.progress.stage(f"checking a stored speed of each of {self.session.world_size} ranks")
+        spots = self.session.gather(
+            self._measure(config, workload, kernel, point, 0.0, REPETITIONS - 1, warmup=1)
+        )
+        stale = False
+        for rank, spot in enumerate(spots):
+            (stored,) = (row for row in own[rank] if (row.length, row.tokens) == point)
+            if is_stale(stored, spot, config.calibration.tolerance):
+                stale = True
+                self.session.progress.warn(
+                    f"rank {rank}: a stored speed is off, {point[0]} tokens take "
+                    f"{deviation(stored, spot):+.0%}; it is measured anew"
+                )
+                if self.session.rank == 0:
+                    SpeedTable(config.speeds_file).drop(own[rank])
+        self.session.barrier()
+        return stale
+
+    def _measure(
+        self,
+        config: Config,
+        workload: Workload,
+        kernel: Kernel,
+        point: tuple[int, int],
+        min_seconds: float,
+        min_samples: int,
+        warmup: int = WARMUP,
+    ) -> SpeedRow:
+        """This rank's row: one shard of a two-way zigzag ring, with its own K/V for the peer's.
+
+        That is what a rank of the ring computes with so many tokens of that length, linear layers, causal
+        block, full blocks and merges in the run's own proportions, and nothing is transferred.
+        """
+        length, tokens = point
+        plan = make_plan(length, [tokens, length - tokens], causal=workload.causal)
+        ring = RingContext(plan, 0, LoopbackTransport(), kernel, self.session.clock())
+        local = local_inputs(workload.inputs(length, config.seed), plan, 0)
+        piece = self.session.iteration(config, workload.unit(local, ring), ring)
+        self._measurements += 1
+        counter = f"calibrated/{self._measurements}"
+        finished = False
+
+        def timed() -> float:
+            return piece.run()[1].busy_ms
+
+        def finish_together() -> bool:
+            nonlocal finished
+            count = self.session.store.add(counter, 0 if finished else 1)
+            finished = True
+            return count >= self.session.world_size
+
+        sample = measure_speed(
+            timed,
+            workload.unit_flops(plan, 0),
+            min_seconds=min_seconds,
+            min_samples=min_samples,
+            warmup=warmup,
+            start_together=self.session.barrier,
+            finish_together=finish_together,
+        )
+        self.session.barrier()
+        return SpeedRow(
+            **self._key(workload, kernel),
+            percentage=self.session.throttle.percentage,
+            length=length,
+            tokens=tokens,
+            speed_tflops=sample.speed_tflops,
+            time_ms=sample.time_ms,
+            spread=sample.spread,
+            samples=sample.samples,
+            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=self._versions,
+        )
+
+    def hop_cost(self, config: Config, workload: Workload) -> HopCost | None:
+        """What passing on a shard of this workload costs; None where nothing may be measured."""
+        if self.session.world_size == 1 or config.calibration.mode == "table":
+            return None
+        if self.link is None:
+            self.session.progress.stage(f"measuring hops over {self.session.transport.name}")
+            self.link = measure_link(
+                self.session.transport,
+                self.session.device,
+                self.session.world_size,
+                self.session.clock,
+                lambda value: max(self.session.gather(value)),
+            )
+        return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token)
+
+
+def _matching(rows: list[SpeedRow], **wanted: Any) -> list[SpeedRow]:
+    return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]

@@ -1,0 +1,96 @@
+"""What ranks find out about each other before a run: real processes, one of which is really slower."""
+
+import torch
+
+from ringexp.launch.planning import plan_for
+from support import sessions
+from support.sessions import attention_config
+
+
+def test_measured_gives_two_devices_of_one_name_their_own_speeds(pools, tmp_path):
+    config = attention_config(tmp_path, "measured", 2, seq_len=512)
+    known = pools[2].run(sessions.speeds, config, [100, 25])
+    assert known[0] == known[1]
+    fast, slow = ({row.hardware for row in rows} for rows in known[0].rows)
+    assert (len(fast), len(slow), len(fast | slow)) == (1, 1, 2)
+    shares = plan_for(config, known[0], "cpu", causal=True).shares
+    assert shares[0] > 1.5 * shares[1]
+
+
+def test_without_it_devices_of_one_name_are_taken_for_equal(pools, tmp_path):
+    config = attention_config(tmp_path, "none", 2, seq_len=512)
+    known, _ = pools[2].run(sessions.speeds, config, [100, 25])
+    assert len(set(known.lut())) == 1
+
+
+def test_ranks_agree_on_what_a_hop_costs(pools, tmp_path):
+    config = attention_config(tmp_path, "none", 3)
+    costs = pools[3].run(sessions.hop_cost, config)
+    assert costs[0] == costs[1] == costs[2]
+    assert costs[0].time_ms(10_000) > 0
+
+
+def test_hops_are_not_measured_where_nothing_may_be(pools, tmp_path):
+    config = attention_config(tmp_path, "none", 2)
+    config.calibration.mode = "table"
+    assert pools[2].run(sessions.hop_cost, config) == [None, None]
+
+
+def told(tmp_path) -> str:
+    """What rank 0 has reported since the last call."""
+    file = tmp_path / "progress"
+    text = file.read_text()
+    file.unlink()
+    return text
+
+
+def test_a_rank_that_has_become_slower_is_noticed_and_measured_anew(pools, tmp_path):
+    config = attention_config(tmp_path, "measured", 2, seq_len=512)
+    pools[2].run(sessions.speeds, config, [100, 100])
+    assert "checking" not in told(tmp_path)  # nothing was stored
+    known, _ = pools[2].run(sessions.speeds, config, [100, 20])
+    report = told(tmp_path)
+    assert "rank 1: a stored speed is off" in report
+    assert "calibrating" in report
+    fast, slow = known.lut()
+    assert fast > 1.5 * slow
+
+
+def test_stored_speeds_are_tried_out_once_a_shape(pools, tmp_path):
+    first, second = (attention_config(tmp_path, "none", 2, seq_len=length) for length in (256, 512))
+    for config in (first, second):
+        config.calibration.tolerance = 100.0  # whatever it is, it will do
+    pools[2].run(sessions.speeds_in_turn, [first, second], [100, 100])
+    told(tmp_path)
+    pools[2].run(sessions.speeds_in_turn, [first, second, first], [100, 100])
+    assert told(tmp_path).count("checking a stored speed") == 1
+
+
+def test_mode_table_and_a_switched_off_check_measure_nothing(pools, tmp_path):
+    config = attention_config(tmp_path, "measured", 2, seq_len=256)
+    pools[2].run(sessions.speeds, config, [100, 100])
+    told(tmp_path)
+    config.calibration.spot_check = False
+    pools[2].run(sessions.speeds, config, [100, 20])
+    config.calibration.spot_check, config.calibration.mode = True, "table"
+    pools[2].run(sessions.speeds, config, [100, 20])
+    report = told(tmp_path)
+    assert "checking" not in report
+    assert "calibrating" not in report
+
+
+def test_speeds_of_other_software_are_measured_again_but_for_mode_table(pools, tmp_path):
+    config = attention_config(tmp_path, "none", 2, seq_len=256)
+    pools[2].run(sessions.speeds, config, [100, 100])
+    text = config.speeds_file.read_text()
+    config.speeds_file.write_text(text.replace(f"torch {torch.__version__}", "torch 1.0"))
+    told(tmp_path)
+    config.calibration.mode = "table"
+    pools[2].run(sessions.speeds, config, [100, 100])
+    report = told(tmp_path)
+    assert "speeds were measured with torch 1.0, not torch" in report
+    assert "calibrating" not in report
+    config.calibration.mode = "auto"
+    pools[2].run(sessions.speeds, config, [100, 100])
+    assert "calibrating" in told(tmp_path)
+    assert "torch 1.0" not in config.speeds_file.read_text()
