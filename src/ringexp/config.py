@@ -106,8 +106,10 @@ class CalibrationConfig:
     """How a rank's speed is measured and remembered."""
 
     mode: str = "auto"  # auto: measure what the table lacks; table: never measure; refresh: measure anew
-    min_seconds: float = 0.5  # measure each length at least this long
-    min_samples: int = 7
+    min_samples: int = 5  # each point is measured at least so often,
+    min_seconds: float = 0.1  # and so long,
+    precision: float = 0.01  # then until its median is known so well (95 % confidence),
+    max_seconds: float = 1.0  # or so long
     spot_check: bool = True  # measure one stored point again before it is relied on (mode auto)
     tolerance: float = 0.05  # how far off that may be before a rank is measured anew
 
@@ -316,6 +318,8 @@ def validate(config: Config) -> None:
     at_least("repeats", config.repeats, 1)
     at_least("calibration.min_samples", config.calibration.min_samples, 1)
     at_least("calibration.min_seconds", config.calibration.min_seconds, 0)
+    at_least("calibration.precision", config.calibration.precision, 0)
+    at_least("calibration.max_seconds", config.calibration.max_seconds, config.calibration.min_seconds)
     at_least("calibration.tolerance", config.calibration.tolerance, 0)
     at_least("launch.timeout_s", config.launch.timeout_s, 1)
     if config.tile is not None:

@@ -29,7 +29,7 @@ def attention_config(root: Path, throttle: str, world_size: int, **settings: obj
             name="attention_tiny", emb_dim=64, num_heads=4, num_kv_heads=4, head_dim=16
         ),
         hetero=HeteroConfig([100.0] * world_size, throttle),
-        calibration=CalibrationConfig(min_seconds=0.02, min_samples=3),
+        calibration=CalibrationConfig(min_seconds=0.02, min_samples=3, max_seconds=0.02),
         device="cpu",
         output_root=str(root),
         **settings,  # type: ignore[arg-type]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-WARMUP = 2
+WARMUP = 1
+RECENT = 200
+"""So many of the latest samples are looked at to decide on stopping: looking must take no time."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,35 @@ class SpeedSample:
     spread: float
     samples: int
     speed_tflops: float
+
+
+@dataclass(frozen=True)
+class Effort:
+    """When a measurement is over: after `min_samples` and `min_seconds`, in which a device that meets its
+    power limit shows it, as soon as the median is known to `precision`; after `max_seconds` in any case."""
+
+    min_samples: int
+    min_seconds: float
+    max_seconds: float
+    precision: float
+
+    def is_enough(self, times: Sequence[float], seconds: float) -> bool:
+        """Whether these samples, taken in so many seconds, will do."""
+        if len(times) < self.min_samples or seconds < self.min_seconds:
+            return False
+        return seconds >= self.max_seconds or median_error(times[-RECENT:]) <= self.precision
+
+
+def median_error(times: Sequence[float]) -> float:
+    """How far the median may be from the true one, relative to it: the 95 % confidence interval by ranks.
+
+    For any distribution the interval is between the samples of rank n/2 -+ .98 sqrt(n), by the normal
+    approximation to the binomial (Conover 1999, section 3.2); below six samples that is all of them.
+    """
+    ordered = sorted(times)
+    outside = max(int(len(ordered) / 2 - 0.98 * len(ordered) ** 0.5), 0)
+    low, middle, high = ordered[outside], median(ordered), ordered[-1 - outside]
+    return max(high - middle, middle - low) / middle
 
 
 def calibration_lengths(seq_len: int, for_fit: bool) -> list[int]:
@@ -36,23 +67,22 @@ def measure_speed(
     timed: Callable[[], float],
     flops: float,
     *,
-    min_seconds: float,
-    min_samples: int,
-    warmup: int = WARMUP,
+    effort: Effort,
     start_together: Callable[[], None],
     finish_together: Callable[[], bool],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> SpeedSample:
     """Speed of a piece of `flops` FLOPs; `timed()` runs it once and returns milliseconds.
 
     Ranks that share a device slow each other down, so all measure at once: after `start_together()` each
-    takes `min_samples` over at least `min_seconds`, then keeps working until `finish_together()` is true.
+    takes what `effort` says, then keeps working until `finish_together()` is true.
     """
-    for _ in range(warmup):
+    for _ in range(WARMUP):
         timed()
     start_together()
     times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < min_samples or time.perf_counter() - began < min_seconds:
+    began = clock()
+    while not effort.is_enough(times, clock() - began):
         times.append(timed())
     while not finish_together():
         timed()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ringexp.calibration.measure import WARMUP, Effort
 from ringexp.calibration.table import SpeedRow
 
-REPETITIONS = 4
-"""Of a spot check: one to warm up, three that count."""
+SPOT_CHECK = Effort(min_samples=3, min_seconds=0.0, max_seconds=0.0, precision=0.0)
+"""Three samples, whatever they are."""
 
 BUDGET_MS = 500.0
 """What a spot check should take at most, by the stored times."""
@@ -27,7 +28,9 @@ def spot_point(rows: Sequence[Sequence[SpeedRow]], seq_len: int) -> Point | None
         return None
     nearest = min((length for length, _ in shared), key=lambda length: (abs(length - seq_len), length))
     needs_ms = {
-        point: REPETITIONS * max(mine[point] for mine in times) for point in shared if point[0] == nearest
+        point: (WARMUP + SPOT_CHECK.min_samples) * max(mine[point] for mine in times)
+        for point in shared
+        if point[0] == nearest
     }
     fitting = [point for point, ms in needs_ms.items() if ms <= BUDGET_MS]
     return max(fitting) if fitting else min(needs_ms, key=lambda point: needs_ms[point])

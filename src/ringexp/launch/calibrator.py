@@ -9,9 +9,9 @@ import torch
 
 from ringexp.calibration.cost_model import cost_points
 from ringexp.calibration.link import LinkCost, measure_link
-from ringexp.calibration.measure import WARMUP, calibration_lengths, measure_speed
+from ringexp.calibration.measure import Effort, calibration_lengths, measure_speed
 from ringexp.calibration.source import TableSpeeds
-from ringexp.calibration.staleness import REPETITIONS, deviation, is_stale, spot_point
+from ringexp.calibration.staleness import SPOT_CHECK, deviation, is_stale, spot_point
 from ringexp.calibration.table import SpeedRow, SpeedTable
 from ringexp.config import Config
 from ringexp.kernels import Kernel
@@ -67,10 +67,11 @@ class Calibrator:
             self.session.progress.stage(
                 f"calibrating {len(missing)} point(s) on {self.session.world_size} ranks", len(missing)
             )
-            minimum = (config.calibration.min_seconds, config.calibration.min_samples)
+            asked = config.calibration
+            effort = Effort(asked.min_samples, asked.min_seconds, asked.max_seconds, asked.precision)
             measured = []
             for point in missing:
-                measured.append(self._measure(config, workload, kernel, point, *minimum))
+                measured.append(self._measure(config, workload, kernel, point, effort))
                 self.session.progress.advance()
             fresh = [row for mine in self.session.gather(measured) for row in mine]
             if self.session.rank == 0:
@@ -132,9 +133,7 @@ class Calibrator:
         if point is None:
             return False
         self.session.progress.stage(f"checking a stored speed of each of {self.session.world_size} ranks")
-        spots = self.session.gather(
-            self._measure(config, workload, kernel, point, 0.0, REPETITIONS - 1, warmup=1)
-        )
+        spots = self.session.gather(self._measure(config, workload, kernel, point, SPOT_CHECK))
         stale = False
         for rank, spot in enumerate(spots):
             (stored,) = (row for row in own[rank] if (row.length, row.tokens) == point)
@@ -155,9 +154,7 @@ class Calibrator:
         workload: Workload,
         kernel: Kernel,
         point: tuple[int, int],
-        min_seconds: float,
-        min_samples: int,
-        warmup: int = WARMUP,
+        effort: Effort,
     ) -> SpeedRow:
         """This rank's row: one shard of a two-way zigzag ring, with its own K/V for the peer's.
 
@@ -185,9 +182,7 @@ class Calibrator:
         sample = measure_speed(
             timed,
             workload.unit_flops(plan, 0),
-            min_seconds=min_seconds,
-            min_samples=min_samples,
-            warmup=warmup,
+            effort=effort,
             start_together=self.session.barrier,
             finish_together=finish_together,
         )
