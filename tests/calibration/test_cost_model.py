@@ -1,12 +1,14 @@
 """Costs fitted to calibration rows: what made the rows comes out again."""
 
 import dataclasses
+import random
+from statistics import median
 
 import pytest
 
 from ringexp.calibration.cost_model import cost_points, fit_cost
 from ringexp.errors import UserError
-from ringexp.planning import RankCost
+from ringexp.planning import RankCost, make_plan
 from support.calibration_rows import cost_rows
 
 TRUE = RankCost(0.4, 2e-4, 3e-8, 1e-8)
@@ -40,4 +42,18 @@ def test_too_few_rows_are_refused():
 
 def test_points_tell_tokens_from_pairs():
     points = [(4096, 2048), *cost_points([4096])]
-    assert points == [(4096, 2048), (1024, 1024), (2048, 2048), (4096, 512)]
+    assert points == [(4096, 2048), (1024, 1024), (2048, 2048), (4096, 512), (4096, 3584)]
+
+
+@pytest.mark.parametrize("lengths", [[4096], [65536], [4096, 8192]])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_noise_of_one_percent_stays_so_in_what_is_predicted(lengths, share):
+    noise, errors = random.Random(0), []
+    tokens = int(share * lengths[0])
+    plan = make_plan(lengths[0], [tokens, lengths[0] - tokens])
+    work = (tokens, plan.pairs(0), plan.causal_pairs(0))
+    exact = cost_rows(TRUE, lengths, True)
+    for _ in range(100):
+        rows = [dataclasses.replace(row, time_ms=row.time_ms * noise.gauss(1, 0.01)) for row in exact]
+        errors.append(abs(fit_cost(rows, True).time_ms(*work) / TRUE.time_ms(*work) - 1))
+    assert median(errors) < 0.012

@@ -9,7 +9,7 @@ from ringexp.errors import UserError
 from ringexp.planning import RankCost, make_plan
 
 SMALL_SHARE = 8
-"""One of the shares measured is a rank with 1 / SMALL_SHARE of the tokens; the other is a half."""
+"""Beside halves, ranks with 1 / SMALL_SHARE of the tokens are measured, and with all but that."""
 
 
 def cost_points(lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -17,12 +17,16 @@ def cost_points(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
     At every length a small share beside the half: as many keys, fewer queries. And all of half and of a
     quarter of the length, which is the causal block alone: fewer keys. Three numbers of own tokens in all,
-    since the diagonal grows with their square.
+    since the diagonal grows with their square. That is four points a length for four costs: a single length
+    gets a large share too, or noise of 1 % would be one of 3 % for a rank with most of the tokens.
     """
     points = set()
     for length in lengths:
         half, quarter = max(length // 2, 1), max(length // 4, 1)
-        points |= {(length, max(length // SMALL_SHARE, 1)), (half, half), (quarter, quarter)}
+        small = max(length // SMALL_SHARE, 1)
+        points |= {(length, small), (half, half), (quarter, quarter)}
+        if len(lengths) == 1:
+            points.add((length, length - small))
     return sorted(points - {(length, length // 2) for length in lengths})
 
 

@@ -11,7 +11,7 @@ from ringexp.calibration.cost_model import cost_points
 from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.calibration.measure import Effort, calibration_lengths, measure_speed
 from ringexp.calibration.source import TableSpeeds
-from ringexp.calibration.staleness import SPOT_CHECK, deviation, is_stale, spot_point
+from ringexp.calibration.staleness import SPOT_CHECK, Point, deviation, is_stale, spot_point
 from ringexp.calibration.table import SpeedRow, SpeedTable
 from ringexp.config import Config
 from ringexp.kernels import Kernel
@@ -29,7 +29,7 @@ def lengths_of(config: Config) -> list[int]:
     return calibration_lengths(config.seq_len, for_fit=config.partitioner.name == "formula")
 
 
-def points_of(config: Config, costs: bool) -> list[tuple[int, int]]:
+def points_of(config: Config, costs: bool) -> list[Point]:
     """(length, own tokens) that a config needs measured; with `costs` what predictions take, too."""
     halves = [(length, length // 2) for length in lengths_of(config)]
     around = calibration_lengths(config.seq_len, for_fit=False)
@@ -54,7 +54,7 @@ class Calibrator:
         """
         workload = self.session.workload(config)
         kernel = self.session.kernel(config, workload)
-        mode, points = config.calibration.mode, points_of(config, costs)
+        mode, points = config.calibration.mode, self._fitting(points_of(config, costs), config, workload)
         keys = self.session.gather(self._key(workload, kernel))
         rows = self._stored(config, keys)
         if mode == "auto" and self._drop_stale(config, workload, kernel, keys, rows):
@@ -79,6 +79,15 @@ class Calibrator:
             self.session.barrier()
             rows = self._stored(config, keys)
         return TableSpeeds(config.seq_len, self.session.ranks.percentages, rows)
+
+    def _fitting(self, points: list[Point], config: Config, workload: Workload) -> list[Point]:
+        """The points without those large shares that some rank's memory does not hold."""
+        rooms = {length: self.session.room(config, workload, length) for length in dict(points)}
+        return [
+            (length, tokens)
+            for length, tokens in points
+            if 2 * tokens <= config.seq_len or all(most is None or tokens <= most for most in rooms[length])
+        ]
 
     @property
     def _everyone(self) -> range:
@@ -153,7 +162,7 @@ class Calibrator:
         config: Config,
         workload: Workload,
         kernel: Kernel,
-        point: tuple[int, int],
+        point: Point,
         effort: Effort,
     ) -> SpeedRow:
         """This rank's row: one shard of a two-way zigzag ring, with its own K/V for the peer's.

@@ -76,7 +76,7 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
     workload = session.workload(config)
     kernel = session.kernel(config, workload)
     source = session.calibrator.speeds(config, costs=is_run)
-    room = session.room(config, workload)
+    room = session.room(config, workload, config.seq_len)
     hop = session.calibrator.hop_cost(config, workload) if is_run else None
     plan = plan_for(config, source, session.device.type, workload.causal, room, hop)
     if is_run and (wrong := check_memory(plan, room)):

@@ -167,10 +167,10 @@ class Session:
             self._expected = (key, (exact, exact if same else workload.reference(x, workload.dtype)))
         return self._expected[1]
 
-    def room(self, config: Config, workload: Workload) -> list[int | None]:
-        """The most tokens of the prompt that each rank's memory holds; None: any number."""
+    def room(self, config: Config, workload: Workload, seq_len: int) -> list[int | None]:
+        """The most tokens of a prompt that each rank's memory holds; None: any number."""
         limit = self._memory_limit_bytes(config)
-        return self.gather(None if limit is None else workload.memory.max_tokens(limit, config.seq_len))
+        return self.gather(None if limit is None else workload.memory.max_tokens(limit, seq_len))
 
     def _memory_limit_bytes(self, config: Config) -> float | None:
         """`memory_limit_gib` of this rank; without one its part of what CUDA has free or holds for it."""
