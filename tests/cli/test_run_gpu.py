@@ -76,3 +76,25 @@ def test_lock_step_and_kv_shards(tmp_path, transport):
     for overrides in (["transport.prefetch_hops=1"], ["shard=kv"]):
         settings = ["hetero.percentages=[60,30]", f"transport={transport}", "seq_len=4097", *overrides]
         assert run_on_gpu(tmp_path, *settings)["exact"] is True
+
+
+def test_measured_takes_each_gpu_by_itself(tmp_path):
+    results = run_on_gpu(tmp_path, "hetero=measured", "partitioner=balanced", "seq_len=16384")
+    assert len(results["speeds"]) == gpu_count()
+    assert results["exact"] is True
+    rows = (tmp_path / "calibration" / "speeds.csv").read_text().splitlines()[1:]
+    assert len({row.split(",")[0] for row in rows}) == gpu_count()
+
+
+def test_ranks_take_no_more_memory_than_the_plan_says(tmp_path):
+    """32,768 tokens of one layer need about 4 GiB on a rank that holds them all, and 1 GiB for one token."""
+    settings = ["hetero.percentages=[60,30]", "transport=ipc", "partitioner=balanced", "seq_len=32768"]
+    results = run_on_gpu(tmp_path, *settings, "memory_limit_gib=[8,2]", "check=false")
+    assert min(results["tokens"]) > 0
+    assert results["peak_memory_bytes"][1] <= 2 * 2**30
+
+
+def test_hops_over_cuda_cost_something(tmp_path):
+    results = run_on_gpu(tmp_path, "hetero.percentages=[60,30]", "transport=ipc", "seq_len=4096")
+    assert results["hop_latency_ms"] > 0
+    assert results["hop_gbps"] > 1

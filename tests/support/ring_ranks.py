@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
+from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.kernels import get_kernel
 from ringexp.planning import Plan, make_plan
-from ringexp.ring.clock import CpuClock
+from ringexp.ring.clock import CpuClock, CudaClock
 from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.prefill import RingContext, ring_attention
 from support import stand_ins
@@ -142,3 +144,24 @@ def attend_over_stand_ins(rank: int, name: str, cases: list[Case]) -> tuple[torc
         transport.close()
     dist.barrier()
     return out, transfers
+
+
+@torch.inference_mode()
+def link_over_stand_ins(rank: int, name: str) -> tuple[LinkCost, LinkCost]:
+    """What hops cost over a CUDA transport with stand-ins for CUDA: measured twice."""
+    from ringexp.ring.transport import make_transport
+
+    def slowest(value: float) -> float:
+        values: list[float] = [0.0] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return max(values)
+
+    with stand_ins.cuda():
+        device = torch.device("cpu")
+        transport = make_transport(name, device)
+        clock = CudaClock if name != "gloo" else partial(CpuClock, NoPacer())
+        measure = partial(measure_link, transport, device, dist.get_world_size(), clock, slowest)
+        links = measure(), measure()
+        transport.close()
+    dist.barrier()
+    return links

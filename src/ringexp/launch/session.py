@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -169,8 +169,10 @@ class Session:
 
     def room(self, config: Config, workload: Workload, seq_len: int) -> list[int | None]:
         """The most tokens of a prompt that each rank's memory holds; None: any number."""
-        limit = self._memory_limit_bytes(config)
-        return self.gather(None if limit is None else workload.memory.max_tokens(limit, seq_len))
+        limit, need = self._memory_limit_bytes(config), workload.memory
+        if self.transport.name == "ipc":  # every rank's outbox is of the longest shard, which others may have
+            need = replace(need, kv_token=2 * need.kv_token)
+        return self.gather(None if limit is None else need.max_tokens(limit, seq_len))
 
     def _memory_limit_bytes(self, config: Config) -> float | None:
         """`memory_limit_gib` of this rank; without one its part of what CUDA has free or holds for it."""

@@ -1,0 +1,22 @@
+"""What hops cost, measured over every transport."""
+
+import pytest
+
+from ringexp.calibration.link import LinkCost
+from support.ring_ranks import link_over_stand_ins
+
+
+@pytest.mark.parametrize("transport", ["nccl", "ipc", "gloo"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_ranks_agree_on_a_link_that_costs_something(pools, transport, world_size):
+    results = pools[world_size].run(link_over_stand_ins, transport)
+    assert len(set(results)) == 1
+    for link in results[0]:
+        assert link.latency_ms >= 0
+        assert link.byte_ms >= 0
+        assert link.latency_ms + link.byte_ms > 0
+
+
+def test_bandwidth_is_the_other_side_of_the_time_a_byte():
+    assert LinkCost(0.1, 1e-5).gbps == pytest.approx(0.1)  # 1e5 bytes a ms
+    assert LinkCost(0.1, 0.0).gbps is None
