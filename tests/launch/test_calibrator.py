@@ -1,7 +1,10 @@
 """What ranks find out about each other before a run: real processes, one of which is really slower."""
 
+from dataclasses import replace
+
 import torch
 
+from ringexp.calibration.table import SpeedTable
 from ringexp.launch.planning import plan_for
 from support import sessions
 from support.sessions import attention_config
@@ -9,7 +12,7 @@ from support.sessions import attention_config
 
 def test_measured_gives_two_devices_of_one_name_their_own_speeds(pools, tmp_path):
     config = attention_config(tmp_path, "measured", 2, seq_len=512)
-    known = pools[2].run(sessions.speeds, config, [100, 25])
+    known = pools[2].run(sessions.speeds, config, [100, 10])
     assert known[0] == known[1]
     fast, slow = ({row.hardware for row in rows} for rows in known[0].rows)
     assert (len(fast), len(slow), len(fast | slow)) == (1, 1, 2)
@@ -48,12 +51,18 @@ def test_a_rank_that_has_become_slower_is_noticed_and_measured_anew(pools, tmp_p
     config = attention_config(tmp_path, "measured", 2, seq_len=512)
     pools[2].run(sessions.speeds, config, [100, 100])
     assert "checking" not in told(tmp_path)  # nothing was stored
-    known, _ = pools[2].run(sessions.speeds, config, [100, 20])
+    table = SpeedTable(config.speeds_file)
+    once = [
+        replace(row, time_ms=row.time_ms / 20, spread=0.0) for row in table.load() if "rank 1" in row.hardware
+    ]
+    table.add(once)
+    known, _ = pools[2].run(sessions.speeds, config, [100, 100])
     report = told(tmp_path)
     assert "rank 1: a stored speed is off" in report
     assert "calibrating" in report
-    fast, slow = known.lut()
-    assert fast > 1.5 * slow
+    assert [row.time_ms > 5 * before.time_ms for row, before in zip(known.rows[1], once, strict=True)] == [
+        True
+    ]
 
 
 def test_stored_speeds_are_tried_out_once_a_shape(pools, tmp_path):
@@ -64,6 +73,16 @@ def test_stored_speeds_are_tried_out_once_a_shape(pools, tmp_path):
     told(tmp_path)
     pools[2].run(sessions.speeds_in_turn, [first, second, first], [100, 100])
     assert told(tmp_path).count("checking a stored speed") == 1
+
+
+def test_a_stored_point_beyond_what_the_model_was_built_for_is_not_tried_out(pools, tmp_path):
+    long, short = (attention_config(tmp_path, "none", 2, seq_len=length) for length in (1024, 128))
+    pools[2].run(sessions.speeds, long, [100, 100])
+    told(tmp_path)
+    pools[2].run(sessions.speeds, short, [100, 100])
+    report = told(tmp_path)
+    assert "checking" not in report
+    assert "calibrating 1 point(s)" in report
 
 
 def test_mode_table_and_a_switched_off_check_measure_nothing(pools, tmp_path):

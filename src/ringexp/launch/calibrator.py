@@ -136,9 +136,11 @@ class Calibrator:
         shape = keys[0]["shape"]
         if shape in self._checked or not config.calibration.spot_check:
             return False
-        self._checked.add(shape)
         own = [self._own(rows, rank) for rank in self._everyone]
-        point = spot_point(own, config.seq_len)
+        longest = max(config.seq_len, *lengths_of(config))  # that the workload was built for
+        point = spot_point([[row for row in mine if row.length <= longest] for mine in own], config.seq_len)
+        if point or not any(own):
+            self._checked.add(shape)
         if point is None:
             return False
         self.session.progress.stage(f"checking a stored speed of each of {self.session.world_size} ranks")
