@@ -37,7 +37,7 @@ def attention_token_bytes(num_heads: int, num_kv_heads: int, head_dim: int, item
 
     The peak is in one of two places. RoPE: the projections, the rotations of the token, queries and keys in
     float32 unless they are already, the queries' products (twice their size) and sums. Ring: the projections,
-    rotated queries and keys, and what the ring itself needs.
+    rotated queries and keys, and what the ring itself needs. Less where our kernel does RoPE.
     """
     queries, keys = num_heads * head_dim, num_kv_heads * head_dim
     projections = (queries + 2 * keys) * itemsize
