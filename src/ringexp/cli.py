@@ -28,6 +28,7 @@ class _Outcome:
 
     exit_codes: list[int] = field(default_factory=list)  # of the runs that failed
     sweep_dir: Path | None = None
+    report: bool = True  # whether a report is wanted at the end of the sweep
 
 
 _outcome = _Outcome()
@@ -40,6 +41,7 @@ def _run(cfg: Any) -> None:
         _outcome.sweep_dir = Path(HydraConfig.get().sweep.dir)
     try:
         config = settings.from_hydra(cfg)
+        _outcome.report &= config.report and not config.dry_run
         from ringexp.app import run
 
         run(config, run_dir)
@@ -61,15 +63,17 @@ def sweep(composed: Sequence[tuple[Any, Path]]) -> None:
 
     if not composed:
         return
-    _outcome.sweep_dir = composed[0][1].parent
+    sweep_dir = composed[0][1].parent
     runs = []
     for cfg, run_dir in composed:
         try:
             config = settings.from_hydra(cfg)
             if config.dry_run:
                 run(config, run_dir)
-            else:
-                runs.append((config, run_dir))
+                continue
+            _outcome.sweep_dir = sweep_dir
+            _outcome.report &= config.report
+            runs.append((settings.grouped(config, f"{sweep_dir.parent.name} {sweep_dir.name}"), run_dir))
         except (UserError, OmegaConfBaseException) as error:
             _report(error, run_dir)
     for (_, run_dir), outcome in zip(runs, execute(runs, Console(), resume=True), strict=True):
@@ -98,12 +102,13 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_one_line(error), 2)
     except KeyboardInterrupt:
+        _outcome.report = False
         _fail("interrupted; what was measured so far is in the run's folder", 130)
     finally:
         if _outcome.sweep_dir:
-            from ringexp.report.sweep import compare
+            from ringexp.report.sweep import summarize
 
-            compare(_outcome.sweep_dir)
+            summarize(_outcome.sweep_dir, _outcome.report)
     sys.exit(next(iter(_outcome.exit_codes), 0))
 
 

@@ -7,7 +7,7 @@ cannot work fails in `validate`. Both end as one `UserError` line.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,7 @@ class Config:
     check: bool = True  # compare the output with a single-process reference
     references: bool = True  # measure the homogeneous and even runs that slowdown and speedup need
     resume: bool | None = None  # take the results of an equal run that is complete; null: in sweeps
+    report: bool = True  # end a sweep with figures and a page of its runs
     dry_run: bool = False
     output_root: str = "outputs"
     label: str = ""  # names the run; composed from the settings
@@ -228,6 +229,12 @@ def from_hydra(cfg: Any) -> Config:
     _reject_unknown_keys(OmegaConf.to_container(cfg, resolve=True), config, prefix="")
     validate(config)
     return config
+
+
+def grouped(config: Config, group: str) -> Config:
+    """The same with this wandb group, unless it has one."""
+    tracker = config.tracker
+    return replace(config, tracker=replace(tracker, group=tracker.group or group))
 
 
 def from_dict(data: dict[str, Any]) -> Config:

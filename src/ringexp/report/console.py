@@ -142,7 +142,7 @@ def _spans(plan: Plan) -> list[str]:
 
 def number(value: float | None, pattern: str = "{:.3f}") -> str:
     """A figure for a table; a dash where it was not measured."""
-    return "-" if value is None else pattern.format(value)
+    return "-" if value is None or value != value else pattern.format(value)
 
 
 def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ from ringexp.config import Config
 from ringexp.tracking.environment import code_identity
 from ringexp.tracking.files import CONFIG, RESULTS, read_results, write_atomically
 
-_DECIDES_NOTHING = ("label", "output_root", "tracker", "launch", "dry_run", "resume")
+_DECIDES_NOTHING = ("label", "output_root", "tracker", "launch", "dry_run", "resume", "report")
 
 
 class CompletedRuns:

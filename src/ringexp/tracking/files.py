@@ -33,13 +33,13 @@ HOP_FIELDS = (
 )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step: readers see the old file or the new one, never half of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content` in one step: readers see the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

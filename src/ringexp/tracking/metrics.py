@@ -51,6 +51,16 @@ def speedup_over_even(latency: float, even: float | None) -> float | None:
     return None if even is None else even / latency
 
 
+def speedup(latency: Any, base: Any) -> Any:
+    """How many times faster than `base`: base / latency, of numbers or of columns of a table."""
+    return base / latency
+
+
+def prediction_error(predicted: Any, latency: Any) -> Any:
+    """Predicted latency / measured latency - 1, of numbers or of columns: above 0, the plan expected more."""
+    return predicted / latency - 1
+
+
 def capacity_efficiency(
     latency: float, speeds: Sequence[float], single: float | None, single_speed: float | None
 ) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 
-_COMPUTE, _TRANSFERS = 0, 1
+COMPUTE, TRANSFERS = 0, 1
 
 
 def chrome_trace(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, Any]:
@@ -20,12 +20,12 @@ def chrome_trace(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, A
     events: list[dict[str, Any]] = []
     for rank in range(len(iterations[0]) if iterations else 0):
         events.append(_name("process_name", rank, 0, f"rank {rank}"))
-        events.append(_name("thread_name", rank, _COMPUTE, "computing"))
-        events.append(_name("thread_name", rank, _TRANSFERS, "transfers"))
+        events.append(_name("thread_name", rank, COMPUTE, "computing"))
+        events.append(_name("thread_name", rank, TRANSFERS, "transfers"))
     begin_ms = 0.0
     for index, ranks in enumerate(iterations):
         for rank, timing in enumerate(ranks):
-            for track, name, start_ms, duration_ms in _stretches(timing, rank):
+            for track, name, start_ms, duration_ms in stretches(timing, rank):
                 events.append(
                     {
                         "ph": "X",
@@ -41,16 +41,16 @@ def chrome_trace(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, A
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def _stretches(timing: IterationTiming, rank: int) -> Iterator[tuple[int, str, float, float]]:
+def stretches(timing: IterationTiming, rank: int) -> Iterator[tuple[int, str, float, float]]:
     """(track, name, start, duration) of what a rank did in an iteration, in milliseconds."""
     now = timing.busy_ms - sum(hop.compute_ms for hop in timing.hops)
-    yield _COMPUTE, "before the ring", 0.0, now
+    yield COMPUTE, "before the ring", 0.0, now
     for hop in timing.hops:
         if hop.source != rank:
-            yield _TRANSFERS, f"from rank {hop.source}", hop.transfer_start_ms, hop.transfer_ms
-        yield _COMPUTE, f"wait for rank {hop.source}", now, hop.wait_ms
+            yield TRANSFERS, f"from rank {hop.source}", hop.transfer_start_ms, hop.transfer_ms
+        yield COMPUTE, f"wait for rank {hop.source}", now, hop.wait_ms
         now += hop.wait_ms
-        yield _COMPUTE, f"with rank {hop.source}'s keys and values", now, hop.compute_ms
+        yield COMPUTE, f"with rank {hop.source}'s keys and values", now, hop.compute_ms
         now += hop.compute_ms
 
 

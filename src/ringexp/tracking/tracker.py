@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ringexp.config import Config
+from ringexp.hetero.profiles import label
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.files import RunFiles
@@ -22,7 +23,13 @@ class Tracker:
         settings = asdict(config)
         self._files = RunFiles(run_dir, settings)
         self._profiled: list[Sequence[IterationTiming]] | None = [] if config.profile else None
-        self._wandb = WandbRun(run_dir, config, settings)
+        tags = (
+            config.model.name,
+            label(config.hetero.percentages),
+            config.partitioner.name,
+            config.layout.name,
+        )
+        self._wandb = WandbRun(run_dir, config.tracker, settings, tags)
 
     def planned(self, values: dict[str, Any]) -> None:
         self._files.write_results("planned", values)

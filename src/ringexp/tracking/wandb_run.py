@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ringexp.config import Config
-from ringexp.hetero.profiles import label
+from ringexp.config import TrackerConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class WandbRun:
-    """One wandb run in the run's own folder; does nothing for tracker=disabled."""
+    """One wandb run in the folder of what it records; does nothing for tracker=disabled.
 
-    def __init__(self, run_dir: Path, config: Config, settings: dict[str, Any]) -> None:
+    A run of the ring has no job_type; the report of a sweep is of type `report`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tracker: TrackerConfig,
+        settings: dict[str, Any],
+        tags: Sequence[str] = (),
+        job_type: str | None = None,
+    ) -> None:
         self._run: Any = None
         self._warned = False
-        if config.tracker.mode != "disabled":
-            self._guard(lambda: self._start(run_dir, config, settings))
+        if tracker.mode != "disabled":
+            self._guard(lambda: self._start(folder, tracker, settings, tags, job_type))
 
-    def _start(self, run_dir: Path, config: Config, settings: dict[str, Any]) -> None:
+    def _start(
+        self,
+        folder: Path,
+        tracker: TrackerConfig,
+        settings: dict[str, Any],
+        tags: Sequence[str],
+        job_type: str | None,
+    ) -> None:
         import wandb
 
         self._run = wandb.init(
-            project=config.tracker.project,
-            entity=config.tracker.entity,
-            group=config.tracker.group,
-            name=run_dir.name,
-            mode=config.tracker.mode,  # pyright: ignore[reportArgumentType]
-            dir=str(run_dir),
+            project=tracker.project,
+            entity=tracker.entity,
+            group=tracker.group,
+            job_type=job_type,
+            name=folder.name if job_type is None else f"{job_type} {folder.parent.name}",
+            mode=tracker.mode,  # pyright: ignore[reportArgumentType]
+            dir=str(folder),
             config=settings,
-            tags=[
-                config.model.name,
-                label(config.hetero.percentages),
-                config.partitioner.name,
-                config.layout.name,
-                *config.tracker.tags,
-            ],
+            tags=[*tags, *tracker.tags],
             settings=wandb.Settings(silent=True, console="off", x_transaction_log_flush_interval=1.0),
         )
-        self._run.define_metric("*", step_metric="iteration")
+        if job_type is None:
+            self._run.define_metric("*", step_metric="iteration")
 
     @property
     def where(self) -> str | None:
@@ -53,6 +68,22 @@ class WandbRun:
         if self._run is not None:
             self._guard(lambda: self._run.log(values))
 
+    def log_media(self, images: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> None:
+        """Log figures and tables, under their names."""
+        if self._run is not None:
+            self._guard(lambda: self._log_media(images, tables))
+
+    def _log_media(self, images: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> None:
+        import wandb
+
+        media: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in images.items()}
+        for name, table in tables.items():
+            rows = table.astype(object).where(table.notna(), None)
+            media[name] = wandb.Table(
+                columns=list(rows.columns), data=rows.values.tolist(), allow_mixed_types=True
+            )
+        self._run.log(media)
+
     def finish(self, summary: dict[str, Any], exit_code: int = 0) -> None:
         if self._run is not None:
             self._guard(lambda: self._run.summary.update(summary))
@@ -64,5 +95,5 @@ class WandbRun:
             action()
         except Exception as error:  # tracking is a guest: any failure of it is reported, none is fatal
             if not self._warned:
-                print(f"ringexp: wandb: {error}; the run goes on and its files are complete", file=sys.stderr)
+                print(f"ringexp: wandb: {error}; it goes on, and the files are complete", file=sys.stderr)
             self._warned = True

@@ -1,0 +1,83 @@
+"""Hydra's basic sweeper with `leave_out`: combinations of a product that are not run.
+
+    hydra:
+      sweeper:
+        params: {layout: "contiguous,zigzag", shard: "tokens,kv"}
+        leave_out:
+          - {shard: kv, layout: contiguous}              # a job with all of these values
+          - {shard: kv, seq_len: [8192, 32768]}          # a list: any of them
+
+So a study stays one grid, and giving one of its axes on the command line needs no other change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+
+@dataclass
+class GridSweeperConfig:
+    _target_: str = "hydra_plugins.ringexp_sweeper.grid.GridSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+    leave_out: list[dict[str, Any]] = field(default_factory=list)
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweeperConfig, provider="ringexp")
+
+
+class GridSweeper(BasicSweeper):
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: dict[str, str] | None = None,
+        leave_out: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self._leave_out = leave_out
+
+    def split_arguments(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, overrides: list[Any], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """The jobs, in chunks of `max_batch_size`, each a list of overrides."""
+        (jobs,) = BasicSweeper.split_arguments(overrides, None)
+        kept = [job for job in jobs if not any(_matches(job, rule) for rule in self._leave_out)]
+        if not kept:
+            return []
+        return list(BasicSweeper.split_overrides_to_chunks(kept, max_batch_size))
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose only jobs with an override that no earlier one has: bad names show all the same."""
+        seen: set[str] = set()
+        firsts = []
+        for job in batch:
+            if not seen.issuperset(job):
+                firsts.append(job)
+            seen.update(job)
+        super().validate_batch_is_legal(firsts)
+
+
+def _matches(job: Sequence[str], rule: Mapping[str, Any]) -> bool:
+    """Whether the job has every value of the rule; a key the job does not set matches nothing."""
+    values = dict(override.split("=", 1) for override in job)
+    return all(
+        key in values and any(_value(values[key]) == _value(str(one)) for one in _listed(wanted))
+        for key, wanted in rule.items()
+    )
+
+
+def _listed(wanted: Any) -> Sequence[Any]:
+    return wanted if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
+
+
+@lru_cache(maxsize=4096)
+def _value(text: str) -> Any:
+    """An override's value as Hydra reads it, so that [100,50] equals [100.0, 50]."""
+    return OverridesParser.create().parse_override(f"key={text}").value()

@@ -1,0 +1,116 @@
+"""Calibration curves: what was measured, how `lut` reads between, and the regression of `formula`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ringexp.calibration.speed_models import FormulaModel, LookupTable
+from ringexp.calibration.table import SpeedRow
+from ringexp.report.figures import style
+
+SAMPLES = 60
+
+
+def calibration_curves(rows: Sequence[SpeedRow]) -> Figure | None:
+    """Speeds over the percentage and over the length, and the regression as a surface.
+
+    rows: of one hardware, throttle, ranks a device and shape. None with one percentage or length only.
+    """
+    rows = [row for row in rows if row.is_half]
+    percents, lengths = sorted({row.percentage for row in rows}), sorted({row.length for row in rows})
+    if len(percents) < 2 or len(lengths) < 2:
+        return None
+    table, formula = LookupTable(rows), FormulaModel.fit(rows)
+    figure, ((by_percent, by_length, surface),) = style.new_figure(1, 3, width=4.6, height=3.9)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(lengths)))
+    for shade, length in zip(shades, lengths, strict=True):
+        measured = sorted((row.percentage, row.speed_tflops) for row in rows if row.length == length)
+        asked = np.linspace(percents[0] / 2, percents[-1], SAMPLES)
+        speeds = [(table.speed(length, p), formula.speed(length, p)) for p in asked]
+        _curves(by_percent, shade, measured, asked, speeds, style.tokens(length))
+    by_percent.set_xlabel("percentage asked for")
+    by_percent.legend(title="tokens", fontsize=8, title_fontsize=8, frameon=False)
+    shown = _some(percents, 5)
+    shades = matplotlib.colormaps["plasma"](np.linspace(0, 0.85, len(shown)))
+    for shade, percent in zip(shades, shown, strict=True):
+        measured = sorted((row.length, row.speed_tflops) for row in rows if row.percentage == percent)
+        asked = np.geomspace(lengths[0], lengths[-1], SAMPLES)
+        speeds = [(table.speed(round(n), percent), formula.speed(round(n), percent)) for n in asked]
+        _curves(by_length, shade, measured, asked, speeds, f"{percent:g} %")
+    style.length_axis(by_length, lengths)
+    by_length.legend(title="percentage", fontsize=8, title_fontsize=8, frameon=False)
+    for axis in (by_percent, by_length):
+        axis.set_ylabel("speed, TFLOP/s")
+        axis.set_ylim(0)
+    _surface(figure, surface, rows, formula, lengths, percents)
+    by_percent.set_title("over the percentage", fontsize=11)
+    by_length.set_title("over the length", fontsize=11)
+    surface.set_title(f"formula, R² = {formula.r_squared:.4f}, {formula.num_rows} rows", fontsize=11)
+    look = {"color": "#555555", "linewidth": 1.5}
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color="#555555", label="measured"),
+        Line2D([], [], label="lut: interpolation", **look),  # type: ignore[arg-type]
+        Line2D([], [], linestyle="--", label="formula: regression", **look),  # type: ignore[arg-type]
+    ]
+    style.below(figure, handles)
+    return figure
+
+
+def _curves(
+    axis: Axes,
+    shade: np.ndarray,
+    measured: Sequence[tuple[float, float]],
+    asked: np.ndarray,
+    speeds: Sequence[tuple[float, float]],
+    label: str,
+) -> None:
+    axis.plot(*zip(*measured, strict=True), "o", color=shade, markersize=4.5, label=label)
+    axis.plot(asked, [lut for lut, _ in speeds], color=shade, linewidth=1.5)
+    axis.plot(asked, [formula for _, formula in speeds], color=shade, linewidth=1.2, linestyle="--")
+
+
+def _surface(
+    figure: Figure,
+    axis: Axes,
+    rows: Sequence[SpeedRow],
+    formula: FormulaModel,
+    lengths: Sequence[int],
+    percents: Sequence[float],
+) -> None:
+    """The regression as colours over length and percentage; a measured point that fits vanishes in them."""
+    exponents = np.linspace(math.log2(lengths[0]) - 0.3, math.log2(lengths[-1]) + 0.3, SAMPLES)
+    asked = np.linspace(max(percents[0] - 4, 1), min(percents[-1] + 4, 100), SAMPLES)
+    speeds = [[formula.speed(round(2**e), p) for e in exponents] for p in asked]
+    norm = Normalize(0, max(row.speed_tflops for row in rows))
+    image = axis.pcolormesh(2**exponents, asked, speeds, norm=norm, cmap="cividis", shading="gouraud")
+    lines = axis.contour(2**exponents, asked, speeds, colors="white", linewidths=0.7)
+    axis.clabel(lines, fontsize=8, fmt="%g")
+    axis.scatter(
+        [row.length for row in rows],
+        [row.percentage for row in rows],
+        c=[row.speed_tflops for row in rows],
+        norm=norm,
+        cmap="cividis",
+        edgecolors="white",
+        s=42,
+        linewidths=0.8,
+        zorder=3,
+    )
+    style.length_axis(axis, lengths)
+    axis.set_ylabel("percentage asked for")
+    figure.colorbar(image, ax=axis, pad=0.02).set_label("speed, TFLOP/s; circles: measured", fontsize=9)
+
+
+def _some(values: Sequence[float], count: int) -> list[float]:
+    """At most `count` of the values, the first and the last among them."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]

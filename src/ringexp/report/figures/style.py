@@ -1,0 +1,178 @@
+"""How every figure looks: one colour a partitioner, one line style and marker a layout, readable sizes.
+
+Colours are Okabe and Ito's (Color Universal Design, 2008), told apart by colour-blind readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib import ticker
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+COLOURS = {
+    "even": "#000000",
+    "uneven": "#E69F00",
+    "lut": "#0072B2",
+    "formula": "#CC79A7",
+    "balanced": "#009E73",
+}
+OTHER_COLOUR = "#D55E00"
+LINES: dict[str, Any] = {"contiguous": "--", "zigzag": "-", "kv": ":"}
+MARKERS = {"contiguous": "s", "zigzag": "o", "kv": "^"}
+IDEAL = {"color": "#56B4E9", "linewidth": 2.5, "zorder": 1.5}
+"""Line of what the ranks' summed speed would allow."""
+
+DPI = 110
+PERCENT_AXIS = "slowest rank, % of the fastest"
+LENGTH_AXIS = "prompt, tokens"
+
+
+def new_figure(
+    rows: int, columns: int, *, width: float = 4.4, height: float = 3.3, **options: Any
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of rows x columns panels, each `width` x `height` inches."""
+    figure = Figure(figsize=(width * columns, height * rows + 0.7), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr]
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_axisbelow(True)
+        axis.tick_params(labelsize=9)
+    return figure, [list(row) for row in axes]
+
+
+def panels(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, at most three side by side."""
+    columns = min(count, 3)
+    figure, grid = new_figure(-(-count // columns), columns, **options)
+    axes = [axis for row in grid for axis in row]
+    for axis in axes[count:]:
+        axis.remove()
+    if count < len(axes):  # what is above a gap needs its own labels of x
+        for axis in axes[count - columns : count]:
+            axis.tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def colour(partitioner: str) -> str:
+    return COLOURS.get(partitioner, OTHER_COLOUR)
+
+
+def way(layout: str, shard: str) -> str:
+    """Which line style and marker: the layout's, or that of splitting keys/values only."""
+    return "kv" if shard == "kv" else layout
+
+
+def style(partitioner: str, layout: str, shard: str = "tokens") -> dict[str, Any]:
+    """Of a line: keyword arguments of Axes.plot."""
+    kind = way(layout, shard)
+    return {
+        "color": colour(partitioner),
+        "linestyle": LINES.get(kind, "-."),
+        "marker": MARKERS.get(kind, "D"),
+        "markersize": 4.5,
+        "linewidth": 1.5,
+    }
+
+
+def shade(partitioner: str, rank: int, world_size: int) -> tuple[float, ...]:
+    """The partitioner's colour for rank 0, paler for each rank after it."""
+    pale = 0.75 * rank / max(world_size - 1, 1)
+    return tuple(part + (1 - part) * pale for part in to_rgb(colour(partitioner)))
+
+
+def legend(
+    figure: Figure, partitioners: Iterable[str], ways: Sequence[str], extra: Sequence[Artist] = ()
+) -> None:
+    """Below the panels: colours for the partitioners, then styles for the layouts."""
+    handles: list[Artist] = [
+        Line2D([], [], color=colour(name), linewidth=3, label=name) for name in partitioners
+    ]
+    words = {"kv": "keys/values only"}
+    if len(ways) > 1 or "kv" in ways:
+        handles += [
+            Line2D(
+                [],
+                [],
+                color="#555555",
+                linestyle=LINES.get(kind, "-."),
+                marker=MARKERS.get(kind, "D"),
+                markersize=5,
+                label=words.get(kind, kind),
+            )
+            for kind in ways
+        ]
+    handles += extra
+    below(figure, handles)
+
+
+def below(figure: Figure, handles: Sequence[Any]) -> None:
+    """A legend under all panels, in as many columns as there is room for."""
+    room = max(1, int(figure.get_figwidth() / 1.3))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), room), frameon=False, fontsize=10
+    )
+
+
+def ideal_handle(label: str) -> Line2D:
+    return Line2D([], [], label=label, **IDEAL)
+
+
+def tokens(length: float) -> str:
+    """16384 -> 16k, 1000 -> 1000."""
+    return f"{int(length) // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{int(length)}"
+
+
+def length_axis(axis: Axes, lengths: Sequence[float]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(list(lengths), [tokens(length) for length in lengths])
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+    axis.set_xlabel(LENGTH_AXIS)
+
+
+def percent_axis(axis: Axes, percents: Sequence[float]) -> None:
+    axis.set_xticks(list(percents), [f"{percent:g}" for percent in percents])
+    axis.set_xlabel(PERCENT_AXIS)
+
+
+def log_y(axis: Axes) -> None:
+    """Logarithmic, with plain numbers; call it when everything is drawn."""
+    axis.set_yscale("log")
+    axis.autoscale_view()
+    _plain_log(axis.yaxis, *axis.get_ylim())
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+
+
+def log_x(axis: Axes) -> None:
+    """The same for x."""
+    axis.set_xscale("log")
+    axis.autoscale_view()
+    _plain_log(axis.xaxis, *axis.get_xlim())
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+
+
+def _plain_log(axis: Any, low: float, high: float) -> None:
+    """Ticks at 1, 2 and 5 of each decade; more of them where there are few decades."""
+    subs = (1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 4, 5, 6, 8) if high > 3 * low else None
+    axis.set_major_locator(
+        ticker.LogLocator(subs=subs) if subs else ticker.MaxNLocator(6, steps=[1, 2, 5, 10])
+    )
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Partitioners in the order of the study, others after them."""
+    present = set(names)
+    return [name for name in COLOURS if name in present] + sorted(present - set(COLOURS))
+
+
+def ordered_ways(names: Iterable[str]) -> list[str]:
+    present = set(names)
+    return [name for name in LINES if name in present] + sorted(present - set(LINES))

@@ -1,0 +1,146 @@
+"""What every rank did in one iteration of a run: computing, waiting, and transfers under way."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ringexp.report.figures import style
+from ringexp.report.figures.comparisons import extreme_cell
+from ringexp.report.frame import Run, Runs
+from ringexp.ring.timing import HopTiming, IterationTiming
+from ringexp.tracking.trace import COMPUTE, stretches
+
+CHOSEN = (
+    ("contiguous", "even", "tokens"),
+    ("zigzag", "even", "tokens"),
+    ("zigzag", "balanced", "tokens"),
+    ("zigzag", "lut", "kv"),
+    ("zigzag", "lut", "tokens"),
+)
+"""(layout, partitioner, shard) of the runs to show, as far as they are there; MOST of them."""
+
+MOST = 4
+
+
+def ring_timelines(runs: Runs) -> Figure | None:
+    """One iteration, of median latency, of some runs at the slowest rank and the longest prompt."""
+    found = []
+    for run in _chosen(extreme_cell(runs)):
+        folder = run.resumed_from if isinstance(run.resumed_from, str) else run.folder
+        iteration = median_iteration(Path(folder))
+        if iteration:
+            found.append((run, iteration))
+    if not found:
+        return None
+    ranks = int(found[0][0].world_size)
+    figure, grid = style.new_figure(len(found), 1, width=10.5, height=0.65 + 0.62 * ranks)
+    for (axis,), (run, iteration) in zip(grid, found, strict=True):
+        _draw(axis, run.partitioner, iteration)
+        split = "keys/values only, " if run["shard"] == "kv" else ""
+        axis.set_title(
+            f"{run.partitioner}, {split}{run.layout}: ranks at {run.profile} %, "
+            f"{style.tokens(run.seq_len)} tokens",
+            fontsize=10,
+            loc="left",
+        )
+        axis.set_xlabel("ms since the start of the iteration", fontsize=9)
+    handles = [
+        Patch(facecolor="#555555", label="computing, paler with others' keys/values"),
+        Patch(facecolor="white", edgecolor="#888888", hatch="////", label="waiting"),
+        Patch(facecolor=style.IDEAL["color"], label="transfer under way"),
+    ]
+    style.below(figure, handles)
+    return figure
+
+
+def _chosen(runs: Runs) -> list[Run]:
+    found = []
+    for layout, partitioner, shard in CHOSEN:
+        mine = runs[(runs.layout == layout) & (runs.partitioner == partitioner) & (runs["shard"] == shard)]
+        found += [mine.iloc[-1]] if len(mine) else []
+    return (found or [row for _, row in runs.iterrows()])[:MOST]
+
+
+def median_iteration(run_dir: Path) -> list[IterationTiming] | None:
+    """Of a run's iterations, the one whose latency is the (upper) median; an entry a rank.
+
+    None where the run left no hops.csv and iterations.csv that belong together.
+    """
+    try:
+        iterations, hops = (_rows(run_dir / name) for name in ("iterations.csv", "hops.csv"))
+        latencies = sorted({(float(row["latency_ms"]), row["iteration"]) for row in iterations})
+        if not latencies:
+            return None
+        _, wanted = latencies[len(latencies) // 2]
+        return [
+            IterationTiming(
+                latency_ms=float(row["latency_ms"]),
+                busy_ms=float(row["busy_ms"]),
+                hops=[_hop(hop) for hop in hops if (hop["iteration"], hop["rank"]) == (wanted, row["rank"])],
+            )
+            for row in sorted(iterations, key=lambda row: int(row["rank"]))
+            if row["iteration"] == wanted
+        ]
+    except (OSError, KeyError, ValueError, TypeError):  # not there, older, or cut off while being written
+        return None
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _hop(row: dict[str, str]) -> HopTiming:
+    return HopTiming(
+        source=int(row["source"]),
+        wait_ms=float(row["wait_ms"]),
+        compute_ms=float(row["compute_ms"]),
+        transfer_ms=float(row["transfer_ms"]),
+        transfer_start_ms=float(row["transfer_start_ms"]),
+    )
+
+
+def _draw(axis: Axes, partitioner: str, ranks: Sequence[IterationTiming]) -> None:
+    """A bar a rank for computing and waiting, a thin one below it for transfers."""
+    for rank, timing in enumerate(ranks):
+        if not timing.hops:
+            axis.text(0, rank, " holds no tokens", va="center", fontsize=9, color="#555555")
+            continue
+        end = 0.0
+        for track, name, start_ms, duration_ms in stretches(timing, rank):
+            if track != COMPUTE:
+                axis.barh(rank + 0.37, duration_ms, left=start_ms, height=0.16, color=style.IDEAL["color"])
+                continue
+            end = max(end, start_ms + duration_ms)
+            if name.startswith("wait"):
+                _waiting(axis, rank, start_ms, duration_ms)
+                continue
+            source = int(name.split("rank ")[1].split("'")[0]) if "rank " in name else rank
+            fill = style.shade(partitioner, (source - rank) % len(ranks), len(ranks) + 1)
+            axis.barh(
+                rank, duration_ms, left=start_ms, height=0.5, color=fill, edgecolor="white", linewidth=0.4
+            )
+        _waiting(axis, rank, end, timing.latency_ms - end)
+    axis.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in range(len(ranks))])
+    axis.set_ylim(len(ranks) - 0.45, -0.45)
+    axis.set_xlim(0, ranks[0].latency_ms * 1.01)
+
+
+def _waiting(axis: Axes, rank: int, start_ms: float, duration_ms: float) -> None:
+    if duration_ms > 0:
+        axis.barh(
+            rank,
+            duration_ms,
+            left=start_ms,
+            height=0.5,
+            facecolor="white",
+            edgecolor="#888888",
+            hatch="////",
+            linewidth=0.6,
+        )

@@ -1,0 +1,296 @@
+"""All runs under some folders as one pandas table: a row a run, a column a figure.
+
+    runs = load_runs([Path("outputs/sweeps/2026-03-01/12-00-00-abc")])
+    runs[runs.status == "complete"].groupby("partitioner").latency_ms_median.median()
+
+Scalars of results.json keep their names, nested ones are joined by a dot, and a list with one entry a rank
+becomes a column a rank: `busy_ms.0`, `busy_ms.1`. What a run lacks (it failed, or is of an older version) is
+empty. Columns that need other runs come from `with_comparisons`; docs/metrics.md lists them.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ringexp.errors import UserError
+from ringexp.tracking import metrics
+from ringexp.tracking.files import CONFIG, RESULTS
+
+Runs = Any
+"""A pandas.DataFrame with a row a run; Any, since pandas has no types that say what a selection is."""
+
+Run = Any
+"""A row of it, a pandas.Series."""
+
+COMPLETE, FAILED, NOT_RUN = "complete", "failed", "not run"
+
+IDENTITY = (
+    "model",
+    "profile",
+    "seq_len",
+    "layout",
+    "partitioner",
+    "shard",
+    "kernel",
+    "transport",
+    "throttle",
+)
+"""Columns that say what a run was; the table of the page can be filtered by them."""
+
+FIGURES = (
+    "latency_ms_median",
+    "latency_ms_spread",
+    "latency_ms_back_to_back",
+    "latency_ms_predicted",
+    "prediction_error",
+    "speedup_over_contiguous_even",
+    "speedup_over_even",
+    "speedup_over_single",
+    "capacity_efficiency",
+    "capacity_efficiency_back_to_back",
+    "slowdown",
+    "efficiency",
+    "tflops",
+    "error_max_abs",
+    "error_single_max_abs",
+)
+"""Columns that every table has, whatever the runs lack."""
+
+CONTEXT = ("model", "settings", "world_size", "hardware", "kernel", "transport")
+"""Runs that differ in one of these are never compared with each other."""
+
+
+def load_runs(folders: Sequence[Path]) -> Runs:
+    """Every run under `folders`, in the order of their folders; a run that two of them have counts once.
+
+    Raises UserError for a folder that is not there or is no folder, and if there is no run at all.
+    """
+    import pandas as pd
+
+    for folder in folders:
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise UserError(f"{folder} {what}; give a folder of runs, such as outputs/sweeps/DATE/TIME")
+    paths = list(dict.fromkeys(path.resolve() for folder in folders for path in _run_folders(folder)))
+    rows = [_read(path) for path in paths]
+    kept = {row["folder"] for row in rows}
+    rows = [row for row in rows if row.get("resumed_from") not in kept - {row["folder"]}]
+    if not rows:
+        raise UserError(
+            f"no runs in {', '.join(map(str, folders))}; give one whose subfolders have {RESULTS}, such as "
+            "outputs/sweeps/DATE/TIME"
+        )
+    frame = pd.DataFrame(rows)
+    wanted = [*IDENTITY, *FIGURES, "resumed_from", "reason", "exact", "slow_percent", "fast_percent"]
+    wanted += ["slow_rank", "world_size", "settings", "hardware", "references.single_ms", "shape"]
+    missing = [name for name in dict.fromkeys(wanted) if name not in frame]
+    frame = frame.assign(**dict.fromkeys(missing))
+    for name in (*CONTEXT, *IDENTITY, "run", "reason"):
+        frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
+    numbers: list[str] = [
+        *FIGURES,
+        "slow_percent",
+        "fast_percent",
+        "seq_len",
+        "world_size",
+        "references.single_ms",
+    ]
+    for name in numbers:
+        frame[name] = pd.to_numeric(frame[name], errors="coerce")
+    return with_comparisons(frame)
+
+
+def with_comparisons(frame: Runs) -> Runs:
+    """The same with the figures that need more than one figure of results.json, or another run.
+
+    speedup_over_contiguous_even is against the run with contiguous layout and even partitioner of the same
+    context, profile and length.
+    """
+    latency = frame["latency_ms_median"]
+    keys = [*CONTEXT, "throttle", "profile", "seq_len"]
+    is_base = (frame.layout == "contiguous") & (frame.partitioner == "even") & (frame["shard"] == "tokens")
+    base = frame[is_base & latency.notna()].groupby(keys, dropna=False).latency_ms_median.last()
+    base_ms = frame[keys].merge(base.rename("base_ms").reset_index(), on=keys, how="left").base_ms
+    return frame.assign(
+        speedup_over_contiguous_even=metrics.speedup(latency, base_ms.set_axis(frame.index)),
+        speedup_over_single=metrics.speedup(latency, frame["references.single_ms"]),
+        prediction_error=metrics.prediction_error(frame["latency_ms_predicted"], latency),
+        capacity_efficiency_back_to_back=frame["capacity_efficiency"]
+        * metrics.speedup(frame["latency_ms_back_to_back"], latency),
+    )
+
+
+def complete(frame: Runs) -> Runs:
+    """The runs that ended with a right result."""
+    return frame[frame.status == COMPLETE]
+
+
+def contexts(frame: Runs) -> list[tuple[str, Runs]]:
+    """Complete runs that may share a figure, with what sets them apart as a name; the largest group first.
+
+    In a group the percentage of the slowest rank (of the fastest one's) and the length say which profile and
+    prompt it is. Equal ranks are 100 % of that axis in every group that could have them.
+    """
+    done = complete(frame)
+    equal = done[done.slow_percent == 100]
+    keys = [*CONTEXT, "throttle", "slow_rank", "fast_percent"]
+    groups = [group for _, group in done[done.slow_percent != 100].groupby(keys, dropna=False, sort=False)]
+    import pandas as pd
+
+    shared = [*CONTEXT, "fast_percent"]
+    found = [pd.concat([group, _alike(equal, group.iloc[0], shared)]) for group in groups]
+    taken = {index for group in found for index in group.index}
+    rest = equal[~equal.index.isin(taken)]
+    found += [group for _, group in rest.groupby(shared, dropna=False, sort=False)]
+    found = [_one_a_cell(group) for group in found]
+    varying = [key for key in keys if len({str(group.iloc[0][key]) for group in found}) > 1]
+    named = [(", ".join(_named(key, group.iloc[0][key]) for key in varying), group) for group in found]
+    return sorted(named, key=lambda pair: -len(pair[1]))
+
+
+def ranks_of(row: Run, name: str) -> list[float]:
+    """The entries of a figure with one a rank, in rank order; empty where the run lacks it."""
+    import pandas as pd
+
+    columns = [f"{name}.{rank}" for rank in range(int(row["world_size"]))]
+    values = [row.get(column) for column in columns]
+    return [] if any(pd.isna(value) for value in values) else [float(value) for value in values]
+
+
+def csv_text(frame: Runs) -> str:
+    """All columns as CSV: what a run was, how it ended, its figures, then everything else."""
+    first = ["run", "status", *IDENTITY, "world_size", "slow_percent", *FIGURES, "exact"]
+    rest = [name for name in frame.columns if name not in first and name not in ("reason", "folder")]
+    return frame[[*first, *rest, "reason", "folder"]].to_csv(index=False)
+
+
+def _alike(frame: Runs, row: Run, keys: Sequence[str]) -> Runs:
+    for key in keys:
+        frame = frame[frame[key] == row[key]]
+    return frame
+
+
+def _one_a_cell(group: Runs) -> Runs:
+    """Of several runs of one thing the latest."""
+    cell = ["slow_percent", "profile", "seq_len", "layout", "partitioner", "shard"]
+    if "environment.time" in group:
+        group = group.sort_values("environment.time", kind="stable")
+    return group.drop_duplicates(cell, keep="last").sort_index()
+
+
+def _named(key: str, value: Any) -> str:
+    words = {"slow_rank": "slow rank {}", "fast_percent": "fastest at {:g} %", "world_size": "{} ranks"}
+    return words.get(key, "{}").format(value)
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Folders of runs in the order of a sweep's jobs, also of runs that Hydra composed and nobody began."""
+    begun = {path.parent for path in folder.rglob(RESULTS)}
+    composed = {path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")}
+    return iter(sorted(begun | composed, key=_job_order))
+
+
+def _job_order(path: Path) -> tuple[str, int, str]:
+    number = path.name.split("_")[0]
+    return (str(path.parent), int(number) if number.isdigit() else -1, path.name)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": folder.name, "folder": str(folder)}
+    try:
+        config = read_config(folder)
+        path = folder / RESULTS
+        results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"status": NOT_RUN}
+        status = results.pop("status")
+        if "command" in (results.get("environment") or {}):
+            results["environment"]["command"] = shlex.join(results["environment"]["command"])
+        row |= _identity(config) if config else {}
+        row |= dict(_flat(results, len(config["hetero"]["percentages"]) if config else 0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # what is not a run's own file
+        return row | {"status": FAILED, "reason": f"{RESULTS} or {CONFIG} is damaged: {error}"}
+    if status == "planned":
+        status, row["reason"] = FAILED, "it did not finish"
+    elif status == NOT_RUN:
+        row["reason"] = "it was not begun"
+    elif status == COMPLETE and results.get("exact") is False:
+        status, row["reason"] = FAILED, f"its output is wrong by {results.get('error_max_abs')}"
+    return row | {"status": status} | _hardware(results)
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The settings of a run: its own record, or what Hydra composed if it never began."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    for path in (folder / CONFIG, folder / ".hydra" / "config.yaml"):
+        if path.exists():
+            try:
+                loaded = OmegaConf.load(path)
+                return OmegaConf.to_container(loaded, resolve=path.name == CONFIG)  # type: ignore[return-value]
+            except YAMLError as error:
+                raise ValueError(" ".join(str(error).split())) from error
+    return None
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    percentages = [float(value) for value in config["hetero"]["percentages"]]
+    slowest, fastest = min(percentages), max(percentages)
+    model = config["model"]
+    shape = _shape(model)
+    batch = model.get("batch_size", 1)
+    changed = [model.get("dtype", ""), *([f"batch {batch}"] if batch != 1 else [])]
+    depth = (config.get("transport") or {}).get("prefetch_hops")
+    changed += [f"prefetch_hops {depth}"] if depth else []
+    return {
+        "model": model["name"],
+        "profile": "/".join(f"{value:g}" for value in percentages),
+        "seq_len": config["seq_len"],
+        "layout": config["layout"]["name"],
+        "partitioner": config["partitioner"]["name"],
+        "shard": config.get("shard", "tokens"),
+        "kernel": config["kernel"]["name"],
+        "transport": config["transport"]["name"],
+        "throttle": config["hetero"].get("throttle"),
+        "settings": ", ".join(changed),
+        "shape": shape,
+        "world_size": len(percentages),
+        "slow_percent": 100 * slowest / fastest,
+        "fast_percent": fastest,
+        "slow_rank": percentages.index(slowest),
+    }
+
+
+def _shape(model: dict[str, Any]) -> str | None:
+    """What the model's calibration rows are kept under, but for the kernel; None for an older config."""
+    from ringexp.config import AttentionModelConfig, FmsModelConfig
+    from ringexp.models.shapes import shape_of
+
+    kind = AttentionModelConfig if model.get("kind") == "attention" else FmsModelConfig
+    try:
+        return shape_of(kind(**model))
+    except TypeError:
+        return None
+
+
+def _hardware(results: dict[str, Any]) -> dict[str, Any]:
+    machine = (results.get("environment") or {}).get("machine") or {}
+    names = machine.get("gpus") or ([machine["cpu"]] if machine.get("cpu") else [])
+    if not names:
+        return {}
+    counted = {name: names.count(name) for name in names}
+    return {"hardware": ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counted.items())}
+
+
+def _flat(values: dict[str, Any], world_size: int, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(column, scalar) of nested results; of lists those with one entry a rank, and only at the top."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, 0, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            yield prefix + name, value
+        elif len(value) == world_size and not name.endswith("_iterations"):
+            yield from ((f"{prefix}{name}.{rank}", entry) for rank, entry in enumerate(value))

@@ -1,0 +1,172 @@
+"""What the runs show, in one line each: the figure, and the run it is of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringexp.report.frame import Run, Runs, ranks_of
+
+LONG_TOKENS = 16384
+"""Capacity efficiency is summed up over prompts at least this long, where fixed costs are small."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """value: the figure itself; text: as it is shown; detail: of what, and of which run."""
+
+    name: str
+    value: float
+    text: str
+    detail: str
+
+
+def headlines(runs: Runs) -> list[Headline]:
+    """Of complete runs that may be compared (`frame.contexts`); those for which the runs have the figures."""
+    runs = runs.reset_index(drop=True)
+    tokens = runs[runs["shard"] == "tokens"]
+    recommended = tokens[(tokens.partitioner == "balanced") & (tokens.layout == "zigzag")]
+    return [
+        *_best_speedups(tokens),
+        *_capacity(recommended),
+        *_worst(recommended, "speedup_over_contiguous_even", "balanced, zigzag against contiguous even"),
+        *_worst(recommended, "speedup_over_even", "balanced, zigzag against zigzag even"),
+        *_worst(recommended, "speedup_over_single", "balanced, zigzag against the fastest device alone"),
+        *_against_balanced(tokens, recommended),
+        *_prediction(runs),
+        *_kv_only(runs),
+        *_exactness(runs),
+    ]
+
+
+def describe(run: Run) -> str:
+    """Which run it is: partitioner, layout, profile, length, folder."""
+    split = ", keys/values only" if run["shard"] == "kv" else ""
+    where = f"ranks at {run.profile} %, {int(run.seq_len)} tokens: {run.run}"
+    return f"{run.partitioner}, {run.layout}{split}, {where}"
+
+
+def _best_speedups(runs: Runs) -> list[Headline]:
+    """Over contiguous even: the best of all, and the best with the slowest rank at half speed."""
+    runs = runs[runs.speedup_over_contiguous_even.notna()]
+    if runs[~_is_base(runs)].empty:
+        return []
+    found = [_best(runs, "speedup_over_contiguous_even", "Best speedup over contiguous even")]
+    half = runs[runs.slow_percent == 50]
+    if len(half) and runs.slow_percent.nunique() > 1:
+        found.append(_best(half, "speedup_over_contiguous_even", "Best speedup over contiguous even at 50 %"))
+    return found
+
+
+def _is_base(runs: Runs) -> Run:
+    return (runs.layout == "contiguous") & (runs.partitioner == "even")
+
+
+def _best(runs: Runs, column: str, name: str) -> Headline:
+    run = runs.loc[runs[column].idxmax()]
+    return Headline(name, run[column], f"{run[column]:.2f}x", describe(run))
+
+
+def _worst(runs: Runs, column: str, against: str) -> list[Headline]:
+    runs = runs[runs[column].notna()]
+    if runs.empty:
+        return []
+    run = runs.loc[runs[column].idxmin()]
+    value = run[column]
+    return [
+        Headline(f"Worst case of {against}", value, f"{value:.2f}x", f"of {len(runs)} runs; {describe(run)}")
+    ]
+
+
+def _capacity(runs: Runs) -> list[Headline]:
+    found = []
+    for column, how in (
+        ("capacity_efficiency", "isolated"),
+        ("capacity_efficiency_back_to_back", "back to back"),
+    ):
+        known = runs[runs[column].notna()]
+        if known.empty:
+            continue
+        shortest = min(LONG_TOKENS, known.seq_len.max())
+        known = known[known.seq_len >= shortest]
+        run = known.loc[known[column].idxmin()]
+        found.append(
+            Headline(
+                f"Capacity efficiency of balanced, zigzag, {how}",
+                known[column].median(),
+                f"{known[column].median():.3f}",
+                f"median of {len(known)} runs of {shortest:.0f} tokens and more; lowest {run[column]:.3f}: "
+                f"{describe(run)}",
+            )
+        )
+    return found
+
+
+def _against_balanced(runs: Runs, recommended: Runs) -> list[Headline]:
+    """The latency of lut and formula over that of balanced, at its worst; and whom they leave empty."""
+    keys = ["profile", "seq_len"]
+    found = []
+    for name in ("lut", "formula"):
+        mine = runs[(runs.partitioner == name) & (runs.layout == "zigzag")]
+        pairs = mine.merge(recommended[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_balanced"))
+        if pairs.empty:
+            continue
+        ratio = pairs.latency_ms_median / pairs.latency_ms_median_balanced
+        run, value = pairs.loc[ratio.idxmax()], ratio.max() - 1
+        empty = sum(0 in ranks_of(row, "tokens") for _, row in mine.iterrows())
+        found.append(
+            Headline(
+                f"{name} against balanced, zigzag, at its worst",
+                value,
+                f"{100 * value:+.1f} %",
+                f"latency, median {100 * (ratio.median() - 1):+.1f} % of {len(pairs)}; {describe(run)}; "
+                f"runs with an empty rank: {empty}",
+            )
+        )
+    return found
+
+
+def _prediction(runs: Runs) -> list[Headline]:
+    errors = runs.prediction_error.abs().dropna()
+    if errors.empty:
+        return []
+    run = runs.loc[errors.idxmax()]
+    return [
+        Headline(
+            "Predicted against measured latency",
+            errors.median(),
+            f"{100 * errors.median():.1f} %",
+            f"median error of {len(errors)} runs; largest {100 * run.prediction_error:+.1f} %: "
+            f"{describe(run)}",
+        )
+    ]
+
+
+def _kv_only(runs: Runs) -> list[Headline]:
+    """Splitting keys/values only against the even split of the same layout, measured in the same sweep."""
+    keys = ["profile", "seq_len", "layout"]
+    even = runs[(runs.partitioner == "even") & (runs["shard"] == "tokens")]
+    kv = runs[runs["shard"] == "kv"].merge(
+        even[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_even")
+    )
+    if kv.empty:
+        return []
+    kv = kv.assign(over_even=kv.latency_ms_median_even / kv.latency_ms_median)
+    best = _best(kv, "over_even", "Best of splitting keys/values only, over even of its layout")
+    detail = f"median {kv.over_even.median():.2f}x of {len(kv)} runs; {best.detail}"
+    return [Headline(best.name, best.value, best.text, detail)]
+
+
+def _exactness(runs: Runs) -> list[Headline]:
+    checked = runs[runs.exact.isin([True]) & runs.error_max_abs.notna()]
+    if checked.empty:
+        return []
+    run = checked.loc[checked.error_max_abs.idxmax()]
+    return [
+        Headline(
+            "Outputs equal to a single process",
+            float(len(checked)),
+            f"{len(checked)} of {len(runs)}",
+            f"largest difference from float32 {run.error_max_abs:.2g}, of one process "
+            f"{run.error_single_max_abs:.2g}: {describe(run)}",
+        )
+    ]
