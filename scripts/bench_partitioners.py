@@ -11,13 +11,10 @@ a profile share one set of rank processes; each keeps its own folder under --roo
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import shlex
 import sys
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 
@@ -25,12 +22,9 @@ from ringexp import config as settings
 from ringexp.app import execute
 from ringexp.cli import CONF_DIR
 from ringexp.report.console import Console, number
-from ringexp.tracking.files import read_results, write_atomically
-
-BASELINE = ("contiguous", "even")
-FIGURES = ("latency_ms_median", "latency_ms_spread", "latency_ms_back_to_back")
-FIGURES += ("speedup_over_contiguous_even", "capacity_efficiency", "capacity_efficiency_back_to_back")
-FIGURES += ("slowdown", "efficiency", "tflops", "error_max_abs", "error_single_max_abs", "exact")
+from ringexp.report.figures.comparisons import speedup_bars, speedup_heatmaps
+from ringexp.report.frame import Runs, complete, csv_text, load_runs, ranks_of
+from ringexp.tracking.files import write_atomically
 
 
 def parse() -> argparse.Namespace:
@@ -68,98 +62,47 @@ def configs(arguments: argparse.Namespace) -> list[settings.Config]:
     return found
 
 
-def with_ratios(runs: list[dict[str, Any]]) -> None:
-    """Add each run's speedup over contiguous even at its profile and length, and its efficiency in a row."""
-    base = {
-        (run["profile"], run["seq_len"]): run["latency_ms_median"]
-        for run in runs
-        if (run["layout"], run["partitioner"]) == BASELINE
-    }
-    for run in runs:
-        latency, in_a_row = run["latency_ms_median"], run["latency_ms_back_to_back"]
-        reference, efficiency = base.get((run["profile"], run["seq_len"])), run["capacity_efficiency"]
-        run["speedup_over_contiguous_even"] = reference / latency if reference else None
-        run["capacity_efficiency_back_to_back"] = efficiency * latency / in_a_row if efficiency else None
-
-
-def markdown(runs: list[dict[str, Any]]) -> str:
+def markdown(runs: Runs) -> str:
     """The table, under what it was measured with."""
-    environment = runs[0]["environment"]
-    machine = environment["machine"]
-    hardware = ", ".join(machine["gpus"]) if machine["device"] == "cuda" else f"{machine['cpu']}, CPU only"
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    throttles = ", ".join(
-        sorted({run["throttle"] + (" (emulated)" if run["throttle_emulated"] else "") for run in runs})
-    )
+    first = runs.iloc[0]
+    prefix = "environment.versions."
+    versions = {name.removeprefix(prefix): first[name] for name in runs if name.startswith(prefix)}
+    emulated = " (emulated)" if runs.throttle_emulated.any() else ""
     lines = [
         "# Partitioners and layouts on throttled ranks",
         "",
-        f"- date: {environment['time'][:10]}; commit {environment['commit']}",
-        f"- hardware: {hardware}; driver {machine.get('driver') or '-'}; throttle: {throttles}",
-        f"- versions: Python {environment['python']}, {versions}",
+        f"- date: {first['environment.time'][:10]}; commit {first['environment.commit']}",
+        f"- hardware: {first.hardware}; driver {first.get('environment.machine.driver') or '-'}; "
+        f"throttle: {', '.join(sorted(set(runs.throttle)))}{emulated}",
+        f"- versions: Python {first['environment.python']}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         f"- command: `{shlex.join(['python', *sys.argv])}`",
-        f"- kernel {runs[0]['kernel']}, transport {runs[0]['transport']}; medians of "
-        f"{len(runs[0]['latency_ms_iterations'])} iterations, each from a barrier, and as many in a row",
+        f"- kernel {first.kernel}, transport {first.transport}; medians of iterations, each from a barrier, and of "
+        "as many in a row",
         "",
         "| profile | tokens | layout | partitioner | tokens a rank | latency ms | back to back ms "
         "| over contiguous even | capacity efficiency | back to back | slowdown "
         "| max error (one process) | exact |",
         "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]
-    for run in runs:
+    for _, run in runs.iterrows():
         cells = [
-            run["profile"],
-            run["seq_len"],
-            run["layout"],
-            run["partitioner"],
-            " / ".join(map(str, run["tokens"])),
-            f"{run['latency_ms_median']:.2f}",
-            f"{run['latency_ms_back_to_back']:.2f}",
-            number(run["speedup_over_contiguous_even"], "{:.2f}x"),
-            number(run["capacity_efficiency"]),
-            number(run["capacity_efficiency_back_to_back"]),
-            number(run["slowdown"], "{:.2f}x"),
-            f"{number(run['error_max_abs'], '{:.1e}')} ({number(run['error_single_max_abs'], '{:.1e}')})",
-            {True: "yes", False: "NO", None: "-"}[run["exact"]],
+            run.profile,
+            int(run.seq_len),
+            run.layout,
+            run.partitioner,
+            " / ".join(f"{count:.0f}" for count in ranks_of(run, "tokens")),
+            number(run.latency_ms_median, "{:.2f}"),
+            number(run.latency_ms_back_to_back, "{:.2f}"),
+            number(run.speedup_over_contiguous_even, "{:.2f}x"),
+            number(run.capacity_efficiency),
+            number(run.capacity_efficiency_back_to_back),
+            number(run.slowdown, "{:.2f}x"),
+            f"{number(run.error_max_abs, '{:.1e}')} ({number(run.error_single_max_abs, '{:.1e}')})",
+            {True: "yes", False: "NO"}.get(run.exact, "-"),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
-
-
-def figure(runs: list[dict[str, Any]], path: Path) -> None:
-    """Bars of the speedup over contiguous even: a panel a profile and length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    layouts, partitioners = (
-        list(dict.fromkeys(run[key] for run in runs)) for key in ("layout", "partitioner")
-    )
-    panels = list(dict.fromkeys((run["profile"], run["seq_len"]) for run in runs))
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
-    plot, axes = pyplot.subplots(rows, columns, figsize=(6 * columns, 3.2 * rows), squeeze=False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        for offset, layout in enumerate(layouts):
-            heights = [
-                run["speedup_over_contiguous_even"]
-                for partitioner in partitioners
-                for run in runs
-                if (run["profile"], run["seq_len"]) == panel
-                and (run["layout"], run["partitioner"]) == (layout, partitioner)
-            ]
-            places = [index + 0.4 * offset - 0.2 for index in range(len(partitioners))]
-            bars = axis.bar(places, heights, width=0.38, label=layout, color=("#8fa8c8", "#1f4e8c")[offset])
-            axis.bar_label(bars, fmt="%.2f", fontsize=8)
-        axis.set_xticks(range(len(partitioners)), partitioners)
-        axis.set_title(f"ranks at {panel[0]} %, {panel[1]} tokens", fontsize=10)
-        axis.set_ylabel("speedup over contiguous even")
-        axis.margins(y=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes.flat[0].legend(frameon=False)
-    plot.tight_layout()
-    plot.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -173,32 +116,16 @@ def main() -> None:
         failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     except KeyboardInterrupt as error:  # also a time limit: what is complete goes to the table
         failed = [error]
-    found = [read_results(folder) or {} for folder in folders]
-    runs = [
-        {
-            "profile": "/".join(f"{p:g}" for p in config.hetero.percentages),
-            "seq_len": config.seq_len,
-            "layout": config.layout.name,
-            "partitioner": config.partitioner.name,
-            **results,
-        }
-        for config, results in zip(wanted, found, strict=True)
-        if results.get("status") == "complete"
-    ]
-    if not runs:
+    begun = [folder for folder in folders if folder.exists()]
+    runs = complete(load_runs(begun)) if begun else []
+    if not len(runs):
         raise failed[0]
-    with_ratios(runs)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    identity = ("profile", "seq_len", "layout", "partitioner", "tokens", "shares", "speeds")
-    writer.writerow([*identity, *FIGURES])
-    for run in runs:
-        writer.writerow([run[name] for name in (*identity, *FIGURES)])
-    write_atomically(arguments.out / "runs.csv", text.getvalue())
+    write_atomically(arguments.out / "runs.csv", csv_text(runs))
     write_atomically(arguments.out / "table.md", markdown(runs))
-    if not failed and all(run["speedup_over_contiguous_even"] for run in runs):
-        figure(runs, arguments.out / "speedup.png")
+    figure = speedup_bars(runs) or speedup_heatmaps(runs)
+    if figure:
+        figure.savefig(arguments.out / "speedup.png")
     print(markdown(runs))
     if failed:
         raise failed[0]

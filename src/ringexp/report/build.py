@@ -64,7 +64,7 @@ def write_report(folders: Sequence[Path], out: Path, tracker_mode: str | None = 
     found = [(name, headlines(group)) for name, group in groups]
     title = f"ringexp: {', '.join(folder.resolve().name for folder in folders)}"
     write_atomically(out / "index.html", page(title, runs, found, drawn, notes))
-    _log(runs, out, drawn, tracker_mode)
+    _log(folders, runs, out, drawn, tracker_mode)
     return Report(out / "index.html", runs)
 
 
@@ -149,7 +149,7 @@ def _speed_tables(folders: Sequence[Path], runs: Runs) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _log(runs: Runs, out: Path, drawn: Sequence[Drawn], mode: str | None) -> None:
+def _log(folders: Sequence[Path], runs: Runs, out: Path, drawn: Sequence[Drawn], mode: str | None) -> None:
     """The figures and the table as a wandb run of type `report`, in the group of the runs."""
     done = complete(runs)
     if done.empty:
@@ -157,7 +157,7 @@ def _log(runs: Runs, out: Path, drawn: Sequence[Drawn], mode: str | None) -> Non
     settings = (read_config(Path(done.folder.iloc[0])) or {}).get("tracker") or {}
     tracker = TrackerConfig(**{name: settings[name] for name in vars(TrackerConfig()) if name in settings})
     tracker.mode = mode or tracker.mode
-    record = WandbRun(out, tracker, {"folders": sorted(set(done.folder))}, job_type="report")
+    record = WandbRun(out, tracker, {"folders": [str(folder) for folder in folders]}, job_type="report")
     record.log_media(
         {figure.name: out / "figures" / f"{figure.name}.png" for figure in drawn}, {"runs": runs}
     )

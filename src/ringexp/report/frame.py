@@ -207,7 +207,8 @@ def _read(folder: Path) -> dict[str, Any]:
         results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"status": NOT_RUN}
         status = results.pop("status")
         if "command" in (results.get("environment") or {}):
-            results["environment"]["command"] = shlex.join(results["environment"]["command"])
+            program, *arguments = results["environment"]["command"]
+            results["environment"]["command"] = f"{program} {shlex.join(arguments)}"
         row |= _identity(config) if config else {}
         row |= dict(_flat(results, len(config["hetero"]["percentages"]) if config else 0))
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # what is not a run's own file

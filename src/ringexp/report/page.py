@@ -50,15 +50,15 @@ def page(
 
 
 def counts(runs: Runs) -> str:
-    """How many runs ended how: `5 runs: 4 complete (1 taken from earlier ones), 1 failed`."""
+    """How many runs ended how: `4 of 5 runs complete (1 taken from earlier ones), 1 failed`."""
     done = runs[runs.status == COMPLETE]
     resumed = int(done.resumed_from.notna().sum())
     earlier = f" ({resumed} taken from earlier ones)" if resumed else ""
-    parts = [f"{len(done)} complete{earlier}"]
+    parts = [f"{len(done)} of {len(runs)} runs complete{earlier}"]
     parts += [
         f"{count} {status}" for status, count in runs.status.value_counts().items() if status != COMPLETE
     ]
-    return f"{len(runs)} run{'s' if len(runs) != 1 else ''}: {', '.join(parts)}"
+    return ", ".join(parts)
 
 
 def _summary(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colors
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -99,7 +100,7 @@ def speedup_bars(runs: Runs) -> Figure | None:
                     **_bar(partitioner, layout),
                 )
                 axis.bar_label(bars, fmt="%.2f", fontsize=8, padding=1)
-        axis.axhline(1.0, color="#888888", linewidth=0.8)
+        axis.axhline(1.0, color="#888888", linewidth=0.8, zorder=0.5)
         axis.set_xticks(range(len(partitioners)), partitioners)
         axis.set_title(f"ranks at {cell.profile} %, {style.tokens(cell.seq_len)} tokens", fontsize=11)
         axis.set_ylabel("speedup over contiguous even")
@@ -135,7 +136,7 @@ def token_distribution(runs: Runs) -> Figure | None:
         return None
     layouts, partitioners = style.ordered_ways(runs.layout), style.ordered(runs.partitioner)
     percents = sorted(runs.slow_percent.unique())
-    width = max(0.24 * len(percents) + 0.7, 1.9)
+    width = max(0.24 * len(percents) + 0.7, 2.15)
     figure, grid = style.new_figure(
         len(layouts), len(partitioners), width=width, height=2.6, sharex=True, sharey=True
     )
@@ -151,7 +152,7 @@ def token_distribution(runs: Runs) -> Figure | None:
     length = style.tokens(runs.seq_len.iloc[0])
     figure.supylabel(f"part of {length} tokens", fontsize=10)
     ranks = int(runs.world_size.iloc[0])
-    handles: list[Patch | Line2D] = [
+    handles: list[Artist] = [
         Patch(facecolor=style.shade("even", rank, ranks), edgecolor="#555555", label=f"rank {rank}")
         for rank in range(ranks)
     ]

@@ -81,10 +81,11 @@ def style(partitioner: str, layout: str, shard: str = "tokens") -> dict[str, Any
     }
 
 
-def shade(partitioner: str, rank: int, world_size: int) -> tuple[float, ...]:
+def shade(partitioner: str, rank: int, world_size: int) -> tuple[float, float, float]:
     """The partitioner's colour for rank 0, paler for each rank after it."""
     pale = 0.75 * rank / max(world_size - 1, 1)
-    return tuple(part + (1 - part) * pale for part in to_rgb(colour(partitioner)))
+    red, green, blue = (part + (1 - part) * pale for part in to_rgb(colour(partitioner)))
+    return red, green, blue
 
 
 def legend(
