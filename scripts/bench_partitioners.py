@@ -77,8 +77,8 @@ def markdown(runs: Runs) -> str:
         f"- versions: Python {first['environment.python']}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         f"- command: `{shlex.join(['python', *sys.argv])}`",
-        f"- kernel {first.kernel}, transport {first.transport}; medians of iterations, each from a barrier, and of "
-        "as many in a row",
+        f"- kernel {first.kernel}, transport {first.transport}; medians of iterations, each from a barrier, "
+        "and of as many in a row",
         "",
         "| profile | tokens | layout | partitioner | tokens a rank | latency ms | back to back ms "
         "| over contiguous even | capacity efficiency | back to back | slowdown "

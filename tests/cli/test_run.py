@@ -208,17 +208,28 @@ def test_a_sweep_ends_in_one_table_and_reports_failures(tmp_path):
     assert "2 of 4 runs complete" in done.stdout
     assert "throttle cpu_pacing (emulated by pacing" in done.stdout
     assert done.stderr.count("seq_len=8 is smaller than one tile") == 2
-    (summary,) = tmp_path.glob("sweeps/*/*/summary.csv")
-    with summary.open() as file:
-        assert [row["partitioner"] for row in csv.DictReader(file)] == ["even", "lut"]
+    (report,) = tmp_path.glob("sweeps/*/*/report")
+    assert f"Report: {report}/index.html" in done.stdout
+    with (report / "runs.csv").open() as file:
+        rows = {(row["partitioner"], row["seq_len"]): row["status"] for row in csv.DictReader(file)}
+    assert rows == {
+        ("even", "512"): "complete",
+        ("lut", "512"): "complete",
+        ("even", "8"): "failed",
+        ("lut", "8"): "failed",
+    }
+    page = (report / "index.html").read_text()
+    assert "could not be drawn" not in page
+    assert page.count('src="data:image/png;base64,') == len(list(report.glob("figures/*.png"))) > 0
 
 
 def test_a_sweep_goes_on_where_it_stopped(tmp_path):
     """The second command adds a partitioner to what is complete: only that is run."""
     sweep = ["-m", "model=attention_tiny", "hetero=mps_50_100", "seq_len=256", "references=false"]
-    sweep += ["tracker=disabled", *QUICK]
+    sweep += ["tracker=disabled", "report=false", *QUICK]
     first = ringexp(*sweep, "partitioner=even", root=tmp_path)
     assert "1 of 1 runs complete; everything" in first.stdout
+    assert not list(tmp_path.glob("sweeps/*/*/report"))
     second = ringexp(*sweep, "partitioner=even,uneven", root=tmp_path)
     assert "2 of 2 runs complete (1 taken from earlier ones)" in second.stdout
     assert "even, zigzag" not in second.stdout.replace("uneven, zigzag", "")
@@ -239,6 +250,7 @@ def test_runs_of_a_sweep_share_ranks_and_a_failed_one_does_not_stop_the_rest(tmp
         "kernel=sdpa,reference",
         "seq_len=128",
         "tracker=disabled",
+        "report=false",
         *QUICK,
         root=tmp_path,
     )

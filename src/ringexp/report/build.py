@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,12 @@ def write_report(folders: Sequence[Path], out: Path, tracker_mode: str | None = 
         rest = ", ".join(name for name, _ in groups[MOST_CONTEXTS:])
         notes.append(f"Figures are of the {MOST_CONTEXTS} largest groups of runs; not of: {rest}")
     drawn: list[Drawn] = []
-    for attempt in _attempts(folders, runs, groups[:MOST_CONTEXTS]):
+    attempts = list(_run_figures(groups[:MOST_CONTEXTS]))
+    try:
+        attempts += _calibration_figures(folders, runs)
+    except UserError as error:  # a damaged table
+        notes.append(str(error))
+    for attempt in attempts:
         try:
             drawn += attempt.drawn()
         except Exception as error:  # one figure that fails is no reason to have none
@@ -88,26 +94,25 @@ class _Attempt:
         return [Drawn(self.name, self.title, self.caption, self.context, png.getvalue())]
 
 
-def _attempts(folders: Sequence[Path], runs: Runs, groups: Sequence[tuple[str, Runs]]) -> Iterator[_Attempt]:
+def _run_figures(groups: Sequence[tuple[str, Runs]]) -> Iterator[_Attempt]:
     for number, (context, group) in enumerate(groups):
-        suffix = f"_{number}" if number else ""
         for kind in FIGURES:
-            draw = kind.draw
-            yield _Attempt(
-                kind.name + suffix,
-                kind.title,
-                kind.caption,
-                context,
-                lambda draw=draw, group=group: draw(group),
-            )
-    for number, (what, rows) in enumerate(_calibrations(folders, runs)):
-        yield _Attempt(
+            name = kind.name + (f"_{number}" if number else "")
+            yield _Attempt(name, kind.title, kind.caption, context, partial(kind.draw, group))
+
+
+def _calibration_figures(folders: Sequence[Path], runs: Runs) -> list[_Attempt]:
+    """Raises UserError for a damaged calibration table."""
+    return [
+        _Attempt(
             "calibration" + (f"_{number}" if number else ""),
             "Calibration",
             f"Speeds of a rank, {what}: as measured, as `lut` reads them, and as `formula` puts them.",
             "",
-            lambda rows=rows: calibration_curves(rows),
+            partial(calibration_curves, rows),
         )
+        for number, (what, rows) in enumerate(_calibrations(folders, runs))
+    ]
 
 
 def _calibrations(folders: Sequence[Path], runs: Runs) -> list[tuple[str, list[SpeedRow]]]:
