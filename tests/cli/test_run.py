@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from omegaconf import OmegaConf
 
 from ringexp.errors import UserError
 from ringexp.hetero.cgroup import own_group, quota_groups
@@ -218,6 +219,8 @@ def test_a_sweep_ends_in_one_table_and_reports_failures(tmp_path):
         ("even", "8"): "failed",
         ("lut", "8"): "failed",
     }
+    config = OmegaConf.load(next(report.parent.glob("0_*/config.yaml")))
+    assert config.tracker.group == f"{report.parents[1].name} {report.parent.name}"
     page = (report / "index.html").read_text()
     assert "could not be drawn" not in page
     assert page.count('src="data:image/png;base64,') == len(list(report.glob("figures/*.png"))) > 0

@@ -108,7 +108,9 @@ def _row(run: Run) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "" if value is None or value != value else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _number(value: float) -> str:

@@ -33,7 +33,7 @@ def summarize(sweep_dir: Path, report: bool) -> None:
     elif len(done):
         _headlines(console, done)
     for name, emulated in sorted(
-        {(run.throttle, run.throttle_emulated is True) for _, run in done.iterrows()}
+        {(run.throttle, run.get("throttle_emulated") is True) for _, run in done.iterrows()}
     ):
         console.print(f"throttle {name}" + (f" ({EMULATED})" if emulated else ""))
     for _, run in runs[runs.status != COMPLETE].iterrows():
@@ -42,7 +42,10 @@ def summarize(sweep_dir: Path, report: bool) -> None:
     if report:
         from ringexp.report.build import write_report
 
-        console.print(f"Report: {write_report([sweep_dir], sweep_dir / 'report').page}", soft_wrap=True)
+        try:
+            console.print(f"Report: {write_report([sweep_dir], sweep_dir / 'report').page}", soft_wrap=True)
+        except UserError as error:
+            console.print(f"no report: {error}", soft_wrap=True)
     else:
         console.print(f"No report was made; python -m ringexp.report {sweep_dir} does", soft_wrap=True)
 
