@@ -14,7 +14,7 @@ def test_scalars_keep_their_names_and_lists_get_a_column_a_rank(tmp_path):
     (run,) = load_runs([tmp_path]).to_dict("records")
     assert (run["latency_ms_median"], run["references.homogeneous_ms"], run["kernel"]) == (4.0, 5.0, "triton")
     assert [run[f"busy_ms.{rank}"] for rank in range(3)] == [3.0, 2.0, 1.0]
-    assert (run["profile"], run["slow_percent"], run["slow_rank"]) == ("100/50/25", 25.0, 2)
+    assert (run["profile"], run["slow_percent"], run["pattern"]) == ("100/50/25", 25.0, "100/50/*")
     assert (run["hardware"], run["environment.commit"]) == ("2 x NVIDIA H200", "abc")
     assert run["environment.command"] == "python -m ringexp"
     assert not [name for name in run if name.startswith("latency_ms_iterations")]
@@ -112,9 +112,9 @@ def test_equal_ranks_belong_to_every_group_and_other_hardware_to_none(tmp_path):
     write_run(tmp_path, 3, percentages=(100, 50), kernel="cudnn")
     groups = contexts(load_runs([tmp_path]))
     assert [(name, sorted(int(run.split("_")[0]) for run in group.run)) for name, group in groups] == [
-        ("triton, slow rank 1", [0, 2]),
-        ("triton, slow rank 0", [1, 2]),
-        ("cudnn, slow rank 1", [3]),
+        ("triton, ranks at 100/* %", [0, 2]),
+        ("triton, ranks at */100 %", [1, 2]),
+        ("cudnn, ranks at 100/* %", [3]),
     ]
 
 

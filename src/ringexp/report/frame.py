@@ -86,7 +86,7 @@ def load_runs(folders: Sequence[Path]) -> Runs:
         )
     frame = pd.DataFrame(rows)
     wanted = [*IDENTITY, *FIGURES, "resumed_from", "reason", "exact", "slow_percent", "fast_percent"]
-    wanted += ["slow_rank", "world_size", "settings", "hardware", "references.single_ms", "shape"]
+    wanted += ["pattern", "world_size", "settings", "hardware", "references.single_ms", "shape"]
     missing = [name for name in dict.fromkeys(wanted) if name not in frame]
     frame = frame.assign(**dict.fromkeys(missing))
     for name in (*CONTEXT, *IDENTITY, "run", "reason"):
@@ -135,20 +135,20 @@ def contexts(frame: Runs) -> list[tuple[str, Runs]]:
     In a group the percentage of the slowest rank (of the fastest one's) and the length say which profile and
     prompt it is. Equal ranks are 100 % of that axis in every group that could have them.
     """
-    done = complete(frame)
-    equal = done[done.slow_percent == 100]
-    keys = [*CONTEXT, "throttle", "slow_rank", "fast_percent"]
-    groups = [group for _, group in done[done.slow_percent != 100].groupby(keys, dropna=False, sort=False)]
     import pandas as pd
 
-    shared = [*CONTEXT, "fast_percent"]
-    found = [pd.concat([group, _alike(equal, group.iloc[0], shared)]) for group in groups]
-    taken = {index for group in found for index in group.index}
+    done = complete(frame)
+    equal = done[done.slow_percent == 100]
+    keys, shared = [*CONTEXT, "throttle", "pattern"], [*CONTEXT, "fast_percent"]
+    groups = [group for _, group in done[done.slow_percent != 100].groupby(keys, dropna=False, sort=False)]
+    found = [(group.iloc[0], pd.concat([group, _alike(equal, group.iloc[0], shared)])) for group in groups]
+    taken = {index for _, group in found for index in group.index}
     rest = equal[~equal.index.isin(taken)]
-    found += [group for _, group in rest.groupby(shared, dropna=False, sort=False)]
-    found = [_one_a_cell(group) for group in found]
-    varying = [key for key in keys if len({str(group.iloc[0][key]) for group in found}) > 1]
-    named = [(", ".join(_named(key, group.iloc[0][key]) for key in varying), group) for group in found]
+    found += [(group.iloc[0], group) for _, group in rest.groupby(shared, dropna=False, sort=False)]
+    varying = [key for key in keys if len({str(first[key]) for first, _ in found}) > 1]
+    named = [
+        (", ".join(_named(key, first[key]) for key in varying), _one_a_cell(group)) for first, group in found
+    ]
     return sorted(named, key=lambda pair: -len(pair[1]))
 
 
@@ -183,7 +183,7 @@ def _one_a_cell(group: Runs) -> Runs:
 
 
 def _named(key: str, value: Any) -> str:
-    words = {"slow_rank": "slow rank {}", "fast_percent": "fastest at {:g} %", "world_size": "{} ranks"}
+    words = {"pattern": "ranks at {} %", "world_size": "{:.0f} ranks"}
     return words.get(key, "{}").format(value)
 
 
@@ -261,8 +261,16 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
         "world_size": len(percentages),
         "slow_percent": 100 * slowest / fastest,
         "fast_percent": fastest,
-        "slow_rank": percentages.index(slowest),
+        "pattern": _pattern(percentages),
     }
+
+
+def _pattern(percentages: Sequence[float]) -> str:
+    """The profile but for the slowest rank, such as 100/*: what an axis of percentages leaves as it is."""
+    if len(set(percentages)) == 1:
+        return "equal"
+    slowest = percentages.index(min(percentages))
+    return "/".join("*" if rank == slowest else f"{value:g}" for rank, value in enumerate(percentages))
 
 
 def _shape(model: dict[str, Any]) -> str | None:

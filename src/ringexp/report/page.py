@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ringexp.report.frame import COMPLETE, FIGURES, Run, Runs, csv_text, ranks_of
+from ringexp.report.frame import COMPLETE, FAILED, FIGURES, Run, Runs, csv_text, ranks_of
 from ringexp.report.headlines import Headline
 
 FILTERS = ("status", "model", "profile", "seq_len", "layout", "partitioner", "shard", "kernel", "throttle")
@@ -80,8 +80,8 @@ def _summary(
         yield "<p>Throttle cpu_pacing is emulated: ranks wait, the hardware is not slower.</p>"
     for note in notes:
         yield f'<p class="bad">{escape(note)}</p>'
-    for _, run in runs[runs.status != COMPLETE].iterrows():
-        yield f'<p class="bad">{escape(run.status)}: {escape(run.run)}: {escape(str(run.reason))}</p>'
+    for _, run in runs[runs.status == FAILED].iterrows():
+        yield f'<p class="bad">failed: {escape(run.run)}: {escape(str(run.reason))}</p>'
 
 
 def _figure(drawn: Drawn) -> str:

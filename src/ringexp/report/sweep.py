@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ringexp.errors import UserError
 from ringexp.report.console import EMULATED, number
-from ringexp.report.frame import COMPLETE, Runs, complete, contexts, load_runs, ranks_of
+from ringexp.report.frame import FAILED, Runs, complete, contexts, load_runs, ranks_of
 from ringexp.report.page import counts
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def summarize(sweep_dir: Path, report: bool) -> None:
         {(run.throttle, run.get("throttle_emulated") is True) for _, run in done.iterrows()}
     ):
         console.print(f"throttle {name}" + (f" ({EMULATED})" if emulated else ""))
-    for _, run in runs[runs.status != COMPLETE].iterrows():
-        console.print(f"[red]{run.status}[/red] {run.run}: {run.reason}", soft_wrap=True)
+    for _, run in runs[runs.status == FAILED].iterrows():
+        console.print(f"[red]failed[/red] {run.run}: {run.reason}", soft_wrap=True)
     console.print(f"{counts(runs)}; everything lies in {sweep_dir}", soft_wrap=True)
     if report:
         from ringexp.report.build import write_report

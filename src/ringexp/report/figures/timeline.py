@@ -122,7 +122,7 @@ def _draw(axis: Axes, partitioner: str, ranks: Sequence[IterationTiming]) -> Non
                 _waiting(axis, rank, start_ms, duration_ms)
                 continue
             source = int(name.split("rank ")[1].split("'")[0]) if "rank " in name else rank
-            fill = style.shade(partitioner, (source - rank) % len(ranks), len(ranks) + 1)
+            fill = style.shade(partitioner, (rank - source) % len(ranks), len(ranks) + 1)
             axis.barh(
                 rank, duration_ms, left=start_ms, height=0.5, color=fill, edgecolor="white", linewidth=0.4
             )
