@@ -112,9 +112,9 @@ def test_equal_ranks_belong_to_every_group_and_other_hardware_to_none(tmp_path):
     write_run(tmp_path, 3, percentages=(100, 50), kernel="cudnn")
     groups = contexts(load_runs([tmp_path]))
     assert [(name, sorted(int(run.split("_")[0]) for run in group.run)) for name, group in groups] == [
-        ("triton, ranks at 100/* %", [0, 2]),
-        ("triton, ranks at */100 %", [1, 2]),
-        ("cudnn, ranks at 100/* %", [3]),
+        ("kernel auto, ranks at 100/* %", [0, 2]),
+        ("kernel auto, ranks at */100 %", [1, 2]),
+        ("kernel cudnn, ranks at 100/* %", [3]),
     ]
 
 

@@ -107,7 +107,7 @@ def _calibration_figures(folders: Sequence[Path], runs: Runs) -> list[_Attempt]:
         _Attempt(
             "calibration" + (f"_{number}" if number else ""),
             "Calibration",
-            f"Speeds of a rank, {what}: as measured, as `lut` reads them, and as `formula` puts them.",
+            f"Speeds of a rank ({what}): as measured, as `lut` reads them, and as `formula` puts them.",
             "",
             partial(calibration_curves, rows),
         )
@@ -121,22 +121,13 @@ def _calibrations(folders: Sequence[Path], runs: Runs) -> list[tuple[str, list[S
 
     shapes = {f"{run['shape']}-{run.kernel}" for _, run in complete(runs).iterrows()}
     throttles = set(complete(runs).throttle)
-    found: dict[tuple[Any, ...], list[SpeedRow]] = {}
+    found: dict[str, list[SpeedRow]] = {}
     for path in _speed_tables(folders, runs):
         for row in SpeedTable(path).load():
             if row.shape in shapes and row.throttle in throttles:
-                found.setdefault((row.hardware, row.throttle, row.ranks_per_device, row.shape), []).append(
-                    row
-                )
-    return [
-        (
-            f"{hardware} under {throttle}, {sharing} on a device"
-            if sharing > 1
-            else f"{hardware} under {throttle}",
-            rows,
-        )
-        for (hardware, throttle, sharing, _), rows in found.items()
-    ]
+                where = f"{row.hardware}, throttle {row.throttle}, ranks a device: {row.ranks_per_device}"
+                found.setdefault(f"{where}, {row.shape}", []).append(row)
+    return list(found.items())
 
 
 def _speed_tables(folders: Sequence[Path], runs: Runs) -> list[Path]:

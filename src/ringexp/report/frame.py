@@ -60,8 +60,8 @@ FIGURES = (
 )
 """Columns that every table has, whatever the runs lack."""
 
-CONTEXT = ("model", "settings", "world_size", "hardware", "kernel", "transport")
-"""Runs that differ in one of these are never compared with each other."""
+CONTEXT = ("model", "shape", "settings", "world_size", "hardware", "kernel_asked", "transport")
+"""Runs that differ in one of these are never compared; kernel=auto may choose another for another length."""
 
 
 def load_runs(folders: Sequence[Path]) -> Runs:
@@ -86,7 +86,7 @@ def load_runs(folders: Sequence[Path]) -> Runs:
         )
     frame = pd.DataFrame(rows)
     wanted = [*IDENTITY, *FIGURES, "resumed_from", "reason", "exact", "slow_percent", "fast_percent"]
-    wanted += ["pattern", "world_size", "settings", "hardware", "references.single_ms", "shape"]
+    wanted += [*CONTEXT, "pattern", "references.single_ms"]
     missing = [name for name in dict.fromkeys(wanted) if name not in frame]
     frame = frame.assign(**dict.fromkeys(missing))
     for name in (*CONTEXT, *IDENTITY, "run", "reason"):
@@ -146,6 +146,8 @@ def contexts(frame: Runs) -> list[tuple[str, Runs]]:
     rest = equal[~equal.index.isin(taken)]
     found += [(group.iloc[0], group) for _, group in rest.groupby(shared, dropna=False, sort=False)]
     varying = [key for key in keys if len({str(first[key]) for first, _ in found}) > 1]
+    if "model" in varying:  # whose name says its shape
+        varying.remove("shape")
     named = [
         (", ".join(_named(key, first[key]) for key in varying), _one_a_cell(group)) for first, group in found
     ]
@@ -183,7 +185,7 @@ def _one_a_cell(group: Runs) -> Runs:
 
 
 def _named(key: str, value: Any) -> str:
-    words = {"pattern": "ranks at {} %", "world_size": "{:.0f} ranks"}
+    words = {"kernel_asked": "kernel {}", "pattern": "ranks at {} %", "world_size": "{:.0f} ranks"}
     return words.get(key, "{}").format(value)
 
 
@@ -242,10 +244,8 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     slowest, fastest = min(percentages), max(percentages)
     model = config["model"]
     shape = _shape(model)
-    batch = model.get("batch_size", 1)
-    changed = [model.get("dtype", ""), *([f"batch {batch}"] if batch != 1 else [])]
-    depth = (config.get("transport") or {}).get("prefetch_hops")
-    changed += [f"prefetch_hops {depth}"] if depth else []
+    asked = {"prefetch_hops": config["transport"].get("prefetch_hops"), "tile": config.get("tile")}
+    asked["cuda_graph"] = config.get("cuda_graph")
     return {
         "model": model["name"],
         "profile": "/".join(f"{value:g}" for value in percentages),
@@ -256,7 +256,8 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
         "kernel": config["kernel"]["name"],
         "transport": config["transport"]["name"],
         "throttle": config["hetero"].get("throttle"),
-        "settings": ", ".join(changed),
+        "kernel_asked": config["kernel"]["name"],
+        "settings": ", ".join(f"{name}={value}" for name, value in asked.items() if value is not None),
         "shape": shape,
         "world_size": len(percentages),
         "slow_percent": 100 * slowest / fastest,
