@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from ringexp import config as settings
 from ringexp.cli import CONF_DIR
+from support.command import ringexp
 
 PARTITIONERS = ("even", "uneven", "lut", "formula", "balanced")
 LAYOUTS = ("contiguous", "zigzag")
@@ -86,3 +87,10 @@ def test_every_value_of_a_grid_composes_to_what_it_says(experiment):
 
 def test_a_grid_with_everything_left_out_is_empty():
     assert jobs("source_study", "shard=kv", "layout=contiguous") == []
+
+
+def test_a_study_is_a_sweep_also_without_saying_so(tmp_path):
+    done = ringexp("experiment=extremes", "partitioner=even", "seq_len=1024", "dry_run=true", root=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Plan: partitioner even, layout") == 2
+    assert not list(tmp_path.glob("sweeps/*/*/report"))
