@@ -31,9 +31,11 @@ def test_speedup_is_over_contiguous_even_of_the_same_profile_and_length(tmp_path
     write_run(tmp_path, 2, latency_ms=4.0)
     write_run(tmp_path, 3, latency_ms=10.0, seq_len=8192)
     write_run(tmp_path, 4, latency_ms=10.0, percentages=(100, 10))
+    wrong = {"percentages": (100, 10), "exact": False}
+    write_run(tmp_path, 5, layout="contiguous", partitioner="even", latency_ms=90.0, **wrong)
     speedups = load_runs([tmp_path]).speedup_over_contiguous_even
     assert speedups.tolist()[:4] == [1.0, 1.0, 3.0, 4.0]
-    assert speedups.isna().tolist() == [False] * 4 + [True]
+    assert speedups.isna().tolist() == [False] * 4 + [True, True]
 
 
 def test_figures_that_need_two_others_are_their_ratios(tmp_path):

@@ -113,7 +113,7 @@ def with_comparisons(frame: Runs) -> Runs:
     latency = frame["latency_ms_median"]
     keys = [*CONTEXT, "throttle", "profile", "seq_len"]
     is_base = (frame.layout == "contiguous") & (frame.partitioner == "even") & (frame["shard"] == "tokens")
-    base = frame[is_base & latency.notna()].groupby(keys, dropna=False).latency_ms_median.last()
+    base = frame[is_base & (frame.status == COMPLETE)].groupby(keys, dropna=False).latency_ms_median.last()
     base_ms = frame[keys].merge(base.rename("base_ms").reset_index(), on=keys, how="left").base_ms
     return frame.assign(
         speedup_over_contiguous_even=metrics.speedup(latency, base_ms.set_axis(frame.index)),
