@@ -139,8 +139,11 @@ def attend_over_stand_ins(rank: int, name: str, cases: list[Case]) -> tuple[torc
             mine = torch.tensor(plan.q_shards[rank].positions())
             q, k, v = (x[:, mine] for x in case.qkv())
             out = ring_attention(q, k, v, ring)
-            transfers = len(transport.take_transfers())
+            kept = transport.take_transfers()
+            assert not stand_ins.dropped_events()
+            transfers = len(kept)
             transport.barrier()
+            stand_ins.forget_events()
         transport.close()
     dist.barrier()
     return out, transfers

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 from unittest.mock import patch
 
 import torch
@@ -24,9 +26,14 @@ class _Stream:
 
 
 class _Event:
-    def __init__(self, **_: object) -> None: ...
+    timed: ClassVar[list[weakref.ref[_Event]]] = []  # that were recorded
 
-    def record(self) -> None: ...
+    def __init__(self, enable_timing: bool = False, external: bool = False) -> None:
+        self._timed = enable_timing
+
+    def record(self) -> None:
+        if self._timed:
+            _Event.timed.append(weakref.ref(self))
 
     def synchronize(self) -> None: ...
 
@@ -80,10 +87,21 @@ class _Driver:
         ctypes.memmove(destination, source, num_bytes)
 
 
+def dropped_events() -> int:
+    """How many timed events that were recorded are gone: a CUDA graph would still point to them."""
+    return sum(event() is None for event in _Event.timed)
+
+
+def forget_events() -> None:
+    """Look no longer after those recorded so far."""
+    _Event.timed.clear()
+
+
 @contextmanager
 def cuda() -> Iterator[None]:
     """Let NcclTransport and IpcTransport run on CPU tensors and the CPU group."""
     stream, driver = _Stream(), _Driver()
+    forget_events()
     with ExitStack() as stack:
         for target, stand_in in {
             "torch.cuda.Stream": lambda device: stream,

@@ -58,20 +58,26 @@ class IpcTransport:
         return self._hops.circulate(kv, tokens, prefetch_hops, self._receive)
 
     def _receive(self, shards: Sequence[torch.Tensor], hop: int, route: Route) -> torch.cuda.Event:
-        return self._take(route.source(hop), shards[hop])
+        source = route.source(hop)
+        self._await(source)
+        begun = recorded()
+        self._take(source, shards[hop])
+        return begun
 
-    def _take(self, source: int, into: torch.Tensor | None, offset: int = 0) -> torch.cuda.Event:
-        """Copy from the source's outbox, on the current stream; returns an event of when it was ready."""
+    def _await(self, source: int) -> None:
+        """Hold the current stream until the source's outbox is filled for this rank."""
         stream = torch.cuda.current_stream(self._device)
         ready = self._flag(self._rank, _READY, source)
         driver.await_flag(stream, ready, 1)
         driver.set_flag(stream, ready, 0)
-        begun = recorded()
+
+    def _take(self, source: int, into: torch.Tensor | None, offset: int = 0) -> None:
+        """Copy from the source's outbox, on the current stream, and say so."""
+        stream = torch.cuda.current_stream(self._device)
         if into is not None:
             start = self._addresses[source] + self._flags_bytes + offset
             driver.copy(stream, into.data_ptr(), start, into.nbytes)
         driver.set_flag(stream, self._flag(source, _TAKEN, self._rank), 1)
-        return begun
 
     def _reclaim(self, peers: Sequence[int]) -> None:
         """Hold the current stream until these peers have copied what was last in the outbox for them."""
@@ -101,6 +107,7 @@ class IpcTransport:
             self._outbox(start + size)[start:].copy_(tensor.contiguous().view(-1).view(torch.uint8))
         self._publish(self._peers)
         for peer in self._peers:
+            self._await(peer)
             self._take(peer, receives.get(peer), starts[peer][self._rank])
 
     def take_transfers(self) -> list[Transfer]:

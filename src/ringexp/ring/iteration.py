@@ -9,6 +9,7 @@ A graph removes the host from between the kernels, which is most of the time of 
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -73,8 +74,14 @@ def captured(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
     # A green context's stream is current where it limits this rank, and only on it is a graph limited.
     current = torch.cuda.current_stream()
     stream = current if current != torch.cuda.default_stream() else torch.cuda.Stream()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        result = work()
+    collects = gc.isenabled()
+    gc.disable()  # a graph that the collector destroyed meanwhile would spoil this one
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+    finally:
+        if collects:
+            gc.enable()
     return graph, result
 
 

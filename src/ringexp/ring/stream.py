@@ -72,7 +72,10 @@ def _since(begun: torch.cuda.Event, ended: torch.cuda.Event, origin: Origin) -> 
 
 
 def recorded() -> torch.cuda.Event:
-    """A timed event, recorded on the current stream; in a graph at every replay."""
+    """A timed event, recorded on the current stream; in a graph at every replay.
+
+    Whoever asks for one while a graph is captured must keep it as long as the graph, which keeps a pointer.
+    """
     event = torch.cuda.Event(enable_timing=True, external=True)
     event.record()
     return event
