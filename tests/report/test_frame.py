@@ -72,6 +72,21 @@ def test_a_run_says_why_it_is_not_complete(tmp_path):
     assert len(complete(runs)) == 1
 
 
+def test_a_run_that_was_composed_but_never_begun_has_its_settings_and_no_figures(tmp_path):
+    run_dir = write_run(tmp_path, 0)
+    text = (run_dir / "config.yaml").read_text().replace("seq_len: 4096", "seq_len: ${model.default_seq_len}")
+    text = text.replace("label: ''", "label: ${ringexp.profile:${hetero.percentages}}")
+    for file in ("config.yaml", "results.json"):
+        (run_dir / file).unlink()
+    (run_dir / ".hydra").mkdir()
+    (run_dir / ".hydra" / "config.yaml").write_text(text)
+    (run_dir / ".hydra" / "overrides.yaml").write_text("[]\n")
+    runs = load_runs([tmp_path])
+    assert runs.status.tolist() == ["not run"]
+    assert (runs.seq_len[0], runs.profile[0]) == (4096, "100/50")
+    assert ranks_of(runs.iloc[0], "tokens") == []
+
+
 def test_results_of_an_older_version_have_empty_columns(tmp_path):
     write_run(
         tmp_path, without=("latency_ms_predicted", "latency_ms_back_to_back", "references", "environment")

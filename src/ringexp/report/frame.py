@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ringexp.config import register
 from ringexp.errors import UserError
 from ringexp.tracking import metrics
 from ringexp.tracking.files import CONFIG, RESULTS
@@ -158,7 +159,8 @@ def ranks_of(row: Run, name: str) -> list[float]:
     """The entries of a figure with one a rank, in rank order; empty where the run lacks it."""
     import pandas as pd
 
-    columns = [f"{name}.{rank}" for rank in range(int(row["world_size"]))]
+    world_size = row["world_size"]  # missing in a run that never began
+    columns = [f"{name}.{rank}" for rank in range(0 if world_size != world_size else int(world_size))]
     values = [row.get(column) for column in columns]
     return [] if any(pd.isna(value) for value in values) else [float(value) for value in values]
 
@@ -229,11 +231,11 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     from omegaconf import OmegaConf
     from yaml import YAMLError
 
+    register()  # what Hydra composed has interpolations still
     for path in (folder / CONFIG, folder / ".hydra" / "config.yaml"):
         if path.exists():
             try:
-                loaded = OmegaConf.load(path)
-                return OmegaConf.to_container(loaded, resolve=path.name == CONFIG)  # type: ignore[return-value]
+                return OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[return-value]
             except YAMLError as error:
                 raise ValueError(" ".join(str(error).split())) from error
     return None
