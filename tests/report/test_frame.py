@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from ringexp.errors import UserError
 from ringexp.report.frame import complete, contexts, csv_text, load_runs, ranks_of
@@ -74,12 +75,13 @@ def test_a_run_says_why_it_is_not_complete(tmp_path):
 
 def test_a_run_that_was_composed_but_never_begun_has_its_settings_and_no_figures(tmp_path):
     run_dir = write_run(tmp_path, 0)
-    text = (run_dir / "config.yaml").read_text().replace("seq_len: 4096", "seq_len: ${model.default_seq_len}")
-    text = text.replace("label: ''", "label: ${ringexp.profile:${hetero.percentages}}")
+    composed = OmegaConf.load(run_dir / "config.yaml")
+    composed.seq_len = "${model.default_seq_len}"
+    composed.label = "${ringexp.profile:${hetero.percentages}}"
     for file in ("config.yaml", "results.json"):
         (run_dir / file).unlink()
     (run_dir / ".hydra").mkdir()
-    (run_dir / ".hydra" / "config.yaml").write_text(text)
+    OmegaConf.save(composed, run_dir / ".hydra" / "config.yaml")
     (run_dir / ".hydra" / "overrides.yaml").write_text("[]\n")
     runs = load_runs([tmp_path])
     assert runs.status.tolist() == ["not run"]
