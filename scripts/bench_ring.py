@@ -256,7 +256,8 @@ def rank_main(rank: int, settings: Settings, environments: list[dict[str, str]],
 
 
 def heading(settings: Settings) -> str:
-    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES[:3])
+    found = {name: _version(name) for name in PACKAGES[:3]}
+    versions = ", ".join(f"{name} {version}" for name, version in found.items() if version)
     sharing = f", {settings.ranks} ranks sharing {settings.gpus} under MPS" if settings.shared else ""
     return (
         "# Ways to run one ring\n\n"

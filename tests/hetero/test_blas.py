@@ -15,13 +15,14 @@ class Library:
     def set_target(self, target):
         self.target = target
 
-    def is_right(self):
-        return self.target in self._right_at
+    def is_right(self, target):
+        assert target == self.target
+        return target in self._right_at
 
 
 @pytest.mark.parametrize(
     ("sm_count", "right_at", "expected"),
-    [(66, {None, 64}, None), (78, {64, 32, 2}, 64), (64, {32}, 32), (104, {16, 1}, 16), (2, {1}, 1)],
+    [(66, {None, 64}, None), (78, {64, 32, 2}, 64), (64, {32}, 32), (18, {12, 4}, 12), (2, {1}, 1)],
 )
 def test_the_largest_right_limit_is_found_and_left_set(sm_count, right_at, expected):
     library = Library(right_at)

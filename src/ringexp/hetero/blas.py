@@ -2,19 +2,20 @@
 
 cuBLAS 13.0 on an H100 leaves tiles of a product unwritten for most SM counts that MPS can grant: 8-16, 30-34,
 62-66 and 118-132 SMs were right, all others wrong for some shape, by both of its interfaces. Telling it to
-use fewer SMs, a power of two, mends it. So a rank under MPS tests its cuBLAS and limits it if it has to.
+use fewer SMs mends it, for some numbers. So a rank under MPS tests its cuBLAS and limits it if it has to.
 Attention kernels are not cuBLAS's and keep all SMs.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
 
 _ROWS = (64, 257, 512, 777, 1000, 1280, 1409, 1501, 2049, 2688, 4096)
+_MORE_ROWS = tuple(range(100, 6000, 211))  # for a limit that was right so far
 _COLUMNS = (1024, 4096, 12288)
 _DEPTH = 4096
 
@@ -30,20 +31,22 @@ def mend_cublas(device: torch.device | str) -> int | None:
         def set_target(target: int | None) -> None:
             _set_target(target, sm_count)
 
-        return largest_right_target(sm_count, set_target, _leaves_nothing_out)
+        def is_right(target: int | None) -> bool:
+            return _leaves_nothing_out(_ROWS) and (target is None or _leaves_nothing_out(_MORE_ROWS))
+
+        return largest_right_target(sm_count, set_target, is_right)
 
 
 def largest_right_target(
-    sm_count: int, set_target: Callable[[int | None], None], is_right: Callable[[], bool]
+    sm_count: int, set_target: Callable[[int | None], None], is_right: Callable[[int | None], bool]
 ) -> int | None:
-    """The first of None (no limit) and the powers of two below `sm_count`, from the top, that `is_right`.
+    """The first of None (no limit), the even numbers below `sm_count` from the top, and 1 that `is_right`.
 
     The one returned is set. Raises RuntimeError if none is right.
     """
-    powers = [1 << exponent for exponent in range(sm_count.bit_length()) if 1 << exponent < sm_count]
-    for target in (None, *reversed(powers)):
+    for target in (None, *range((sm_count - 1) // 2 * 2, 0, -2), 1):
         set_target(target)
-        if is_right():
+        if is_right(target):
             return target
     raise RuntimeError(
         f"cuBLAS computes wrong products with {sm_count} SMs under MPS, whatever it is limited to: use "
@@ -51,12 +54,12 @@ def largest_right_target(
     )
 
 
-def _leaves_nothing_out() -> bool:
+def _leaves_nothing_out(all_rows: Sequence[int]) -> bool:
     """Whether products of many shapes are written to the last element."""
-    x = torch.randn(max(_ROWS), _DEPTH, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(max(all_rows), _DEPTH, device="cuda", dtype=torch.bfloat16)
     w = torch.randn(max(_COLUMNS), _DEPTH, device="cuda", dtype=torch.bfloat16)
     untouched = x.new_zeros((), dtype=torch.bool)
-    for rows, columns in product(_ROWS, _COLUMNS):
+    for rows, columns in product(all_rows, _COLUMNS):
         out = x.new_full((rows, columns), float("nan"))
         torch.mm(x[:rows], w[:columns].T, out=out)
         untouched |= out.isnan().any()
