@@ -1,5 +1,6 @@
-"""Fixtures shared by all tests; `gpu` tests are skipped with a reason where there is no CUDA device."""
+"""Fixtures shared by all tests; those that need a CUDA device or SLURM are skipped where there is none."""
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -22,7 +23,19 @@ def pools() -> Iterator[dict[int, RankPool]]:
         pool.close()
 
 
+def has_slurm() -> bool:
+    """Whether jobs can be submitted from here."""
+    try:
+        return subprocess.run(["sinfo", "-h"], capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for_slurm = [item for item in items if item.get_closest_marker("slurm")]
+    if for_slurm and not has_slurm():
+        for item in for_slurm:
+            item.add_marker(pytest.mark.skip(reason="needs SLURM (scripts/slurm_dev_cluster.sh start)"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch

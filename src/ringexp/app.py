@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,38 @@ from ringexp.calibration.table import SpeedTable
 from ringexp.config import AttentionModelConfig, Config, HeteroConfig
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.throttle import resolve_throttle
-from ringexp.launch.local import Display, jobs_begun, run_ranks
+from ringexp.launch.local import run_ranks
 from ringexp.launch.planning import DEFAULT_TILE, plan_for
 from ringexp.launch.spec import Job, RankSet
+from ringexp.launch.supervision import Display, RunRanks, jobs_begun
 from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count
 from ringexp.models.shapes import shape_of
 from ringexp.planning import Plan, check_enough_tiles
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns, copy_results
 from ringexp.tracking.environment import command_line, gpu_names, machine_facts
-from ringexp.tracking.files import read_results
+from ringexp.tracking.files import mark_ended, read_results
 from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where ranks run, and what starts them there.
+
+    num_gpus: of all nodes together. nodes: the machine facts of each, by device type, if they are several.
+    """
+
+    num_gpus: int = field(default_factory=lambda: gpu_count())
+    num_nodes: int = 1
+    run_ranks: RunRanks = run_ranks
+    command: list[str] = field(default_factory=command_line)
+    nodes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def machine(self, device: str) -> dict[str, Any]:
+        """What decides speed there, as `machine_facts`."""
+        if self.num_nodes == 1:
+            return machine_facts(device)
+        return {"device": device, "nodes": self.nodes[device]}
 
 
 def run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -34,7 +55,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     device = _device(config)
     throttle = _throttle(config, device)
-    _check_fits(config, device)
+    _check_fits(config, device, Place())
     console = Console()
     if config.dry_run:
         plan, note = _dry_plan(config, device, throttle)
@@ -52,32 +73,47 @@ Outcome = dict[str, Any] | UserError | RunFailed
 """What a run came to: the content of its results.json, or why there is none worth having."""
 
 
-def execute(runs: Sequence[tuple[Config, Path]], console: Console, resume: bool = False) -> list[Outcome]:
+def execute(
+    runs: Sequence[tuple[Config, Path]], console: Console, resume: bool = False, place: Place | None = None
+) -> list[Outcome]:
     """Run configs in as few sets of ranks as they allow; returns their outcomes in the order given.
 
     A run that fails ends its ranks; new ones go on with the jobs after it. With `resume`, or the setting of
-    that name, a config that an equal run has completed is not run again.
+    that name, a config that an equal run has completed is not run again. An interrupt ends all: what has not
+    ended by then is marked so. place: this machine unless given.
     """
+    place = place or Place()
     failures: dict[Path, UserError | RunFailed] = {}
     fitting = []
     for config, run_dir in runs:
+        device = _device(config)
         try:
-            _check_fits(config, _device(config))
-            if not _resumed(config, run_dir, resume):
+            _check_fits(config, device, place)
+            if not resumed(config, run_dir, resume, place.machine(device)):
                 fitting.append((config, run_dir))
         except UserError as error:
             failures[run_dir] = error
-    with console.progress() as display:
-        for index, ranks in enumerate(rank_sets(fitting)):
-            _run_set(ranks, fitting[0][1] / "ranks" / str(index), display, failures)
-    return [failures.get(run_dir) or _outcome(run_dir) for _, run_dir in runs]
+    try:
+        with console.progress() as display:
+            for index, ranks in enumerate(rank_sets(fitting, place)):
+                _run_set(place, ranks, fitting[0][1] / "ranks" / str(index), display, failures)
+    except KeyboardInterrupt as interrupt:
+        mark_interrupted(fitting, f"interrupted: {str(interrupt) or 'Ctrl-C'}")
+        raise
+    return [failures.get(run_dir) or outcome(run_dir) for _, run_dir in runs]
 
 
-def _resumed(config: Config, run_dir: Path, resume: bool) -> bool:
+def mark_interrupted(runs: Sequence[tuple[Config, Path]], reason: str) -> None:
+    """Say of every run that has not ended that it was interrupted, and whether it had begun."""
+    for _, run_dir in runs:
+        mark_ended(run_dir, "interrupted", reason if read_results(run_dir) else f"not begun ({reason})")
+
+
+def resumed(config: Config, run_dir: Path, resume: bool, machine: dict[str, Any]) -> bool:
     """Whether an equal run is complete; if so its results are in `run_dir` now."""
     if not (resume if config.resume is None else config.resume):
         return False
-    completed = CompletedRuns(config.completed_dir, machine_facts(_device(config)))
+    completed = CompletedRuns(config.completed_dir, machine)
     source = completed.find(config)
     if source:
         copy_results(source, run_dir)
@@ -85,13 +121,18 @@ def _resumed(config: Config, run_dir: Path, resume: bool) -> bool:
 
 
 def _run_set(
-    ranks: RankSet, workdir: Path, display: Display, failures: dict[Path, UserError | RunFailed]
+    place: Place,
+    ranks: RankSet,
+    workdir: Path,
+    display: Display,
+    failures: dict[Path, UserError | RunFailed],
 ) -> None:
     """Carry out the jobs of one set, starting its ranks again after each job that fails."""
-    jobs, attempt = ranks.jobs, 0
+    jobs = ranks.jobs
+    attempt = len(list(workdir.glob("*")))  # a job that SLURM requeued finds those before
     while jobs:
         try:
-            run_ranks(replace(ranks, jobs=jobs), workdir / str(attempt), display)
+            place.run_ranks(replace(ranks, jobs=jobs), workdir / str(attempt), display)
             return
         except (UserError, RunFailed) as error:
             begun = jobs_begun(workdir / str(attempt))
@@ -99,16 +140,18 @@ def _run_set(
             for job in lost:
                 if job.run_dir:
                     failures[job.run_dir] = error
+                    mark_ended(job.run_dir, "failed", str(error), overrule=True)
                 else:
                     display.event({"warn": f"{job.role} reference failed: {error}"})
             jobs = jobs[begun:] if begun else []
             attempt += 1
 
 
-def _outcome(run_dir: Path) -> Outcome:
+def outcome(run_dir: Path) -> Outcome:
+    """What the results.json of a run says it came to."""
     results = read_results(run_dir)
     if results is None or results["status"] != "complete":
-        return RunFailed(f"the ranks ended without results for {run_dir}")
+        return RunFailed((results or {}).get("reason") or f"the ranks ended without results for {run_dir}")
     if results["exact"] is False:
         return RunFailed(
             f"the output is off by {results['error_max_abs']:.3g} from a single process (which itself is off "
@@ -117,14 +160,14 @@ def _outcome(run_dir: Path) -> Outcome:
     return results
 
 
-def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
+def rank_sets(runs: Sequence[tuple[Config, Path]], place: Place) -> list[RankSet]:
     """The sets of ranks to start, in order, each with its jobs: a run's references, then the run itself.
 
     Runs that share throttle, profile and model share ranks. Remembered references are not measured again.
     """
     sets: dict[str, RankSet] = {}
     asked: set[Path] = set()
-    machines = {device: machine_facts(device) for device in {_device(config) for config, _ in runs}}
+    machines = {device: place.machine(device) for device in {_device(config) for config, _ in runs}}
 
     def lacking(kind: str, facts: dict[str, Any], config: Config) -> bool:
         path = ReferenceStore(config.references_dir).path(kind, facts)
@@ -139,12 +182,12 @@ def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
         even = replace(even, memory_limit_gib=None)
         if lacking("single", single_facts(config, machine), config):
             single = replace(even, hetero=_one_device(config), shard="tokens")
-            _set_for(single, sets, machine).jobs.append(Job(single, "single"))
+            _set_for(single, sets, machine, place).jobs.append(Job(single, "single"))
         mixed = config.hetero.is_measured  # there is no ring of equal devices to measure against
         if not mixed and lacking("homogeneous", homogeneous_facts(config, machine), config):
-            homogeneous = replace(even, hetero=_full_speed(config), shard="tokens")
-            _set_for(homogeneous, sets, machine).jobs.append(Job(homogeneous, "homogeneous"))
-        ranks = _set_for(config, sets, machine)
+            homogeneous = replace(even, hetero=_full_speed(config, place), shard="tokens")
+            _set_for(homogeneous, sets, machine, place).jobs.append(Job(homogeneous, "homogeneous"))
+        ranks = _set_for(config, sets, machine, place)
         if config.partitioner.name == "even":
             asked.add(ReferenceStore(config.references_dir).path("even", even_facts(config, machine)))
         elif lacking("even", even_facts(config, machine), config):
@@ -153,17 +196,17 @@ def rank_sets(runs: Sequence[tuple[Config, Path]]) -> list[RankSet]:
     return list(sets.values())
 
 
-def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any]) -> RankSet:
+def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any], place: Place) -> RankSet:
     """The set of ranks in `sets` that can run this config; a new one if none can."""
     device = _device(config)
     ranks = RankSet(
         device=device,
         throttle=_throttle(config, device),
-        transport=_transport(config, device),
+        transport=_transport(config, device, place),
         percentages=[float(p) for p in config.hetero.percentages],
-        num_devices=gpu_count() if device == "cuda" else 1,
+        num_devices=place.num_gpus if device == "cuda" else place.num_nodes,
         machine=machine,
-        command=command_line(),
+        command=place.command,
     )
     shared = [ranks.throttle, ranks.percentages, ranks.transport, device, asdict(config.model), config.seed]
     return sets.setdefault(json.dumps(shared, sort_keys=True), ranks)
@@ -175,9 +218,9 @@ def _one_device(config: Config) -> HeteroConfig:
     return HeteroConfig([100.0] * (1 if _device(config) == "cuda" else config.world_size), throttle)
 
 
-def _full_speed(config: Config) -> HeteroConfig:
+def _full_speed(config: Config, place: Place) -> HeteroConfig:
     """The profile of ranks that nothing slows: whole devices, or equal parts of the GPUs they share."""
-    gpus = gpu_count() if _device(config) == "cuda" else config.world_size
+    gpus = place.num_gpus if _device(config) == "cuda" else config.world_size
     sharing = -(-config.world_size // max(gpus, 1))
     throttle = config.hetero.throttle if sharing > 1 else "none"
     return HeteroConfig([100.0 / sharing] * config.world_size, throttle)
@@ -191,24 +234,31 @@ def _throttle(config: Config, device: str) -> str:
     return resolve_throttle(config.hetero.throttle, device, config.hetero.percentages)
 
 
-def _transport(config: Config, device: str) -> str:
+def _transport(config: Config, device: str, place: Place) -> str:
     name = config.transport.name
     if name == "auto":
         if device == "cpu":
             return "gloo"
-        return "nccl" if config.world_size <= gpu_count() else "ipc"
+        if config.world_size <= place.num_gpus:
+            return "nccl"
+        return "ipc" if place.num_nodes == 1 else "gloo"  # IPC is for ranks on one machine
     return name
 
 
-def _check_fits(config: Config, device: str) -> None:
+def _check_fits(config: Config, device: str, place: Place) -> None:
     """Raises UserError for what can be known to fail before any process starts."""
     check_enough_tiles(config.seq_len, config.world_size, config.tile or DEFAULT_TILE[device])
     if config.dry_run:
         return
-    gpus = gpu_count()
+    gpus = place.num_gpus
     if device == "cuda" and not gpus:
         raise UserError("device=cuda, but no CUDA device is visible; use device=cpu or device=auto")
-    transport = _transport(config, device)
+    transport = _transport(config, device, place)
+    if transport == "ipc" and place.num_nodes > 1:
+        raise UserError(
+            f"transport=ipc is for ranks on one machine, and these are on {place.num_nodes}; use "
+            "transport=nccl, gloo or auto"
+        )
     if transport in ("nccl", "ipc") and device != "cuda":
         raise UserError(f"transport={transport} needs CUDA, but device={device}; use transport=gloo or auto")
     if transport == "nccl" and config.world_size > gpus:

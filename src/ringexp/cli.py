@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ringexp import config as settings
 from ringexp.errors import UserError
+
+if TYPE_CHECKING:
+    from ringexp.app import Outcome
+    from ringexp.report.console import Console
+
+CarryOut = Callable[[Sequence[tuple[settings.Config, Path]], "Console"], "list[Outcome]"]
+"""What runs the configs of a sweep and says what each came to; see `app.execute`."""
 
 PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
 CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
@@ -56,9 +63,9 @@ def output_dir() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def sweep(composed: Sequence[tuple[Any, Path]]) -> None:
+def sweep(composed: Sequence[tuple[Any, Path]], carry_out: CarryOut) -> None:
     """Check and run all configs of a sweep together; each failure is reported and stops no other run."""
-    from ringexp.app import execute, run
+    from ringexp.app import run
     from ringexp.report.console import Console
 
     if not composed:
@@ -76,16 +83,16 @@ def sweep(composed: Sequence[tuple[Any, Path]]) -> None:
             runs.append((settings.grouped(config, f"{sweep_dir.parent.name} {sweep_dir.name}"), run_dir))
         except (UserError, OmegaConfBaseException) as error:
             _report(error, run_dir)
-    for (_, run_dir), outcome in zip(runs, execute(runs, Console(), resume=True), strict=True):
+    for (_, run_dir), outcome in zip(runs, carry_out(runs, Console()), strict=True):
         if isinstance(outcome, Exception):
             _report(outcome, run_dir)
 
 
 def _report(error: Exception, run_dir: Path) -> None:
     """Say on stderr why a run failed, and leave it in the run's folder."""
-    from ringexp.tracking.files import mark_failed
+    from ringexp.tracking.files import mark_ended
 
-    mark_failed(run_dir, _one_line(error))
+    mark_ended(run_dir, "failed", _one_line(error))
     code = 2 if isinstance(error, UserError | OmegaConfBaseException) else 1
     _fail(_one_line(error), code, run_dir if _outcome.sweep_dir else None)
 
@@ -99,11 +106,11 @@ def main() -> None:
     settings.register()
     try:
         _run()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, UserError) as error:
         _fail(_one_line(error), 2)
     except KeyboardInterrupt:
         _outcome.report = False
-        _fail("interrupted; what was measured so far is in the run's folder", 130)
+        _fail("interrupted; what was measured is kept, and in a sweep the same command goes on", 130)
     finally:
         if _outcome.sweep_dir:
             from ringexp.report.sweep import summarize

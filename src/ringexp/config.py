@@ -187,11 +187,13 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    from ringexp.cluster.settings import SlurmConfig
     from ringexp.hetero.profiles import label, named_profiles
     from ringexp.machine import default_device, gpu_count
 
     store = ConfigStore.instance()
     store.store(name="ringexp_schema", node=Config)
+    store.store(group="schema", name="slurm", node=SlurmConfig)
     for name, node in GROUPS.items():
         store.store(group="schema", name=name, node=node)
     for name, percentages in named_profiles().items():

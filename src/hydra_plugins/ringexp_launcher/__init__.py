@@ -1,5 +1,6 @@
-"""Hydra launcher `shared_ranks`: the runs of a sweep that can share ranks do; see `shared_ranks`."""
+"""Hydra's launchers of ringexp: `shared_ranks` for this machine, `slurm` for a cluster."""
 
 from hydra_plugins.ringexp_launcher.shared_ranks import SharedRanksLauncher
+from hydra_plugins.ringexp_launcher.slurm import SlurmLauncher
 
-__all__ = ["SharedRanksLauncher"]
+__all__ = ["SharedRanksLauncher", "SlurmLauncher"]

@@ -52,7 +52,7 @@ def run_job(session: Session, job: Job) -> None:
                     completed.add(job.config, job.run_dir)
     except BaseException as error:
         if tracker:
-            tracker.fail(f"{type(error).__name__}: {error}")
+            tracker.fail(error)
         raise
 
 

@@ -1,6 +1,8 @@
-"""A rank process: `python -m ringexp.launch.rank RANK_SET.json`, with RANK, WORLD_SIZE and LOCAL_RANK set.
+"""A rank process: `python -m ringexp.launch.rank RANK_SET.json`, with its place in the environment.
 
-It dies with its launcher, joins the others at MASTER_ADDR:MASTER_PORT, applies its throttle, does its jobs.
+RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: as torch knows them. RINGEXP_CPU_THREADS: how many it
+computes with on a CPU. RINGEXP_LAUNCHER_PID: the process it dies with. It joins the others, applies its
+throttle, does its jobs. Asked to end (SIGTERM, or SIGUSR2 before a time limit) it keeps what was measured.
 """
 
 from __future__ import annotations
@@ -13,8 +15,16 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from types import FrameType
+
+from ringexp.errors import Interrupted
 
 PR_SET_PDEATHSIG = 1
+
+ASKED_TO_END = {
+    signal.SIGTERM: "asked to end (SIGTERM)",
+    signal.SIGUSR2: "the time limit is near (SIGUSR2)",
+}
 
 
 def die_with_parent(parent: int) -> None:
@@ -29,17 +39,33 @@ def error_file(rank_set: Path, rank: int) -> Path:
     return rank_set.with_suffix(f".error_{rank}.json")
 
 
+def write_error(rank_set: Path, rank: int, kind: str, message: str, time_s: float) -> None:
+    """Leave a rank's error file, unless it has one: its first error counts."""
+    if not (path := error_file(rank_set, rank)).exists():
+        document = {"time": time_s, "type": kind, "message": " ".join(message.split())}
+        path.write_text(json.dumps(document))
+
+
 def main() -> None:
     if parent := os.environ.get("RINGEXP_LAUNCHER_PID"):
         die_with_parent(int(parent))
+    for signum in ASKED_TO_END:
+        signal.signal(signum, _interrupt)
     try:
         _main()
-    except Exception as error:
-        ended = time.time()  # the earliest of all ranks' errors is the cause, the others are its victims
+    except BaseException as error:
+        # The earliest of all ranks' errors is the cause, the others are its victims.
+        time_s = error.time_s if isinstance(error, Interrupted) else time.time()
         traceback.print_exc()
-        document = {"time": ended, "type": type(error).__name__, "message": " ".join(str(error).split())}
-        error_file(Path(sys.argv[1]), int(os.environ["RANK"])).write_text(json.dumps(document))
-        sys.exit(1)
+        write_error(Path(sys.argv[1]), int(os.environ["RANK"]), type(error).__name__, str(error), time_s)
+        sys.stderr.flush()
+        os._exit(1)  # a thread may wait for peers that are gone
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    for each in ASKED_TO_END:
+        signal.signal(each, signal.SIG_IGN)
+    raise Interrupted(ASKED_TO_END[signal.Signals(signum)])
 
 
 def _main() -> None:
@@ -53,7 +79,6 @@ def _main() -> None:
     from ringexp.launch.progress import ProgressWriter
     from ringexp.launch.session import Session
     from ringexp.launch.spec import RankSet
-    from ringexp.machine import cores_a_rank
     from ringexp.ring.transport import make_transport
 
     path = Path(sys.argv[1])
@@ -64,7 +89,7 @@ def _main() -> None:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        torch.set_num_threads(cores_a_rank(world_size))
+        torch.set_num_threads(int(os.environ["RINGEXP_CPU_THREADS"]))
     timeout = timedelta(seconds=ranks.jobs[0].config.launch.timeout_s)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)

@@ -27,7 +27,7 @@ Runs = Any
 Run = Any
 """A row of it, a pandas.Series."""
 
-COMPLETE, FAILED, NOT_RUN = "complete", "failed", "not run"
+COMPLETE, FAILED, INTERRUPTED, NOT_RUN = "complete", "failed", "interrupted", "not run"
 
 IDENTITY = (
     "model",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ringexp.errors import UserError
 from ringexp.report.console import EMULATED, number
-from ringexp.report.frame import FAILED, Runs, complete, contexts, load_runs, ranks_of
+from ringexp.report.frame import FAILED, INTERRUPTED, Runs, complete, contexts, load_runs, ranks_of
 from ringexp.report.page import counts
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ MOST_ROWS = 60
 def summarize(sweep_dir: Path, report: bool) -> None:
     """Print how the runs of a sweep ended, and write its report if that is wanted."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False, width=None if Console().is_terminal else 132)
     try:
@@ -36,8 +37,8 @@ def summarize(sweep_dir: Path, report: bool) -> None:
         {(run.throttle, run.get("throttle_emulated") is True) for _, run in done.iterrows()}
     ):
         console.print(f"throttle {name}" + (f" ({EMULATED})" if emulated else ""))
-    for _, run in runs[runs.status == FAILED].iterrows():
-        console.print(f"[red]failed[/red] {run.run}: {run.reason}", soft_wrap=True)
+    for _, run in runs[runs.status.isin((FAILED, INTERRUPTED))].iterrows():
+        console.print(f"[red]{run.status}[/red] {run.run}: {escape(str(run.reason))}", soft_wrap=True)
     console.print(f"{counts(runs)}; everything lies in {sweep_dir}", soft_wrap=True)
     if report:
         from ringexp.report.build import write_report

@@ -1,12 +1,14 @@
 """A run's own files, complete whatever happens to wandb: config.yaml, results.json, iterations.csv, hops.csv.
 
-results.json is replaced atomically at each stage, so it is always whole: status `planned`, then `complete`
-or `failed`. The CSV files grow line by line as iterations end.
+results.json is replaced atomically at each stage, so it is always whole: status `planned`, then `complete`,
+`failed` or `interrupted`. The CSV files grow line by line as iterations end.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 import os
 import tempfile
@@ -20,6 +22,7 @@ from ringexp.tracking.trace import chrome_trace
 
 RESULTS = "results.json"
 CONFIG = "config.yaml"
+ENDED = ("complete", "failed", "interrupted")
 ITERATION_FIELDS = ("iteration", "rank", "latency_ms", "busy_ms", "comm_ms", "idle_ms")
 HOP_FIELDS = (
     "iteration",
@@ -55,10 +58,14 @@ def read_results(run_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def mark_failed(run_dir: Path, reason: str) -> None:
-    """Leave a results.json that says why a run failed, unless the run itself got to say how it ended."""
-    if (read_results(run_dir) or {}).get("status") not in ("complete", "failed"):
-        document = {"status": "failed", "reason": reason}
+def mark_ended(run_dir: Path, status: str, reason: str, overrule: bool = False) -> None:
+    """Say in results.json that a run `failed` or was `interrupted`, and why; what was measured stays.
+
+    Nothing changes if the run itself did so, unless with `overrule`: who watched all ranks knows the cause.
+    """
+    known = read_results(run_dir) or {}
+    if known.get("status") not in (("complete",) if overrule else ENDED):
+        document = known | {"status": status, "reason": reason}
         write_atomically(run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
 
 
@@ -75,7 +82,7 @@ class RunFiles:
         self._hops = _CsvFile(run_dir / "hops.csv", HOP_FIELDS)
 
     def write_results(self, status: str, values: dict[str, Any]) -> None:
-        """Replace results.json; `status` is planned, complete or failed."""
+        """Replace results.json; `status` is planned or one of ENDED."""
         document = {"status": status, **values}
         write_atomically(self.run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
 
@@ -100,13 +107,20 @@ class RunFiles:
 
 
 class _CsvFile:
+    """Whole lines only: one that does not fit the disk is taken back before the error is raised."""
+
     def __init__(self, path: Path, header: Sequence[str]) -> None:
-        self._file = path.open("w", newline="", buffering=1)
-        self._writer = csv.writer(self._file)
-        self._writer.writerow(header)
+        self._file = path.open("wb", buffering=0)
+        self.add(header)
 
     def add(self, row: Sequence[Any]) -> None:
-        self._writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
+        text = io.StringIO()
+        csv.writer(text).writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
+        line, begin = text.getvalue().encode(), self._file.tell()
+        if self._file.write(line) != len(line):
+            self._file.truncate(begin)
+            self._file.seek(begin)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
 
     def close(self) -> None:
         self._file.close()

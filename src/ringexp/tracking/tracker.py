@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ringexp.config import Config
+from ringexp.errors import Interrupted
 from ringexp.hetero.profiles import label
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
@@ -30,15 +32,19 @@ class Tracker:
             config.layout.name,
         )
         self._wandb = WandbRun(run_dir, config.tracker, settings, tags)
+        self._planned: dict[str, Any] = {}
+        self._latencies_ms: list[float] = []
 
     def planned(self, values: dict[str, Any]) -> None:
+        self._planned = values
         self._files.write_results("planned", values)
 
     def iteration(self, index: int, ranks: Sequence[IterationTiming]) -> None:
         self._files.add_iteration(index, ranks)
         if self._profiled is not None:
             self._profiled.append(ranks)
-        values = {"iteration": index, "latency_ms": metrics.latency_ms(ranks)}
+        self._latencies_ms.append(metrics.latency_ms(ranks))
+        values = {"iteration": index, "latency_ms": self._latencies_ms[-1]}
         for rank, timing in enumerate(ranks):
             values[f"rank_{rank}/busy_ms"] = timing.busy_ms
             values[f"rank_{rank}/comm_ms"] = metrics.comm_ms(timing)
@@ -51,11 +57,15 @@ class Tracker:
         self._close_files()
         self._wandb.finish(values)
 
-    def fail(self, reason: str) -> None:
-        """Keep what was measured and say why there is no more."""
-        self._files.write_results("failed", {"reason": reason})
-        self._close_files()
-        self._wandb.finish({"reason": reason}, exit_code=1)
+    def fail(self, error: BaseException) -> None:
+        """Keep what was planned and measured and say why there is no more."""
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        reason = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
+        values = self._planned | {"latency_ms_iterations": self._latencies_ms, "reason": reason}
+        with suppress(OSError):  # a full disk, which may well be the error that is being reported
+            self._files.write_results(status, values)
+            self._close_files()
+        self._wandb.finish(values, exit_code=1)
 
     def _close_files(self) -> None:
         if self._profiled is not None:

@@ -1,0 +1,52 @@
+"""What our launchers have in common: all runs of a sweep are composed first, then carried out together.
+
+Each run keeps its own folder, config and record, as with Hydra's basic launcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, open_dict
+
+if TYPE_CHECKING:
+    from ringexp.cli import CarryOut
+
+
+class TogetherLauncher(Launcher):
+    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+        self._context = hydra_context
+        self._config = config
+
+    def carry_out(self) -> CarryOut:
+        """What runs the checked configs."""
+        raise NotImplementedError
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Compose all jobs, then carry them out together; their failures are reported by `ringexp.cli`."""
+        from ringexp import cli
+
+        setup_globals()
+        Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        collected: list[tuple[Any, Path]] = []
+        returns = []
+        for index, overrides in enumerate(job_overrides, start=initial_job_idx):
+            config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
+            with open_dict(config):
+                config.hydra.job.id = index
+                config.hydra.job.num = index
+            returns.append(
+                run_job(
+                    hydra_context=self._context,
+                    task_function=lambda composed: collected.append((composed, cli.output_dir())),
+                    config=config,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                )
+            )
+        cli.sweep(collected, self.carry_out())
+        return returns

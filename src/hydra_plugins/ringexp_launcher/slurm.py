@@ -1,0 +1,27 @@
+"""The launcher of sweeps on a cluster, `hydra/launcher=slurm`; its settings are in conf/hydra/launcher/."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from hydra_plugins.ringexp_launcher.compose import TogetherLauncher
+
+if TYPE_CHECKING:
+    from ringexp.cli import CarryOut
+
+
+class SlurmLauncher(TogetherLauncher):
+    def __init__(self, **settings: Any) -> None:
+        self._settings: dict[str, Any] = {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in settings.items()
+        }
+
+    def carry_out(self) -> CarryOut:
+        from ringexp.cluster.settings import SlurmConfig
+        from ringexp.cluster.submit import execute
+
+        settings = SlurmConfig(**self._settings)
+        return lambda runs, console: execute(runs, console, settings)

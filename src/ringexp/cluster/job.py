@@ -1,0 +1,66 @@
+"""What a SLURM job does, once, on the first of its nodes: all runs it was given, as a local sweep would.
+
+Everything it finds out is in the runs' folders, so that nobody has to be there when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringexp.app import Place, execute
+from ringexp.config import Config
+from ringexp.launch.slurm_step import SlurmJob
+from ringexp.report.console import Console
+from ringexp.tracking.files import mark_ended
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """What is handed to a job. job: None for submitit's local executor. command: that of the user."""
+
+    runs: list[tuple[Config, Path]]
+    resume: bool
+    command: list[str]
+    job: SlurmJob | None
+
+
+def carry_out(file: JobFile) -> None:
+    """Run all; each run's folder says what it came to.
+
+    An interrupt leaves no result of the job, which SLURM may have requeued and may start again.
+    """
+    for signum in (signal.SIGTERM, signal.SIGUSR2):  # submitit's handlers; ours are in launch.slurm_step
+        signal.signal(signum, signal.default_int_handler)
+    try:
+        place = _place(file)
+        outcomes = execute(file.runs, Console(), file.resume, place)
+        for (_, run_dir), outcome in zip(file.runs, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                mark_ended(run_dir, "failed", str(outcome))
+    except KeyboardInterrupt as interrupt:
+        sys.exit(f"interrupted: {interrupt}")
+    except Exception as error:
+        for _, run_dir in file.runs:
+            mark_ended(run_dir, "failed", str(error))
+        raise
+
+
+def _place(file: JobFile) -> Place:
+    job = file.job
+    if job is None:
+        return Place(command=file.command)
+    if job.num_nodes == 1:
+        return Place(command=file.command, run_ranks=job.run_ranks)
+    label = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+    nodes = job.survey(file.runs[0][1] / "nodes" / label)
+    return Place(
+        num_gpus=sum(node["gpus"] for node in nodes),
+        num_nodes=job.num_nodes,
+        run_ranks=job.run_ranks,
+        command=file.command,
+        nodes={device: [node[device] for node in nodes] for device in ("cpu", "cuda")},
+    )
