@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CarryOut = Callable[[Sequence[tuple[settings.Config, Path]], "Console"], "list[Outcome]"]
 """What runs the configs of a sweep and says what each came to; see `app.execute`."""
 
+LOCAL_LAUNCHERS = ("shared_ranks", "basic")
+"""Without -m Hydra uses no launcher, whatever is chosen; with these that makes no difference."""
+
 PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
 CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
 
@@ -44,8 +47,11 @@ _outcome = _Outcome()
 @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
 def _run(cfg: Any) -> None:
     run_dir = output_dir()
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _outcome.sweep_dir = Path(HydraConfig.get().sweep.dir)
+    chosen = HydraConfig.get()
+    if chosen.mode == RunMode.MULTIRUN:
+        _outcome.sweep_dir = Path(chosen.sweep.dir)
+    elif (launcher := chosen.runtime.choices["hydra/launcher"]) not in LOCAL_LAUNCHERS:
+        raise UserError(f"hydra/launcher={launcher} is for sweeps, also of one run: add -m (--multirun)")
     try:
         config = settings.from_hydra(cfg)
         _outcome.report &= config.report and not config.dry_run

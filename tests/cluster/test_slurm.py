@@ -160,7 +160,7 @@ def test_ctrl_c_cancels_the_job(tmp_path, start):
 
 def test_after_the_time_limit_the_same_command_goes_on(tmp_path, start):
     """SLURM's signal before the limit, sent by hand, when one run is complete and the next one measures."""
-    sweep = (*SWEEP, "partitioner=even,uneven", "seq_len=256", "repeats=150", "warmup=1")
+    sweep = (*SWEEP, "partitioner=even,uneven", "seq_len=256", "repeats=60", "warmup=1")
     process = start(*sweep, run=1)
     subprocess.run(["scancel", "--signal=USR2", *jobs(tmp_path)], check=True)
     process.communicate(timeout=90)
@@ -175,7 +175,7 @@ def test_after_the_time_limit_the_same_command_goes_on(tmp_path, start):
 
 def test_a_requeued_job_repeats_nothing_that_finished(tmp_path, start):
     """As after the loss of a node: SLURM starts the job again, under its own number."""
-    process = start(*SWEEP, "partitioner=even,uneven", "seq_len=256", "repeats=150", "warmup=1", run=1)
+    process = start(*SWEEP, "partitioner=even,uneven", "seq_len=256", "repeats=60", "warmup=1", run=1)
     first = statuses(tmp_path)[0]
     subprocess.run(["scontrol", "requeue", *jobs(tmp_path)], check=True)
     process.communicate(timeout=150)
@@ -186,7 +186,7 @@ def test_a_requeued_job_repeats_nothing_that_finished(tmp_path, start):
 
 
 def test_a_killed_rank_is_named_and_the_next_run_gets_new_ranks(tmp_path, start):
-    process = start(*SWEEP, "partitioner=even,uneven", "seq_len=256", "repeats=150", "warmup=1")
+    process = start(*SWEEP, "partitioner=even,uneven", "seq_len=256", "repeats=60", "warmup=1")
     (victim,) = [pid for pid in rank_processes(tmp_path) if b"RANK=1" in environment(pid)]
     os.kill(victim, signal.SIGKILL)
     _, stderr = process.communicate(timeout=120)
@@ -198,7 +198,7 @@ def test_a_killed_rank_is_named_and_the_next_run_gets_new_ranks(tmp_path, start)
 
 
 def test_the_job_outlives_a_killed_launcher(tmp_path, start):
-    sweep = (*SWEEP, "partitioner=even", "seq_len=256", "repeats=100", "warmup=1")
+    sweep = (*SWEEP, "partitioner=even", "seq_len=256", "repeats=60", "warmup=1")
     process = start(*sweep)
     process.kill()
     wait_for(lambda: not jobs(tmp_path))
