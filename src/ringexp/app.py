@@ -134,7 +134,8 @@ def _run_set(
         try:
             place.run_ranks(replace(ranks, jobs=jobs), workdir / str(attempt), display)
             return
-        except (UserError, RunFailed) as error:
+        except (UserError, RunFailed, OSError) as caught:
+            error = RunFailed(f"{type(caught).__name__}: {caught}") if isinstance(caught, OSError) else caught
             begun = jobs_begun(workdir / str(attempt))
             lost = jobs[begun - 1 : begun] if begun else jobs  # none begun: the ranks cannot start at all
             for job in lost:

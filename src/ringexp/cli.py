@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -129,6 +130,8 @@ def _expected(error: Exception) -> bool:
     """Whether the message says it all, so that our own traceback would add nothing."""
     from ringexp.errors import RunFailed
 
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
     return isinstance(error, UserError | RunFailed | OmegaConfBaseException)
 
 

@@ -134,4 +134,5 @@ def _explain(
     if error := earliest_error(path, failed, logs):
         return error
     rank, code = next(iter(failed.items()))
-    return RunFailed(f"rank {rank} ended with exit code {code}; its log: {logs[rank]}")
+    why = f" ({os.strerror(code)})" if code > 1 else ""  # of an OSError that could not be written down
+    return RunFailed(f"rank {rank} ended with exit code {code}{why}; its log: {logs[rank]}")

@@ -14,10 +14,12 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from ringexp.errors import Interrupted
+from ringexp.tracking.files import write_atomically
 
 PR_SET_PDEATHSIG = 1
 
@@ -40,10 +42,11 @@ def error_file(rank_set: Path, rank: int) -> Path:
 
 
 def write_error(rank_set: Path, rank: int, kind: str, message: str, time_s: float) -> None:
-    """Leave a rank's error file, unless it has one: its first error counts."""
+    """Leave a rank's error file, unless it has one: its first error counts. Nothing if the disk is full."""
     if not (path := error_file(rank_set, rank)).exists():
         document = {"time": time_s, "type": kind, "message": " ".join(message.split())}
-        path.write_text(json.dumps(document))
+        with suppress(OSError):
+            write_atomically(path, json.dumps(document))
 
 
 def main() -> None:
@@ -56,10 +59,13 @@ def main() -> None:
     except BaseException as error:
         # The earliest of all ranks' errors is the cause, the others are its victims.
         time_s = error.time_s if isinstance(error, Interrupted) else time.time()
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         write_error(Path(sys.argv[1]), int(os.environ["RANK"]), type(error).__name__, str(error), time_s)
-        sys.stderr.flush()
-        os._exit(1)  # a thread may wait for peers that are gone
+        with suppress(OSError):
+            sys.stderr.flush()
+        # A full disk keeps no error file, but the exit code tells. A thread may wait for peers that are gone.
+        os._exit((error.errno or 1) if isinstance(error, OSError) else 1)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

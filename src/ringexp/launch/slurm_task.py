@@ -134,7 +134,7 @@ def _watch(path: Path, rank: int, environment: dict[str, str]) -> int:
     if code < 0:
         by_another = (RunFailed.__name__, killed(rank, -code, process.pid, log))
         write_error(path, rank, *(killed_for or by_another), time.time())
-    return 1 if code else 0
+    return code if code >= 0 else 1
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,13 @@ def mark_ended(run_dir: Path, status: str, reason: str, overrule: bool = False) 
     """Say in results.json that a run `failed` or was `interrupted`, and why; what was measured stays.
 
     Nothing changes if the run itself did so, unless with `overrule`: who watched all ranks knows the cause.
+    A disk that is full stays as it is; the reason is told on the console too.
     """
     known = read_results(run_dir) or {}
     if known.get("status") not in (("complete",) if overrule else ENDED):
         document = known | {"status": status, "reason": reason}
-        write_atomically(run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
+        with suppress(OSError):
+            write_atomically(run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
 
 
 class RunFiles:
