@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Disturb runs in every way that docs/reliability.md lists, on this machine, and print its table.
+
+    python scripts/measure_faults.py [NAME ...]
+
+Seconds are from the fault to the launcher's end, or where the launcher itself was killed to the last rank's.
+Every line is checked for what must not be left: ranks, temporary files, half lines, an MPS daemon. Those that
+need root, a GPU or SLURM (scripts/slurm_dev_cluster.sh) are left out where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(SOURCE / "tests"))
+
+from support.command import ranks_alive, ringexp  # noqa: E402
+from support.faults import ENDLESS, gone, happened, rank_pids, started  # noqa: E402
+
+Fault = Callable[[Path], tuple[subprocess.Popen, float]]
+"""Starts a run in a folder and disturbs it; returns the launcher and when."""
+
+GPU = Path("/dev/nvidia0").exists()
+ONE_GPU = GPU and not Path("/dev/nvidia1").exists()
+PROFILE = "hetero.percentages=[66,33]" if ONE_GPU else "hetero=mps_50_100"
+QUIET = (*ENDLESS, "tracker=disabled", PROFILE, "calibration.min_seconds=0.05")
+HAS_SLURM = shutil.which("sinfo") is not None and "SLURM_CONF" in os.environ
+SLURM = ("-m", "hydra/launcher=slurm", "hydra.launcher.nodes=2")
+
+
+def to_rank_one(signum: int, *overrides: str) -> Fault:
+    def fault(root: Path) -> tuple[subprocess.Popen, float]:
+        process = started(root, *overrides, *QUIET)
+        os.kill(rank_pids(root)[1], signum)
+        return process, time.monotonic()
+
+    return fault
+
+
+def to_launcher(signum: int, *overrides: str) -> Fault:
+    def fault(root: Path) -> tuple[subprocess.Popen, float]:
+        process = started(root, *overrides, *QUIET)
+        process.send_signal(signum)
+        return process, time.monotonic()
+
+    return fault
+
+
+def out_of_memory(root: Path) -> tuple[subprocess.Popen, float]:
+    """The batch does not fit; timed from when the model is being built, since nothing is measured before."""
+    from support.command import command
+
+    overrides = ("model.batch_size=100000000", "references=false", "tracker=disabled", PROFILE)
+    process = subprocess.Popen(
+        command(*overrides, root=root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    happened(lambda: any("stage" in file.read_text() for file in root.rglob("rank_set.progress")), 90)
+    return process, time.monotonic()
+
+
+def full_disk(root: Path) -> tuple[subprocess.Popen, float]:
+    process = started(root, *QUIET)
+    with (root / "filler").open("wb", buffering=0) as file:
+        try:
+            while file.write(b"0" * 4096) == 4096:
+                pass
+        except OSError:
+            pass
+    return process, time.monotonic()
+
+
+def mps_daemon_killed(root: Path) -> tuple[subprocess.Popen, float]:
+    process = started(root, "hetero.throttle=mps", *QUIET)
+    for pid in mps_processes(root):
+        os.kill(pid, signal.SIGKILL)
+    return process, time.monotonic()
+
+
+def mps_processes(root: Path) -> list[int]:
+    """MPS daemons and servers whose log folder is under `root`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"CUDA_MPS_LOG_DIRECTORY={root}".encode() in (folder / "environ").read_bytes()
+            if ours and (folder / "comm").read_text().startswith("nvidia-cuda-mps"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def scancel(*arguments: str) -> Fault:
+    def fault(root: Path) -> tuple[subprocess.Popen, float]:
+        process = started(root, *SLURM, *QUIET)
+        listed = subprocess.run(
+            ["squeue", "-h", "-o", "%i %Z %o"], capture_output=True, text=True, check=True
+        )
+        jobs = [line.split()[0] for line in listed.stdout.splitlines() if str(root) in line]
+        began = time.monotonic()
+        subprocess.run(["scancel", *arguments, *jobs], check=True)
+        return process, began
+
+    return fault
+
+
+FAULTS: dict[str, tuple[str, Fault, bool]] = {
+    "killed": ("a rank is killed (SIGKILL) in a hop", to_rank_one(signal.SIGKILL), True),
+    "stopped": ("a rank is stopped (SIGSTOP) in a hop", to_rank_one(signal.SIGSTOP), True),
+    "memory": ("a rank raises: out of memory", out_of_memory, True),
+    "ctrl_c": ("Ctrl-C", to_launcher(signal.SIGINT), True),
+    "terminated": ("the launcher is terminated (SIGTERM)", to_launcher(signal.SIGTERM), True),
+    "launcher": ("the launcher is killed (SIGKILL)", to_launcher(signal.SIGKILL), True),
+    "sweep": ("Ctrl-C in a sweep", to_launcher(signal.SIGINT, "-m", "partitioner=even,uneven"), True),
+    "disk": ("the disk is full", full_disk, os.geteuid() == 0 and not GPU),
+    "mps": ("the MPS daemon is killed", mps_daemon_killed, GPU),
+    "scancel": ("SLURM: the job is cancelled", scancel(), HAS_SLURM),
+    "limit": (
+        "SLURM: the signal before the time limit",
+        scancel("--signal=USR2"),
+        HAS_SLURM,
+    ),
+    "slurm_killed": (
+        "SLURM: a rank is killed (SIGKILL)",
+        to_rank_one(signal.SIGKILL, *SLURM),
+        HAS_SLURM,
+    ),
+    "slurm_launcher": (
+        "SLURM: Ctrl-C in the submitting launcher",
+        to_launcher(signal.SIGINT, *SLURM),
+        HAS_SLURM,
+    ),
+}
+
+
+def leftovers(root: Path) -> list[str]:
+    """What should not be there after a run has ended."""
+    found = ranks_alive(root) + [f"MPS process {pid}" for pid in mps_processes(root)]
+    found += [str(path) for path in root.rglob(".*") if path.is_file() and ".json." in path.name]
+    for path in root.rglob("iterations.csv"):
+        if not path.read_bytes().endswith(b"\n"):
+            found.append(f"half a line in {path}")
+    for path in root.rglob("results.json"):
+        json.loads(path.read_text())
+    return found
+
+
+def measure(name: str, root: Path) -> str:
+    what, fault, _ = FAULTS[name]
+    process, began = fault(root)
+    _, stderr = process.communicate(timeout=120)
+    launcher_s = time.monotonic() - began
+    assert gone(root, 30), "ranks live on"
+    seconds = launcher_s if process.returncode >= 0 else time.monotonic() - began
+    happened(lambda: not mps_processes(root), 15)
+    left = leftovers(root)
+    message = stderr.strip().splitlines()[-1].replace(str(root), "…") if stderr.strip() else "-"
+    statuses = sorted({json.loads(path.read_text())["status"] for path in root.rglob("results.json")})
+    shown = message if len(message) <= 130 else message[:130] + " …"
+    return (
+        f"| {what} | {seconds:.1f} | `{shown}` | {process.returncode} | {', '.join(statuses)} "
+        f"| {'; '.join(left) or 'nothing'} |"
+    )
+
+
+def resumed() -> str:
+    """A sweep interrupted in its second run, and the same command again."""
+    with tempfile.TemporaryDirectory(prefix="ringexp-faults-") as folder:
+        root = Path(folder)
+        sweep = ["-m", "partitioner=even,uneven,lut", "hetero=mps_50_100", "references=false", "seq_len=256"]
+        sweep += ["repeats=40", "tracker=disabled", "calibration.min_seconds=0.05"]
+        process = started(root, *sweep, run="1_*")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        again = ringexp(*sweep, root=root)
+        return next(line for line in again.stdout.splitlines() if "runs complete" in line).split(";")[0]
+
+
+def main() -> None:
+    names = sys.argv[1:] or [name for name, (_, _, possible) in FAULTS.items() if possible]
+    print("| fault | ends after s | message | exit code | results.json | left behind |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="ringexp-faults-") as folder:
+            root = Path(folder)
+            if name == "disk":
+                subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], check=True)
+            try:
+                print(measure(name, root), flush=True)
+            finally:
+                if name == "disk":
+                    subprocess.run(["umount", "-l", folder], check=True)
+    if "sweep" in names:
+        print(f"\nThe interrupted sweep, its command given again: {resumed()}.")
+
+
+if __name__ == "__main__":
+    main()
