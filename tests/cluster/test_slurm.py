@@ -31,7 +31,7 @@ ENDLESS = (*SWEEP, "partitioner=even,uneven", "seq_len=512", "repeats=100000")
 def statuses(root: Path) -> list[dict]:
     """results.json of the runs of the newest sweep, in order; empty for one without."""
     sweep = max(root.glob("sweeps/*/*"), key=lambda path: path.stat().st_mtime)
-    runs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    runs = sorted(path for path in sweep.glob("[0-9]*_*"))
     files = [run / "results.json" for run in runs]
     return [json.loads(file.read_text()) if file.exists() else {} for file in files]
 
