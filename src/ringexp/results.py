@@ -19,8 +19,8 @@ List the runs under some folders, those that KEY=VALUE leaves, one row a run; or
     python -m ringexp.results outputs --columns run,kernel,tflops,environment.commit
 
 A KEY is a column of runs.csv: a choice (partitioner, layout, profile, kernel, seq_len ...), status, or a
-figure of results.json; docs/metrics.md lists them. --compare KEY has a column for each value of KEY, and in it
-a figure."""
+figure of results.json; docs/metrics.md lists them. --compare KEY shows a figure, in a column for each value
+of KEY."""
 
 SHOWN = ("run", "status", "latency_ms_median", "speedup_over_even", "capacity_efficiency", "error_max_abs")
 

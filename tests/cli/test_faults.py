@@ -147,3 +147,20 @@ def test_a_killed_wandb_process_leaves_the_run_complete(tmp_path):
     results = json.loads((run_dir / "results.json").read_text())
     assert results["status"] == "complete"
     assert len(results["latency_ms_iterations"]) == 100
+
+
+def test_a_killed_run_leaves_all_but_the_last_second_in_its_wandb_record(tmp_path):
+    process = started(tmp_path, *ENDLESS)
+    (iterations,) = tmp_path.glob("runs/*/*/iterations.csv")
+    time.sleep(2)
+    rows = iterations.read_text().splitlines()[1:]
+    before = {int(row.split(",")[0]) for row in rows}
+    time.sleep(2)  # what was logged by now has to be in the record
+    process.kill()
+    process.communicate()
+    assert gone(tmp_path, 10)
+    (record,) = tmp_path.glob("runs/*/*/wandb/offline-run-*")
+    read = subprocess.run(["wandb", "leet", "inspect", "--json", str(record)], capture_output=True, text=True)
+    entries = [json.loads(line) for line in read.stdout.splitlines() if line.startswith("{")]
+    logged = {int(entry["history"]["item"]["iteration"]) for entry in entries if entry["type"] == "history"}
+    assert before - logged == set()
