@@ -26,9 +26,8 @@ def closure(name: str, extras: frozenset[str], found: dict[str, str]) -> None:
     found[canonicalize_name(name)] = package.version.partition("+")[0]
     for text in package.requires or []:
         need = Requirement(text)
-        wanted = (
-            any(need.marker.evaluate({"extra": extra}) for extra in extras | {""}) if need.marker else True
-        )
+        marker = need.marker
+        wanted = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
         if wanted and (need.extras or canonicalize_name(need.name) not in found):
             closure(need.name, frozenset(need.extras), found)
 
@@ -36,9 +35,7 @@ def closure(name: str, extras: frozenset[str], found: dict[str, str]) -> None:
 def main() -> None:
     found: dict[str, str] = {}
     closure("ringexp", frozenset({"dev"}), found)
-    print(
-        f"# scripts/freeze.py on Python {platform.python_version()}: the versions that the tests pass with."
-    )
+    print(f"# scripts/freeze.py on Python {platform.python_version()}: versions that the tests pass with.")
     print("# pip install -c constraints.txt 'ringexp[dev]'")
     for name, version in sorted(found.items()):
         if name not in LEFT_OUT and not name.startswith(("nvidia-", "cuda-")):

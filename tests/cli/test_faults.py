@@ -79,7 +79,7 @@ def test_a_stopped_rank_ends_the_run(tmp_path):
 def test_an_interrupted_sweep_goes_on_with_the_same_command(tmp_path):
     """Interrupted when the first run is complete and the second one measures."""
     sweep = ["-m", "partitioner=even,uneven,lut", "hetero=mps_50_100", "references=false", "seq_len=256"]
-    sweep += ["repeats=40", "warmup=1", "tracker=disabled", *QUICK[2:]]
+    sweep += ["repeats=40", "warmup=1", "tracker=disabled", "report=false", *QUICK[2:]]
     process = started(tmp_path, *sweep, run="1_*")
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)

@@ -1,4 +1,4 @@
-"""What is released runs outside the source tree, with its own conf/: the sdist, and the wheel built from it."""
+"""What is released runs outside the source tree, with its own conf/: a wheel built from the sdist."""
 
 import os
 import subprocess
@@ -20,11 +20,8 @@ def site(tmp_path_factory) -> Path:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(root)]
     subprocess.run(build, check=True, capture_output=True, cwd=SOURCE)
     (sdist,) = root.glob("ringexp-*.tar.gz")
-    subprocess.run(
-        [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", root, sdist],
-        check=True,
-        capture_output=True,
-    )
+    wheel_from = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", root, sdist]
+    subprocess.run(wheel_from, check=True, capture_output=True)
     (wheel,) = root.glob("ringexp-*.whl")
     subprocess.run(
         [*PIP, "install", "--no-deps", "--target", root / "site", wheel], check=True, capture_output=True

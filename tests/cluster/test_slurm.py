@@ -22,6 +22,7 @@ SWEEP = (
     "hetero=mps_50_100",
     "references=false",
     "tracker=disabled",
+    "report=false",
     "calibration.min_seconds=0.02",
     "calibration.min_samples=2",
 )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from submitit.core.core import Executor, Job
 
 POLL_S = 1.0
-ASK_S = 10.0  # how often SLURM itself is asked; a job's result is seen at once
+ASK_S = 5.0  # how often SLURM itself is asked; a job's result is seen at once
 CANCEL_S = 60.0  # for cancelled jobs to say what they had measured
 
 Runs = list[tuple[Config, Path]]
