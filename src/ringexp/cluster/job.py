@@ -10,9 +10,11 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from ringexp.app import Place, execute
 from ringexp.config import Config
+from ringexp.errors import Interrupted
 from ringexp.launch.slurm_step import SlurmJob
 from ringexp.report.console import Console
 from ringexp.tracking.files import mark_ended
@@ -33,8 +35,8 @@ def carry_out(file: JobFile) -> None:
 
     An interrupt leaves no result of the job, which SLURM may have requeued and may start again.
     """
-    for signum in (signal.SIGTERM, signal.SIGUSR2):  # submitit's handlers; ours are in launch.slurm_step
-        signal.signal(signum, signal.default_int_handler)
+    for signum in (signal.SIGTERM, signal.SIGUSR2):  # submitit would ignore one and requeue at the other
+        signal.signal(signum, _interrupt)
     try:
         place = _place(file)
         outcomes = execute(file.runs, Console(), file.resume, place)
@@ -47,6 +49,10 @@ def carry_out(file: JobFile) -> None:
         for _, run_dir in file.runs:
             mark_ended(run_dir, "failed", str(error))
         raise
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"SLURM sent {signal.Signals(signum).name}")
 
 
 def _place(file: JobFile) -> Place:

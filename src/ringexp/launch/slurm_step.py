@@ -1,22 +1,19 @@
 """Starting and supervising the ranks of one set inside a SLURM job: a job step, in which each task is a rank.
 
 This runs in the job's batch script, on the first of its nodes, and hosts the rendezvous store there. `srun`
-starts `launch.slurm_task` on the nodes, ranks in order from node to node, and ends all when one fails.
+starts `launch.slurm_task` on the nodes, ranks in order from node to node, and ends all when one fails. The
+caller turns the signals by which SLURM ends a job into `Interrupted`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ringexp.errors import Interrupted, RunFailed, UserError
@@ -80,11 +77,10 @@ class SlurmJob:
         with rendezvous(ranks.jobs[0].config.launch.port) as port, log.open("w") as said:
             environment = _environment() | {"MASTER_PORT": str(port)}
             step = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=said)
-            with _asked_to_end():
-                try:
-                    _follow(step, path, display)
-                finally:
-                    _end(step)
+            try:
+                _follow(step, path, display)
+            finally:
+                _end(step)
         if step.returncode:
             raise _explain(step.returncode, ranks, path, log)
 
@@ -100,21 +96,6 @@ class SlurmJob:
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OF_THE_JOB}
-
-
-@contextmanager
-def _asked_to_end() -> Iterator[None]:
-    """Turn the signals by which SLURM asks a job to end into Interrupted, for the time of the block."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(f"SLURM sent {signal.Signals(signum).name}")
-
-    before = {each: signal.signal(each, interrupt) for each in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _follow(step: subprocess.Popen[bytes], path: Path, display: Display) -> None:
