@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Print constraints.txt: the versions in this environment of all that ringexp[dev] needs, directly or not.
 
-    python scripts/freeze.py > constraints.txt
+    python scripts/freeze.py > scripts/constraints.txt
 
 triton is left to torch, whose CUDA builds ask for one version of it; so are CUDA's libraries.
 """
@@ -36,7 +36,7 @@ def main() -> None:
     found: dict[str, str] = {}
     closure("ringexp", frozenset({"dev"}), found)
     print(f"# scripts/freeze.py on Python {platform.python_version()}: versions that the tests pass with.")
-    print("# pip install -c constraints.txt 'ringexp[dev]'")
+    print("# pip install -c scripts/constraints.txt 'ringexp[dev]'")
     for name, version in sorted(found.items()):
         if name not in LEFT_OUT and not name.startswith(("nvidia-", "cuda-")):
             print(f"{name}=={version}")
