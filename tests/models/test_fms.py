@@ -1,13 +1,17 @@
 """FMS models through the ring equal the same weights on one process."""
 
 import pytest
+import torch
 
+from ringexp.tracking.metrics import Accuracy
 from support.ring_ranks import ask_for_model, fms_logits
 
 LLAMA = {"nlayers": 2, "emb_dim": 64, "nheads": 4, "kvheads": 2, "src_vocab_size": 64}
 TINY = {
     "llama": LLAMA,
     "granite": LLAMA | {"head_dim": 16, "attention_multiplier": 0.2, "pad_id": 0},
+    "mistral": LLAMA | {"head_dim": 24},
+    "qwen3": LLAMA | {"head_dim": 24},
     "mixtral": {
         "nlayers": 2,
         "dim": 64,
@@ -20,20 +24,35 @@ TINY = {
 }
 
 
+def accuracy(ring: torch.Tensor, alone: torch.Tensor, exact: torch.Tensor) -> Accuracy:
+    return Accuracy(
+        error_max_abs=(ring.float() - exact).abs().max().item(),
+        error_single_max_abs=(alone.float() - exact).abs().max().item(),
+        reference_spread=(exact.max() - exact.min()).item(),
+    )
+
+
 @pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
-@pytest.mark.parametrize("block_lens", [[40, 23], [9, 30, 12]], ids=str)
+@pytest.mark.parametrize("block_lens", [[40, 23], [9, 30, 12], [1, 33, 8, 17]], ids=str)
 @pytest.mark.parametrize("architecture", TINY)
 def test_ring_logits_equal_single_process_logits(pools, architecture, block_lens, layout):
     arguments = (architecture, TINY[architecture], block_lens, layout, 0)
     results = pools[len(block_lens)].run(fms_logits, *arguments)
-    for ring, alone in results:
+    for ring, alone, _ in results:
         spread = (alone.max() - alone.min()).item()
         assert (ring - alone).abs().max().item() <= 1e-5 * spread
 
 
+@pytest.mark.parametrize("architecture", TINY)
+def test_bfloat16_is_no_further_from_float32_than_one_process(pools, architecture):
+    arguments = (architecture, TINY[architecture], [70, 41], "zigzag", 0, "bfloat16")
+    for results in pools[2].run(fms_logits, *arguments):
+        assert accuracy(*results).exact
+
+
 def test_every_rank_gets_the_last_tokens_logits(pools):
     results = pools[2].run(fms_logits, "llama", TINY["llama"], [40, 23], "zigzag", 1)
-    for ring, alone in results:
+    for ring, alone, _ in results:
         assert ring.shape == (2, 1, 64)
         assert (ring - alone).abs().max().item() <= 1e-5 * (alone.max() - alone.min()).item()
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fms.modules.attention import MultiHeadAttention
+from fms.modules.feedforward import MOEFeedForward
 from fms.modules.positions import RotaryEmbedding
 from torch import nn
 
 from ringexp.errors import UserError
+
+FAMILIES = {
+    "llama": "LLaMA",
+    "granite": "Granite",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "qwen3": "Qwen3",
+}
+"""FMS architectures that are tested on the ring, and the names of their classes."""
 
 
 def attentions(module: nn.Module) -> Iterator[MultiHeadAttention]:
@@ -28,8 +38,14 @@ def head_dim_of(module: nn.Module) -> int:
 
 
 def linear_flops_per_token(module: nn.Module) -> int:
-    """Matmul FLOPs of the linear layers for one token: 2 x weights; experts' stacked weights are not seen."""
-    return sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+    """Matmul FLOPs of the linear layers for one token: 2 x weights, of experts those that one token meets."""
+    flops = sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+    for part in module.modules():
+        if isinstance(part, MOEFeedForward):
+            experts = part.cond_ffn
+            weights = experts.w13.numel() + experts.w2.numel()
+            flops += 2 * weights * part.num_activated_experts // experts.num_experts
+    return flops
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -55,6 +71,9 @@ def attention_flops_per_pair(attention: MultiHeadAttention) -> int:
 
 def check_supported(model: nn.Module, seq_len: int) -> None:
     """Raises UserError for what sharding by position would silently get wrong."""
+    family = type(model).__name__
+    if family not in FAMILIES.values():
+        raise UserError(f"FMS's {family} is not proved on the ring; use one of {', '.join(FAMILIES)}")
     for attention in attentions(model):
         rope = attention.position_encoder
         if isinstance(rope, RotaryEmbedding) and rope.rope_type == "ntk":
