@@ -32,6 +32,9 @@ PROMISED = [
     "speedup_over_even",
     "capacity_efficiency",
     "busy_ms",
+    "linear_ms",
+    "attention_ms",
+    "wait_ms",
     "comm_ms",
     "idle_ms",
     "tflops",
@@ -332,6 +335,13 @@ def test_a_whole_model_runs(tmp_path):
     results = json.loads((run_dir / "results.json").read_text())
     assert results["exact"] is True
     assert results["capacity_efficiency"] is None
+    assert results["time_to_first_token_ms"] == results["latency_ms_median"]
+    with (run_dir / "layers.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["rank"] == "1"]
+    assert [row["layer"] for row in rows] == ["0", "1", "2"] * 3
+    for name in ("linear_ms", "attention_ms", "wait_ms"):
+        sums = [sum(float(row[name]) for row in rows[i : i + 3]) for i in range(0, 9, 3)]
+        assert median(sums) == pytest.approx(results[name][1], rel=1e-4)
 
 
 def test_triton_runs_in_the_interpreter(tmp_path):

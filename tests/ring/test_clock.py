@@ -2,8 +2,11 @@
 
 import time
 
+import pytest
+
 from ringexp.ring.clock import CpuClock
 from ringexp.ring.timing import HopTiming, IterationTiming
+from ringexp.tracking.metrics import attention_ms, by_layer, linear_ms, wait_ms
 
 
 class CountingPacer:
@@ -33,9 +36,34 @@ def test_every_stretch_of_compute_is_paced_and_no_wait_is():
     for source in (0, 1):
         with clock.waiting(source):
             time.sleep(0.02)
+    clock.attended()
     clock.stop()
-    assert len(pacer.settled) == 3
+    assert len(pacer.settled) == 4
     assert max(pacer.settled) < 0.02
+
+
+def test_linear_layers_are_told_from_attention():
+    clock = CpuClock(CountingPacer())
+    clock.start()
+    for _ in range(2):  # layers
+        time.sleep(0.03)
+        for source in (1, 0):
+            with clock.waiting(source):
+                pass
+            time.sleep(0.06)
+        clock.attended()
+    time.sleep(0.09)
+    clock.stop()
+    timing = clock.read()
+    assert [(hop.layer, hop.source) for hop in timing.hops] == [(0, 1), (0, 0), (1, 1), (1, 0)]
+    assert min(hop.compute_ms for hop in timing.hops) >= 60
+    assert [round(ms >= bound) for ms, bound in zip(timing.linear_ms, (30, 30, 90), strict=True)] == [1, 1, 1]
+    assert timing.busy_ms == pytest.approx(linear_ms(timing) + attention_ms(timing))
+    layers = by_layer(timing)
+    assert [sum(parts) for parts in zip(*layers, strict=True)] == pytest.approx(
+        [linear_ms(timing), attention_ms(timing), wait_ms(timing)]
+    )
+    assert layers[2][1:] == (0.0, 0.0)
 
 
 def test_transfers_go_to_the_hops_of_other_ranks_in_order():

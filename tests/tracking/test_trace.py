@@ -9,8 +9,10 @@ from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking.trace import chrome_trace
 
 ITERATION = [
-    IterationTiming(10.0, 7.5, [HopTiming(0, 0.5, 2.5), HopTiming(1, 2.0, 4.0, 2.5, 0.5)]),
-    IterationTiming(9.0, 9.0, [HopTiming(1, 0.0, 5.0), HopTiming(0, 0.0, 3.0, 1.0, 0.75)]),
+    IterationTiming(
+        10.0, 7.5, [HopTiming(0, 0.5, 2.0), HopTiming(1, 2.0, 4.0, 2.5, 0.5, layer=1)], [0.5, 0.25, 0.75]
+    ),
+    IterationTiming(9.0, 9.0, [HopTiming(1, 0.0, 5.0), HopTiming(0, 0.0, 3.0, 1.0, 0.75)], [0.75, 0.25]),
 ]
 
 

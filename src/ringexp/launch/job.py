@@ -247,6 +247,7 @@ def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -
         latency_ms_spread=metrics.spread_ms(measured.latencies_ms),
         latency_ms_iterations=measured.latencies_ms,
         latency_ms_predicted=_predicted_ms(setting),
+        time_to_first_token_ms=latency if config.model.kind == "fms" else None,
         latency_ms_back_to_back=measured.back_to_back_ms,
         hop_latency_ms=session.calibrator.link.latency_ms if session.calibrator.link else None,
         hop_gbps=session.calibrator.link.gbps if session.calibrator.link else None,

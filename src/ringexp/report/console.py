@@ -94,10 +94,11 @@ class Console:
             )
         )
         ranks = Table(title="Ranks: medians, ms", title_justify="left", title_style="bold")
-        for name in ("rank", "busy", "idle", "transfers", "peak memory MiB"):
+        times_ms = ("linear", "attention", "busy", "wait", "idle", "comm")
+        for name in ("rank", *times_ms[:-1], "transfers", "peak memory MiB"):
             ranks.add_column(name, justify="right")
         for rank in range(config.world_size):
-            times = (f"{r[name][rank]:.2f}" for name in ("busy_ms", "idle_ms", "comm_ms"))
+            times = (f"{r[f'{name}_ms'][rank]:.2f}" for name in times_ms)
             ranks.add_row(str(rank), *times, f"{r['peak_memory_bytes'][rank] / 2**20:.0f}")
         self._out.print(ranks)
         table = Table(title="Result", title_justify="left", title_style="bold", show_header=False)
@@ -149,7 +150,7 @@ def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
     iterations, in_a_row = len(r["latency_ms_iterations"]), r["latency_ms_back_to_back"]
     rows = [
         (
-            "latency",
+            "latency" if r["time_to_first_token_ms"] is None else "time to first token",
             f"{r['latency_ms_median']:.2f} ms",
             f"median of {iterations}, IQR {r['latency_ms_spread']:.2f}; {in_a_row:.2f} ms back to back",
         ),

@@ -1,9 +1,11 @@
-"""Clocks: split one iteration of a rank into computing and waiting for keys/values.
+"""Clocks: split one iteration of a rank into linear layers, attention and waiting for keys/values.
 
     clock.start()
-    ... compute ...
+    ... linear layers ...
     with clock.waiting(source): ...     # not counted as busy
-    ... compute ...
+    ... attention ...
+    clock.attended()                    # what follows is linear layers again, up to the next wait
+    ... linear layers ...
     clock.stop()
     timing = clock.read()
 
@@ -15,8 +17,9 @@ until the stretch has lasted as long as it would on a slower rank.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -41,15 +44,51 @@ class Clock(Protocol):
 
     def waiting(self, source: int) -> AbstractContextManager[None]: ...
 
+    def attended(self) -> None:
+        """The attention of a layer is over."""
+        ...
+
     def stop(self) -> None: ...
 
     def read(self) -> IterationTiming: ...
 
 
-def _timing(first_ms: float, waits: list[tuple[int, float]], computes: list[float]) -> IterationTiming:
-    hops = [HopTiming(source, wait, compute) for (source, wait), compute in zip(waits, computes, strict=True)]
-    busy = first_ms + sum(computes)
-    return IterationTiming(busy + sum(wait for _, wait in waits), busy, hops)
+class _Stretches:
+    """What an iteration consists of: after each wait attention, and linear layers around the attentions."""
+
+    def __init__(self) -> None:
+        self._sources: list[int | None] = []  # whose shard was waited for; None: computing
+        self._linear: list[bool] = []
+        self._attending = False
+
+    def computed(self) -> None:
+        """A stretch of compute is over."""
+        self._sources.append(None)
+        self._linear.append(not self._attending)
+
+    def waited(self, source: int) -> None:
+        self._sources.append(source)
+        self._linear.append(False)
+        self._attending = True
+
+    def attended(self) -> None:
+        self.computed()
+        self._attending = False
+
+    def timing(self, durations_ms: Sequence[float]) -> IterationTiming:
+        """durations_ms: of each stretch, in order."""
+        hops: list[HopTiming] = []
+        linear: list[float] = []
+        wait_ms, waited_for = 0.0, 0
+        for source, is_linear, ms in zip(self._sources, self._linear, durations_ms, strict=True):
+            if source is not None:
+                wait_ms, waited_for = ms, source
+            elif is_linear:
+                linear.append(ms)
+            else:
+                hops.append(HopTiming(waited_for, wait_ms, ms, layer=len(linear) - 1))
+        busy = sum(linear) + sum(hop.compute_ms for hop in hops)
+        return IterationTiming(busy + sum(hop.wait_ms for hop in hops), busy, hops, linear)
 
 
 class CpuClock:
@@ -63,28 +102,37 @@ class CpuClock:
         return Origin(self._began)
 
     def start(self) -> None:
-        self._waits: list[tuple[int, float]] = []
-        self._stretches: list[float] = []  # of compute, in ms: before the first wait, after each wait
+        self._stretches, self._durations_ms = _Stretches(), list[float]()
         self._began = self._mark = time.perf_counter()
 
-    def _end_stretch(self) -> float:
+    def _settle(self) -> None:
+        """End a stretch of compute."""
         self._pacer.settle(time.perf_counter() - self._mark)
+        self._end()
+
+    def _end(self) -> None:
         now = time.perf_counter()
-        self._stretches.append((now - self._mark) * 1e3)
-        return now
+        self._durations_ms.append((now - self._mark) * 1e3)
+        self._mark = now
 
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
-        began = self._end_stretch()
+        self._settle()
+        self._stretches.computed()
         yield
-        self._mark = time.perf_counter()
-        self._waits.append((source, (self._mark - began) * 1e3))
+        self._end()
+        self._stretches.waited(source)
+
+    def attended(self) -> None:
+        self._settle()
+        self._stretches.attended()
 
     def stop(self) -> None:
-        self._end_stretch()
+        self._settle()
+        self._stretches.computed()
 
     def read(self) -> IterationTiming:
-        return _timing(self._stretches[0], self._waits, self._stretches[1:])
+        return self._stretches.timing(self._durations_ms)
 
 
 class CudaClock:
@@ -98,24 +146,29 @@ class CudaClock:
         return Origin(self._began, self._events[0])
 
     def start(self) -> None:
-        self._sources: list[int] = []
+        self._stretches = _Stretches()
         self._began = time.perf_counter()
         self._events = [recorded()]
 
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
         self._events.append(recorded())
+        self._stretches.computed()
         yield
         self._events.append(recorded())
-        self._sources.append(source)
+        self._stretches.waited(source)
+
+    def attended(self) -> None:
+        self._events.append(recorded())
+        self._stretches.attended()
 
     def stop(self) -> None:
         self._events.append(recorded())
+        self._stretches.computed()
 
     def read(self) -> IterationTiming:
         self._events[-1].synchronize()
-        gaps = [a.elapsed_time(b) for a, b in zip(self._events, self._events[1:], strict=False)]
-        return _timing(gaps[0], list(zip(self._sources, gaps[1::2], strict=True)), gaps[2::2])
+        return self._stretches.timing([a.elapsed_time(b) for a, b in pairwise(self._events)])
 
 
 class NoClock:
@@ -128,6 +181,8 @@ class NoClock:
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
         yield
+
+    def attended(self) -> None: ...
 
     def stop(self) -> None: ...
 

@@ -50,7 +50,9 @@ def ring_attention(
             state.attend(
                 ring.kernel, queries, keys[:, :, columns], values[:, :, columns], block.causal, scale, rows
             )
-    return state.output(q.dtype)
+    out = state.output(q.dtype)
+    ring.clock.attended()
+    return out
 
 
 def reshard(kv: torch.Tensor, ring: RingContext) -> torch.Tensor:

@@ -19,9 +19,10 @@ class Origin:
 class HopTiming:
     """One arrival of keys/values, and the blocks computed with them.
 
-    wait_ms: computing stood still for it. compute_ms: from its arrival to the next wait (or the end).
-    transfer_ms: how long the hop was in flight on this rank, hidden or not; 0 for the rank's own shard.
-    transfer_start_ms: when that began, from the start of the iteration.
+    wait_ms: computing stood still for it. compute_ms: attention, from its arrival to the next wait or the
+    end of the layer's attention. transfer_ms: how long the hop was in flight on this rank, hidden or not; 0
+    for the rank's own shard. transfer_start_ms: when that began, from the start of the iteration. layer:
+    whose attention it was for, counted from 0.
     """
 
     source: int
@@ -29,15 +30,21 @@ class HopTiming:
     compute_ms: float
     transfer_ms: float = 0.0
     transfer_start_ms: float = 0.0
+    layer: int = 0
 
 
 @dataclass(frozen=True)
 class IterationTiming:
-    """One rank's view of one iteration; all in milliseconds. busy + waits = latency."""
+    """One rank's view of one iteration; all in milliseconds.
+
+    linear_ms: computing outside attention, before the first layer's, between two, after the last layer's.
+    busy = linear + attention; busy + waits = latency.
+    """
 
     latency_ms: float
     busy_ms: float
     hops: list[HopTiming] = field(default_factory=list)
+    linear_ms: list[float] = field(default_factory=list)
 
     def with_transfers(self, transfers: Sequence[tuple[float, float]], rank: int) -> IterationTiming:
         """The same with the hops' transfers filled in, (start, duration) in order; own shards have none."""

@@ -1,4 +1,4 @@
-"""A run's own files, complete whatever happens to wandb: config.yaml, results.json, iterations.csv, hops.csv.
+"""A run's own files, complete whatever happens to wandb: config.yaml, results.json, and CSV files.
 
 results.json is replaced atomically at each stage, so it is always whole: status `planned`, then `complete`,
 `failed` or `interrupted`. The CSV files grow line by line as iterations end.
@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ RESULTS = "results.json"
 CONFIG = "config.yaml"
 ENDED = ("complete", "failed", "interrupted")
 ITERATION_FIELDS = ("iteration", "rank", "latency_ms", "busy_ms", "comm_ms", "idle_ms")
+LAYER_FIELDS = ("iteration", "rank", "layer", "linear_ms", "attention_ms", "wait_ms")
 HOP_FIELDS = (
     "iteration",
     "rank",
+    "layer",
     "hop",
     "source",
     "wait_ms",
@@ -82,6 +85,7 @@ class RunFiles:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
         self._iterations = _CsvFile(run_dir / "iterations.csv", ITERATION_FIELDS)
+        self._layers = _CsvFile(run_dir / "layers.csv", LAYER_FIELDS)
         self._hops = _CsvFile(run_dir / "hops.csv", HOP_FIELDS)
 
     def write_results(self, status: str, values: dict[str, Any]) -> None:
@@ -94,11 +98,12 @@ class RunFiles:
         for rank, timing in enumerate(ranks):
             comm, idle = metrics.comm_ms(timing), metrics.idle_ms(ranks, rank)
             self._iterations.add((iteration, rank, latency, timing.busy_ms, comm, idle))
-            for hop, times in enumerate(timing.hops):
-                transfer = (times.transfer_ms, times.transfer_start_ms)
-                self._hops.add(
-                    (iteration, rank, hop, times.source, times.wait_ms, times.compute_ms, *transfer)
-                )
+            for layer, times in enumerate(metrics.by_layer(timing)):
+                self._layers.add((iteration, rank, layer, *times))
+            for layer, hops in groupby(timing.hops, lambda hop: hop.layer):
+                for index, hop in enumerate(hops):
+                    times = (hop.wait_ms, hop.compute_ms, hop.transfer_ms, hop.transfer_start_ms)
+                    self._hops.add((iteration, rank, layer, index, hop.source, *times))
 
     def write_trace(self, iterations: Sequence[Sequence[IterationTiming]]) -> None:
         """trace.json: the timeline of all iterations."""
@@ -106,6 +111,7 @@ class RunFiles:
 
     def close(self) -> None:
         self._iterations.close()
+        self._layers.close()
         self._hops.close()
 
 

@@ -28,6 +28,21 @@ def comm_ms(timing: IterationTiming) -> float:
     return sum(hop.transfer_ms for hop in timing.hops)
 
 
+def linear_ms(timing: IterationTiming) -> float:
+    """Time one rank computes outside attention; with `attention_ms` it makes up busy."""
+    return sum(timing.linear_ms)
+
+
+def attention_ms(timing: IterationTiming) -> float:
+    """Time one rank computes blocks and merges."""
+    return sum(hop.compute_ms for hop in timing.hops)
+
+
+def wait_ms(timing: IterationTiming) -> float:
+    """Communication that is not hidden: time one rank stands still until keys/values are there."""
+    return sum(hop.wait_ms for hop in timing.hops)
+
+
 def spread_ms(values: Sequence[float]) -> float:
     """Interquartile range; 0 for fewer than two values."""
     if len(values) < 2:
@@ -116,6 +131,7 @@ class RunResult:
     hop_latency_ms: float | None
     hop_gbps: float | None
     latency_ms_predicted: float | None
+    time_to_first_token_ms: float | None
     tokens: list[int]
     kv_tokens: list[int]
     shares: list[float]
@@ -130,6 +146,9 @@ class RunResult:
     speedup_over_even: float | None
     capacity_efficiency: float | None
     busy_ms: list[float]
+    linear_ms: list[float]
+    attention_ms: list[float]
+    wait_ms: list[float]
     comm_ms: list[float]
     idle_ms: list[float]
     tflops: float
@@ -146,10 +165,30 @@ class RunResult:
 
 
 def per_rank_medians(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, list[float]]:
-    """busy_ms, comm_ms and idle_ms: medians over the iterations, one a rank."""
+    """busy_ms, its parts, wait_ms, comm_ms and idle_ms: medians over the iterations, one a rank."""
+    figures = {
+        "busy_ms": lambda ranks, rank: ranks[rank].busy_ms,
+        "linear_ms": lambda ranks, rank: linear_ms(ranks[rank]),
+        "attention_ms": lambda ranks, rank: attention_ms(ranks[rank]),
+        "wait_ms": lambda ranks, rank: wait_ms(ranks[rank]),
+        "comm_ms": lambda ranks, rank: comm_ms(ranks[rank]),
+        "idle_ms": idle_ms,
+    }
     ranks = range(len(iterations[0]))
     return {
-        "busy_ms": [median(it[rank].busy_ms for it in iterations) for rank in ranks],
-        "comm_ms": [median(comm_ms(it[rank]) for it in iterations) for rank in ranks],
-        "idle_ms": [median(idle_ms(it, rank) for it in iterations) for rank in ranks],
+        name: [median(figure(iteration, rank) for iteration in iterations) for rank in ranks]
+        for name, figure in figures.items()
     }
+
+
+def by_layer(timing: IterationTiming) -> list[tuple[float, float, float]]:
+    """(linear_ms, attention_ms, wait_ms) of each layer, on one rank.
+
+    linear_ms is what comes before the layer's attention: its own projections, and what the layer before still
+    had to do. A last entry has what follows the last attention, the model's head too.
+    """
+    layers = [(linear, 0.0, 0.0) for linear in timing.linear_ms]
+    for hop in timing.hops:
+        linear, attention, wait = layers[hop.layer]
+        layers[hop.layer] = (linear, attention + hop.compute_ms, wait + hop.wait_ms)
+    return layers

@@ -43,15 +43,17 @@ def chrome_trace(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, A
 
 def stretches(timing: IterationTiming, rank: int) -> Iterator[tuple[int, str, float, float]]:
     """(track, name, start, duration) of what a rank did in an iteration, in milliseconds."""
-    now = timing.busy_ms - sum(hop.compute_ms for hop in timing.hops)
-    yield COMPUTE, "before the ring", 0.0, now
-    for hop in timing.hops:
-        if hop.source != rank:
-            yield TRANSFERS, f"from rank {hop.source}", hop.transfer_start_ms, hop.transfer_ms
-        yield COMPUTE, f"wait for rank {hop.source}", now, hop.wait_ms
-        now += hop.wait_ms
-        yield COMPUTE, f"with rank {hop.source}'s keys and values", now, hop.compute_ms
-        now += hop.compute_ms
+    now = 0.0
+    for layer, linear_ms in enumerate(timing.linear_ms):
+        yield COMPUTE, "linear layers", now, linear_ms
+        now += linear_ms
+        for hop in (hop for hop in timing.hops if hop.layer == layer):
+            if hop.source != rank:
+                yield TRANSFERS, f"from rank {hop.source}", hop.transfer_start_ms, hop.transfer_ms
+            yield COMPUTE, f"wait for rank {hop.source}", now, hop.wait_ms
+            now += hop.wait_ms
+            yield COMPUTE, f"with rank {hop.source}'s keys and values", now, hop.compute_ms
+            now += hop.compute_ms
 
 
 def _name(what: str, rank: int, track: int, name: str) -> dict[str, Any]:

@@ -78,17 +78,31 @@ def median_iteration(run_dir: Path) -> list[IterationTiming] | None:
         if not latencies:
             return None
         _, wanted = latencies[len(latencies) // 2]
+        layers = _rows(run_dir / "layers.csv") if (run_dir / "layers.csv").exists() else []
         return [
-            IterationTiming(
-                latency_ms=float(row["latency_ms"]),
-                busy_ms=float(row["busy_ms"]),
-                hops=[_hop(hop) for hop in hops if (hop["iteration"], hop["rank"]) == (wanted, row["rank"])],
+            _timing(
+                row,
+                [hop for hop in hops if (hop["iteration"], hop["rank"]) == (wanted, row["rank"])],
+                [layer for layer in layers if (layer["iteration"], layer["rank"]) == (wanted, row["rank"])],
             )
             for row in sorted(iterations, key=lambda row: int(row["rank"]))
             if row["iteration"] == wanted
         ]
     except (OSError, KeyError, ValueError, TypeError):  # not there, older, or cut off while being written
         return None
+
+
+def _timing(row: dict[str, str], hops: list[dict[str, str]], layers: list[dict[str, str]]) -> IterationTiming:
+    """Of one rank; without layers.csv all computing outside attention counts as before the first layer's."""
+    busy_ms = float(row["busy_ms"])
+    attended = [_hop(hop) for hop in hops]
+    linear_ms = [float(layer["linear_ms"]) for layer in layers]
+    return IterationTiming(
+        latency_ms=float(row["latency_ms"]),
+        busy_ms=busy_ms,
+        hops=attended,
+        linear_ms=linear_ms or [busy_ms - sum(hop.compute_ms for hop in attended)],
+    )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -103,6 +117,7 @@ def _hop(row: dict[str, str]) -> HopTiming:
         compute_ms=float(row["compute_ms"]),
         transfer_ms=float(row["transfer_ms"]),
         transfer_start_ms=float(row["transfer_start_ms"]),
+        layer=int(row.get("layer", 0)),
     )
 
 
