@@ -4,24 +4,7 @@ import pytest
 import torch
 
 from ringexp.tracking.metrics import Accuracy
-from support.ring_ranks import ask_for_model, fms_logits
-
-LLAMA = {"nlayers": 2, "emb_dim": 64, "nheads": 4, "kvheads": 2, "src_vocab_size": 64}
-TINY = {
-    "llama": LLAMA,
-    "granite": LLAMA | {"head_dim": 16, "attention_multiplier": 0.2, "pad_id": 0},
-    "mistral": LLAMA | {"head_dim": 24},
-    "qwen3": LLAMA | {"head_dim": 24},
-    "mixtral": {
-        "nlayers": 2,
-        "dim": 64,
-        "nheads": 4,
-        "kvheads": 2,
-        "hidden_dim": 96,
-        "num_experts": 4,
-        "src_vocab_size": 64,
-    },
-}
+from support.model_ranks import TINY, ask_for_model, fms_logits
 
 
 def accuracy(ring: torch.Tensor, alone: torch.Tensor, exact: torch.Tensor) -> Accuracy:

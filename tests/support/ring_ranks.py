@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,14 +10,11 @@ import torch.distributed as dist
 
 from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.kernels import get_kernel
-from ringexp.models.strategy import RingModel
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import CpuClock, CudaClock
 from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.prefill import RingContext, ring_attention
 from support import stand_ins
-
-VARIANTS = {"llama": "micro", "granite": "8b", "mixtral": "8x7b", "mistral": "7b", "qwen3": "0.6b"}
 
 _transports: list[GlooTransport] = []
 
@@ -86,58 +82,6 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
     transfers = [transfer(clock.origin) for transfer in transport().take_transfers()]
     assert all(start >= 0 and duration >= 0 for start, duration in transfers)
     return out, len(clock.read().hops), len(transfers)
-
-
-def fms_logits(
-    rank: int,
-    architecture: str,
-    overrides: dict,
-    block_lens: list[int],
-    layout: str,
-    last_n_tokens: int,
-    dtype: str = "float32",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits of a tiny random FMS model: through the ring, on this process alone, and that in float32."""
-    model = ring_model(rank, architecture, overrides, block_lens, layout, dtype)
-    ids = torch.randint(0, 64, (2, sum(block_lens)), generator=torch.Generator().manual_seed(3))
-    how = {"use_cache": True, "last_n_tokens": last_n_tokens, "attn_name": "sdpa_causal"}
-    with torch.inference_mode():
-        ring = model(ids, last_n_tokens=last_n_tokens)
-        alone = model.model(ids, **how)[0]
-        exact = copy.deepcopy(model.model).float()(ids, **how)[0]
-    return ring, alone, exact
-
-
-def ring_model(
-    rank: int, architecture: str, overrides: dict, block_lens: list[int], layout: str, dtype: str = "float32"
-) -> RingModel:
-    """A tiny random FMS model on the ring."""
-    from ringexp.models.strategy import get_model
-
-    torch.manual_seed(rank)  # unequal on purpose: the ring has to broadcast the weights
-    model = get_model(
-        architecture,
-        VARIANTS[architecture],
-        distributed_strategy="ring",
-        block_lens=block_lens,
-        layout=layout,
-        data_type=getattr(torch, dtype),
-        **overrides,
-    )
-    assert isinstance(model, RingModel)
-    return model
-
-
-def ask_for_model(rank: int, arguments: dict) -> str:
-    """The UserError that our get_model raises for these arguments."""
-    from ringexp.errors import UserError
-    from ringexp.models.strategy import get_model
-
-    try:
-        get_model("llama", "micro", **arguments)
-    except UserError as error:
-        return str(error)
-    return "no error"
 
 
 @torch.inference_mode()

@@ -113,8 +113,7 @@ class OnlineSoftmax:
 
         It may share memory with the accumulator or with an adopted block.
         """
-        assert self._out is not None, "nothing was merged"
-        return self._out.to(dtype).contiguous()
+        return self._old()[0].to(dtype).contiguous()
 
     @property
     def lse(self) -> Tensor:

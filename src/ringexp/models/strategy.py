@@ -1,7 +1,8 @@
 """FMS models on a ring, asked for the FMS way: `get_model(..., distributed_strategy="ring", block_lens=...)`.
 
-model = get_model("llama", "micro", distributed_strategy="ring", block_lens=[600, 424])
+model = get_model("llama", "micro", distributed_strategy="ring", block_lens=[600, 360])
 logits = model(ids)     # every rank passes the whole prompt and gets the whole result
+ids = generate(model, ids, max_new_tokens=64)   # of `generation`, or FMS's own with use_cache=True
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ringexp.errors import UserError
 from ringexp.kernels import get_kernel
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.facts import check_supported, head_dim_of
+from ringexp.models.generation import Decoder, RingCache, rope_positions
 from ringexp.models.rotary import fuse_rotary
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import NoClock
@@ -42,6 +44,8 @@ class RingAttentionStrategy(DistributedStrategy):
         world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         if len(block_lens) != world_size:
             raise UserError(f"block_lens={list(block_lens)} needs one length for each of {world_size} ranks")
+        if min(block_lens) < 1:
+            raise UserError(f"block_lens={list(block_lens)} must give every rank a token")
         self.block_lens = list(block_lens)
         self.group = group
         self.plan: Plan = make_plan(sum(block_lens), self.block_lens, layout)
@@ -82,49 +86,110 @@ class RingAttentionStrategy(DistributedStrategy):
 class RingModel(nn.Module):
     """An FMS causal language model whose prompt is spread over the ranks of a `RingAttentionStrategy`."""
 
-    def __init__(self, model: nn.Module, strategy: RingAttentionStrategy, kernel: str = "auto") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        strategy: RingAttentionStrategy,
+        kernel: str = "auto",
+        transport: str = "auto",
+    ) -> None:
         super().__init__()
         check_supported(model, strategy.plan.seq_len)
         fuse_rotary(model)
         self.model = model
         self.distributed_strategy = strategy
-        self._kernel_name = kernel
+        self._kernel_name, self._transport_name = kernel, transport
         self._transport: Transport | None = None
 
-    def forward(self, x: torch.Tensor, *, last_n_tokens: int = 0) -> torch.Tensor:
-        """Logits of the prompt x [B, S]: [B, S, V], or of its last token with last_n_tokens=1, [B, 1, V]."""
-        strategy = self.distributed_strategy
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        position_ids: torch.Tensor | None = None,
+        past_key_value_states: RingCache | None = None,
+        use_cache: bool = False,
+        last_n_tokens: int = 0,
+        new_tokens: int = 0,
+        mask: torch.Tensor | None = None,
+    ) -> Any:
+        """Logits of the prompt x [B, S]: [B, S, V], or of its last token with last_n_tokens=1, [B, 1, V].
+
+        With use_cache=True also the cache, which has room for `new_tokens` and grows if need be. With
+        past_key_value_states, x [B, 1] is the token after those, and the result [B, 1, V] and the cache.
+        Batches may be padded on the left, as `pad_input_ids` of FMS does: then position_ids [B, S] say where
+        a prompt begins, and `mask`, which says the same, is not read.
+        """
         if last_n_tokens not in (0, 1):
             raise UserError(f"last_n_tokens={last_n_tokens} must be 0 (all logits) or 1 (the last token's)")
-        device = x.device
-        dtype = next(self.model.parameters()).dtype
-        if self._transport is None:
-            self._transport = make_transport(
-                "nccl" if device.type == "cuda" else "gloo", device, strategy.group
+        if mask is not None and position_ids is None:
+            raise UserError("a padded batch needs position_ids, as FMS's pad_input_ids gives them")
+        cache = past_key_value_states
+        if cache:
+            check_supported(self.model, cache.length + 1 - min(cache.starts))
+            logits = self._from_owner_of_last(self._decoder(x, cache.starts).step(x, cache))
+            self._clear()
+            return logits, cache
+        strategy = self.distributed_strategy
+        starts = None if position_ids is None else _starts(x, position_ids)
+        decoder = self._decoder(x, starts)
+        positions = rope_positions(strategy.positions(x.device), starts or [0] * x.shape[0])
+        if use_cache:
+            local, cache = decoder.prefill(strategy.shard_input(x), positions, new_tokens, last_n_tokens)
+        else:
+            local = self.model(
+                strategy.shard_input(x),
+                position_ids=positions,
+                last_n_tokens=last_n_tokens,
+                attn_name=ATTN_NAME,
+                ring=decoder.ring,
             )
+        logits = self._from_owner_of_last(local) if last_n_tokens else strategy.gather_output(local)
+        self._clear()
+        return (logits, cache) if use_cache else logits
+
+    def _decoder(self, x: torch.Tensor, starts: Sequence[int] | None) -> Decoder:
+        device, strategy = x.device, self.distributed_strategy
+        dtype, head_dim = next(self.model.parameters()).dtype, head_dim_of(self.model)
+        if self._transport is None:
+            name = self._transport_name
+            if name == "auto":
+                name = "nccl" if device.type == "cuda" else "gloo"
+            self._transport = make_transport(name, device, strategy.group)
         ring = RingContext(
             plan=strategy.plan,
             rank=strategy.rank,
             transport=self._transport,
-            kernel=get_kernel(self._kernel_name, device, dtype, head_dim_of(self.model)),
+            kernel=get_kernel(self._kernel_name, device, dtype, head_dim),
             clock=NoClock(),
+            starts=starts,
         )
-        positions = strategy.positions(device).expand(x.shape[0], -1)
-        local = self.model(
-            strategy.shard_input(x),
-            position_ids=positions,
-            last_n_tokens=last_n_tokens,
-            attn_name=ATTN_NAME,
-            ring=ring,
+        return Decoder(self.model, ring, get_kernel("sdpa", device, dtype, head_dim))
+
+    def _from_owner_of_last(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of the rank with the last position, on every rank, so that all choose one token."""
+        strategy = self.distributed_strategy
+        logits, owner = logits.contiguous(), strategy.plan.owner_of_last
+        if dist.is_initialized():
+            source = dist.get_global_rank(strategy.group, owner) if strategy.group else owner
+            dist.broadcast(logits, source, strategy.group)
+        return logits
+
+    def _clear(self) -> None:
+        """Forget the times of hops, which nobody reads."""
+        assert self._transport is not None
+        self._transport.take_transfers()
+
+
+def _starts(x: torch.Tensor, position_ids: torch.Tensor) -> list[int]:
+    """The first slot of each sequence, of left-padded positions [B, S]."""
+    slots = torch.arange(x.shape[1], device=x.device)
+    starts = (slots[-1] - position_ids[:, -1]).tolist()
+    if position_ids.shape != x.shape or not torch.equal(position_ids, rope_positions(slots, starts)):
+        raise UserError(
+            "position_ids must count from 0 to the last slot, with 0 for padding on the left, as FMS's "
+            "pad_input_ids gives them"
         )
-        if not last_n_tokens:
-            return strategy.gather_output(local)
-        owner = strategy.plan.owner_of_last
-        local = local.contiguous()
-        dist.broadcast(
-            local, dist.get_global_rank(strategy.group, owner) if strategy.group else owner, strategy.group
-        )
-        return local
+    return starts
 
 
 def get_model(
@@ -136,11 +201,13 @@ def get_model(
     layout: str = "contiguous",
     group: dist.ProcessGroup | None = None,
     kernel: str = "auto",
+    transport: str = "auto",
     **kwargs: Any,
 ) -> nn.Module:
     """FMS's `get_model`, which also knows `distributed_strategy="ring"` with `block_lens`, one a rank.
 
-    All other arguments go to FMS. For the ring the weights of rank 0 are broadcast, so random ones agree.
+    transport: auto is nccl on CUDA and gloo on the CPU; ipc lets ranks share a GPU, and needs a group with
+    gloo. All other arguments go to FMS. The weights of rank 0 are broadcast, so that random ones agree.
     Raises UserError for a strategy nobody has (FMS itself ignores those) and for block_lens that do not fit.
     """
     if distributed_strategy != "ring":
@@ -157,7 +224,7 @@ def get_model(
     strategy = RingAttentionStrategy(block_lens, group, layout)
     model = fms_get_model(architecture, variant, distributed_strategy="none", **kwargs)
     broadcast_weights(model, group)
-    return RingModel(model.eval(), strategy, kernel)
+    return RingModel(model.eval(), strategy, kernel, transport)
 
 
 def broadcast_weights(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:

@@ -10,6 +10,7 @@ testable in milliseconds.
 
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.cost import HopCost, RankCost, balance
+from ringexp.planning.decode import longest_context, next_owner, owners
 from ringexp.planning.layouts import LAYOUTS, shards_for
 from ringexp.planning.memory import (
     MemoryNeed,
@@ -43,7 +44,10 @@ __all__ = [
     "blocks_between",
     "check_enough_tiles",
     "check_memory",
+    "longest_context",
     "make_plan",
+    "next_owner",
+    "owners",
     "ring_members",
     "ring_token_bytes",
     "rotation_bytes",

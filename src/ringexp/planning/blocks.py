@@ -27,6 +27,11 @@ class Block:
     kv_stop: int
     causal: bool
 
+    def moved(self, queries: int, keys: int) -> Block:
+        """The same block where so many queries and keys lie before."""
+        rows = (self.q_start + queries, self.q_stop + queries)
+        return Block(*rows, self.kv_start + keys, self.kv_stop + keys, self.causal)
+
     @property
     def q_len(self) -> int:
         return self.q_stop - self.q_start

@@ -97,9 +97,16 @@ class Plan:
         """The rank that holds the last position as a query."""
         return max(range(self.world_size), key=lambda rank: self.q_shards[rank].last)
 
-    def blocks(self, rank: int, source: int) -> tuple[Block, ...]:
-        """The attention calls of `rank`'s queries against `source`'s keys/values, in local indices."""
-        return blocks_between(self.q_shards[rank], self.kv_shards[source], self.causal)
+    def blocks(self, rank: int, source: int, start: int = 0) -> tuple[Block, ...]:
+        """The attention calls of `rank`'s queries against `source`'s keys/values, in local indices.
+
+        Positions before `start` are padding: nobody attends to them, and they attend to nothing. Shards are
+        sorted, so on every rank padding comes first.
+        """
+        padded_queries, queries = self.q_shards[rank].since(start)
+        padded_keys, keys = self.kv_shards[source].since(start)
+        blocks = blocks_between(queries, keys, self.causal)
+        return tuple(block.moved(padded_queries, padded_keys) for block in blocks) if start else blocks
 
     def pairs(self, rank: int) -> int:
         """Query-key pairs `rank` computes: its attention work."""

@@ -58,6 +58,11 @@ class Shard:
         """Global positions in local order."""
         return [position for span in self.spans for position in range(span.start, span.stop)]
 
+    def since(self, start: int) -> tuple[int, Shard]:
+        """How many of the positions lie before `start`, and the shard of all others."""
+        later = Shard(tuple(Span(max(s.start, start), s.stop) for s in self.spans if s.stop > start))
+        return self.num_tokens - later.num_tokens, later
+
     def overlap(self, other: Shard) -> Iterator[tuple[int, int, int]]:
         """Runs of positions both hold, as (local start here, local start there, length), ascending."""
         for here, a in self.placed():

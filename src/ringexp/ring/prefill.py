@@ -1,9 +1,15 @@
-"""Ring attention over one plan: own queries stay, keys/values of all ranks come by."""
+"""Ring attention over one plan: own queries stay, keys/values of all ranks come by.
+
+Batches of unequal prompts are padded on the left. What a sequence attends to is then a suffix of every shard,
+so its blocks are full or causal rectangles like any others, and no kernel needs a mask.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
@@ -15,7 +21,11 @@ from ringexp.ring.transport import Transport
 
 @dataclass(frozen=True)
 class RingContext:
-    """What one rank needs to take part in the ring."""
+    """What one rank needs to take part in the ring.
+
+    starts: of each sequence the first slot that is no padding; None: there is no padding.
+    capacity: how many slots the cache that a model is asked for is to have; None: as many as are filled.
+    """
 
     plan: Plan
     rank: int
@@ -23,6 +33,8 @@ class RingContext:
     kernel: Kernel
     clock: Clock
     prefetch_hops: int | None = None
+    starts: Sequence[int] | None = None
+    capacity: int | None = None
 
 
 def ring_attention(
@@ -31,28 +43,44 @@ def ring_attention(
     """Exact attention of this rank's queries over the keys/values of all ranks.
 
     q: [B, Lq, H, D], k and v: [B, Lq, Hkv, D] for this rank's positions, heads not expanded. Returns
-    [B, Lq, H, D], contiguous, in q's dtype. `softmax_scale` multiplies the scores; None means 1/sqrt(D).
-    Partial results are merged by online softmax in float32 (Milakov and Gimelshein 2018; Liu et al. 2023).
+    [B, Lq, H, D], contiguous, in q's dtype; 0 for padding. `softmax_scale` multiplies the scores; None means
+    1/sqrt(D). Partial results are merged by online softmax in float32 (Milakov and Gimelshein 2018; Liu et
+    al. 2023).
     """
-    plan, rank = ring.plan, ring.rank
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
-    if not plan.aligned:
+    if not ring.plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
-    num_blocks = sum(len(plan.blocks(rank, source)) for source in plan.members)
-    batch, length, heads, dim = q.shape
-    state = OnlineSoftmax(batch, heads, length, dim, q.device, num_blocks=num_blocks, dtype=q.dtype)
-    for source, arrival in ring.transport.circulate(k, v, plan.kv_tokens, ring.prefetch_hops):
+    groups = runs(ring.starts or [0] * q.shape[0])
+    states = [_new_state(q[sequences], ring, start) for sequences, start in groups]
+    for source, arrival in ring.transport.circulate(k, v, ring.plan.kv_tokens, ring.prefetch_hops):
         with ring.clock.waiting(source):
             keys, values = arrival().transpose(2, 3)  # [B, Hkv, L, D] each
-        for block in plan.blocks(rank, source):
-            rows, columns = slice(block.q_start, block.q_stop), slice(block.kv_start, block.kv_stop)
-            queries = q[:, rows].transpose(1, 2)
-            state.attend(
-                ring.kernel, queries, keys[:, :, columns], values[:, :, columns], block.causal, scale, rows
-            )
-    out = state.output(q.dtype)
+        for (sequences, start), state in zip(groups, states, strict=True):
+            for block in ring.plan.blocks(ring.rank, source, start):
+                rows, columns = slice(block.q_start, block.q_stop), slice(block.kv_start, block.kv_stop)
+                queries = q[sequences, rows].transpose(1, 2)
+                selected = keys[sequences, :, columns], values[sequences, :, columns]
+                state.attend(ring.kernel, queries, *selected, block.causal, scale, rows)
+    outputs = [state.output(q.dtype) for state in states]
     ring.clock.attended()
-    return out
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def runs(starts: Sequence[int]) -> list[tuple[slice, int]]:
+    """Neighbouring sequences of a batch that start at the same slot, and that slot."""
+    found, first = [], 0
+    for start, members in groupby(starts):
+        count = len(list(members))
+        found.append((slice(first, first + count), start))
+        first += count
+    return found
+
+
+def _new_state(q: torch.Tensor, ring: RingContext, start: int) -> OnlineSoftmax:
+    """For sequences that start at one slot; q is theirs alone."""
+    batch, length, heads, dim = q.shape
+    num_blocks = sum(len(ring.plan.blocks(ring.rank, source, start)) for source in ring.plan.members)
+    return OnlineSoftmax(batch, heads, length, dim, q.device, num_blocks=num_blocks, dtype=q.dtype)
 
 
 def reshard(kv: torch.Tensor, ring: RingContext) -> torch.Tensor:

@@ -1,0 +1,151 @@
+"""Greedy generation with a prompt and a cache that are spread over the ranks of a ring.
+
+logits, cache = decoder.prefill(ids_of_this_rank, positions_of_this_rank, new_tokens=32)
+for ...: logits = decoder.step(token, cache)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from ringexp.kernels import Kernel
+from ringexp.models.attention_op import ATTN_NAME
+from ringexp.planning import next_owner, owners
+from ringexp.ring.decode import DecodeContext
+from ringexp.ring.prefill import RingContext
+
+
+class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
+    """A rank's cache as FMS hands it on: keys and values [B, slots, Hkv, D] of every layer.
+
+    held: how many slots each rank has filled. length: slots of the sequence so far. starts: of each sequence
+    the first slot that is no padding.
+    """
+
+    def __init__(self, layers: Any, held: Sequence[int], length: int, starts: Sequence[int]) -> None:
+        super().__init__(layers)
+        self.held, self.length, self.starts = list(held), length, list(starts)
+
+    def rope_positions(self, device: torch.device) -> torch.Tensor:
+        """The next token's position in its own sequence, [B, 1]."""
+        return self.length - torch.tensor(self.starts, device=device).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A whole FMS model on one rank. All members of the ring call `prefill` and `step` alike.
+
+    kernel: for decoding, where every token is a shape of its own. speeds and room decide which rank keeps a
+    token, see `planning.next_owner`; the default speeds are the plan's token counts.
+    """
+
+    model: nn.Module
+    ring: RingContext
+    kernel: Kernel
+    speeds: Sequence[float] = ()
+    room: Sequence[int | None] = field(default=())
+
+    @cached_property
+    def _capacities(self) -> tuple[Sequence[float], Sequence[int | None]]:
+        tokens = self.ring.plan.tokens
+        return self.speeds or tokens, self.room or [None] * len(tokens)
+
+    def prefill(
+        self, ids: torch.Tensor, positions: torch.Tensor, new_tokens: int = 0, last_n_tokens: int = 1
+    ) -> tuple[torch.Tensor, RingCache]:
+        """Logits of this rank's last tokens, or of all with last_n_tokens=0, and the cache of its slots.
+
+        ids and positions: [B, L], this rank's. Memory for its part of `new_tokens` is taken at once. The
+        prompt's next token is what the rank that holds the last position has.
+        """
+        plan, rank = self.ring.plan, self.ring.rank
+        mine = owners(plan.tokens, *self._capacities, new_tokens).count(rank)
+        logits, layers = self.model(
+            ids,
+            position_ids=positions,
+            last_n_tokens=last_n_tokens,
+            use_cache=True,
+            attn_name=ATTN_NAME,
+            ring=replace(self.ring, capacity=plan.tokens[rank] + mine),
+        )
+        starts = self.ring.starts or [0] * ids.shape[0]
+        return logits, RingCache(layers, plan.tokens, plan.seq_len, starts)
+
+    def step(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor:
+        """Logits [B, 1, V] after token [B, 1], the same token on all ranks; the cache grows by it."""
+        context = self.context(cache)
+        logits, layers = self.model(
+            token,
+            position_ids=cache.rope_positions(token.device),
+            past_key_value_states=cache,
+            use_cache=True,
+            attn_name=ATTN_NAME,
+            ring=context,
+        )
+        cache[:] = layers
+        cache.held[context.owner] += 1
+        cache.length += 1
+        return logits
+
+    def context(self, cache: RingCache) -> DecodeContext:
+        """For the token that is next."""
+        ring = self.ring
+        shard = ring.plan.q_shards[ring.rank]
+        return DecodeContext(
+            rank=ring.rank,
+            held=tuple(cache.held),
+            owner=next_owner(cache.held, *self._capacities),
+            transport=ring.transport,
+            kernel=self.kernel,
+            clock=ring.clock,
+            firsts=[shard.since(start)[0] for start in cache.starts],
+        )
+
+
+def rope_positions(slots: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+    """Positions [B, L] within sequences that begin at `starts`, for slots [L]; 0 where there is padding."""
+    return (slots - torch.tensor(starts, device=slots.device).unsqueeze(1)).clamp(min=0)
+
+
+@torch.inference_mode()
+def generate(
+    model: nn.Module,
+    ids: torch.Tensor | Sequence[torch.Tensor],
+    max_new_tokens: int,
+    *,
+    eos_token_id: int | None = None,
+    pad_token_id: int = 0,
+) -> torch.Tensor:
+    """Greedy continuation of a prompt by a model of `get_model(..., distributed_strategy="ring")`.
+
+    ids: [B, S], or a prompt [S] each, of unequal lengths, which are padded on the left with pad_token_id.
+    Every rank passes all of them and gets all of the result, [B, S + new]. Ends early once every sequence
+    has had eos_token_id; without it no host waits for a device.
+    """
+    from fms.utils.generation import pad_input_ids
+
+    positions = None
+    if not isinstance(ids, torch.Tensor):
+        ids, padding = pad_input_ids(list(ids), pad_token_id=pad_token_id)
+        positions = padding["position_ids"]
+    logits, cache = model(
+        ids, position_ids=positions, use_cache=True, last_n_tokens=1, new_tokens=max_new_tokens
+    )
+    tokens = [ids]
+    ended = torch.zeros(ids.shape[0], 1, dtype=torch.bool, device=ids.device)
+    for index in range(max_new_tokens):
+        token = logits[:, -1:].argmax(-1)
+        tokens.append(token)
+        if eos_token_id is not None:
+            ended |= token == eos_token_id
+            if bool(ended.all()):
+                break
+        if index + 1 < max_new_tokens:
+            logits, cache = model(token, past_key_value_states=cache, use_cache=True)
+    return torch.cat(tokens, dim=1)

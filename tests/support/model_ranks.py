@@ -1,0 +1,165 @@
+"""What the ranks of a test pool do with whole models; importable, so that it travels to them by name."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from ringexp.models.strategy import RingModel
+
+VARIANTS = {"llama": "micro", "granite": "8b", "mixtral": "8x7b", "mistral": "7b", "qwen3": "0.6b"}
+LLAMA = {"nlayers": 2, "emb_dim": 64, "nheads": 4, "kvheads": 2, "src_vocab_size": 64}
+TINY = {
+    "llama": LLAMA,
+    "granite": LLAMA | {"head_dim": 16, "attention_multiplier": 0.2, "pad_id": 0},
+    "mistral": LLAMA | {"head_dim": 24},
+    "qwen3": LLAMA | {"head_dim": 24},
+    "mixtral": {
+        "nlayers": 2,
+        "dim": 64,
+        "nheads": 4,
+        "kvheads": 2,
+        "hidden_dim": 96,
+        "num_experts": 4,
+        "src_vocab_size": 64,
+    },
+}
+"""Settings of a tiny model of every family."""
+
+
+def fms_logits(
+    rank: int,
+    architecture: str,
+    overrides: dict,
+    block_lens: list[int],
+    layout: str,
+    last_n_tokens: int,
+    dtype: str = "float32",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of a tiny random FMS model: through the ring, on this process alone, and that in float32."""
+    model = ring_model(rank, architecture, overrides, block_lens, layout, dtype)
+    ids = torch.randint(0, 64, (2, sum(block_lens)), generator=torch.Generator().manual_seed(3))
+    how = {"use_cache": True, "last_n_tokens": last_n_tokens, "attn_name": "sdpa_causal"}
+    with torch.inference_mode():
+        ring = model(ids, last_n_tokens=last_n_tokens)
+        alone = model.model(ids, **how)[0]
+        exact = copy.deepcopy(model.model).float()(ids, **how)[0]
+    return ring, alone, exact
+
+
+def ring_model(
+    rank: int, architecture: str, overrides: dict, block_lens: list[int], layout: str, dtype: str = "float32"
+) -> RingModel:
+    """A tiny random FMS model on the ring."""
+    from ringexp.models.strategy import get_model
+
+    torch.manual_seed(rank)  # unequal on purpose: the ring has to broadcast the weights
+    model = get_model(
+        architecture,
+        VARIANTS[architecture],
+        distributed_strategy="ring",
+        block_lens=block_lens,
+        layout=layout,
+        data_type=getattr(torch, dtype),
+        **overrides,
+    )
+    assert isinstance(model, RingModel)
+    return model
+
+
+def ask_for_model(rank: int, arguments: dict) -> str:
+    """The UserError that our get_model raises for these arguments."""
+    from ringexp.errors import UserError
+    from ringexp.models.strategy import get_model
+
+    try:
+        get_model("llama", "micro", **arguments)
+    except UserError as error:
+        return str(error)
+    return "no error"
+
+
+@torch.inference_mode()
+def generated(
+    rank: int,
+    architecture: str,
+    overrides: dict,
+    block_lens: list[int],
+    layout: str,
+    lengths: list[int],
+    new_tokens: int,
+) -> dict[str, torch.Tensor]:
+    """Greedy tokens and their logits: by our generate, by FMS's over the ring, and by one process."""
+    from fms.utils.generation import generate as fms_generate
+    from fms.utils.generation import pad_input_ids
+
+    from ringexp.models.generation import generate
+
+    model = ring_model(rank, architecture, overrides, block_lens, layout)
+    random = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(1, 64, (length,), generator=random) for length in lengths]
+    ids, padding = pad_input_ids(prompts)
+    unpadded = min(lengths) == max(lengths)
+    how = {"max_new_tokens": new_tokens, "do_sample": False, "use_cache": True}
+    seen: dict[str, list[torch.Tensor]] = {"ring": [], "alone": []}
+
+    def watch(name):
+        def hook(position, logits, token, kwargs):
+            seen[name].append(logits.clone())
+            return token, kwargs
+
+        return {"post_iteration_hook": hook, "extra_kwargs": dict(padding)}
+
+    return {
+        "ours": generate(model, ids if unpadded else prompts, new_tokens),
+        "fms": fms_generate(model, ids, **how, **watch("ring")),
+        "alone": fms_generate(model.model, ids, **how, **watch("alone")),
+        "logits": torch.stack(seen["ring"]),
+        "logits_alone": torch.stack(seen["alone"]),
+    }
+
+
+@torch.inference_mode()
+def caches(rank: int, block_lens: list[int], new_tokens: int, reserved: int) -> tuple[list[int], int, int]:
+    """After decoding: slots that each rank is said to have filled, slots this one has, and its bytes."""
+    model = ring_model(rank, "llama", {"nlayers": 1, "src_vocab_size": 64}, block_lens, "zigzag")
+    ids = torch.randint(1, 64, (1, sum(block_lens)), generator=torch.Generator().manual_seed(3))
+    logits, cache = model(ids, use_cache=True, last_n_tokens=1, new_tokens=reserved)
+    for _ in range(new_tokens):
+        logits, cache = model(logits[:, -1:].argmax(-1), past_key_value_states=cache, use_cache=True)
+    keys, values = cache[0]
+    assert keys.shape == values.shape
+    return cache.held, keys.shape[1], sum(x.untyped_storage().nbytes() for x in (keys, values))
+
+
+@torch.inference_mode()
+def refused(rank: int, case: str) -> str:
+    """The UserError of something that generation cannot do."""
+    from ringexp.errors import UserError
+    from ringexp.models.generation import generate
+
+    model = ring_model(rank, "llama", TINY["llama"] | {"max_expected_seq_len": 64}, [40, 23], "zigzag")
+    ids = torch.ones(1, 63, dtype=torch.long)
+    try:
+        if case == "gaps":
+            model(ids, position_ids=2 * torch.arange(63).unsqueeze(0))
+        elif case == "mask alone":
+            model(ids, mask=torch.zeros(1, 63, 63))
+        else:
+            generate(model, ids, 3)
+    except UserError as error:
+        return str(error)
+    return "no error"
+
+
+def until_eos(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A continuation, and the same with the third new token declared the end."""
+    from ringexp.models.generation import generate
+
+    model = ring_model(rank, "llama", TINY["llama"], [40, 23], "zigzag")
+    ids = torch.randint(1, 64, (1, 63), generator=torch.Generator().manual_seed(3))
+    tokens = generate(model, ids, 8)
+    third = int(tokens[0, 65])
+    assert third not in tokens[0, 63:65].tolist(), "this seed repeats itself"
+    return tokens, generate(model, ids, 8, eos_token_id=third)
