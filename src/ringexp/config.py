@@ -133,6 +133,7 @@ class Config:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     seq_len: int = 4096
     shard: str = "tokens"
+    decode_tokens: int = 0  # whole models: decode so many tokens after prefill, and measure that too
     tile: int | None = None  # tokens are handed out in whole tiles; null: 128 on CUDA, 16 on CPU
     memory_limit_gib: Any = None  # a number, or one a rank; null: what is free on CUDA, no limit on CPU
     device: str = "auto"
@@ -331,6 +332,10 @@ def validate(config: Config) -> None:
     at_least("calibration.max_seconds", config.calibration.max_seconds, config.calibration.min_seconds)
     at_least("calibration.tolerance", config.calibration.tolerance, 0)
     at_least("launch.timeout_s", config.launch.timeout_s, 1)
+    if config.decode_tokens and config.model.kind != "fms":
+        raise UserError(f"decode_tokens is for whole models; model={config.model.name} is one layer")
+    if config.decode_tokens:
+        at_least("decode_tokens", config.decode_tokens, 3)  # one by prefill, one to warm up
     if config.tile is not None:
         at_least("tile", config.tile, 1)
     if config.transport.prefetch_hops is not None:

@@ -327,6 +327,8 @@ def test_a_whole_model_runs(tmp_path):
         "tracker=disabled",
         "references=false",
         "+model.overrides.nlayers=2",
+        "decode_tokens=6",
+        "memory_limit_gib=1",
         *QUICK,
         root=tmp_path,
     )
@@ -335,6 +337,11 @@ def test_a_whole_model_runs(tmp_path):
     results = json.loads((run_dir / "results.json").read_text())
     assert results["exact"] is True
     assert results["capacity_efficiency"] is None
+    decode = results["decode"]
+    assert (decode["tokens"], decode["agreeing"], sum(decode["kept"])) == (6, 6, 5)
+    assert sum(decode["cache_bytes"]) == 305 * 2 * 2 * 192 * 4  # slots, layers, keys and values, elements
+    assert 300 < decode["longest_context_single"] < decode["longest_context"]
+    assert "6 as one process would choose" in done.stdout
     assert results["time_to_first_token_ms"] == results["latency_ms_median"]
     with (run_dir / "layers.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["rank"] == "1"]

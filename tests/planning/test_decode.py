@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
-from ringexp.planning import longest_context, make_plan, next_owner, owners
+from ringexp.planning import MemoryNeed, longest_context, make_plan, next_owner, owners
 
 
 def test_new_tokens_even_out_what_speed_allows():
@@ -40,16 +40,32 @@ def test_the_owner_would_be_done_first(ranks, count):
         held[owner] += 1
 
 
-def test_equal_ranks_hold_their_number_of_times_the_context():
-    one = longest_context([100.0], [1.0], resting_bytes=40.0, token_bytes=0.5)
-    four = longest_context([100.0] * 4, [0.25] * 4, resting_bytes=40.0, token_bytes=0.5)
-    assert (one, four) == (120, 480)
+NEED = MemoryNeed(fixed=40, prompt_token=1, own_token=100, kv_token=4)
 
 
-def test_the_fullest_rank_bounds_the_context():
-    assert longest_context([100.0, 60.0], [0.75, 0.25], resting_bytes=40.0, token_bytes=0.5) == 160
-    assert longest_context([100.0, 30.0], [0.75, 0.25], resting_bytes=40.0, token_bytes=0.5) == 0
-    assert longest_context([100.0, 30.0], [1.0, 0.0], resting_bytes=40.0, token_bytes=0.5) == 120
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.lists(st.integers(0, 10**6), min_size=4, max_size=4),
+)
+def test_the_longest_context_is_the_last_that_fits(parts, memory):
+    limits, shares = memory[: len(parts)], [part / sum(parts) for part in parts]
+
+    def fits(length):
+        return all(
+            NEED.fixed
+            + NEED.prompt_token * length
+            + (NEED.own_token * share + NEED.kv_token * (1 - share)) * length
+            <= limit * (1 + 1e-12)
+            for limit, share in zip(limits, shares, strict=True)
+        )
+
+    longest = longest_context(NEED, limits, shares)
+    assert longest == 0 or fits(longest)
+    assert not fits(longest + 1.001)
+
+
+def test_a_rank_outside_the_ring_does_not_bound_the_context():
+    assert longest_context(NEED, [1141.0, 0.0], [1.0, 0.0]) == longest_context(NEED, [1141.0], [1.0]) == 10
 
 
 @given(

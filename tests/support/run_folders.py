@@ -122,7 +122,7 @@ def write_iterations(folder: Path, iterations: list[list[IterationTiming]]) -> N
                         times.transfer_ms,
                         times.transfer_start_ms,
                     )
-                    per_hop.writerow((index, rank, hop, *row))
+                    per_hop.writerow((index, rank, times.layer, hop, *row))
 
 
 def two_rank_iteration(slow_ms: float) -> list[IterationTiming]:

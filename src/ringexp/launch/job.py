@@ -13,18 +13,19 @@ from ringexp.config import Config
 from ringexp.errors import UserError
 from ringexp.hetero.profiles import label
 from ringexp.kernels import Kernel
+from ringexp.launch.decode import decode, decode_together, decoder_of, decoding_figures, tokens_agreeing
 from ringexp.launch.planning import plan_for
 from ringexp.launch.session import Session
 from ringexp.launch.spec import Job
 from ringexp.models.workload import Workload, local_inputs
-from ringexp.planning import HopCost, Plan, check_memory, make_plan
+from ringexp.planning import HopCost, Plan, check_memory, longest_context, make_plan
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
 from ringexp.tracking import metrics
 from ringexp.tracking.completed import CompletedRuns
 from ringexp.tracking.environment import environment
-from ringexp.tracking.metrics import Accuracy, RunResult
+from ringexp.tracking.metrics import Accuracy, Decoding, RunResult
 from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
 from ringexp.tracking.tracker import Tracker
 
@@ -41,10 +42,11 @@ def run_job(session: Session, job: Job) -> None:
         if job.role == "single":
             _remember_single(setting)
             return
-        measured = _measure(setting, job.role, tracker)
+        with session.limited_memory(job.config):
+            measured = _measure(setting, job.role, tracker)
         _remember(setting, job.role, measured.latency_ms)
         if job.run_dir:
-            result = _result(setting, measured, _check(setting, measured.output))
+            result = _result(setting, measured, _check(setting, measured.output), _decoding(setting))
             if tracker:
                 tracker.finish(result)
                 if result.exact is not False:
@@ -69,6 +71,18 @@ class _Setting:
     plan: Plan
     hop: HopCost | None
     x: torch.Tensor
+
+    def ring(self) -> RingContext:
+        session, prefetch_hops = self.session, self.config.transport.prefetch_hops
+        return RingContext(
+            self.plan, session.rank, session.transport, self.kernel, session.clock(), prefetch_hops
+        )
+
+    @property
+    def checker(self) -> int:
+        """The rank that checks results alone: the one with the largest percentage."""
+        percentages = self.config.hetero.percentages
+        return max(self.plan.members, key=lambda rank: (percentages[rank], -rank))
 
 
 def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
@@ -108,15 +122,7 @@ class _Measured:
 def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured:
     """Warm-up, then timed iterations, each from a common start and logged as it ends; then all in a row."""
     session, config = setting.session, setting.config
-    ring = RingContext(
-        setting.plan,
-        session.rank,
-        session.transport,
-        setting.kernel,
-        session.clock(),
-        config.transport.prefetch_hops,
-    )
-    local = local_inputs(setting.x, setting.plan, session.rank)
+    ring, local = setting.ring(), local_inputs(setting.x, setting.plan, session.rank)
     what = config.partitioner.name if role == "run" else f"reference ({role})"
     what = f"{what}, {config.layout.name}, {label(config.hetero.percentages)}"
     session.progress.stage(f"{what}: {config.seq_len} tokens", config.warmup + config.repeats)
@@ -161,16 +167,20 @@ def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
 def _remember_single(setting: _Setting) -> None:
     """Keep the latency of the whole workload on one full-speed device, and the speed of that device."""
     session, config = setting.session, setting.config
-    latency_ms = _measure_single(setting)
+    latency_ms, decode_ms = _measure_single(setting)
     if session.rank == 0:
         figures = {"latency_ms_median": latency_ms, "speed_tflops": setting.speeds[0]}
+        if config.decode_tokens:
+            figures["decode_ms_per_token"] = decode_ms
         facts = single_facts(config, session.ranks.machine)
         ReferenceStore(config.references_dir).put("single", facts, figures)
     session.barrier()
 
 
-def _measure_single(setting: _Setting) -> float | None:
+def _measure_single(setting: _Setting) -> tuple[float | None, float | None]:
     """Median latency, ms, of the whole workload on one full-speed device; None if it does not fit there.
+
+    With it the time of a decoded token, None if none are to be decoded.
 
     On a GPU that is a set of one rank. CPU ranks are parts of one device and their speeds are measured while
     all run, so all run the whole workload, each for itself, and rank 0's time counts.
@@ -180,16 +190,38 @@ def _measure_single(setting: _Setting) -> float | None:
     plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal)
     ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock())
     local = local_inputs(setting.x, plan, 0)
-    times = []
+    times, decode_ms = [], None
     try:
         iteration = session.iteration(config, lambda: workload.forward(local, ring), ring)
         for _ in range(config.warmup + config.repeats):
             times.append(iteration.run()[1].latency_ms)
             session.progress.advance()
+        if config.decode_tokens:
+            decoder = decoder_of(workload, ring)
+            decode_ms = decode(session, decoder, local, config.decode_tokens).ms_per_token
     except torch.OutOfMemoryError:
         session.progress.warn(f"{config.seq_len} tokens do not fit one device: no capacity efficiency")
+        return None, None
+    return median(times[config.warmup :]), decode_ms
+
+
+def _decoding(setting: _Setting) -> Decoding | None:
+    """Decode after prefill, if the run is to."""
+    session, config = setting.session, setting.config
+    if not config.decode_tokens:
         return None
-    return median(times[config.warmup :])
+    references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
+    with session.limited_memory(config):
+        ranks = decode_together(session, config, setting.workload, setting.ring(), setting.x, setting.speeds)
+    agreeing = None
+    if config.check:
+        agreeing = tokens_agreeing(session, setting.workload, setting.x, ranks, setting.checker)
+    need, limits = session.memory_need(config, setting.workload), session.memory_limits(config)
+    contexts = None
+    if limits:
+        alone = longest_context(need, [max(limits)], [1.0])
+        contexts = longest_context(need, limits, setting.plan.shares), alone
+    return decoding_figures(ranks, agreeing, references.single_decode_ms, contexts)
 
 
 def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:
@@ -198,8 +230,7 @@ def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:
     if not config.check:
         return None
     session.progress.stage(f"checking against one process: {config.seq_len} tokens")
-    percentages = config.hetero.percentages
-    checker = max(plan.members, key=lambda rank: (percentages[rank], -rank))
+    checker = setting.checker
     shapes = session.gather(tuple(output.shape))
     sizes = [
         [prod(shape) * output.itemsize if rank != checker == peer else 0 for peer in range(plan.world_size)]
@@ -235,7 +266,9 @@ def _predicted_ms(setting: _Setting) -> float | None:
     return setting.workload.num_units * setting.plan.predicted_ms(costs, setting.hop)
 
 
-def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -> RunResult:
+def _result(
+    setting: _Setting, measured: _Measured, accuracy: Accuracy | None, decoding: Decoding | None
+) -> RunResult:
     session, config, plan = setting.session, setting.config, setting.plan
     references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
     latency = measured.latency_ms
@@ -275,6 +308,7 @@ def _result(setting: _Setting, measured: _Measured, accuracy: Accuracy | None) -
         kernel=setting.kernel.name,
         transport=session.transport.name,
         plan=[str(shard) for shard in plan.q_shards],
+        decode=decoding,
         references=asdict(references),
         speed_model=setting.source.describe_formula() if config.partitioner.name == "formula" else {},
         environment=environment(session.device.type, session.ranks.command),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from ringexp.launch.progress import ProgressWriter
 from ringexp.launch.spec import RankSet
 from ringexp.machine import cpu_name
 from ringexp.models.workload import Workload, make_workload
+from ringexp.planning import MemoryNeed
 from ringexp.planning.memory import GIB
 from ringexp.ring.clock import Clock, make_clock
 from ringexp.ring.iteration import Iteration
@@ -94,7 +95,7 @@ class Session:
 
     def workload(self, config: Config) -> Workload:
         """The workload of a config; kept, since making it anew costs seconds for a large model."""
-        longest = max(config.seq_len, *lengths_of(config))
+        longest = max(config.seq_len + config.decode_tokens, *lengths_of(config))
         key = (config.model, config.seed)
         if self._workload is None or self._workload[0][:2] != key or self._workload[0][2] < longest:
             self._workload = None  # free the old one first
@@ -169,12 +170,44 @@ class Session:
 
     def room(self, config: Config, workload: Workload, seq_len: int) -> list[int | None]:
         """The most tokens of a prompt that each rank's memory holds; None: any number."""
-        limit, need = self._memory_limit_bytes(config), workload.memory
-        if self.transport.name == "ipc":  # every rank's outbox is of the longest shard, which others may have
-            need = replace(need, kv_token=2 * need.kv_token)
+        limit, need = self.memory_limit_bytes(config), self.memory_need(config, workload)
         return self.gather(None if limit is None else need.max_tokens(limit, seq_len))
 
-    def _memory_limit_bytes(self, config: Config) -> float | None:
+    def memory_need(self, config: Config, workload: Workload) -> MemoryNeed:
+        """What the run needs of a rank's memory, with its transport and, for decoding, the cache."""
+        need = workload.memory
+        if config.decode_tokens:
+            cache = workload.num_units * need.kv_token
+            need = replace(need, own_token=need.own_token + cache)
+        if self.transport.name == "ipc":  # every rank's outbox is of the longest shard, which others may have
+            need = replace(need, kv_token=2 * need.kv_token)
+        return need
+
+    @contextmanager
+    def limited_memory(self, config: Config) -> Iterator[None]:
+        """CUDA gives this rank no more than `memory_limit_gib`, if that is set."""
+        limit = self.memory_limit_bytes(config)
+        if self.device.type == "cpu" or config.memory_limit_gib is None or limit is None:
+            yield
+            return
+        whole = torch.cuda.get_device_properties(self.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), self.device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+
+    def memory_limits(self, config: Config) -> list[float]:
+        """Bytes of each rank; none where there is no limit."""
+        limits = self.gather(self.memory_limit_bytes(config))
+        return [limit for limit in limits if limit is not None]
+
+    def synchronize(self) -> None:
+        """Wait until this rank's device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def memory_limit_bytes(self, config: Config) -> float | None:
         """`memory_limit_gib` of this rank; without one its part of what CUDA has free or holds for it."""
         limit = config.memory_limit_gib
         if limit is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -12,8 +12,10 @@ from torch import nn
 
 from ringexp.config import FmsModelConfig
 from ringexp.errors import UserError
+from ringexp.kernels import get_kernel
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.generation import Decoder
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.strategy import broadcast_weights
@@ -97,6 +99,27 @@ class FmsWorkload:
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         logits, _ = model(x, position_ids=positions, last_n_tokens=1, use_cache=True, attn_name="sdpa_causal")
         return logits
+
+    def decoder(self, ring: RingContext, speeds: Sequence[float]) -> Decoder:
+        """This rank's part in generating text; every token is a shape of its own, so decoding uses sdpa."""
+        kernel = get_kernel("sdpa", self._device, self.dtype, self.head_dim)
+        return Decoder(self._model, ring, kernel, speeds)
+
+    def agreeing(self, x: torch.Tensor, tokens: torch.Tensor) -> int:
+        """How many of the tokens [B, N] are what this process alone would choose after x and those before.
+
+        Computed with FMS's own attention, all at once; if all agree, greedy decoding gives these tokens.
+        """
+        ids = torch.cat((x, tokens[:, :-1]), dim=1)
+        positions = torch.arange(ids.shape[1], device=x.device).expand(x.shape[0], -1)
+        logits, _ = self._model(
+            ids,
+            position_ids=positions,
+            last_n_tokens=tokens.shape[1],
+            use_cache=True,
+            attn_name="sdpa_causal",
+        )
+        return int((logits.argmax(-1) == tokens).sum())
 
     def part_of(self, reference: torch.Tensor, plan: Plan, rank: int) -> torch.Tensor | None:
         return reference if rank == plan.owner_of_last else None

@@ -17,7 +17,7 @@ from torch import nn
 from ringexp.kernels import Kernel
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.planning import next_owner, owners
-from ringexp.ring.decode import DecodeContext
+from ringexp.ring.decode import DecodeContext, gather
 from ringexp.ring.prefill import RingContext
 
 
@@ -92,6 +92,16 @@ class Decoder:
         cache.held[context.owner] += 1
         cache.length += 1
         return logits
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """The most likely next token [B, 1], on all members as the rank with the last position sees it.
+
+        Linear layers may round differently on different hardware, so ranks do not choose each for itself.
+        """
+        ring = self.ring
+        token = logits[:, -1:].argmax(-1)
+        tokens = gather(token, ring.plan.tokens, ring.transport, ring.clock)
+        return tokens[ring.plan.members.index(ring.plan.owner_of_last)]
 
     def context(self, cache: RingCache) -> DecodeContext:
         """For the token that is next."""

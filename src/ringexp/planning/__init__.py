@@ -10,12 +10,13 @@ testable in milliseconds.
 
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.cost import HopCost, RankCost, balance
-from ringexp.planning.decode import longest_context, next_owner, owners
+from ringexp.planning.decode import next_owner, owners
 from ringexp.planning.layouts import LAYOUTS, shards_for
 from ringexp.planning.memory import (
     MemoryNeed,
     attention_token_bytes,
     check_memory,
+    longest_context,
     ring_token_bytes,
     rotation_bytes,
     validate_memory_limit,

@@ -1,4 +1,4 @@
-"""Decoding with a cache spread over the ranks: who keeps the next token, and how long a context can be."""
+"""Decoding with a cache spread over the ranks: who keeps the next token."""
 
 from __future__ import annotations
 
@@ -33,20 +33,3 @@ def owners(held: Sequence[int], speeds: Sequence[float], room: Sequence[int | No
         ranks.append(next_owner(taken, speeds, room))
         taken[ranks[-1]] += 1
     return ranks
-
-
-def longest_context(
-    memory_bytes: Sequence[float], shares: Sequence[float], resting_bytes: float, token_bytes: float
-) -> int:
-    """How many tokens fit: the most S with resting_bytes + share * S * token_bytes <= memory on every rank.
-
-    memory_bytes: of each rank. shares: the part of the tokens each holds, (1.0,) for one device alone.
-    resting_bytes: what a rank needs however short the prompt is, above all its weights. token_bytes: what
-    each token it holds adds, its keys/values in all layers and its activations.
-    """
-    fits = [
-        (memory - resting_bytes) / (share * token_bytes)
-        for memory, share in zip(memory_bytes, shares, strict=True)
-        if share
-    ]
-    return max(0, int(min(fits)))

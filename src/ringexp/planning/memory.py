@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ringexp.errors import UserError
@@ -30,6 +31,19 @@ class MemoryNeed:
         left = limit_bytes - self.fixed - (self.prompt_token + self.kv_token) * seq_len
         a_token = self.own_token - self.kv_token
         return int(min(max(left // a_token, 0), seq_len))
+
+
+def longest_context(need: MemoryNeed, limits: Sequence[float], shares: Sequence[float]) -> int:
+    """The most tokens that fit, where rank i holds the part shares[i] of them and has limits[i] bytes.
+
+    One device alone is ([limit], [1.0]).
+    """
+    fits = []
+    for limit, share in zip(limits, shares, strict=True):
+        a_token = need.prompt_token + share * need.own_token + (1 - share) * need.kv_token
+        if share:
+            fits.append((limit - need.fixed) / a_token)
+    return max(0, int(min(fits)))
 
 
 def attention_token_bytes(num_heads: int, num_kv_heads: int, head_dim: int, itemsize: int) -> int:

@@ -164,7 +164,23 @@ def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
     if r["exact"] is not None:
         verdict = "exact" if r["exact"] else "WRONG"
         rows.append(("max error", f"{r['error_max_abs']:.2g}", f"against one process in float32: {verdict}"))
+    if r.get("decode"):
+        rows += _decode_rows(r["decode"])
     if r.get("speed_model"):
         model = r["speed_model"]
         rows.append(("formula R^2", f"{model['r_squared']:.4f}", f"fitted to {model['num_rows']} rows"))
+    return rows
+
+
+def _decode_rows(d: dict[str, Any]) -> list[tuple[str, str, str]]:
+    kept = "/".join(map(str, d["kept"]))
+    checked = "not checked" if d["agreeing"] is None else f"{d['agreeing']} as one process would choose"
+    rows = [
+        ("decode", f"{d['tokens_per_s']:.1f} tokens/s", f"{d['ms_per_token']:.2f} ms a token"),
+        ("decode against one", number(d["speedup"], "{:.2f}x"), "one full-speed device alone"),
+        ("new tokens", str(d["tokens"]), f"{checked}; kept by rank: {kept}"),
+    ]
+    if d["longest_context"] is not None:
+        alone = f"tokens fit in memory; {d['longest_context_single']} on one of the ranks"
+        rows.append(("longest context", str(d["longest_context"]), alone))
     return rows

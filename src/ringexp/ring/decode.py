@@ -40,10 +40,6 @@ class DecodeContext:
     clock: Clock
     firsts: Sequence[int]
 
-    @property
-    def members(self) -> list[int]:
-        return ring_members(self.held)
-
 
 def decode_attention(
     q: torch.Tensor,
@@ -70,23 +66,24 @@ def decode_attention(
             out, lse = decode.kernel.block(queries[sequence], keys, values, False, scale)
             partial[sequence, ..., :-1] = out
             partial[sequence, ..., -1] = lse
-    partials = gather(partial, decode)
+    partials = gather(partial, decode.held, decode.transport, decode.clock)
     weights = partials[..., -1:].softmax(0)
     merged = (weights * partials[..., :-1]).sum(0)
-    decode.clock.attended()
     return merged.to(q.dtype).view(batch, 1, heads, dim)
 
 
-def gather(x: torch.Tensor, decode: DecodeContext) -> torch.Tensor:
+def gather(x: torch.Tensor, held: Sequence[int], transport: Transport, clock: Clock) -> torch.Tensor:
     """The x of every member of the ring, stacked in rank order, on each of them: [members, *x.shape]."""
     flat = x.reshape(-1)
     halves = pad(flat, (0, flat.numel() % 2)).view(2, 1, 1, 1, -1)  # they travel as keys and values would
-    lengths = [1 if count else 0 for count in decode.held]
+    members = ring_members(held)
+    lengths = [1 if rank in members else 0 for rank in range(len(held))]
     found = {}
-    for source, arrival in decode.transport.circulate(halves[0], halves[1], lengths, None):
-        with decode.clock.waiting(source):
+    for source, arrival in transport.circulate(halves[0], halves[1], lengths, None):
+        with clock.waiting(source):
             found[source] = arrival().reshape(-1)[: flat.numel()].view(x.shape)
-    return torch.stack([found[member] for member in decode.members])
+    clock.attended()
+    return torch.stack([found[member] for member in members])
 
 
 def stored(cache: torch.Tensor | None, new: torch.Tensor, held: int, capacity: int) -> torch.Tensor:

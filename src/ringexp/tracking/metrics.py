@@ -111,6 +111,29 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """Greedy decoding after prefill, with the cache where prefill left it.
+
+    tokens_per_s: of all sequences together. speedup: one full-speed device's ms_per_token over this one.
+    kept: how many of the new tokens but the last each rank keeps. cache_bytes: keys and values of prompt
+    and new tokens, a rank.
+    agreeing: tokens that one process would have chosen too, of `tokens` x sequences; None if not checked.
+    longest_context: tokens that would fit these ranks, split as they are, with their caches, by
+    `planning.memory`; longest_context_single: the rank with the most memory alone. None without a limit.
+    """
+
+    tokens: int
+    ms_per_token: float
+    tokens_per_s: float
+    speedup: float | None
+    kept: list[int]
+    cache_bytes: list[int]
+    agreeing: int | None
+    longest_context: int | None
+    longest_context_single: int | None
+
+
+@dataclass(frozen=True)
 class References:
     """What slowdown, speedup and capacity efficiency are measured against; None where not measured."""
 
@@ -118,6 +141,7 @@ class References:
     even_ms: float | None = None
     single_ms: float | None = None
     single_speed_tflops: float | None = None
+    single_decode_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +183,7 @@ class RunResult:
     kernel: str
     transport: str
     plan: list[str]
+    decode: Decoding | None = None
     references: dict[str, float | None] = field(default_factory=dict)
     speed_model: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)

@@ -51,6 +51,7 @@ class ReferenceStore:
             even_ms=even.get("latency_ms_median"),
             single_ms=single.get("latency_ms_median"),
             single_speed_tflops=single.get("speed_tflops"),
+            single_decode_ms=single.get("decode_ms_per_token"),
         )
 
 
@@ -59,7 +60,8 @@ def single_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
 
     Where devices of one name may differ, it is rank 0's device.
     """
-    return {
+    decoding = {"decode_tokens": config.decode_tokens} if config.decode_tokens else {}
+    return decoding | {
         "machine": machine,
         "model": asdict(config.model),
         "seq_len": config.seq_len,

@@ -1,0 +1,115 @@
+"""Decoding as part of a job: its speed, what it takes, and whether its tokens are right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ringexp.config import Config
+from ringexp.launch.session import Session
+from ringexp.models.fms_workload import FmsWorkload
+from ringexp.models.generation import Decoder
+from ringexp.models.workload import LocalInputs, Workload, local_inputs
+from ringexp.ring.prefill import RingContext
+from ringexp.tracking.metrics import Decoding
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one rank has seen of decoding."""
+
+    tokens: list[list[int]]  # new ones, a list a sequence
+    ms_per_token: float
+    kept: int
+    cache_bytes: int
+
+
+def decode(session: Session, decoder: Decoder, local: LocalInputs, count: int) -> Decoded:
+    """Prefill once more, now with a cache, and decode `count` tokens; all members of the ring call it.
+
+    The first token is prefill's, the second warms up, the others are timed.
+    """
+    ring = decoder.ring
+    ring.clock.start()
+    logits, cache = decoder.prefill(local.x, local.positions, count)
+    tokens = [decoder.choose(logits)]
+    ring.clock.stop()
+    began = 0.0
+    for index in range(1, count):
+        ring.clock.start()
+        tokens.append(decoder.choose(decoder.step(tokens[-1], cache)))
+        ring.clock.stop()
+        if index == 1:
+            session.synchronize()
+            began = time.perf_counter()
+    session.synchronize()
+    elapsed_ms = (time.perf_counter() - began) * 1e3
+    ring.transport.take_transfers()
+    filled = cache.held[ring.rank]
+    return Decoded(
+        tokens=torch.cat(tokens, dim=1).tolist(),
+        ms_per_token=elapsed_ms / (count - 2),
+        kept=filled - ring.plan.tokens[ring.rank],
+        cache_bytes=sum(x[:, :filled].nbytes for layer in cache for x in layer),
+    )
+
+
+def decoder_of(workload: Workload, ring: RingContext, speeds: Sequence[float] = ()) -> Decoder:
+    assert isinstance(workload, FmsWorkload), "a single layer generates nothing"
+    return workload.decoder(ring, speeds)
+
+
+def decode_together(
+    session: Session,
+    config: Config,
+    workload: Workload,
+    ring: RingContext,
+    x: torch.Tensor,
+    speeds: Sequence[float],
+) -> list[Decoded | None]:
+    """What every rank has seen, None for one that is not in the ring; x is the whole prompt."""
+    session.progress.stage(f"decoding {config.decode_tokens} tokens")
+    session.barrier()
+    mine = None
+    if ring.plan.tokens[session.rank]:
+        local = local_inputs(x, ring.plan, session.rank)
+        mine = decode(session, decoder_of(workload, ring, speeds), local, config.decode_tokens)
+    return session.gather(mine)
+
+
+def tokens_agreeing(
+    session: Session, workload: Workload, x: torch.Tensor, ranks: Sequence[Decoded | None], checker: int
+) -> int:
+    """How many of the tokens the rank `checker` alone would have chosen too."""
+    mine, agreeing = ranks[session.rank], 0
+    if session.rank == checker:
+        assert isinstance(workload, FmsWorkload)
+        assert mine is not None
+        agreeing = workload.agreeing(x, torch.tensor(mine.tokens, device=session.device))
+    return session.gather(agreeing)[checker]
+
+
+def decoding_figures(
+    ranks: Sequence[Decoded | None],
+    agreeing: int | None,
+    single_ms: float | None,
+    contexts: tuple[int, int] | None,
+) -> Decoding:
+    """The figures of all ranks; contexts: the longest that fit all of them, and one of them."""
+    members = [decoded for decoded in ranks if decoded]
+    ms_per_token = max(member.ms_per_token for member in members)
+    together, alone = contexts or (None, None)
+    return Decoding(
+        tokens=len(members[0].tokens[0]),
+        ms_per_token=ms_per_token,
+        tokens_per_s=len(members[0].tokens) * 1e3 / ms_per_token,
+        speedup=None if single_ms is None else single_ms / ms_per_token,
+        kept=[decoded.kept if decoded else 0 for decoded in ranks],
+        cache_bytes=[decoded.cache_bytes if decoded else 0 for decoded in ranks],
+        agreeing=agreeing,
+        longest_context=together,
+        longest_context_single=alone,
+    )
