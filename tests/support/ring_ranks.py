@@ -133,3 +133,48 @@ def link_over_stand_ins(rank: int, name: str) -> tuple[LinkCost, LinkCost]:
         transport.close()
     dist.barrier()
     return links
+
+
+@torch.inference_mode()
+def gather_over_stand_ins(rank: int, name: str, held: list[int], dtype: str) -> list[torch.Tensor]:
+    """What two gathers of odd size give over a transport, CUDA's with stand-ins; [] where nothing is held."""
+    from ringexp.ring.decode import gather
+    from ringexp.ring.transport import make_transport
+
+    def mine(turn: int) -> torch.Tensor:
+        return torch.arange(15).view(3, 5).to(getattr(torch, dtype)) + 100 * rank + 1000 * turn
+
+    gathered = []
+    with stand_ins.cuda():
+        transport = make_transport(name, torch.device("cpu"))
+        transport.reserve(1024)
+        if held[rank]:
+            clock = CpuClock(NoPacer())
+            clock.start()
+            gathered = [gather(mine(turn), held, transport, clock) for turn in (0, 1)]
+        transport.barrier()
+        transport.close()
+    dist.barrier()
+    return gathered
+
+
+@torch.inference_mode()
+def decode_one(rank: int, held: list[int], firsts: list[list[int]], kv_heads: int) -> torch.Tensor:
+    """Attention [3, 1, 4, 16] of one token over caches that begin with firsts[rank][sequence] of padding."""
+    from ringexp.ring.decode import DecodeContext, decode_attention
+
+    q, k, v = decode_inputs(sum(held), kv_heads)
+    before = sum(held[:rank])
+    mine = slice(before, before + held[rank])
+    clock = CpuClock(NoPacer())
+    clock.start()
+    kernel = get_kernel("sdpa", "cpu", torch.float32, 16)
+    context = DecodeContext(rank, held, 0, transport(), kernel, clock, firsts[rank])
+    return decode_attention(q, k[:, mine], v[:, mine], context)
+
+
+def decode_inputs(slots: int, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    shapes = (3, 1, 4, 16), (3, slots, kv_heads, 16), (3, slots, kv_heads, 16)
+    q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
+    return q, k, v
