@@ -48,12 +48,13 @@ class AttentionModelConfig(ModelConfig):
 
 @dataclass
 class FmsModelConfig(ModelConfig):
-    """A whole FMS model with random weights."""
+    """A whole FMS model, with random weights or those of a Hugging Face folder."""
 
     kind: str = "fms"
     architecture: str = "llama"
     variant: str = "micro"
     overrides: dict[str, Any] = field(default_factory=dict)  # fields of the FMS model config, e.g. nlayers: 2
+    checkpoint: str | None = None  # a Hugging Face folder, which then says architecture and shape
 
 
 @dataclass
@@ -133,6 +134,8 @@ class Config:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     seq_len: int = 4096
     shard: str = "tokens"
+    prompt_file: str | None = None  # text to run, with model=checkpoint; seq_len is then its length
+    prompt_text: str | None = None
     decode_tokens: int = 0  # whole models: decode so many tokens after prefill, and measure that too
     tile: int | None = None  # tokens are handed out in whole tiles; null: 128 on CUDA, 16 on CPU
     memory_limit_gib: Any = None  # a number, or one a rank; null: what is free on CUDA, no limit on CPU
@@ -227,11 +230,13 @@ def from_hydra(cfg: Any) -> Config:
     """
     from omegaconf import OmegaConf
 
+    from ringexp.models.prompt import with_prompt
+
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     _reject_unknown_keys(OmegaConf.to_container(cfg, resolve=True), config, prefix="")
     validate(config)
-    return config
+    return with_prompt(config)
 
 
 def grouped(config: Config, group: str) -> Config:
@@ -352,7 +357,9 @@ def validate(config: Config) -> None:
             )
         if model.head_dim % 2:
             raise UserError(f"model.head_dim={model.head_dim} must be even for RoPE")
-    elif config.shard == "kv":
+    if isinstance(model, FmsModelConfig) and model.checkpoint and model.overrides:
+        raise UserError("model.overrides goes with random weights, not with model.checkpoint")
+    if isinstance(model, FmsModelConfig) and config.shard == "kv":
         raise UserError(
             "shard=kv splits keys/values apart from queries and is for attention workloads only; "
             f"model={model.name} needs shard=tokens"

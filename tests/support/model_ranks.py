@@ -163,3 +163,22 @@ def until_eos(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     third = int(tokens[0, 65])
     assert third not in tokens[0, 63:65].tolist(), "this seed repeats itself"
     return tokens, generate(model, ids, 8, eos_token_id=third)
+
+
+@torch.inference_mode()
+def run_checkpoint(
+    rank: int, folder: str, block_lens: list[int], ids: torch.Tensor, new_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All logits of ids [B, S] through the ring, and their greedy continuation [B, S + new]."""
+    from ringexp.models.generation import generate
+    from ringexp.models.strategy import get_model
+
+    model = get_model(
+        "hf_pretrained",
+        model_path=folder,
+        max_expected_seq_len=ids.shape[1] + new_tokens,
+        distributed_strategy="ring",
+        block_lens=block_lens,
+        layout="zigzag",
+    )
+    return model(ids), generate(model, ids, new_tokens)

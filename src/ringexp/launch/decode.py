@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ringexp.config import Config
+from ringexp.config import Config, FmsModelConfig
 from ringexp.launch.session import Session
+from ringexp.models.checkpoint_folder import load_tokenizer
 from ringexp.models.fms_workload import FmsWorkload
 from ringexp.models.generation import Decoder
 from ringexp.models.workload import LocalInputs, Workload, local_inputs
@@ -97,6 +98,7 @@ def decoding_figures(
     agreeing: int | None,
     single_ms: float | None,
     contexts: tuple[int, int] | None,
+    text: str | None,
 ) -> Decoding:
     """The figures of all ranks; contexts: the longest that fit all of them, and one of them."""
     members = [decoded for decoded in ranks if decoded]
@@ -112,4 +114,16 @@ def decoding_figures(
         agreeing=agreeing,
         longest_context=together,
         longest_context_single=alone,
+        text=text,
     )
+
+
+def continuation(config: Config, ranks: Sequence[Decoded | None]) -> str:
+    """What was generated, up to the end of the text."""
+    assert isinstance(config.model, FmsModelConfig)
+    assert config.model.checkpoint is not None
+    tokenizer = load_tokenizer(config.model.checkpoint)
+    tokens = next(decoded for decoded in ranks if decoded).tokens[0]
+    if tokenizer.eos_token_id in tokens:
+        tokens = tokens[: tokens.index(tokenizer.eos_token_id)]
+    return tokenizer.decode(tokens)

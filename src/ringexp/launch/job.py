@@ -13,10 +13,18 @@ from ringexp.config import Config
 from ringexp.errors import UserError
 from ringexp.hetero.profiles import label
 from ringexp.kernels import Kernel
-from ringexp.launch.decode import decode, decode_together, decoder_of, decoding_figures, tokens_agreeing
+from ringexp.launch.decode import (
+    continuation,
+    decode,
+    decode_together,
+    decoder_of,
+    decoding_figures,
+    tokens_agreeing,
+)
 from ringexp.launch.planning import plan_for
 from ringexp.launch.session import Session
 from ringexp.launch.spec import Job
+from ringexp.models.prompt import has_prompt, prompt_ids
 from ringexp.models.workload import Workload, local_inputs
 from ringexp.planning import HopCost, Plan, check_memory, longest_context, make_plan
 from ringexp.ring.prefill import RingContext
@@ -97,7 +105,10 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
         if config.memory_limit_gib is not None:
             raise UserError(wrong)
         session.progress.warn(wrong)
-    x = workload.inputs(config.seq_len, config.seed)
+    if has_prompt(config):
+        x = torch.tensor([prompt_ids(config)], device=session.device)
+    else:
+        x = workload.inputs(config.seq_len, config.seed)
     return _Setting(session, config, workload, kernel, source, source.lut(), plan, hop, x)
 
 
@@ -221,7 +232,8 @@ def _decoding(setting: _Setting) -> Decoding | None:
     if limits:
         alone = longest_context(need, [max(limits)], [1.0])
         contexts = longest_context(need, limits, setting.plan.shares), alone
-    return decoding_figures(ranks, agreeing, references.single_decode_ms, contexts)
+    text = continuation(config, ranks) if has_prompt(config) else None
+    return decoding_figures(ranks, agreeing, references.single_decode_ms, contexts, text)
 
 
 def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:

@@ -160,7 +160,7 @@ class Session:
         self, config: Config, workload: Workload, x: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The output of one process in float32, and in the workload's own dtype; kept for the next job."""
-        key = (config.model, config.seq_len, config.seed)
+        key = (config.model, config.seq_len, config.seed, config.prompt_file, config.prompt_text)
         if self._expected is None or self._expected[0] != key:
             self._expected = None  # free the old ones first
             exact = workload.reference(x, torch.float32)

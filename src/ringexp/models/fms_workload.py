@@ -15,6 +15,7 @@ from ringexp.errors import UserError
 from ringexp.kernels import get_kernel
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.checkpoint import load_checkpoint
 from ringexp.models.generation import Decoder
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
@@ -25,7 +26,7 @@ from ringexp.ring.prefill import RingContext
 
 
 class FmsWorkload:
-    """A whole FMS language model with random weights; the output is the logits of the last position."""
+    """A whole FMS language model; the output is the logits of the last position."""
 
     causal = True
 
@@ -33,28 +34,10 @@ class FmsWorkload:
         self._config = config
         self.dtype = getattr(torch, config.dtype)
         self._device = device
-        torch.manual_seed(seed)
-        overrides = {"max_expected_seq_len": seq_len, **config.overrides}
-        try:
-            model = fms_get_model(
-                config.architecture,
-                config.variant,
-                device_type=device.type,
-                data_type=self.dtype,
-                distributed_strategy="none",
-                **overrides,
-            )
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"model.architecture={config.architecture} model.variant={config.variant} "
-                f"model.overrides={config.overrides}: FMS says {error}"
-            ) from error
-        known = sorted(vars(model.config))
-        unknown = [name for name in config.overrides if name not in known]
-        if unknown:  # FMS itself ignores them
-            raise UserError(
-                f"model.overrides.{unknown[0]} is no setting of FMS's model; it has {', '.join(known)}"
-            )
+        if config.checkpoint:
+            model = load_checkpoint(config.checkpoint, device, self.dtype, seq_len)
+        else:
+            model = _random_model(config, seq_len, device, seed)
         self._model = model.eval()
         facts.check_supported(self._model, seq_len)
         fuse_rotary(self._model)
@@ -147,3 +130,30 @@ class FmsWorkload:
             own_token=batch * (2 * ids + residuals + layer),
             kv_token=2 * batch * self.num_kv_heads * self.head_dim * itemsize,
         )
+
+
+def _random_model(config: FmsModelConfig, seq_len: int, device: torch.device, seed: int) -> nn.Module:
+    """Raises UserError for what FMS does not have, and for overrides that it would ignore."""
+    torch.manual_seed(seed)
+    overrides = {"max_expected_seq_len": seq_len, **config.overrides}
+    try:
+        model = fms_get_model(
+            config.architecture,
+            config.variant,
+            device_type=device.type,
+            data_type=getattr(torch, config.dtype),
+            distributed_strategy="none",
+            **overrides,
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"model.architecture={config.architecture} model.variant={config.variant} "
+            f"model.overrides={config.overrides}: FMS says {error}"
+        ) from error
+    known = sorted(vars(model.config))
+    unknown = [name for name in config.overrides if name not in known]
+    if unknown:  # FMS itself ignores them
+        raise UserError(
+            f"model.overrides.{unknown[0]} is no setting of FMS's model; it has {', '.join(known)}"
+        )
+    return model

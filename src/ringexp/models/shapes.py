@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
+from ringexp.models.checkpoint_folder import read_config
 
 
 def shape_of(model: ModelConfig) -> str:
@@ -15,5 +19,9 @@ def shape_of(model: ModelConfig) -> str:
             f"-d{model.head_dim}-{causal}-{model.dtype}"
         )
     assert isinstance(model, FmsModelConfig)
+    if model.checkpoint:
+        facts = json.dumps(read_config(model.checkpoint), sort_keys=True)
+        digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
+        return f"checkpoint-{digest}-b{model.batch_size}-layer-{model.dtype}"
     extra = "".join(f"-{key}{value}" for key, value in sorted(model.overrides.items()))
     return f"{model.architecture}-{model.variant}{extra}-b{model.batch_size}-layer-{model.dtype}"

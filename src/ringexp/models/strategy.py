@@ -19,6 +19,7 @@ from torch import nn
 from ringexp.errors import UserError
 from ringexp.kernels import get_kernel
 from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.checkpoint import load_checkpoint
 from ringexp.models.facts import check_supported, head_dim_of
 from ringexp.models.generation import Decoder, RingCache, rope_positions
 from ringexp.models.rotary import fuse_rotary
@@ -207,7 +208,9 @@ def get_model(
     """FMS's `get_model`, which also knows `distributed_strategy="ring"` with `block_lens`, one a rank.
 
     transport: auto is nccl on CUDA and gloo on the CPU; ipc lets ranks share a GPU, and needs a group with
-    gloo. All other arguments go to FMS. The weights of rank 0 are broadcast, so that random ones agree.
+    gloo. All other arguments go to FMS; with architecture="hf_pretrained" and model_path, see `checkpoint`.
+    max_expected_seq_len has to cover the prompt and what is generated. The weights of rank 0 are broadcast,
+    so that random ones agree.
     Raises UserError for a strategy nobody has (FMS itself ignores those) and for block_lens that do not fit.
     """
     if distributed_strategy != "ring":
@@ -222,9 +225,25 @@ def get_model(
     if block_lens is None:
         raise UserError('distributed_strategy="ring" needs block_lens, the token count of every rank')
     strategy = RingAttentionStrategy(block_lens, group, layout)
-    model = fms_get_model(architecture, variant, distributed_strategy="none", **kwargs)
+    if architecture == "hf_pretrained" and kwargs.get("model_path"):
+        model = _from_folder(strategy.plan.seq_len, **kwargs)
+    else:
+        model = fms_get_model(architecture, variant, distributed_strategy="none", **kwargs)
     broadcast_weights(model, group)
     return RingModel(model.eval(), strategy, kernel, transport)
+
+
+def _from_folder(
+    seq_len: int,
+    *,
+    model_path: str,
+    device_type: str = "cpu",
+    data_type: str | torch.dtype = torch.float32,
+    max_expected_seq_len: int | None = None,
+) -> nn.Module:
+    """A Hugging Face folder's model, by the arguments that FMS has for it."""
+    dtype = getattr(torch, data_type) if isinstance(data_type, str) else data_type
+    return load_checkpoint(model_path, torch.device(device_type), dtype, max_expected_seq_len or seq_len)
 
 
 def broadcast_weights(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:

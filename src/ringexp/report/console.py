@@ -108,6 +108,9 @@ class Console:
         for row in _result_rows(r):
             table.add_row(*row)
         self._out.print(table)
+        if text := (r.get("decode") or {}).get("text"):
+            self._out.print("[bold]Continuation[/bold]")
+            self._out.print(text, markup=False)
         if r["throttle_emulated"]:
             self._out.print(f"Throttle {r['throttle']}: {EMULATED}.")
         self._out.print(f"Everything lies in {run_dir}", soft_wrap=True)
