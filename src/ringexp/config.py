@@ -54,6 +54,7 @@ class FmsModelConfig(ModelConfig):
     architecture: str = "llama"
     variant: str = "micro"
     overrides: dict[str, Any] = field(default_factory=dict)  # fields of the FMS model config, e.g. nlayers: 2
+    chunk_tokens: int | None = None  # prefill in chunks of about so many tokens, on all ranks together
     checkpoint: str | None = None  # a Hugging Face folder, which then says architecture and shape
 
 
@@ -171,6 +172,12 @@ class Config:
     def completed_dir(self) -> Path:
         """The index of runs that are complete."""
         return Path(self.output_root) / "completed"
+
+
+def num_chunks(config: Config) -> int:
+    """How many chunks prefill is done in."""
+    size = config.model.chunk_tokens if isinstance(config.model, FmsModelConfig) else None
+    return -(-config.seq_len // size) if size else 1
 
 
 GROUPS: dict[str, type] = {
@@ -357,6 +364,8 @@ def validate(config: Config) -> None:
             )
         if model.head_dim % 2:
             raise UserError(f"model.head_dim={model.head_dim} must be even for RoPE")
+    if isinstance(model, FmsModelConfig) and model.chunk_tokens is not None:
+        at_least("model.chunk_tokens", model.chunk_tokens, config.world_size)
     if isinstance(model, FmsModelConfig) and model.checkpoint and model.overrides:
         raise UserError("model.overrides goes with random weights, not with model.checkpoint")
     if isinstance(model, FmsModelConfig) and config.shard == "kv":

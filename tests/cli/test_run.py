@@ -328,6 +328,7 @@ def test_a_whole_model_runs(tmp_path):
         "references=false",
         "+model.overrides.nlayers=2",
         "decode_tokens=6",
+        "model.chunk_tokens=80",
         "memory_limit_gib=1",
         *QUICK,
         root=tmp_path,
@@ -345,9 +346,12 @@ def test_a_whole_model_runs(tmp_path):
     assert results["time_to_first_token_ms"] == results["latency_ms_median"]
     with (run_dir / "layers.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["rank"] == "1"]
-    assert [row["layer"] for row in rows] == ["0", "1", "2"] * 3
+    passes = 4 * 2  # chunks, layers: each an attention
+    assert [row["layer"] for row in rows] == list(map(str, range(passes + 1))) * 3
     for name in ("linear_ms", "attention_ms", "wait_ms"):
-        sums = [sum(float(row[name]) for row in rows[i : i + 3]) for i in range(0, 9, 3)]
+        sums = [
+            sum(float(row[name]) for row in rows[i : i + passes + 1]) for i in range(0, len(rows), passes + 1)
+        ]
         assert median(sums) == pytest.approx(results[name][1], rel=1e-4)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ringexp.tracking.metrics import Accuracy
-from support.model_ranks import TINY, ask_for_model, fms_logits
+from support.model_ranks import TINY, ask_for_model, chunked_logits, fms_logits
 
 
 def accuracy(ring: torch.Tensor, alone: torch.Tensor, exact: torch.Tensor) -> Accuracy:
@@ -53,3 +53,12 @@ def test_every_rank_gets_the_last_tokens_logits(pools):
 def test_requests_that_cannot_work_are_refused(pools, arguments, message):
     for text in pools[2].run(ask_for_model, arguments):
         assert message in text
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+@pytest.mark.parametrize(("tokens", "chunks"), [([40, 23], 4), ([9, 30, 12], 9)], ids=str)
+def test_prefill_in_chunks_equals_one_process(pools, architecture, tokens, chunks):
+    results = pools[len(tokens)].run(chunked_logits, architecture, tokens, chunks)
+    owner = max(range(len(tokens)), key=lambda rank: results[rank][2])
+    ring, alone, _ = results[owner]
+    assert (ring - alone).abs().max().item() <= 1e-5 * (alone.max() - alone.min()).item()

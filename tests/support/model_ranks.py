@@ -6,7 +6,11 @@ import copy
 
 import torch
 
+from ringexp.kernels import get_kernel
 from ringexp.models.strategy import RingModel
+from ringexp.ring.clock import NoClock
+from ringexp.ring.prefill import RingContext
+from support.ring_ranks import transport
 
 VARIANTS = {"llama": "micro", "granite": "8b", "mixtral": "8x7b", "mistral": "7b", "qwen3": "0.6b"}
 LLAMA = {"nlayers": 2, "emb_dim": 64, "nheads": 4, "kvheads": 2, "src_vocab_size": 64}
@@ -182,3 +186,25 @@ def run_checkpoint(
         layout="zigzag",
     )
     return model(ids), generate(model, ids, new_tokens)
+
+
+@torch.inference_mode()
+def chunked_logits(
+    rank: int, architecture: str, tokens: list[int], chunks: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Logits of this rank's last position in chunked prefill, those of one process, and which position."""
+    from ringexp.models.generation import prefill_with_cache
+    from ringexp.models.workload import local_inputs
+    from ringexp.planning import make_plan
+
+    model = ring_model(rank, architecture, TINY[architecture], tokens, "zigzag").model
+    ids = torch.randint(0, 64, (2, sum(tokens)), generator=torch.Generator().manual_seed(3))
+    plan = make_plan(sum(tokens), tokens, chunks=chunks)
+    kernel = get_kernel("sdpa", "cpu", torch.float32, 16)
+    ring = RingContext(plan, rank, transport(), kernel, NoClock())
+    local = local_inputs(ids, plan, rank)
+    logits, cache = prefill_with_cache(model, local.x, local.positions, ring)
+    transport().take_transfers()  # other tests look at theirs
+    assert {keys.shape[1] for keys, _ in cache} == {tokens[rank]}
+    alone = model(ids, use_cache=True, last_n_tokens=1, attn_name="sdpa_causal")[0]
+    return logits, alone, plan.q_shards[rank].last

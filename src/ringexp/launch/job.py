@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from ringexp.calibration.source import TableSpeeds
-from ringexp.config import Config
+from ringexp.config import Config, num_chunks
 from ringexp.errors import UserError
 from ringexp.hetero.profiles import label
 from ringexp.kernels import Kernel
@@ -198,7 +198,7 @@ def _measure_single(setting: _Setting) -> tuple[float | None, float | None]:
     """
     session, config, workload = setting.session, setting.config, setting.workload
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.warmup + config.repeats)
-    plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal)
+    plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal, chunks=num_chunks(config))
     ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock())
     local = local_inputs(setting.x, plan, 0)
     times, decode_ms = [], None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from ringexp.config import Config
+from ringexp.config import Config, num_chunks
 from ringexp.errors import UserError
 from ringexp.planning import (
     WEIGHTS,
@@ -37,6 +37,22 @@ def plan_for(
     Raises UserError if the prompt has too few tiles, or does not fit.
     """
     tile = config.tile or DEFAULT_TILE[device_type]
+    plan = _whole_plan(config, source, tile, causal, room, hop)
+    chunks = num_chunks(config)
+    if chunks == 1:
+        return plan
+    return make_plan(config.seq_len, plan.tokens, config.layout.name, causal=causal, tile=tile, chunks=chunks)
+
+
+def _whole_plan(
+    config: Config,
+    source: SpeedSource,
+    tile: int,
+    causal: bool,
+    room: Sequence[int | None] | None,
+    hop: HopCost | None,
+) -> Plan:
+    """The plan of the whole prompt at once."""
     if config.partitioner.name == "balanced":
         costs = list(source.costs(causal))
         if room:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
-from ringexp.config import Config
+from ringexp.config import Config, num_chunks
 from ringexp.hetero.throttle import AppliedThrottle
 from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.launch.calibrator import Calibrator, lengths_of
@@ -174,11 +174,13 @@ class Session:
         return self.gather(None if limit is None else need.max_tokens(limit, seq_len))
 
     def memory_need(self, config: Config, workload: Workload) -> MemoryNeed:
-        """What the run needs of a rank's memory, with its transport and, for decoding, the cache."""
-        need = workload.memory
-        if config.decode_tokens:
+        """What the run needs of a rank's memory: with its transport, and the cache for decoding or chunks."""
+        need, chunks = workload.memory, num_chunks(config)
+        if config.decode_tokens or chunks > 1:
             cache = workload.num_units * need.kv_token
-            need = replace(need, own_token=need.own_token + cache)
+            # The ring sends all keys and values of a layer; all else is there for one chunk at a time.
+            activations = need.kv_token + -(-(need.own_token - need.kv_token) // chunks)
+            need = replace(need, own_token=cache + activations)
         if self.transport.name == "ipc":  # every rank's outbox is of the longest shard, which others may have
             need = replace(need, kv_token=2 * need.kv_token)
         return need

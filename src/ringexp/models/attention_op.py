@@ -40,7 +40,7 @@ def _store(
         if ring.rank != ring.owner:
             keys, values = keys[:, :0], values[:, :0]
     else:
-        capacity = ring.capacity or 0
+        held, capacity = ring.held, ring.capacity or 0
     filled = held + keys.shape[1]
     key_cache = stored(key_cache, keys, held, capacity)
     value_cache = stored(value_cache, values, held, capacity)
@@ -101,7 +101,7 @@ def _validate(
                 f"{input_ids.shape[1]} tokens"
             )
         return
-    if past_key_value_states:
+    if past_key_value_states and not ring.held:
         raise UserError("ring=RingContext(...) is for prefill, past_key_value_states must be empty")
     tokens = ring.plan.q_shards[ring.rank].num_tokens
     if input_ids.shape[1] != tokens:

@@ -16,7 +16,7 @@ from ringexp.kernels import get_kernel
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.checkpoint import load_checkpoint
-from ringexp.models.generation import Decoder
+from ringexp.models.generation import Decoder, prefill_with_cache
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.strategy import broadcast_weights
@@ -68,6 +68,8 @@ class FmsWorkload:
         return ids.to(self._device)
 
     def forward(self, local: LocalInputs, ring: RingContext) -> torch.Tensor:
+        if ring.plan.chunks:
+            return prefill_with_cache(self._model, local.x, local.positions, ring)[0]
         return self._model(
             local.x, position_ids=local.positions, last_n_tokens=1, attn_name=ATTN_NAME, ring=ring
         )

@@ -66,14 +66,8 @@ class Decoder:
         """
         plan, rank = self.ring.plan, self.ring.rank
         mine = owners(plan.tokens, *self._capacities, new_tokens).count(rank)
-        logits, layers = self.model(
-            ids,
-            position_ids=positions,
-            last_n_tokens=last_n_tokens,
-            use_cache=True,
-            attn_name=ATTN_NAME,
-            ring=replace(self.ring, capacity=plan.tokens[rank] + mine),
-        )
+        ring = replace(self.ring, capacity=plan.tokens[rank] + mine)
+        logits, layers = prefill_with_cache(self.model, ids, positions, ring, last_n_tokens)
         starts = self.ring.starts or [0] * ids.shape[0]
         return logits, RingCache(layers, plan.tokens, plan.seq_len, starts)
 
@@ -116,6 +110,29 @@ class Decoder:
             clock=ring.clock,
             firsts=[shard.since(start)[0] for start in cache.starts],
         )
+
+
+def prefill_with_cache(
+    model: nn.Module, ids: torch.Tensor, positions: torch.Tensor, ring: RingContext, last_n_tokens: int = 1
+) -> tuple[torch.Tensor, Any]:
+    """Logits of this rank's last tokens and its cache, chunk by chunk if the plan has chunks.
+
+    ids and positions: [B, L]. With chunks, the logits are of the last one only.
+    """
+    logits, layers, held = torch.empty(0), None, 0
+    for plan in ring.plan.chunks or (ring.plan,):
+        mine = slice(held, held + plan.tokens[ring.rank])
+        logits, layers = model(
+            ids[:, mine],
+            position_ids=positions[:, mine],
+            past_key_value_states=layers,
+            last_n_tokens=last_n_tokens,
+            use_cache=True,
+            attn_name=ATTN_NAME,
+            ring=replace(ring, plan=plan, held=held, capacity=ring.capacity or ids.shape[1]),
+        )
+        held = mine.stop
+    return logits, layers
 
 
 def rope_positions(slots: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:

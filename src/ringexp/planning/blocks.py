@@ -56,11 +56,13 @@ def blocks_between(q_shard: Shard, kv_shard: Shard, causal: bool) -> tuple[Block
         return ()
     if not causal:
         return (Block(0, q_shard.num_tokens, 0, kv_shard.num_tokens, causal=False),)
-    blocks = [
+    before, later = kv_shard.since(q_shard.spans[0].start)  # what is before all queries is one block
+    blocks = [Block(0, q_shard.num_tokens, 0, before, causal=False)] if before else []
+    blocks += [
         block
         for q_offset, q in q_shard.placed()
-        for kv_offset, kv in kv_shard.placed()
-        for block in _between_spans(q, kv, q_offset - q.start, kv_offset - kv.start)
+        for kv_offset, kv in later.placed()
+        for block in _between_spans(q, kv, q_offset - q.start, before + kv_offset - kv.start)
     ]
     return tuple(_fuse(blocks))
 

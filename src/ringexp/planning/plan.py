@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from ringexp.errors import UserError
 from ringexp.planning.blocks import Block, blocks_between
+from ringexp.planning.chunks import chunk_counts, chunk_shards, joined
 from ringexp.planning.cost import HopCost, RankCost
 from ringexp.planning.layouts import shards_for
 from ringexp.planning.partitioners import apportion
@@ -18,13 +18,19 @@ SHARD_MODES = ("tokens", "kv")
 
 @dataclass(frozen=True)
 class Plan:
-    """Layout x token counts for all ranks; the same on every rank, computed by each for itself."""
+    """Layout x token counts for all ranks; the same on every rank, computed by each for itself.
+
+    aligned: whether keys/values are computed where they are needed, False for shard=kv. chunks: the plans of
+    chunked prefill, in order; a chunk's keys/values are its own and those of all chunks before.
+    """
 
     seq_len: int
     layout: str
     causal: bool
     q_shards: tuple[Shard, ...]
     kv_shards: tuple[Shard, ...]
+    aligned: bool = True
+    chunks: tuple[Plan, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -52,6 +58,8 @@ class Plan:
 
     def causal_pairs(self, rank: int) -> int:
         """Those of them in causal blocks."""
+        if self.chunks:
+            return sum(chunk.causal_pairs(rank) for chunk in self.chunks)
         blocks = (block for source in self.members for block in self.blocks(rank, source))
         return sum(block.pairs for block in blocks if block.causal)
 
@@ -60,8 +68,11 @@ class Plan:
 
         All hops are posted ahead of compute: one begins when the rank before has the shard and the hop before
         it is over. Linear layers are taken to come first. Hidden hops cost nothing: an arrival makes a rank
-        late only if it comes after all blocks before it, and then by what is left to do from there.
+        late only if it comes after all blocks before it, and then by what is left to do from there. Chunks
+        follow each other, their hops are taken to be hidden.
         """
+        if self.chunks:
+            return sum(chunk.predicted_ms(costs) for chunk in self.chunks)
         compute_ms = max(
             cost.time_ms(count, self.pairs(rank), self.causal_pairs(rank))
             for rank, (cost, count) in enumerate(zip(costs, self.tokens, strict=True))
@@ -87,11 +98,6 @@ class Plan:
                 latest = max(latest, arrivals[place][number] + left_ms)
         return latest
 
-    @cached_property
-    def aligned(self) -> bool:
-        """Whether each rank holds keys/values of exactly its own queries."""
-        return self.q_shards == self.kv_shards
-
     @property
     def owner_of_last(self) -> int:
         """The rank that holds the last position as a query."""
@@ -110,6 +116,8 @@ class Plan:
 
     def pairs(self, rank: int) -> int:
         """Query-key pairs `rank` computes: its attention work."""
+        if self.chunks:
+            return sum(chunk.pairs(rank) for chunk in self.chunks)
         return sum(block.pairs for source in range(self.world_size) for block in self.blocks(rank, source))
 
 
@@ -126,14 +134,18 @@ def make_plan(
     shard: str = "tokens",
     causal: bool = True,
     tile: int = 1,
+    chunks: int = 1,
 ) -> Plan:
     """The plan that gives rank i `tokens[i]` tokens of `seq_len` under `layout`.
 
     shard="tokens": queries and keys/values alike. shard="kv": `tokens` places keys/values only; queries are
-    even, in whole tiles of `tile`. Raises UserError for counts that do not add up or an unknown name.
+    even, in whole tiles of `tile`. chunks: work the prompt off in so many. Raises UserError for counts that
+    do not add up or an unknown name.
     """
     if sum(tokens) != seq_len:
         raise UserError(f"token counts {list(tokens)} add up to {sum(tokens)}, not to seq_len={seq_len}")
+    if chunks > 1:
+        return _chunked_plan(seq_len, tokens, layout, causal, tile, chunks)
     kv_shards = tuple(shards_for(layout, tokens))
     if shard == "tokens":
         q_shards = kv_shards
@@ -143,4 +155,17 @@ def make_plan(
         q_shards = tuple(shards_for(layout, apportion([1.0] * len(tokens), seq_len, tile)))
     else:
         raise UserError(f"shard={shard} is unknown; choose one of {', '.join(SHARD_MODES)}")
-    return Plan(seq_len, layout, causal, q_shards, kv_shards)
+    return Plan(seq_len, layout, causal, q_shards, kv_shards, aligned=q_shards == kv_shards)
+
+
+def _chunked_plan(
+    seq_len: int, tokens: Sequence[int], layout: str, causal: bool, tile: int, chunks: int
+) -> Plan:
+    assert causal, "without a mask every query needs all keys at once"
+    held = tuple(Shard(()) for _ in tokens)
+    plans = []
+    for shards in chunk_shards(layout, chunk_counts(tokens, chunks, tile)):
+        held = tuple(joined(*pair) for pair in zip(held, shards, strict=True))
+        end = sum(shard.num_tokens for shard in held)
+        plans.append(Plan(end, layout, causal, q_shards=shards, kv_shards=held))
+    return Plan(seq_len, layout, causal, q_shards=held, kv_shards=held, chunks=tuple(plans))

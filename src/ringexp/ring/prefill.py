@@ -25,6 +25,7 @@ class RingContext:
 
     starts: of each sequence the first slot that is no padding; None: there is no padding.
     capacity: how many slots the cache that a model is asked for is to have; None: as many as are filled.
+    held: slots that it has filled already, by the chunks before.
     """
 
     plan: Plan
@@ -35,6 +36,7 @@ class RingContext:
     prefetch_hops: int | None = None
     starts: Sequence[int] | None = None
     capacity: int | None = None
+    held: int = 0
 
 
 def ring_attention(
@@ -42,7 +44,8 @@ def ring_attention(
 ) -> torch.Tensor:
     """Exact attention of this rank's queries over the keys/values of all ranks.
 
-    q: [B, Lq, H, D], k and v: [B, Lq, Hkv, D] for this rank's positions, heads not expanded. Returns
+    q: [B, Lq, H, D], k and v: [B, Lkv, Hkv, D] for this rank's positions, heads not expanded; Lkv is more
+    than Lq where keys/values of earlier chunks are there. Returns
     [B, Lq, H, D], contiguous, in q's dtype; 0 for padding. `softmax_scale` multiplies the scores; None means
     1/sqrt(D). Partial results are merged by online softmax in float32 (Milakov and Gimelshein 2018; Liu et
     al. 2023).
