@@ -55,6 +55,25 @@ def test_graphs_and_kernels_one_by_one_give_the_same_results(tmp_path, graph):
     assert min(results["comm_ms"]) > 0
 
 
+@pytest.mark.parametrize("how", ["cuda_graph=false", "cuda_graph=true", "model.chunk_tokens=1000"])
+@pytest.mark.parametrize("model", ["llama_micro", "qwen3_micro"])
+def test_whole_models_prefill_and_decode(tmp_path, model, how):
+    results = run_on_gpu(
+        tmp_path,
+        f"model={model}",
+        "model.dtype=float32",
+        "hetero.percentages=[60,30]",
+        "transport=ipc",
+        "seq_len=3001",
+        "decode_tokens=8",
+        how,
+    )
+    assert results["exact"] is True
+    assert results["decode"]["agreeing"] == 8
+    assert min(results["attention_ms"]) > 0
+    assert results["decode"]["longest_context"] > results["decode"]["longest_context_single"]
+
+
 def test_more_ranks_than_gpus_share_memory(tmp_path):
     percentages = ",".join(["25", "20", "15", "10"] * gpu_count())
     results = run_on_gpu(tmp_path, f"hetero.percentages=[{percentages}]", "seq_len=8193")

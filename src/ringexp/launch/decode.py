@@ -106,6 +106,7 @@ def decoding_figures(
     together, alone = contexts or (None, None)
     return Decoding(
         tokens=len(members[0].tokens[0]),
+        sequences=len(members[0].tokens),
         ms_per_token=ms_per_token,
         tokens_per_s=len(members[0].tokens) * 1e3 / ms_per_token,
         speedup=None if single_ms is None else single_ms / ms_per_token,

@@ -227,6 +227,9 @@ def _decoding(setting: _Setting) -> Decoding | None:
     agreeing = None
     if config.check:
         agreeing = tokens_agreeing(session, setting.workload, setting.x, ranks, setting.checker)
+        total = config.decode_tokens * setting.x.shape[0]
+        if agreeing < total and setting.workload.dtype == torch.float32:
+            session.progress.warn(f"one process would have chosen only {agreeing} of {total} tokens")
     need, limits = session.memory_need(config, setting.workload), session.memory_limits(config)
     contexts = None
     if limits:

@@ -31,10 +31,13 @@ class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
     def __init__(self, layers: Any, held: Sequence[int], length: int, starts: Sequence[int]) -> None:
         super().__init__(layers)
         self.held, self.length, self.starts = list(held), length, list(starts)
+        self._offsets: torch.Tensor | None = None
 
     def rope_positions(self, device: torch.device) -> torch.Tensor:
-        """The next token's position in its own sequence, [B, 1]."""
-        return self.length - torch.tensor(self.starts, device=device).unsqueeze(1)
+        """The next token's position in its own sequence, [B, 1]; waits for the device the first time only."""
+        if self._offsets is None:
+            self._offsets = torch.tensor(self.starts, device=device).unsqueeze(1)
+        return self.length - self._offsets
 
 
 @dataclass(frozen=True)

@@ -177,11 +177,12 @@ def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _decode_rows(d: dict[str, Any]) -> list[tuple[str, str, str]]:
     kept = "/".join(map(str, d["kept"]))
+    total = d["tokens"] * d["sequences"]
     checked = "not checked" if d["agreeing"] is None else f"{d['agreeing']} as one process would choose"
     rows = [
         ("decode", f"{d['tokens_per_s']:.1f} tokens/s", f"{d['ms_per_token']:.2f} ms a token"),
         ("decode against one", number(d["speedup"], "{:.2f}x"), "one full-speed device alone"),
-        ("new tokens", str(d["tokens"]), f"{checked}; kept by rank: {kept}"),
+        ("new tokens", str(total), f"{checked}; kept by rank: {kept}"),
     ]
     if d["longest_context"] is not None:
         alone = f"tokens fit in memory; {d['longest_context_single']} on one of the ranks"

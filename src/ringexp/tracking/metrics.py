@@ -114,16 +114,16 @@ class Accuracy:
 class Decoding:
     """Greedy decoding after prefill, with the cache where prefill left it.
 
-    tokens_per_s: of all sequences together. speedup: one full-speed device's ms_per_token over this one.
-    kept: how many of the new tokens but the last each rank keeps. cache_bytes: keys and values of prompt
-    and new tokens, a rank.
-    agreeing: tokens that one process would have chosen too, of `tokens` x sequences; None if not checked.
-    longest_context: tokens that would fit these ranks, split as they are, with their caches, by
-    `planning.memory`; longest_context_single: the rank with the most memory alone. None without a limit.
-    text: the continuation of a real prompt.
+    tokens: new ones of each of `sequences`. tokens_per_s: of all sequences together. speedup: one full-speed
+    device's ms_per_token over this one. kept: how many of the new tokens but the last each rank keeps.
+    cache_bytes: keys and values of prompt and new tokens, a rank. agreeing: tokens that one process would
+    have chosen too, of `tokens` x `sequences`; None if not checked. longest_context: tokens that would fit
+    these ranks, split as they are, with their caches, by `planning.memory`; longest_context_single: the rank
+    with the most memory alone. None without a limit. text: the continuation of a real prompt.
     """
 
     tokens: int
+    sequences: int
     ms_per_token: float
     tokens_per_s: float
     speedup: float | None
