@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class WandbRun:
     """One wandb run in the folder of what it records; does nothing for tracker=disabled.
 
-    A run of the ring has no job_type; the report of a sweep is of type `report`.
+    job_type: `run` for a run of the ring, `report` for the report of a sweep.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class WandbRun:
         tracker: TrackerConfig,
         settings: dict[str, Any],
         tags: Sequence[str] = (),
-        job_type: str | None = None,
+        job_type: str = "run",
     ) -> None:
         self._run: Any = None
         self._warned = False
@@ -38,7 +38,7 @@ class WandbRun:
         tracker: TrackerConfig,
         settings: dict[str, Any],
         tags: Sequence[str],
-        job_type: str | None,
+        job_type: str,
     ) -> None:
         import wandb
 
@@ -47,14 +47,14 @@ class WandbRun:
             entity=tracker.entity,
             group=tracker.group,
             job_type=job_type,
-            name=folder.name if job_type is None else f"{job_type} {folder.parent.name}",
+            name=folder.name if job_type == "run" else f"{job_type} {folder.parent.name}",
             mode=tracker.mode,  # pyright: ignore[reportArgumentType]
             dir=str(folder),
             config=settings,
             tags=[*tags, *tracker.tags],
             settings=wandb.Settings(silent=True, console="off", x_transaction_log_flush_interval=1.0),
         )
-        if job_type is None:
+        if job_type == "run":
             self._run.define_metric("*", step_metric="iteration")
 
     @property
