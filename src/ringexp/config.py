@@ -366,6 +366,8 @@ def validate(config: Config) -> None:
             raise UserError(f"model.head_dim={model.head_dim} must be even for RoPE")
     if isinstance(model, FmsModelConfig) and model.chunk_tokens is not None:
         at_least("model.chunk_tokens", model.chunk_tokens, config.world_size)
+    if isinstance(model, FmsModelConfig) and model.checkpoint == "":
+        raise UserError("model=checkpoint needs model.checkpoint=DIR, a Hugging Face folder")
     if isinstance(model, FmsModelConfig) and model.checkpoint and model.overrides:
         raise UserError("model.overrides goes with random weights, not with model.checkpoint")
     if isinstance(model, FmsModelConfig) and config.shard == "kv":

@@ -86,6 +86,7 @@ def test_what_fms_does_not_compute_is_refused(tmp_path, kind, settings, message)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["model=checkpoint"], "model=checkpoint needs model.checkpoint=DIR"),
         (["model=checkpoint", "model.checkpoint=/nowhere"], "/nowhere has no config.json"),
         (["prompt_text=hello"], "need the tokenizer of model=checkpoint"),
         (["model=checkpoint", "model.checkpoint={folder}", "prompt_text=abc", "prompt_file=x"], "not both"),
