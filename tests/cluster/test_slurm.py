@@ -59,13 +59,22 @@ def jobs(root: Path) -> list[str]:
     return found
 
 
+def heed_ctrl_c() -> None:
+    """Tests that run in the background ignore SIGINT, and what they start would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
     """Start a sweep and return once `run` of it measures; leaves no job behind."""
 
     def started(*overrides: str, run: int = 0) -> subprocess.Popen:
         process = subprocess.Popen(
-            command(*overrides, root=tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command(*overrides, root=tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=heed_ctrl_c,
         )
         processes.append(process)
         wait_for(lambda: lines(tmp_path, run) > 4)
