@@ -32,7 +32,10 @@ def compile_block(dtype, head_dim, causal, merge):
         shape = [1, 1, rows, head_dim]
         return f"tensordesc<{short}{shape},{gl.NVMMASharedLayout.get_default_for(shape, element)!r}>"
 
-    constants = {"CAUSAL": causal, "MERGE": merge, "CONSUMER_REGS": 240, "PRODUCER_REGS": 24}
+    consumers = hopper_block._consumers(16384, 32, head_dim, causal, num_sms=132)
+    consumer_regs, producer_regs = hopper_block._REGISTERS[consumers]
+    constants = {"CAUSAL": causal, "MERGE": merge, "CONSUMERS": consumers}
+    constants |= {"CONSUMER_REGS": consumer_regs, "PRODUCER_REGS": producer_regs}
     types = {
         "q_desc": descriptor(ROWS.value),
         "k_desc": descriptor(BLOCK_N.value),
@@ -60,6 +63,7 @@ def compile_block(dtype, head_dim, causal, merge):
         (torch.bfloat16, 128, True, True),
         (torch.bfloat16, 128, False, False),
         (torch.float16, 64, True, False),
+        (torch.bfloat16, 64, False, True),
     ],
 )
 def test_it_compiles_for_hopper(dtype, head_dim, causal, merge):
@@ -79,3 +83,10 @@ def test_tensors_that_tma_cannot_load_are_told_apart():
     assert hopper_block.fits(fitting, fitting)
     shifted = torch.zeros(1, 5, 2, 65, dtype=torch.bfloat16).transpose(1, 2)[..., 1:]
     assert not hopper_block.fits(fitting, shifted)
+
+
+@pytest.mark.parametrize(("q_len", "consumers"), [(2048, 2), (4096, 2), (16384, 3), (65536, 3)])
+def test_a_third_consumer_where_its_larger_tiles_fill_the_device(q_len, consumers):
+    assert hopper_block._consumers(q_len, 32, 64, causal=False, num_sms=132) == consumers
+    assert hopper_block._consumers(q_len, 32, 64, causal=True, num_sms=132) == 2
+    assert hopper_block._consumers(q_len, 32, 128, causal=False, num_sms=132) == 2

@@ -10,6 +10,7 @@ import torch
 from kernels.cases import FLOAT32_EPS, LIBRARY_LSE_SLACK, Case, inputs, measure, shape_cases
 from ringexp.errors import UserError
 from ringexp.kernels import OnlineSoftmax, get_kernel, oracle
+from ringexp.ring.iteration import captured
 
 pytestmark = [
     pytest.mark.gpu,
@@ -98,6 +99,45 @@ def test_merging_within_the_kernel_is_as_exact_as_one_block(num_parts, head_dim)
         return (out.double() - exact).square().mean().sqrt().item()
 
     assert rms(state.output(BF16).transpose(1, 2)) <= 1.1 * rms(single)
+
+
+@pytest.mark.parametrize("consumers", [2, 3])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (191, 500), (193, 129), (1000, 4113)])
+def test_any_number_of_consumers_matches_the_oracle(monkeypatch, q_len, kv_len, consumers):
+    from ringexp.kernels import hopper_block
+
+    case = Case(q_len, kv_len, False, BF16, head_dim=64)
+    if hopper_block.why_unavailable("cuda", BF16, 64):
+        pytest.skip("needs a Hopper GPU")
+    monkeypatch.setattr(hopper_block, "_consumers", lambda *_: consumers)
+    measure("triton", case, "cuda").check(case, 0.0)
+
+
+def test_launches_and_graphs_on_several_streams_leave_each_other_alone():
+    """Every launch takes tiles by a counter: two that shared one would leave tiles out."""
+    case = Case(1000, 1000, False, BF16, num_heads=32, num_kv_heads=32, head_dim=128)
+    kernel = kernel_or_skip("triton", case)
+    q, k, v = inputs(case, "cuda")
+    expected = kernel.block(q, k, v, False, 0.1)[0].clone()
+
+    def several():
+        return [kernel.block(q, k, v, False, 0.1)[0] for _ in range(3)]
+
+    several()
+    graphs = [captured(several) for _ in range(2)]
+    streams = [torch.cuda.Stream() for _ in graphs]
+    for _ in range(20):
+        for _, outputs in graphs:
+            for out in outputs:
+                out.fill_(float("nan"))
+        torch.cuda.synchronize()
+        for stream, (graph, _) in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        outputs = several()
+        torch.cuda.synchronize()
+        for out in [*outputs, *graphs[0][1], *graphs[1][1]]:
+            assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("long", ["queries", "keys"])

@@ -6,6 +6,7 @@ earlier blocks as it writes them. The device code is in `hopper_kernel`, which i
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import math
@@ -25,8 +26,11 @@ MIN_TRITON = (3, 6)
 _ALIGNMENT_BYTES = 16  # what TMA asks of every address and stride
 
 
+_LAUNCHES = 1 << 16  # that have a counter of their own
 _L2_BYTES = 16 << 20  # of keys and values that query tiles of several heads share the L2 cache with
-_CONSUMER_REGS, _PRODUCER_REGS = 240, 24  # a thread, for 2 warpgroups and a warp: 65536 in all; no spills
+_REGISTERS = {2: (240, 24), 3: (160, 32)}
+"""Consumer warpgroups -> registers a thread of theirs and of the producer's: 65536 in all."""
+_THIRD_CONSUMER = 1.1  # times as fast, as measured at 16,384 tokens
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
@@ -114,9 +118,11 @@ def _launch(
     assert lse.stride(0) == num_heads * lse.stride(1) or batch == 1, lse.stride()
     assert lse.dtype == torch.float32, lse.dtype
     kernel = _kernel()
-    num_tiles = -(-q_len // kernel.BLOCK_M.value)
-    total = num_tiles * num_heads * batch
     num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
+    consumers = _consumers(q_len, batch * num_heads, head_dim, causal, num_sms)
+    consumer_regs, producer_regs = _REGISTERS[consumers]
+    num_tiles = -(-q_len // (consumers * kernel.ROWS.value))
+    total = num_tiles * num_heads * batch
     group = num_heads // num_kv_heads
     band = _band(batch * num_heads, group, 2 * k.element_size() * kv_len * head_dim) if causal else 1
     with torch.cuda.device_of(q):
@@ -126,7 +132,7 @@ def _launch(
             _descriptor(v, kernel.BLOCK_N.value),
             out,
             lse,
-            q.new_zeros(1, dtype=torch.int32),
+            _counters(q.device).next(),
             out.stride(0),
             out.stride(2),
             out.stride(1),
@@ -141,10 +147,64 @@ def _launch(
             softmax_scale * math.log2(math.e),
             CAUSAL=causal,
             MERGE=merge,
-            CONSUMER_REGS=_CONSUMER_REGS,
-            PRODUCER_REGS=_PRODUCER_REGS,
+            CONSUMERS=consumers,
+            CONSUMER_REGS=consumer_regs,
+            PRODUCER_REGS=producer_regs,
             num_warps=4,
+            launch_pdl=True,
         )
+
+
+def _consumers(q_len: int, heads: int, head_dim: int, causal: bool, num_sms: int) -> int:
+    """How many warpgroups compute, each ROWS query rows of a tile; heads: over the batch.
+
+    At head_dim 64 a third one hides more of the exponentials and makes full tiles faster, unless its larger
+    tiles leave more SMs idle at the end. Causal tiles need the rows of two, which divide the keys of a tile.
+    """
+    if head_dim != 64 or causal:
+        return 2
+
+    def busy(consumers: int) -> float:
+        """The part of all SMs' time that goes to rows that exist."""
+        rows = consumers * _kernel().ROWS.value
+        tiles = -(-q_len // rows) * heads
+        return q_len * heads / (-(-tiles // num_sms) * num_sms * rows)
+
+    return 3 if _THIRD_CONSUMER * busy(3) > busy(2) else 2
+
+
+class _Counters:
+    """Zeros on one device for launches to count tiles with; a kernel leaves its own zero again.
+
+    Launches on one stream follow each other and share one. Each launch that a graph captured has its own,
+    since the graph may be replayed beside anything else; where those are used up the graph fills one itself.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # Rows as far apart as an allocation may be, for one kernel to serve all.
+        self._words = torch.zeros(_LAUNCHES, _ALIGNMENT_BYTES // 4, dtype=torch.int32, device=device)
+        self._used = 0
+        self._of_streams: dict[int, Tensor] = {}
+
+    def _unused(self) -> Tensor:
+        if self._used == _LAUNCHES:
+            return torch.zeros_like(self._words[0])
+        self._used += 1
+        return self._words[self._used - 1]
+
+    def next(self) -> Tensor:
+        """The counter of a launch on the current stream."""
+        if torch.cuda.is_current_stream_capturing():
+            return self._unused()
+        stream = torch.cuda.current_stream(self._words.device).cuda_stream
+        if stream not in self._of_streams:
+            self._of_streams[stream] = self._unused()
+        return self._of_streams[stream]
+
+
+@functools.cache
+def _counters(device: torch.device) -> _Counters:
+    return _Counters(device)
 
 
 def _band(heads: int, group: int, kv_bytes: int) -> int:

@@ -24,9 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 LN2 = gl.constexpr(0.6931471805599453)
 LOG2E = gl.constexpr(1.4426950408889634)
 ROWS = gl.constexpr(64)  # query rows of one consumer: what one wgmma computes
-CONSUMERS = gl.constexpr(2)
-BLOCK_M = gl.constexpr(128)  # query rows of a program's tile: CONSUMERS * ROWS
-BLOCK_N = gl.constexpr(128)  # keys of a tile; a multiple of BLOCK_M: only the first one visited is masked
+BLOCK_N = gl.constexpr(128)  # keys of a tile
 STAGES = gl.constexpr(2)  # key tiles, and value tiles, in shared memory at a time
 
 # By the names of triton 3.6, where those of later versions are not there.
@@ -35,7 +33,7 @@ _meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
 @gluon.jit
-def _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL: gl.constexpr):
+def _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):
     """Query tile `index` -> batch, head, its first row and how many key tiles it sees.
 
     Heads, over the batch, go `band` at a time: the longest tiles of all of them first, then shorter ones.
@@ -45,10 +43,10 @@ def _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL: gl.constexpr):
     if CAUSAL:
         tile = num_tiles - 1 - tile
     head = index // (num_tiles * band) * band + place % band
-    first_row = tile * BLOCK_M
+    first_row = tile * CONSUMERS * ROWS
     seen = kv_len
     if CAUSAL:
-        seen = gl.minimum(first_row + BLOCK_M, kv_len)
+        seen = gl.minimum(first_row + CONSUMERS * ROWS, kv_len)
     return head // num_heads, head % num_heads, first_row, gl.cdiv(seen, BLOCK_N)
 
 
@@ -59,7 +57,8 @@ def _stage(count):
 
 
 @gluon.jit
-def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL: gl.constexpr):
+def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL: gl.constexpr,
+             CONSUMERS: gl.constexpr):  # fmt: skip
     """The producer warp takes the next query tile when it has loaded all for the one before.
 
     Keys come one tile ahead of values, the order in which the consumers ask for them.
@@ -71,9 +70,11 @@ def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL
     num_tiles, total, num_heads, band, _, kv_len = sizes
     loaded = 0
     turn = 0
+    total = _after_predecessor(total)
     index = gl.atomic_add(next_ptr, 1)
     while index < total:
-        batch, head, first_row, num_keys = _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL)
+        batch, head, first_row, num_keys = _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL,
+                                                   CONSUMERS)  # fmt: skip
         kv_head = head // group
         for consumer in gl.static_range(CONSUMERS):
             mbarrier.wait(q_empty.index(consumer), (turn & 1) ^ 1)
@@ -101,6 +102,18 @@ def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL
         mbarrier.wait(q_empty.index(consumer), (turn & 1) ^ 1)
         _tell(told, consumer, index)
         mbarrier.arrive(q_full.index(consumer))
+    if index == total + gl.num_programs(0) - 1:  # all programs have asked once more than there are tiles
+        gl.store(next_ptr, 0)
+
+
+@gluon.jit
+def _after_predecessor(x):
+    """x, an int32, once the kernel before this one on the stream is over: this one may have started before.
+
+    From here on the kernel after this one may start in the same way, on SMs that have room.
+    """
+    ASM: gl.constexpr = "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.b32 $0, $1;"
+    return gl.inline_asm_elementwise(ASM, "=r,r", [x], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
@@ -226,7 +239,8 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_r
 
 
 @gluon.jit
-def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMER: gl.constexpr):
+def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMERS: gl.constexpr,
+             CONSUMER: gl.constexpr):  # fmt: skip
     """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile."""
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
     num_tiles, total, num_heads, band, q_len, kv_len = sizes
@@ -238,10 +252,12 @@ def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constex
     q_tile = q_mem.index(CONSUMER).reshape([ROWS, HEAD_DIM])
     count = 0
     turn = 0
+    total = _after_predecessor(total)
     mbarrier.wait(q_full.index(CONSUMER), 0)
     index = _told(told, CONSUMER)
     while index < total:
-        batch, head, tile_row, num_keys = _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL)
+        batch, head, tile_row, num_keys = _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL,
+                                                  CONSUMERS)  # fmt: skip
         first_row = tile_row + CONSUMER * ROWS
         acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
         row_max = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
@@ -302,16 +318,18 @@ def _write(acc, row_max, row_sum, out_base, stride_ol, lse_base, first_row, q_le
 @gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len"])
 def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, next_ptr, stride_ob, stride_oh, stride_ol,
                     stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len, scale_log2,
-                    CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMER_REGS: gl.constexpr,
-                    PRODUCER_REGS: gl.constexpr):  # fmt: skip
-    """One program: query tiles of BLOCK_M rows of one head each, against all keys they see.
+                    CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMERS: gl.constexpr,
+                    CONSUMER_REGS: gl.constexpr, PRODUCER_REGS: gl.constexpr):  # fmt: skip
+    """One program: query tiles of CONSUMERS * ROWS rows of one head each, against all keys they see.
 
     Descriptors over q [B, H, Lq, D] with blocks [1, 1, ROWS, D] and over k, v [B, H / group, Lk, D] with
     blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous; lse [B, H, Lq], the heads
     stride_lse apart. num_tiles query tiles a head, `total` in all; scale_log2 is softmax_scale * log2(e).
-    CAUSAL needs q_len == kv_len. Launch with num_warps=4: that is the first consumer. Any number of programs
-    share the tiles: each takes the next one, counted at next_ptr (0 at the launch), when it is ready for it,
-    so one that starts late, because its SM is busy, does less. `band`, a divisor of B * H: see `_locate`.
+    CAUSAL needs q_len == kv_len, and a tile's rows to divide BLOCK_N: then only the first key tile visited is
+    masked. Launch with num_warps=4: that is the first consumer. Any number of programs share the tiles: each
+    takes the next one, counted at next_ptr, when it is ready for it, so one that starts late, because its SM
+    is busy, does less. next_ptr holds 0 at the launch and again at the end. `band`, a divisor of B * H: see
+    `_locate`.
     """
     dtype: gl.constexpr = q_desc.dtype
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
@@ -338,12 +356,25 @@ def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, next_ptr, stride_o
     rings = (q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty)
     sizes = (num_tiles, total, num_heads, band, q_len, kv_len)
     result = (out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse, scale_log2)
-    gl.warp_specialize(
-        [
-            (_consume, (rings, told, sizes, result, CAUSAL, MERGE, 0)),
-            (_consume, (rings, told, sizes, result, CAUSAL, MERGE, 1)),
-            (_produce, (q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL)),
-        ],
-        [4, 1],
-        [CONSUMER_REGS, PRODUCER_REGS],
-    )
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 0)),
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 1)),
+                (_produce, (q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL, CONSUMERS)),
+            ],
+            [4, 1],
+            [CONSUMER_REGS, PRODUCER_REGS],
+        )
+    else:
+        gl.static_assert(CONSUMERS == 3)
+        gl.warp_specialize(
+            [
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 0)),
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 1)),
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 2)),
+                (_produce, (q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL, CONSUMERS)),
+            ],
+            [4, 4, 1],
+            [CONSUMER_REGS, CONSUMER_REGS, PRODUCER_REGS],
+        )

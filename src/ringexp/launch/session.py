@@ -88,10 +88,14 @@ class Session:
     def iteration(self, config: Config, work: Callable[[], torch.Tensor], ring: RingContext) -> Iteration:
         """`work` as it is run and measured: as a CUDA graph if the config says so."""
         iteration = Iteration(work, ring)
-        wanted = config.model.kind == "attention" if config.cuda_graph is None else config.cuda_graph
-        if wanted and self.device.type == "cuda" and ring.transport.capturable:
+        if self.captures(config) and ring.transport.capturable:
             iteration.capture()
         return iteration
+
+    def captures(self, config: Config) -> bool:
+        """Whether iterations are to be CUDA graphs."""
+        wanted = config.model.kind == "attention" if config.cuda_graph is None else config.cuda_graph
+        return wanted and self.device.type == "cuda"
 
     def workload(self, config: Config) -> Workload:
         """The workload of a config; kept, since making it anew costs seconds for a large model."""
