@@ -8,6 +8,8 @@ visited need a mask.
 
 Barriers: `full` ones complete when a tile has landed, `empty` ones when every consumer has read it. A ring
 counts its tiles from 0: tile c is in stage c % STAGES and completes phase (c // STAGES) % 2 of its barriers.
+Every consumer has a ring of query tiles of its own: of two if CAUSAL, so that after a short tile the next one
+is there already, else of one.
 """
 
 from __future__ import annotations
@@ -57,6 +59,13 @@ def _stage(count):
 
 
 @gluon.jit
+def _query_stage(turn, consumer, CAUSAL: gl.constexpr):
+    """Where a consumer's query tile number `turn` lies among those of all, and its phase."""
+    QUERY_STAGES: gl.constexpr = 2 if CAUSAL else 1
+    return consumer * QUERY_STAGES + turn % QUERY_STAGES, (turn // QUERY_STAGES) & 1
+
+
+@gluon.jit
 def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL: gl.constexpr,
              CONSUMERS: gl.constexpr):  # fmt: skip
     """The producer warp takes the next query tile when it has loaded all for the one before.
@@ -77,11 +86,12 @@ def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL
                                                    CONSUMERS)  # fmt: skip
         kv_head = head // group
         for consumer in gl.static_range(CONSUMERS):
-            mbarrier.wait(q_empty.index(consumer), (turn & 1) ^ 1)
-            _tell(told, consumer, index)
-            mbarrier.expect(q_full.index(consumer), Q_BYTES)
-            _load_tile(q_desc, [batch, head, first_row + consumer * ROWS, 0], q_full.index(consumer),
-                       q_mem.index(consumer))  # fmt: skip
+            place, phase = _query_stage(turn, consumer, CAUSAL)
+            mbarrier.wait(q_empty.index(place), phase ^ 1)
+            _tell(told, place, index)
+            mbarrier.expect(q_full.index(place), Q_BYTES)
+            _load_tile(q_desc, [batch, head, first_row + consumer * ROWS, 0], q_full.index(place),
+                       q_mem.index(place))  # fmt: skip
         for step in range(num_keys + 1):
             if step < num_keys:
                 stage, phase = _stage(loaded + step)
@@ -99,9 +109,10 @@ def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL
         turn += 1
         index = gl.atomic_add(next_ptr, 1)
     for consumer in gl.static_range(CONSUMERS):  # that there is no more
-        mbarrier.wait(q_empty.index(consumer), (turn & 1) ^ 1)
-        _tell(told, consumer, index)
-        mbarrier.arrive(q_full.index(consumer))
+        place, phase = _query_stage(turn, consumer, CAUSAL)
+        mbarrier.wait(q_empty.index(place), phase ^ 1)
+        _tell(told, place, index)
+        mbarrier.arrive(q_full.index(place))
     if index == total + gl.num_programs(0) - 1:  # all programs have asked once more than there are tiles
         gl.store(next_ptr, 0)
 
@@ -117,17 +128,17 @@ def _after_predecessor(x):
 
 
 @gluon.jit
-def _tell(told, consumer, index):
+def _tell(told, place, index):
     """Tell a consumer which tile is next; it looks once the query tile, or the end, has been announced."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    told.index(consumer).store(gl.full([1], index, gl.int32, LAYOUT))
+    told.index(place).store(gl.full([1], index, gl.int32, LAYOUT))
     _meet()  # what follows is one thread's: it must come after the store of whichever lane did it
 
 
 @gluon.jit
-def _told(told, consumer):
+def _told(told, place):
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    return gl.sum(told.index(consumer).load(LAYOUT), 0)
+    return gl.sum(told.index(place).load(LAYOUT), 0)
 
 
 @gluon.jit
@@ -249,16 +260,17 @@ def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constex
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
-    q_tile = q_mem.index(CONSUMER).reshape([ROWS, HEAD_DIM])
     count = 0
     turn = 0
     total = _after_predecessor(total)
-    mbarrier.wait(q_full.index(CONSUMER), 0)
-    index = _told(told, CONSUMER)
+    place, phase = _query_stage(turn, CONSUMER, CAUSAL)
+    mbarrier.wait(q_full.index(place), phase)
+    index = _told(told, place)
     while index < total:
         batch, head, tile_row, num_keys = _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL,
                                                   CONSUMERS)  # fmt: skip
         first_row = tile_row + CONSUMER * ROWS
+        q_tile = q_mem.index(place).reshape([ROWS, HEAD_DIM])
         acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
         row_max = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
 
@@ -272,7 +284,7 @@ def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constex
         acc, probs, row_max, row_sum, shrink = _visit_keys(
             acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_ring, k_full, k_empty, v_full,
             v_empty, scale_log2, num_keys)  # fmt: skip
-        _release(q_empty, CONSUMER)
+        _release(q_empty, place)
 
         acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, O_LAYOUT))[:, None]
         acc = _start_output(probs, acc, v_ring, v_full, count + num_keys - 1)
@@ -287,8 +299,9 @@ def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constex
         _write(acc, row_max, row_sum, out_base, stride_ol, lse_ptr + head_index.to(gl.int64) * stride_lse,
                first_row, q_len, MERGE)  # fmt: skip
         turn += 1
-        mbarrier.wait(q_full.index(CONSUMER), turn & 1)
-        index = _told(told, CONSUMER)
+        place, phase = _query_stage(turn, CONSUMER, CAUSAL)
+        mbarrier.wait(q_full.index(place), phase)
+        index = _told(told, place)
 
 
 @gluon.jit
@@ -333,17 +346,18 @@ def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, next_ptr, stride_o
     """
     dtype: gl.constexpr = q_desc.dtype
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
-    q_mem = gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, ROWS, HEAD_DIM], q_desc.layout)
+    QUERY_TILES: gl.constexpr = CONSUMERS * (2 if CAUSAL else 1)
+    q_mem = gl.allocate_shared_memory(dtype, [QUERY_TILES, 1, 1, ROWS, HEAD_DIM], q_desc.layout)
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, HEAD_DIM], k_desc.layout)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, HEAD_DIM], v_desc.layout)
-    q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    q_full = gl.allocate_shared_memory(gl.int64, [QUERY_TILES, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [QUERY_TILES, 1], mbarrier.MBarrierLayout())
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    told = gl.allocate_shared_memory(gl.int32, [CONSUMERS, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(CONSUMERS):
+    told = gl.allocate_shared_memory(gl.int32, [QUERY_TILES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(QUERY_TILES):
         mbarrier.init(q_full.index(i), 1)
         mbarrier.init(q_empty.index(i), 1)
     for i in gl.static_range(STAGES):
