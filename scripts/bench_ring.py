@@ -8,6 +8,12 @@ transport runs: PyTorch's context_parallel and ring-flash-attn (if installed) ne
 Every output is first compared with one process in float32. Then all ways take turns: isolated, each from a
 barrier, and in a row. Efficiency is the time one rank needs for the whole prompt while the others do it too,
 over ranks x the ring's time. Writes ring.md and ring.csv to --out.
+
+    python scripts/bench_ring.py --blocks 2,4,8 --out docs/benchmarks/ring-blocks-h200
+
+What splitting alone costs: one process on one whole GPU computes the blocks of every rank of such rings in
+turn, with its own keys and values in place of those that would arrive. Efficiency is the time of the whole
+prompt over ranks x that of the slowest rank: what is left for transfers to lose.
 """
 
 from __future__ import annotations
@@ -72,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kernel", default="auto", help="of our ring; auto: the one to be expected fastest")
     parser.add_argument("--kv-heads", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--blocks", default="", help="numbers of ranks: blocks alone, nothing is transferred")
     return parser.parse_args()
 
 
@@ -85,10 +92,7 @@ class Bench:
         if not settings.shared:
             self.transports["ipc"] = make_transport("ipc", device)
         self.kernel = get_kernel(settings.kernel, device, torch.bfloat16, 128)
-        config = AttentionModelConfig(
-            dtype=DTYPE, num_heads=32, num_kv_heads=settings.num_kv_heads, head_dim=128, projections=False
-        )
-        self.workload = BareAttentionWorkload(config, device)
+        self.workload = BareAttentionWorkload(model_config(settings), device)
 
     def ours(
         self,
@@ -222,6 +226,53 @@ class Bench:
         }
 
 
+@torch.inference_mode()
+def blocks_alone(settings: Settings, rank_counts: list[int]) -> list[dict[str, Any]]:
+    """Every rank's blocks of even zigzag rings, by one process with nothing to wait for."""
+    device = torch.device("cuda", 0)
+    kernel = get_kernel(settings.kernel, device, torch.bfloat16, 128)
+    workload = BareAttentionWorkload(model_config(settings), device)
+    rows = []
+    for seq_len in settings.lengths:
+        x = workload.inputs(seq_len, seed=0)
+
+        def part(ranks: int, rank: int, x: torch.Tensor = x) -> Iteration:
+            plan = make_plan(x.shape[1], [x.shape[1] // ranks] * ranks)
+            ring = RingContext(plan, rank, LoopbackTransport(rank), kernel, CudaClock())
+            local = local_inputs(x, plan, rank)
+            iteration = Iteration(lambda: workload.forward(local, ring), ring)
+            iteration.capture()
+            return iteration
+
+        parts = {(ranks, rank): part(ranks, rank) for ranks in (1, *rank_counts) for rank in range(ranks)}
+        times: dict[tuple[int, int], list[float]] = {key: [] for key in parts}
+        for turn in range(settings.repeats + 2):
+            for key, iteration in parts.items():
+                torch.cuda.synchronize()
+                sample = iteration.back_to_back_ms(3)
+                times[key] += [sample] if turn >= 2 else []
+        ms = {key: median(samples) for key, samples in times.items()}
+        for ranks in rank_counts:
+            slowest = max(ms[ranks, rank] for rank in range(ranks))
+            rows.append(
+                {
+                    "tokens": seq_len,
+                    "ranks": ranks,
+                    "whole prompt ms": round(ms[1, 0], 4),
+                    "slowest rank ms": round(slowest, 4),
+                    "efficiency": round(ms[1, 0] / ranks / slowest, 3),
+                }
+            )
+            print(*rows[-1].values(), sep="  ", flush=True)
+    return rows
+
+
+def model_config(settings: Settings) -> AttentionModelConfig:
+    return AttentionModelConfig(
+        dtype=DTYPE, num_heads=32, num_kv_heads=settings.num_kv_heads, head_dim=128, projections=False
+    )
+
+
 _CONTROL: list[dist.ProcessGroup] = []
 
 
@@ -255,14 +306,13 @@ def rank_main(rank: int, settings: Settings, environments: list[dict[str, str]],
     dist.destroy_process_group()
 
 
-def heading(settings: Settings) -> str:
+def heading(settings: Settings, title: str, ranks: str = "") -> str:
     found = {name: _version(name) for name in PACKAGES[:3]}
     versions = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    sharing = f", {settings.ranks} ranks sharing {settings.gpus} under MPS" if settings.shared else ""
     return (
-        "# Ways to run one ring\n\n"
+        f"# {title}\n\n"
         f"- date: {datetime.now(timezone.utc):%Y-%m-%d}\n"
-        f"- hardware: {settings.gpus} x {torch.cuda.get_device_name()}{sharing}\n"
+        f"- hardware: {settings.gpus} x {torch.cuda.get_device_name()}{ranks}\n"
         f"- versions: {versions}, cuDNN {torch.backends.cudnn.version()}\n"
         f"- command: `{shlex.join(['python', *sys.argv])}`\n"
         f"- causal, zigzag, {DTYPE}, 32 query and {settings.num_kv_heads} key/value heads, head dim 128\n\n"
@@ -284,6 +334,17 @@ def main() -> None:
         port=port,
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.blocks:
+        rows = blocks_alone(settings, [int(ranks) for ranks in arguments.blocks.split(",")])
+        write_table(rows, heading(settings, "Blocks of a ring, nothing sent"), arguments.out / "blocks")
+        return
+    sharing = f", {settings.ranks} ranks sharing {settings.gpus} under MPS" if settings.shared else ""
+    rows = measured_by_ranks(settings)
+    write_table(rows, heading(settings, "Ways to run one ring", sharing), arguments.out / "ring")
+
+
+def measured_by_ranks(settings: Settings) -> list[dict[str, Any]]:
+    """The rows that the ranks of one ring find, each in a process of its own."""
     results: Any = mp.get_context("spawn").SimpleQueue()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -298,10 +359,14 @@ def main() -> None:
                     rows += results.get()
     while not results.empty():
         rows += results.get()
+    return rows
+
+
+def write_table(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
     table = pandas.DataFrame(rows)
-    write_atomically(arguments.out / "ring.csv", table.to_csv(index=False))
-    text = heading(settings) + table.to_markdown(index=False) + "\n"
-    write_atomically(arguments.out / "ring.md", text)
+    write_atomically(path.with_suffix(".csv"), table.to_csv(index=False))
+    text = heading + table.to_markdown(index=False) + "\n"
+    write_atomically(path.with_suffix(".md"), text)
     print(text)
 
 
