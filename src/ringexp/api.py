@@ -9,6 +9,8 @@ All ranks of the group call these alike, in the same order. `docs/api.md` has th
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.distributed as dist
 
@@ -25,6 +27,8 @@ from ringexp.ring.groups import place_in, transport_of
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import LoopbackTransport
+
+_kernel = functools.cache(get_kernel)  # it looks for packages on disk, which takes longer than a short block
 
 
 def ring_attention(
@@ -52,15 +56,16 @@ def ring_attention(
     _check_tensors(q, k, v, plan, rank)
     if softmax_scale is not None and not softmax_scale > 0:
         raise UserError(f"softmax_scale={softmax_scale} must be above 0, or None for 1/sqrt(head_dim)")
-    chosen = get_kernel(kernel, q.device, q.dtype, q.shape[3])
-    carrier = transport_of(group, q.device, transport)
-    batch, _, kv_heads, head_dim = k.shape
-    carrier.reserve(2 * batch * max(plan.kv_tokens) * kv_heads * head_dim * k.element_size())
-    if rank not in plan.members:
-        return torch.empty_like(q)
-    ring = RingContext(plan, rank, carrier, chosen, NoClock())
-    out = prefill.ring_attention(q if q.stride(3) == 1 else q.contiguous(), k, v, ring, softmax_scale)
-    carrier.take_transfers()  # nobody reads the times of hops
+    chosen = _kernel(kernel, q.device, q.dtype, q.shape[3])
+    with torch.cuda.device_of(q):
+        carrier = transport_of(group, q.device, transport)
+        batch, _, kv_heads, head_dim = k.shape
+        carrier.reserve(2 * batch * max(plan.kv_tokens) * kv_heads * head_dim * k.element_size())
+        if rank not in plan.members:
+            return q.new_empty(q.shape)
+        ring = RingContext(plan, rank, carrier, chosen, NoClock())
+        out = prefill.ring_attention(q if q.stride(3) == 1 else q.contiguous(), k, v, ring, softmax_scale)
+        carrier.take_transfers()  # nobody reads the times of hops
     return out
 
 
@@ -85,6 +90,8 @@ def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan
         raise UserError(f"q, k and v need one dtype and one device, got {found}")
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise UserError("ring attention has no backward; call it under torch.inference_mode() or no_grad()")
+    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise UserError("ring_attention cannot be captured in a CUDA graph; call it eagerly")
 
 
 def measure_speeds(
@@ -114,12 +121,11 @@ def measure_speeds(
     shape = BlockShape(batch, num_heads, num_kv_heads or num_heads, head_dim, dtype, even.tokens[rank])
     q, k, v = (x.transpose(1, 2) for x in shape.inputs(device))
     _check_tensors(q, k, v, even, rank)
-    clock = make_clock(device, Pacer(100))
-    chosen = get_kernel(kernel, device, dtype, head_dim)
-    ring = RingContext(even, rank, LoopbackTransport(rank), chosen, clock)
+    chosen = _kernel(kernel, q.device, dtype, head_dim)
+    ring = RingContext(even, rank, LoopbackTransport(rank), chosen, make_clock(device, Pacer(100)))
     piece = Iteration(lambda: prefill.ring_attention(q, k, v, ring), ring)
     meeting = _Meeting(device, group, world_size)
-    with torch.no_grad():
+    with torch.no_grad(), torch.cuda.device_of(q):
         sample = measure_speed(
             lambda: piece.run()[1].busy_ms,
             flops=4.0 * batch * num_heads * head_dim * even.pairs(rank),

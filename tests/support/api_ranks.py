@@ -11,6 +11,7 @@ import torch.distributed as dist
 import ringexp
 from ringexp import api
 from ringexp.hetero.pacing import Pacer
+from ringexp.planning import make_plan
 from support.ring_ranks import Case
 
 _groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
@@ -88,6 +89,7 @@ def refused(rank: int) -> dict[str, str]:
         "dimensions": ask(*tensors(q=(length, 4, 16))),
         "dtype": ask(*tensors(dtype=torch.bfloat16)),
         "world": ask(*tensors(), with_plan=ringexp.plan([1, 1, 1], 30)),
+        "chunks": ask(*tensors(), with_plan=make_plan(30, [20, 10], chunks=2)),
         "scale": ask(*tensors(), softmax_scale=0.0),
         "kernel": ask(*tensors(), kernel="fastest"),
         "transport": ask(*tensors(), transport="mpi"),

@@ -15,6 +15,9 @@ from ringexp.config import TRANSPORTS
 from ringexp.errors import UserError
 from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
 
+_BACKENDS = {"nccl": "cuda", "gloo": "cpu"}
+"""The type of device for which a transport needs the group's backend of its name."""
+
 _kept: dict[tuple[dist.ProcessGroup | None, torch.device, str], Transport] = {}
 
 
@@ -24,7 +27,8 @@ def place_in(group: dist.ProcessGroup | None, world_size: int | None = None) -> 
     Without torch.distributed that is a ring of one. Raises UserError if the process is not in the group, or
     the group is not of `world_size`.
     """
-    rank, size = (dist.get_rank(group), dist.get_world_size(group)) if _is_distributed(group) else (0, 1)
+    distributed = _resolved(group) is not None
+    rank, size = (dist.get_rank(group), dist.get_world_size(group)) if distributed else (0, 1)
     if rank < 0:
         raise UserError("this process is not in the group; only the group's own ranks may call")
     if world_size not in (None, size):
@@ -47,9 +51,10 @@ def transport_of(group: dist.ProcessGroup | None, device: torch.device, name: st
         elif name == "auto":
             _kept[key] = transport_of(group, device, _fitting(group, device))
         else:
-            _check(name, device)
-            _kept[key] = make_transport(name, device, group)
-            _kept[key].barrier()  # NCCL wants all ranks in a group's first call, also those without tokens
+            _check(name, device, _backends(group))
+            transport = make_transport(name, device, group)
+            transport.barrier()  # NCCL wants all ranks in a group's first call, also those without tokens
+            _kept[key] = transport
     return _kept[key]
 
 
@@ -64,10 +69,6 @@ def close(group: dist.ProcessGroup | None = None) -> None:
         transport.close()
 
 
-def _is_distributed(group: dist.ProcessGroup | None) -> bool:
-    return group is not None or dist.is_initialized()
-
-
 def _resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """The group itself, so that None and the default group are one; None without torch.distributed."""
     return group if group is not None or not dist.is_initialized() else dist.group.WORLD
@@ -75,8 +76,7 @@ def _resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
 
 def _fitting(group: dist.ProcessGroup | None, device: torch.device) -> str:
     """nccl where the group has it for the device; else ipc for CUDA ranks on one machine, or gloo."""
-    backends = dict(entry.split(":") for entry in dist.get_backend_config(group).split(","))
-    if backends.get(device.type) == "nccl":
+    if _backends(group).get(device.type) == "nccl":
         return "nccl"
     if device.type != "cuda":
         return "gloo"
@@ -85,8 +85,18 @@ def _fitting(group: dist.ProcessGroup | None, device: torch.device) -> str:
     return "ipc" if len(set(hosts)) == 1 else "gloo"
 
 
-def _check(name: str, device: torch.device) -> None:
+def _backends(group: dist.ProcessGroup | None) -> dict[str, str]:
+    """The group's backend for each type of device."""
+    return dict(entry.split(":") for entry in dist.get_backend_config(group).split(","))
+
+
+def _check(name: str, device: torch.device, backends: dict[str, str]) -> None:
     if name not in TRANSPORTS:
         raise UserError(f"transport={name} is unknown; choose one of {', '.join(TRANSPORTS)}")
     if name in ("nccl", "ipc") and device.type != "cuda":
         raise UserError(f"transport={name} needs CUDA, but the tensors are on {device}; use transport=auto")
+    if name in _BACKENDS and backends.get(_BACKENDS[name]) != name:
+        raise UserError(
+            f"transport={name} needs a group with {_BACKENDS[name]}:{name}, and this one has {backends}; "
+            'make it with backend="cpu:gloo,cuda:nccl"'
+        )
