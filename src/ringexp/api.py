@@ -23,7 +23,7 @@ from ringexp.planning import Plan
 from ringexp.planning.planner import plan as plan_of
 from ringexp.ring import prefill
 from ringexp.ring.clock import NoClock, make_clock
-from ringexp.ring.groups import place_in, transport_of
+from ringexp.ring.groups import current, place_in, transport_of
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import LoopbackTransport
@@ -57,7 +57,7 @@ def ring_attention(
     if softmax_scale is not None and not softmax_scale > 0:
         raise UserError(f"softmax_scale={softmax_scale} must be above 0, or None for 1/sqrt(head_dim)")
     chosen = _kernel(kernel, q.device, q.dtype, q.shape[3])
-    with torch.cuda.device_of(q):
+    with current(q.device):
         carrier = transport_of(group, q.device, transport)
         batch, _, kv_heads, head_dim = k.shape
         carrier.reserve(2 * batch * max(plan.kv_tokens) * kv_heads * head_dim * k.element_size())
@@ -125,7 +125,7 @@ def measure_speeds(
     ring = RingContext(even, rank, LoopbackTransport(rank), chosen, make_clock(device, Pacer(100)))
     piece = Iteration(lambda: prefill.ring_attention(q, k, v, ring), ring)
     meeting = _Meeting(device, group, world_size)
-    with torch.no_grad(), torch.cuda.device_of(q):
+    with torch.no_grad(), current(q.device):
         sample = measure_speed(
             lambda: piece.run()[1].busy_ms,
             flops=4.0 * batch * num_heads * head_dim * even.pairs(rank),

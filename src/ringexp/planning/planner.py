@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import index
 
 from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost, balance
@@ -36,8 +37,9 @@ def plan(
 
     Raises UserError, in one line, for what cannot be planned. Needs no torch.
     """
-    if not isinstance(seq_len, int) or seq_len < 1:
+    if not hasattr(seq_len, "__index__") or seq_len < 1:
         raise UserError(f"seq_len={seq_len} must be a whole number of at least 1")
+    seq_len = index(seq_len)
     known = list(speeds)
     if not known:
         raise UserError("speeds=[] needs one entry for each rank")

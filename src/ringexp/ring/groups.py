@@ -7,6 +7,7 @@ peers have mapped (ipc), and it keeps the group alive.
 from __future__ import annotations
 
 import platform
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -52,8 +53,9 @@ def transport_of(group: dist.ProcessGroup | None, device: torch.device, name: st
             _kept[key] = transport_of(group, device, _fitting(group, device))
         else:
             _check(name, device, _backends(group))
-            transport = make_transport(name, device, group)
-            transport.barrier()  # NCCL wants all ranks in a group's first call, also those without tokens
+            with current(device):
+                transport = make_transport(name, device, group)
+                transport.barrier()  # NCCL wants all ranks in a group's first call, also those without tokens
             _kept[key] = transport
     return _kept[key]
 
@@ -63,10 +65,16 @@ def close(group: dist.ProcessGroup | None = None) -> None:
 
     Call it before the group is destroyed. The next ring of the group starts anew.
     """
-    mine = [key for key in _kept if key[0] is _resolved(group)]
-    transports = {id(transport): transport for transport in (_kept.pop(key) for key in mine)}
-    for transport in transports.values():
-        transport.close()
+    for key in [key for key in _kept if key[0] is _resolved(group)]:
+        transport = _kept.pop(key)
+        if transport not in _kept.values():  # by another name
+            with current(key[1]):
+                transport.close()
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a CUDA device the current one, which events and the driver's calls are about."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
