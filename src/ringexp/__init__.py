@@ -1,18 +1,57 @@
 """Exact ring-attention prefill on unequal GPUs: measure, plan, run, prove."""
 
-from typing import Any
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ringexp.errors import UserError
+
+if TYPE_CHECKING:
+    from ringexp.api import measure_speeds, ring_attention
+    from ringexp.models.generation import generate
+    from ringexp.models.strategy import get_model
+    from ringexp.planning import Plan, RankCost
+    from ringexp.planning.planner import plan
+    from ringexp.ring.groups import close
+    from ringexp.ring.shards import positions, shard, unshard
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Plan",
+    "RankCost",
+    "UserError",
+    "close",
+    "generate",
+    "get_model",
+    "measure_speeds",
+    "plan",
+    "positions",
+    "ring_attention",
+    "shard",
+    "unshard",
+]
 
-def __getattr__(name: str) -> Any:
-    """`get_model` and `generate`, which need torch and FMS, on first use."""
-    if name == "get_model":
-        from ringexp.models.strategy import get_model
+_HOMES = {
+    "Plan": "planning",
+    "RankCost": "planning",
+    "plan": "planning.planner",
+    "close": "ring.groups",
+    "positions": "ring.shards",
+    "shard": "ring.shards",
+    "unshard": "ring.shards",
+    "measure_speeds": "api",
+    "ring_attention": "api",
+    "generate": "models.generation",
+    "get_model": "models.strategy",
+}
+"""Where a public name is; imported on first use, so that planning needs no torch and the ring no FMS."""
 
-        return get_model
-    if name == "generate":
-        from ringexp.models.generation import generate
 
-        return generate
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+if not TYPE_CHECKING:  # a type checker is to find names that are not there
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__} has no attribute {name}")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -20,6 +20,7 @@ from ringexp.models.strategy import broadcast_weights
 from ringexp.models.workload import LocalInputs
 from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, ring_token_bytes, rotation_bytes
 from ringexp.ring.prefill import RingContext, ring_attention
+from ringexp.ring.shards import shard
 
 
 class AttentionWorkload:
@@ -74,7 +75,7 @@ class AttentionWorkload:
         return out
 
     def part_of(self, reference: torch.Tensor, plan: Plan, rank: int) -> torch.Tensor:
-        return _rows_of(reference, plan, rank)
+        return shard(reference, plan, rank)
 
     def flops(self, plan: Plan, rank: int) -> float:
         per_token = facts.linear_flops_per_token(self._module)
@@ -135,7 +136,7 @@ class BareAttentionWorkload:
         return scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2)
 
     def part_of(self, reference: torch.Tensor, plan: Plan, rank: int) -> torch.Tensor:
-        return _rows_of(reference, plan, rank)
+        return shard(reference, plan, rank)
 
     def flops(self, plan: Plan, rank: int) -> float:
         return 4.0 * self._config.batch_size * self.num_heads * self.head_dim * plan.pairs(rank)
@@ -166,7 +167,3 @@ def _random_inputs(
     if dist.is_initialized():
         dist.broadcast(x, 0)
     return x
-
-
-def _rows_of(reference: torch.Tensor, plan: Plan, rank: int) -> torch.Tensor:
-    return reference[:, torch.tensor(plan.q_shards[rank].positions(), device=reference.device)]

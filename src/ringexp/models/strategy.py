@@ -25,8 +25,9 @@ from ringexp.models.generation import Decoder, RingCache, rope_positions
 from ringexp.models.rotary import fuse_rotary
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import NoClock
+from ringexp.ring.groups import place_in, transport_of
 from ringexp.ring.prefill import RingContext
-from ringexp.ring.transport import Transport, make_transport
+from ringexp.ring.shards import positions, shard, unshard
 
 FMS_STRATEGIES = (None, "none", "tp", "mp", "fsdp", "hsdp", "ddp")
 
@@ -42,7 +43,7 @@ class RingAttentionStrategy(DistributedStrategy):
         from_meta: bool = False,
     ) -> None:
         super().__init__(from_meta)
-        world_size = dist.get_world_size(group) if dist.is_initialized() else 1
+        self.rank, world_size = place_in(group)
         if len(block_lens) != world_size:
             raise UserError(f"block_lens={list(block_lens)} needs one length for each of {world_size} ranks")
         if min(block_lens) < 1:
@@ -50,7 +51,6 @@ class RingAttentionStrategy(DistributedStrategy):
         self.block_lens = list(block_lens)
         self.group = group
         self.plan: Plan = make_plan(sum(block_lens), self.block_lens, layout)
-        self.rank = dist.get_rank(group) if dist.is_initialized() else 0
 
     def _distribute_module(self, module: nn.Module, final_layers: bool = False) -> nn.Module:
         return module
@@ -60,28 +60,15 @@ class RingAttentionStrategy(DistributedStrategy):
 
     def positions(self, device: torch.device) -> torch.Tensor:
         """Global positions of this rank's tokens, [L]."""
-        return torch.tensor(self.plan.q_shards[self.rank].positions(), device=device)
+        return positions(self.plan, self.rank, device)
 
     def shard_input(self, x: torch.Tensor) -> torch.Tensor:
         """[B, S, ...] -> this rank's [B, L, ...]."""
-        if x.shape[1] != self.plan.seq_len:
-            raise UserError(
-                f"block_lens add up to {self.plan.seq_len} tokens, but the input has {x.shape[1]}"
-            )
-        return x[:, self.positions(x.device)]
+        return shard(x, self.plan, self.rank)
 
     def gather_output(self, local: torch.Tensor) -> torch.Tensor:
         """This rank's [B, L, ...] -> [B, S, ...] on every rank."""
-        full = local.new_empty((local.shape[0], self.plan.seq_len, *local.shape[2:]))
-        for rank, shard in enumerate(self.plan.q_shards):
-            part = local.new_empty((local.shape[0], shard.num_tokens, *local.shape[2:]))
-            if rank == self.rank:
-                part.copy_(local)
-            if dist.is_initialized():
-                source = dist.get_global_rank(self.group, rank) if self.group else rank
-                dist.broadcast(part, source, self.group)
-            full[:, torch.tensor(shard.positions(), device=local.device)] = part
-        return full
+        return unshard(local, self.plan, self.group)
 
 
 class RingModel(nn.Module):
@@ -100,7 +87,6 @@ class RingModel(nn.Module):
         self.model = model
         self.distributed_strategy = strategy
         self._kernel_name, self._transport_name = kernel, transport
-        self._transport: Transport | None = None
 
     def forward(
         self,
@@ -127,8 +113,9 @@ class RingModel(nn.Module):
         cache = past_key_value_states
         if cache:
             check_supported(self.model, cache.length + 1 - min(cache.starts))
-            logits = self._from_owner_of_last(self._decoder(x, cache.starts).step(x, cache))
-            self._clear()
+            decoder = self._decoder(x, cache.starts)
+            logits = self._from_owner_of_last(decoder.step(x, cache))
+            decoder.ring.transport.take_transfers()
             return logits, cache
         strategy = self.distributed_strategy
         starts = None if position_ids is None else _starts(x, position_ids)
@@ -145,21 +132,16 @@ class RingModel(nn.Module):
                 ring=decoder.ring,
             )
         logits = self._from_owner_of_last(local) if last_n_tokens else strategy.gather_output(local)
-        self._clear()
+        decoder.ring.transport.take_transfers()  # nobody reads the times of hops
         return (logits, cache) if use_cache else logits
 
     def _decoder(self, x: torch.Tensor, starts: Sequence[int] | None) -> Decoder:
         device, strategy = x.device, self.distributed_strategy
         dtype, head_dim = next(self.model.parameters()).dtype, head_dim_of(self.model)
-        if self._transport is None:
-            name = self._transport_name
-            if name == "auto":
-                name = "nccl" if device.type == "cuda" else "gloo"
-            self._transport = make_transport(name, device, strategy.group)
         ring = RingContext(
             plan=strategy.plan,
             rank=strategy.rank,
-            transport=self._transport,
+            transport=transport_of(strategy.group, device, self._transport_name),
             kernel=get_kernel(self._kernel_name, device, dtype, head_dim),
             clock=NoClock(),
             starts=starts,
@@ -168,17 +150,10 @@ class RingModel(nn.Module):
 
     def _from_owner_of_last(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of the rank with the last position, on every rank, so that all choose one token."""
-        strategy = self.distributed_strategy
-        logits, owner = logits.contiguous(), strategy.plan.owner_of_last
+        strategy, logits = self.distributed_strategy, logits.contiguous()
         if dist.is_initialized():
-            source = dist.get_global_rank(strategy.group, owner) if strategy.group else owner
-            dist.broadcast(logits, source, strategy.group)
+            dist.broadcast(logits, group=strategy.group, group_src=strategy.plan.owner_of_last)
         return logits
-
-    def _clear(self) -> None:
-        """Forget the times of hops, which nobody reads."""
-        assert self._transport is not None
-        self._transport.take_transfers()
 
 
 def _starts(x: torch.Tensor, position_ids: torch.Tensor) -> list[int]:
@@ -207,10 +182,9 @@ def get_model(
 ) -> nn.Module:
     """FMS's `get_model`, which also knows `distributed_strategy="ring"` with `block_lens`, one a rank.
 
-    transport: auto is nccl on CUDA and gloo on the CPU; ipc lets ranks share a GPU, and needs a group with
-    gloo. All other arguments go to FMS; with architecture="hf_pretrained" and model_path, see `checkpoint`.
-    max_expected_seq_len has to cover the prompt and what is generated. The weights of rank 0 are broadcast,
-    so that random ones agree.
+    transport: auto is what the group's backend can do, see `ring.groups`. All other arguments go to FMS;
+    with architecture="hf_pretrained" and model_path, see `checkpoint`. max_expected_seq_len has to cover the
+    prompt and what is generated. The weights of rank 0 are broadcast, so that random ones agree.
     Raises UserError for a strategy nobody has (FMS itself ignores those) and for block_lens that do not fit.
     """
     if distributed_strategy != "ring":
@@ -250,7 +224,6 @@ def broadcast_weights(model: nn.Module, group: dist.ProcessGroup | None = None) 
     """Give every rank rank 0's parameters and buffers."""
     if not dist.is_initialized():
         return
-    source = dist.get_global_rank(group, 0) if group else 0
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor, source, group)
+            dist.broadcast(tensor, group=group, group_src=0)

@@ -15,6 +15,7 @@ import torch
 from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
 from ringexp.planning import MemoryNeed, Plan
 from ringexp.ring.prefill import RingContext
+from ringexp.ring.shards import positions, shard
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ class Workload(Protocol):
 
 def local_inputs(x: torch.Tensor, plan: Plan, rank: int) -> LocalInputs:
     """Cut rank `rank`'s queries out of the whole prompt."""
-    positions = torch.tensor(plan.q_shards[rank].positions(), dtype=torch.long, device=x.device)
-    return LocalInputs(x[:, positions].contiguous(), positions.expand(x.shape[0], -1))
+    return LocalInputs(shard(x, plan, rank), positions(plan, rank, x.device).expand(x.shape[0], -1))
 
 
 def make_workload(config: ModelConfig, seq_len: int, device: torch.device, seed: int) -> Workload:

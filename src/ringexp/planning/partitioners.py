@@ -53,3 +53,21 @@ def apportion(weights: Sequence[float], seq_len: int, tile: int) -> list[int]:
         taker = max(ranks, key=lambda r: (exact[r] - tokens[r], -r))
         tokens[taker] += min(tile, left)
     return tokens
+
+
+def apportion_within(
+    weights: Sequence[float], seq_len: int, tile: int, room: Sequence[int | None]
+) -> list[int]:
+    """As `apportion`, but rank i gets `room[i]` tokens at most, None: any number.
+
+    What does not fit a rank goes to the others by their weights. All room together must be enough.
+    """
+    tokens = apportion(weights, seq_len, tile)
+    full = {rank: most for rank, most in enumerate(room) if most is not None and tokens[rank] > most}
+    if not full:
+        return tokens
+    others = [rank for rank in range(len(weights)) if rank not in full]
+    left = seq_len - sum(full.values())
+    rest = apportion_within([weights[r] for r in others], left, tile, [room[r] for r in others])
+    counts = full | dict(zip(others, rest, strict=True))
+    return [counts[rank] for rank in range(len(weights))]

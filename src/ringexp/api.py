@@ -1,0 +1,165 @@
+"""The ring for anybody's own code: attention of a prompt that is spread over the ranks of a process group.
+
+    speeds = ringexp.measure_speeds(seq_len, num_heads=32, num_kv_heads=8, head_dim=128, dtype=torch.bfloat16)
+    plan = ringexp.plan(speeds, seq_len)
+    out = ringexp.ring_attention(q, k, v, plan)     # this rank's part of each
+
+All ranks of the group call these alike, in the same order. `docs/api.md` has the contracts.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.distributed as dist
+
+from ringexp.calibration.kernel_choice import BlockShape
+from ringexp.calibration.measure import Effort, measure_speed
+from ringexp.errors import UserError
+from ringexp.hetero.pacing import Pacer
+from ringexp.kernels import get_kernel
+from ringexp.planning import Plan
+from ringexp.planning.planner import plan as plan_of
+from ringexp.ring import prefill
+from ringexp.ring.clock import NoClock, make_clock
+from ringexp.ring.groups import current, place_in, transport_of
+from ringexp.ring.iteration import Iteration
+from ringexp.ring.prefill import RingContext
+from ringexp.ring.transport import LoopbackTransport
+
+_kernel = functools.cache(get_kernel)  # it looks for packages on disk, which takes longer than a short block
+
+
+def ring_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: Plan,
+    group: dist.ProcessGroup | None = None,
+    *,
+    softmax_scale: float | None = None,
+    kernel: str = "auto",
+    transport: str = "auto",
+) -> torch.Tensor:
+    """Exact attention of this rank's queries over the keys and values of all ranks of the group.
+
+    q: [B, Lq, H, D]; k, v: [B, Lkv, Hkv, D], of the positions that `plan` gives this rank; heads are not
+    expanded, H is a multiple of Hkv; one dtype, one device. Returns [B, Lq, H, D], contiguous. softmax_scale:
+    None is 1/sqrt(D). kernel: auto is what is expected to be the fastest there. transport: auto is what the
+    group's backend can do. Both are names of `conf/`.
+
+    All ranks of the group call it, one without tokens too: with empty tensors, and it gets an empty one.
+    Forward only. Raises UserError, in one line, for tensors that do not fit the plan or want a gradient.
+    """
+    rank, _ = place_in(group, plan.world_size)
+    _check_tensors(q, k, v, plan, rank)
+    if softmax_scale is not None and not softmax_scale > 0:
+        raise UserError(f"softmax_scale={softmax_scale} must be above 0, or None for 1/sqrt(head_dim)")
+    chosen = _kernel(kernel, q.device, q.dtype, q.shape[3])
+    with current(q.device):
+        carrier = transport_of(group, q.device, transport)
+        batch, _, kv_heads, head_dim = k.shape
+        carrier.reserve(2 * batch * max(plan.kv_tokens) * kv_heads * head_dim * k.element_size())
+        if rank not in plan.members:
+            return q.new_empty(q.shape)
+        ring = RingContext(plan, rank, carrier, chosen, NoClock())
+        out = prefill.ring_attention(q if q.stride(3) == 1 else q.contiguous(), k, v, ring, softmax_scale)
+        carrier.take_transfers()  # nobody reads the times of hops
+    return out
+
+
+def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, rank: int) -> None:
+    """Raises UserError for what `ring_attention` cannot take."""
+    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+    if plan.chunks:
+        raise UserError("the plan is in chunks; call with each of plan.chunks, and keys and values up to it")
+    if not q.dim() == k.dim() == v.dim() == 4 or k.shape != v.shape:
+        raise UserError(f"q must be [B, Lq, H, D], k and v both [B, Lkv, Hkv, D], got {shapes}")
+    (batch, q_len, num_heads, head_dim), (kv_batch, kv_len, num_kv_heads, kv_dim) = q.shape, k.shape
+    if (batch, head_dim) != (kv_batch, kv_dim) or num_heads % num_kv_heads:
+        raise UserError(f"q, k and v need one B and D, and H a multiple of Hkv, got {shapes}")
+    wanted = plan.tokens[rank], (plan.kv_tokens if plan.aligned else plan.tokens)[rank]
+    if (q_len, kv_len) != wanted:
+        raise UserError(
+            f"rank {rank} holds {wanted[0]} queries and {wanted[1]} keys of the plan, got {shapes}; "
+            "cut tensors with ringexp.shard"
+        )
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
+        found = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        raise UserError(f"q, k and v need one dtype and one device, got {found}")
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise UserError("ring attention has no backward; call it under torch.inference_mode() or no_grad()")
+    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise UserError("ring_attention cannot be captured in a CUDA graph; call it eagerly")
+
+
+def measure_speeds(
+    seq_len: int,
+    *,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device | str | None = None,
+    group: dist.ProcessGroup | None = None,
+    batch: int = 1,
+    causal: bool = True,
+    kernel: str = "auto",
+    max_seconds: float = 1.0,
+) -> list[float]:
+    """TFLOP/s of attention on each rank of the group, as `plan` takes them; the same list on all ranks.
+
+    Every rank computes, on random numbers, its part of an even ring over `seq_len` tokens, all at once, and
+    nothing is transferred: ranks that share a device are measured as they will run. num_kv_heads: None is
+    num_heads. device: None is the current CUDA device, or the CPU where there is none. It takes up to about
+    `max_seconds`, and so much longer as the slowest rank needs. All ranks of the group call it together.
+    """
+    rank, world_size = place_in(group)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    even = plan_of([1.0] * world_size, seq_len, causal=causal)
+    shape = BlockShape(batch, num_heads, num_kv_heads or num_heads, head_dim, dtype, even.tokens[rank])
+    q, k, v = (x.transpose(1, 2) for x in shape.inputs(device))
+    _check_tensors(q, k, v, even, rank)
+    chosen = _kernel(kernel, q.device, dtype, head_dim)
+    ring = RingContext(even, rank, LoopbackTransport(rank), chosen, make_clock(device, Pacer(100)))
+    piece = Iteration(lambda: prefill.ring_attention(q, k, v, ring), ring)
+    meeting = _Meeting(device, group, world_size)
+    with torch.no_grad(), current(q.device):
+        sample = measure_speed(
+            lambda: piece.run()[1].busy_ms,
+            flops=4.0 * batch * num_heads * head_dim * even.pairs(rank),
+            effort=Effort(
+                min_samples=5, min_seconds=max_seconds / 10, max_seconds=max_seconds, precision=0.01
+            ),
+            start_together=meeting.wait,
+            finish_together=meeting.poll,
+        )
+    speeds = torch.zeros(world_size, dtype=torch.float64, device=device)
+    speeds[rank] = sample.speed_tflops
+    if world_size > 1:
+        dist.all_reduce(speeds, group=group)
+    return speeds.tolist()
+
+
+class _Meeting:
+    """Where the ranks of a group meet: waiting for each other, or looking whether all have come."""
+
+    def __init__(self, device: torch.device, group: dist.ProcessGroup | None, world_size: int) -> None:
+        self._nothing = torch.zeros(1, device=device)
+        self._group, self._alone = group, world_size == 1
+        self._polled: dist.Work | None = None
+
+    def wait(self) -> None:
+        if not self._alone:
+            dist.all_reduce(self._nothing, group=self._group)
+            self._nothing.item()  # on CUDA the line above does not wait
+
+    def poll(self) -> bool:
+        """Whether all ranks have asked at least once."""
+        if self._alone:
+            return True
+        if self._polled is None:
+            self._polled = dist.all_reduce(self._nothing, group=self._group, async_op=True)
+        assert self._polled is not None
+        return self._polled.is_completed()

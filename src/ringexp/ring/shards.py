@@ -1,0 +1,53 @@
+"""Between a whole prompt and the parts of it that ranks hold, for tensors of any shape and dtype."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from ringexp.errors import UserError
+from ringexp.planning import Plan
+from ringexp.ring.groups import place_in
+
+
+def positions(plan: Plan, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Global positions of the rank's tokens in local order, [L] int64."""
+    spans = plan.q_shards[rank].spans
+    runs = [torch.arange(span.start, span.stop, device=device) for span in spans]
+    return torch.cat(runs) if runs else torch.empty(0, dtype=torch.long, device=device)
+
+
+def shard(x: torch.Tensor, plan: Plan, rank: int, dim: int = 1) -> torch.Tensor:
+    """The rank's part of x, whose `dim` are the prompt's positions: a contiguous copy."""
+    _check_length(x, plan.seq_len, dim, f"the plan has {plan.seq_len} tokens")
+    spans = plan.q_shards[rank].spans
+    parts = [x.narrow(dim, span.start, len(span)) for span in spans] or [x.narrow(dim, 0, 0)]
+    return torch.cat(parts, dim)
+
+
+def unshard(
+    local: torch.Tensor, plan: Plan, group: dist.ProcessGroup | None = None, dim: int = 1
+) -> torch.Tensor:
+    """The whole of what every rank has its part of, on all ranks of the group, which call it together.
+
+    local: this rank's, `dim` its tokens; alike on all ranks in all other dimensions and in dtype.
+    """
+    rank, _ = place_in(group, plan.world_size)
+    tokens = plan.tokens
+    _check_length(local, tokens[rank], dim, f"rank {rank} holds {tokens[rank]} tokens of the plan")
+    shape = list(local.shape)
+    shape[dim] = plan.seq_len
+    whole = local.new_empty(shape)
+    for source in plan.members:
+        shape[dim] = tokens[source]
+        part = local.detach().contiguous() if source == rank else local.new_empty(shape)
+        if plan.world_size > 1:
+            dist.broadcast(part, group=group, group_src=source)
+        for offset, span in plan.q_shards[source].placed():
+            whole.narrow(dim, span.start, len(span)).copy_(part.narrow(dim, offset, len(span)))
+    return whole
+
+
+def _check_length(x: torch.Tensor, length: int, dim: int, why: str) -> None:
+    if not -x.dim() <= dim < x.dim() or x.shape[dim] != length:
+        raise UserError(f"{why}, but the tensor {list(x.shape)} does not have that many in dim={dim}")

@@ -1,0 +1,23 @@
+"""Cutting whole tensors into the ranks' parts."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringexp.planning import LAYOUTS, make_plan
+from ringexp.ring.shards import positions, shard
+
+counts = st.lists(st.integers(0, 6), min_size=1, max_size=8).filter(any)
+
+
+@given(counts, st.sampled_from(sorted(LAYOUTS)), st.integers(-3, 2))
+def test_a_part_is_what_lies_at_the_ranks_positions(tokens, layout, dim):
+    plan = make_plan(sum(tokens), tokens, layout)
+    x = torch.arange(2 * plan.seq_len * 3).view(2, plan.seq_len, 3).movedim(1, dim)
+    for rank, held in enumerate(plan.q_shards):
+        mine = positions(plan, rank)
+        assert mine.dtype == torch.long
+        assert mine.tolist() == held.positions()
+        part = shard(x, plan, rank, dim)
+        assert torch.equal(part, x.index_select(dim, mine))
+        assert part.is_contiguous()
