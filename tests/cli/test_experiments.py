@@ -67,7 +67,14 @@ def test_lengths_are_one_profile_at_many():
     assert len(found) == 8 * 2 * 3
 
 
-@pytest.mark.parametrize("experiment", ["source_study", "extremes", "lengths"])
+def test_many_ranks_run_in_lock_step_only_where_it_shows_something():
+    found = jobs("many_ranks")
+    lock_step = [job for job in found if job["transport.prefetch_hops"] == "1"]
+    assert {(job["layout"], job["partitioner"]) for job in lock_step} == {("zigzag", "balanced")}
+    assert len(found) == 4 * 3 * (10 + 1)
+
+
+@pytest.mark.parametrize("experiment", ["source_study", "extremes", "lengths", "many_ranks"])
 def test_every_value_of_a_grid_composes_to_what_it_says(experiment):
     """One job for each override that no earlier job has."""
     seen: set[tuple[str, str]] = set()
