@@ -27,7 +27,8 @@ from ringexp.planning.partitioners import PARTITIONERS, WEIGHTS, apportion, chec
 from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
 from ringexp.planning.spans import Shard, Span
 from ringexp.planning.speeds import SpeedSource
-from ringexp.planning.timeline import Timeline, simulate
+from ringexp.planning.timeline import Timeline, carried_ms, simulate
+from ringexp.planning.work import compute_ms
 
 __all__ = [
     "LAYOUTS",
@@ -50,8 +51,10 @@ __all__ = [
     "balance",
     "balanced_plan",
     "blocks_between",
+    "carried_ms",
     "check_enough_tiles",
     "check_memory",
+    "compute_ms",
     "longest_context",
     "make_plan",
     "next_owner",

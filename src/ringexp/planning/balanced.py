@@ -9,6 +9,7 @@ from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost, balance
 from ringexp.planning.links import Links
 from ringexp.planning.plan import Plan, make_plan
+from ringexp.planning.timeline import carried_ms
 from ringexp.planning.work import compute_ms
 
 FINE = 8
@@ -69,10 +70,5 @@ def _member_counts(ranks: int) -> list[int]:
 
 def _earliest_ms(plan: Plan, costs: Sequence[RankCost], links: Links) -> float:
     """No ring is done before each member has computed all, nor before all shards have come to it."""
-    members, held = plan.members, plan.kv_tokens
-    computed = compute_ms(plan, costs, members)
-    arrived = [
-        hop.latency_ms * (len(members) - 1) + hop.token_ms * (plan.seq_len - held[rank])
-        for rank, hop in zip(members, links.into(members), strict=True)
-    ]
-    return max(max(computed), max(arrived)) * (1 - 1e-9)  # sums in another order round otherwise
+    latest = max(*compute_ms(plan, costs, plan.members), carried_ms(plan, links))
+    return latest * (1 - 1e-9)  # sums in another order round otherwise

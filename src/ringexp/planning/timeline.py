@@ -95,6 +95,25 @@ def latency_ms(
     return max(last[-1])
 
 
+def carried_ms(plan: Plan, links: Links) -> float:
+    """The least time that hops alone take: of a link all shards that come over it, one after the other; and,
+    where shards are sent on, of a shard all links it goes over. So the largest shard sets the pace of all."""
+    members, kv_tokens = plan.members, plan.kv_tokens
+    held, hops = [kv_tokens[rank] for rank in members], links.into(members)
+    over_links = [
+        hop.latency_ms * (len(members) - 1) + hop.token_ms * (plan.seq_len - count)
+        for hop, count in zip(hops, held, strict=True)
+    ]
+    if links.direct:
+        return max(over_links)
+    once, each = sum(hop.latency_ms for hop in hops), sum(hop.token_ms for hop in hops)
+    of_shards = [
+        once - home.latency_ms + (each - home.token_ms) * count
+        for home, count in zip(hops, held, strict=True)
+    ]
+    return max(*over_links, *of_shards)
+
+
 def _play(
     plan: Plan, costs: Sequence[RankCost], links: Links, prefetch_hops: int | None
 ) -> Iterator[tuple[Row, Row, Row, Row]]:

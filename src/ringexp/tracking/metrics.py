@@ -185,6 +185,9 @@ class RunResult:
     kernel: str
     transport: str
     plan: list[str]
+    costs: list[dict[str, Any]]
+    hop: dict[str, Any] | None
+    num_units: int
     decode: Decoding | None = None
     references: dict[str, float | None] = field(default_factory=dict)
     speed_model: dict[str, Any] = field(default_factory=dict)
