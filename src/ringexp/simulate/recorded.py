@@ -12,7 +12,7 @@ from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedTable
 from ringexp.errors import UserError
 from ringexp.models.shapes import shape_of
-from ringexp.planning import HopCost, Plan, RankCost, make_plan
+from ringexp.planning import HopCost, Plan, RankCost, compute_ms, make_plan
 from ringexp.report.frame import complete, load_runs, read_config
 from ringexp.simulate.hardware import Link
 from ringexp.simulate.models import attention_config, model_shape
@@ -52,20 +52,34 @@ class Recorded:
             chunks=-(-seq_len // chunk_tokens) if chunk_tokens else 1,
         )
 
-    @property
-    def simulated_ms(self) -> float:
-        """Latency of the plan that ran, at its costs."""
+    def simulated_ms(self, costs: Sequence[RankCost]) -> float:
+        """Latency of the plan that ran, at such costs."""
         prefetch_hops = self.config["transport"]["prefetch_hops"]
-        return self.layers * self.plan.predicted_ms(self.costs, self.hop, prefetch_hops)
+        return self.layers * self.plan.predicted_ms(costs, self.hop, prefetch_hops)
+
+    @property
+    def busy_costs(self) -> list[RankCost]:
+        """The costs, each rank's slowed or sped up to what it then took to compute in the run itself.
+
+        With them a simulation is off by its waits alone, not by speeds that calibration got wrong.
+        """
+        plan, busy, found = self.plan, self.results["busy_ms"], list(self.costs)
+        expected = [0.0] * len(found)
+        for part in plan.chunks or (plan,):
+            for rank, part_ms in zip(part.members, compute_ms(part, found, part.members), strict=True):
+                expected[rank] += self.layers * part_ms
+        return [
+            cost.slower(took / ms) if ms else cost
+            for cost, took, ms in zip(found, busy, expected, strict=True)
+        ]
 
     @property
     def measured_ms(self) -> float:
         return self.results["latency_ms_median"]
 
-    @property
-    def error(self) -> float:
+    def error(self, costs: Sequence[RankCost]) -> float:
         """Simulated / measured - 1."""
-        return metrics.prediction_error(self.simulated_ms, self.measured_ms)
+        return metrics.prediction_error(self.simulated_ms(costs), self.measured_ms)
 
 
 def read_recorded(folder: Path) -> Recorded:
