@@ -234,7 +234,8 @@ class Calibrator:
                 self.session.clock,
                 lambda value: max(self.session.gather(value)),
             )
-        return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token)
+        direct = self.session.transport.name == "ipc"
+        return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct)
 
 
 def _matching(rows: list[SpeedRow], **wanted: Any) -> list[SpeedRow]:

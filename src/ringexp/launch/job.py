@@ -26,7 +26,7 @@ from ringexp.launch.session import Session
 from ringexp.launch.spec import Job
 from ringexp.models.prompt import has_prompt, prompt_ids
 from ringexp.models.workload import Workload, local_inputs
-from ringexp.planning import HopCost, Plan, check_memory, longest_context, make_plan
+from ringexp.planning import HopCost, Plan, RankCost, check_memory, longest_context, make_plan
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
@@ -273,12 +273,9 @@ def _accuracy(setting: _Setting, outputs: dict[int, torch.Tensor]) -> Accuracy:
     )
 
 
-def _predicted_ms(setting: _Setting) -> float | None:
-    """The plan's own idea of the latency; None for shard=kv, whose exchange it does not know."""
-    if not setting.plan.aligned:
-        return None
-    costs = setting.source.costs(setting.workload.causal)
-    return setting.workload.num_units * setting.plan.predicted_ms(costs, setting.hop)
+def _costs(setting: _Setting) -> list[RankCost]:
+    """What the plan expects work to cost; empty for shard=kv, whose exchange it does not know."""
+    return list(setting.source.costs(setting.workload.causal)) if setting.plan.aligned else []
 
 
 def _result(
@@ -286,6 +283,7 @@ def _result(
 ) -> RunResult:
     session, config, plan = setting.session, setting.config, setting.plan
     references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
+    costs, units, hops_ahead = _costs(setting), setting.workload.num_units, config.transport.prefetch_hops
     latency = measured.latency_ms
     medians = metrics.per_rank_medians(measured.iterations)
     flops = sum(setting.workload.flops(plan, rank) for rank in range(plan.world_size))
@@ -294,7 +292,7 @@ def _result(
         latency_ms_median=latency,
         latency_ms_spread=metrics.spread_ms(measured.latencies_ms),
         latency_ms_iterations=measured.latencies_ms,
-        latency_ms_predicted=_predicted_ms(setting),
+        latency_ms_predicted=units * plan.predicted_ms(costs, setting.hop, hops_ahead) if costs else None,
         time_to_first_token_ms=latency if config.model.kind == "fms" else None,
         latency_ms_back_to_back=measured.back_to_back_ms,
         hop_latency_ms=session.calibrator.link.latency_ms if session.calibrator.link else None,
@@ -323,6 +321,9 @@ def _result(
         kernel=setting.kernel.name,
         transport=session.transport.name,
         plan=[str(shard) for shard in plan.q_shards],
+        costs=[asdict(cost) for cost in costs],
+        hop=asdict(setting.hop) if setting.hop else None,
+        num_units=units,
         decode=decoding,
         references=asdict(references),
         speed_model=setting.source.describe_formula() if config.partitioner.name == "formula" else {},

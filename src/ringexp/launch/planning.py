@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from ringexp.config import Config, num_chunks
-from ringexp.errors import UserError
 from ringexp.planning import (
     WEIGHTS,
     HopCost,
     Plan,
-    RankCost,
     SpeedSource,
     apportion,
-    balance,
+    balanced_plan,
     make_plan,
 )
 
@@ -57,24 +54,8 @@ def _whole_plan(
         costs = list(source.costs(causal))
         if room:
             costs = [replace(cost, max_tokens=most) for cost, most in zip(costs, room, strict=True)]
-        return _balanced(config, costs, tile, causal, hop)
+        prefetch_hops = config.transport.prefetch_hops
+        return balanced_plan(costs, config.seq_len, tile, config.layout.name, causal, hop, prefetch_hops)
     weights = list(WEIGHTS[config.partitioner.name](source))
     tokens = apportion(weights, config.seq_len, tile)
     return make_plan(config.seq_len, tokens, config.layout.name, shard=config.shard, causal=causal, tile=tile)
-
-
-def _balanced(config: Config, costs: list[RankCost], tile: int, causal: bool, hop: HopCost | None) -> Plan:
-    """The balanced plan of all ranks, or of all but the slowest one, two, ... where that is earlier."""
-    seq_len, layout = config.seq_len, config.layout.name
-
-    def plan(costs: list[RankCost]) -> Plan:
-        return make_plan(seq_len, balance(costs, seq_len, tile, layout, causal), layout, causal=causal)
-
-    plans = [plan(costs)]
-    alone_ms = [cost.time_ms(seq_len, seq_len**2 / 2, seq_len**2 / 2) for cost in costs]
-    slowest = sorted(range(len(costs)), key=lambda rank: -alone_ms[rank])
-    for rank in slowest[:-1] if hop else []:
-        costs = [replace(cost, max_tokens=0) if i == rank else cost for i, cost in enumerate(costs)]
-        with suppress(UserError):  # the others' memory does not hold it
-            plans.append(plan(costs))
-    return min(plans, key=lambda plan: plan.predicted_ms(costs, hop))

@@ -8,10 +8,12 @@ testable in milliseconds.
     for block in plan.blocks(rank=0, source=1): ...
 """
 
+from ringexp.planning.balanced import balanced_plan
 from ringexp.planning.blocks import Block, blocks_between
-from ringexp.planning.cost import HopCost, RankCost, balance
+from ringexp.planning.cost import RankCost, balance
 from ringexp.planning.decode import next_owner, owners
 from ringexp.planning.layouts import LAYOUTS, shards_for
+from ringexp.planning.links import HopCost, Links, NodeLinks
 from ringexp.planning.memory import (
     MemoryNeed,
     attention_token_bytes,
@@ -25,6 +27,8 @@ from ringexp.planning.partitioners import PARTITIONERS, WEIGHTS, apportion, chec
 from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
 from ringexp.planning.spans import Shard, Span
 from ringexp.planning.speeds import SpeedSource
+from ringexp.planning.timeline import Timeline, carried_ms, simulate
+from ringexp.planning.work import compute_ms
 
 __all__ = [
     "LAYOUTS",
@@ -33,18 +37,24 @@ __all__ = [
     "WEIGHTS",
     "Block",
     "HopCost",
+    "Links",
     "MemoryNeed",
+    "NodeLinks",
     "Plan",
     "RankCost",
     "Shard",
     "Span",
     "SpeedSource",
+    "Timeline",
     "apportion",
     "attention_token_bytes",
     "balance",
+    "balanced_plan",
     "blocks_between",
+    "carried_ms",
     "check_enough_tiles",
     "check_memory",
+    "compute_ms",
     "longest_context",
     "make_plan",
     "next_owner",
@@ -53,5 +63,6 @@ __all__ = [
     "ring_token_bytes",
     "rotation_bytes",
     "shards_for",
+    "simulate",
     "validate_memory_limit",
 ]

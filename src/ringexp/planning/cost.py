@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ringexp.errors import UserError
 
@@ -25,7 +25,9 @@ class RankCost:
 
     fixed_ms is paid once by a rank with tokens; token_ms, linear layers, for each; pair_ms, attention, for
     each query-key pair it computes, and diagonal_ms on top for one in a causal block, which kernels do less
-    well.
+    well. hop_ms is paid for every shard of the others that it computes with (launches), hop_token_ms for each
+    own token then (merging); in costs from calibration, which is of one such shard, fixed_ms and token_ms
+    have them.
     """
 
     fixed_ms: float
@@ -33,27 +35,28 @@ class RankCost:
     pair_ms: float
     diagonal_ms: float = 0.0
     max_tokens: int | None = None
+    hop_ms: float = 0.0
+    hop_token_ms: float = 0.0
 
     def time_ms(self, tokens: int, pairs: float, causal_pairs: float) -> float:
         """A rank without tokens takes no time."""
         return self.linear_ms(tokens) + self.attention_ms(pairs, causal_pairs) if tokens else 0.0
+
+    def with_hops(self, hops: int) -> RankCost:
+        """The same with the cost of so many hops in fixed_ms and token_ms."""
+        fixed_ms, token_ms = self.fixed_ms + hops * self.hop_ms, self.token_ms + hops * self.hop_token_ms
+        return replace(self, fixed_ms=fixed_ms, token_ms=token_ms, hop_ms=0.0, hop_token_ms=0.0)
+
+    def slower(self, factor: float) -> RankCost:
+        """The same rank, all taking so many times as long."""
+        times = ("fixed_ms", "token_ms", "pair_ms", "diagonal_ms", "hop_ms", "hop_token_ms")
+        return replace(self, **{name: factor * getattr(self, name) for name in times})
 
     def linear_ms(self, tokens: int) -> float:
         return self.fixed_ms + self.token_ms * tokens
 
     def attention_ms(self, pairs: float, causal_pairs: float) -> float:
         return self.pair_ms * pairs + self.diagonal_ms * causal_pairs
-
-
-@dataclass(frozen=True)
-class HopCost:
-    """Milliseconds that passing a shard on takes: once, and for each of its tokens."""
-
-    latency_ms: float
-    token_ms: float
-
-    def time_ms(self, tokens: int) -> float:
-        return self.latency_ms + self.token_ms * tokens
 
 
 def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, causal: bool) -> list[int]:
@@ -71,8 +74,26 @@ def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, cau
             f"{sum(room)} tokens at most (memory_limit_gib)"
         )
 
+    numbers = {cost: number for number, cost in enumerate(dict.fromkeys(costs))}
+    kinds = [numbers[cost] for cost in costs]
+    anywhere = layout != "contiguous" or not causal  # then equal ranks can do equally much: found once a kind
+
     def filled(deadline_ms: float) -> list[int]:
-        return _fill(costs, room, deadline_ms, seq_len, tile, layout, causal)
+        """What each rank can do by the deadline, in rank order, until all tokens are given out."""
+
+        def can_do(cost: RankCost, start: int) -> float:
+            return _tokens_by(cost, deadline_ms - cost.fixed_ms, seq_len, start, layout, causal)
+
+        by_kind = [can_do(cost, 0) for cost in numbers]
+        counts: list[int] = []
+        start = 0
+        for cost, kind, most in zip(costs, kinds, room, strict=True):
+            left = seq_len - start
+            can = min(by_kind[kind] if anywhere else can_do(cost, start), most, left)
+            count = left if can >= left else int(can // tile) * tile
+            counts.append(count)
+            start += count
+        return counts
 
     low, high = 0.0, max(cost.time_ms(seq_len, float(seq_len) ** 2, float(seq_len) ** 2) for cost in costs)
     while sum(filled(high)) < seq_len:  # by rounding to tiles under tight memory
@@ -85,27 +106,6 @@ def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, cau
             break
         low, high = (low, middle) if sum(filled(middle)) >= seq_len else (middle, high)
     return filled(high)
-
-
-def _fill(
-    costs: Sequence[RankCost],
-    room: Sequence[int],
-    deadline_ms: float,
-    seq_len: int,
-    tile: int,
-    layout: str,
-    causal: bool,
-) -> list[int]:
-    """What each rank can do by the deadline, in rank order, until all tokens are given out."""
-    counts: list[int] = []
-    start = 0
-    for cost, most in zip(costs, room, strict=True):
-        left = seq_len - start
-        can = min(_tokens_by(cost, deadline_ms - cost.fixed_ms, seq_len, start, layout, causal), most, left)
-        count = left if can >= left else int(can // tile) * tile
-        counts.append(count)
-        start += count
-    return counts
 
 
 def _tokens_by(cost: RankCost, left_ms: float, seq_len: int, start: int, layout: str, causal: bool) -> float:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from ringexp.errors import UserError
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.chunks import chunk_counts, chunk_shards, joined
-from ringexp.planning.cost import HopCost, RankCost
+from ringexp.planning.cost import RankCost
 from ringexp.planning.layouts import shards_for
+from ringexp.planning.links import Links
 from ringexp.planning.partitioners import apportion
 from ringexp.planning.spans import Shard
+from ringexp.planning.timeline import latency_ms
+from ringexp.planning.work import compute_ms
 
 SHARD_MODES = ("tokens", "kv")
 
@@ -63,40 +66,18 @@ class Plan:
         blocks = (block for source in self.members for block in self.blocks(rank, source))
         return sum(block.pairs for block in blocks if block.causal)
 
-    def predicted_ms(self, costs: Sequence[RankCost], hop: HopCost | None = None) -> float:
-        """When the slowest rank is done; without `hop`, if nobody ever waits for keys and values.
+    def predicted_ms(
+        self, costs: Sequence[RankCost], links: Links | None = None, prefetch_hops: int | None = None
+    ) -> float:
+        """When the slowest rank is done: the end of the plan's timeline (`timeline.simulate`).
 
-        All hops are posted ahead of compute: one begins when the rank before has the shard and the hop before
-        it is over. Linear layers are taken to come first. Hidden hops cost nothing: an arrival makes a rank
-        late only if it comes after all blocks before it, and then by what is left to do from there. Chunks
-        follow each other, their hops are taken to be hidden.
+        Without `links`, if nobody ever waits for keys and values. Chunks follow each other.
         """
         if self.chunks:
-            return sum(chunk.predicted_ms(costs) for chunk in self.chunks)
-        compute_ms = max(
-            cost.time_ms(count, self.pairs(rank), self.causal_pairs(rank))
-            for rank, (cost, count) in enumerate(zip(costs, self.tokens, strict=True))
-        )
-        return compute_ms if hop is None else max(compute_ms, self._last_arrival_ms(costs, hop))
-
-    def _last_arrival_ms(self, costs: Sequence[RankCost], hop: HopCost) -> float:
-        """The latest that any arrival makes any rank, with the blocks from there on."""
-        members = self.members
-        arrivals = [[costs[rank].linear_ms(self.tokens[rank])] for rank in members]  # by place, then hop
-        for number in range(1, len(members)):
-            sources = [members[place - number] for place in range(len(members))]
-            begins = [max(arrivals[place - 1][-1], arrivals[place][-1]) for place in range(len(members))]
-            for place, (begin, source) in enumerate(zip(begins, sources, strict=True)):
-                arrivals[place].append(begin + hop.time_ms(self.kv_tokens[source]))
-        latest = 0.0
-        for place, rank in enumerate(members):
-            left_ms = 0.0
-            for number in reversed(range(len(members))):
-                blocks = self.blocks(rank, members[place - number])
-                causal_pairs = sum(block.pairs for block in blocks if block.causal)
-                left_ms += costs[rank].attention_ms(sum(block.pairs for block in blocks), causal_pairs)
-                latest = max(latest, arrivals[place][number] + left_ms)
-        return latest
+            return sum(chunk.predicted_ms(costs, links, prefetch_hops) for chunk in self.chunks)
+        if links is None:
+            return max(compute_ms(self, costs, self.members))
+        return latency_ms(self, costs, links, prefetch_hops)
 
     @property
     def owner_of_last(self) -> int:

@@ -305,4 +305,5 @@ def _flat(values: dict[str, Any], world_size: int, prefix: str = "") -> Iterable
         elif not isinstance(value, list):
             yield prefix + name, value
         elif len(value) == world_size and not name.endswith("_iterations"):
-            yield from ((f"{prefix}{name}.{rank}", entry) for rank, entry in enumerate(value))
+            ranks = {f"{name}.{rank}": entry for rank, entry in enumerate(value)}
+            yield from _flat(ranks, 0, prefix)

@@ -76,6 +76,12 @@ def prediction_error(predicted: Any, latency: Any) -> Any:
     return predicted / latency - 1
 
 
+def absolute_errors(errors: Sequence[float]) -> tuple[float, float]:
+    """Median and 95th percentile of the errors' sizes."""
+    sizes = [abs(error) for error in errors]
+    return median(sizes), quantiles(sizes, n=20, method="inclusive")[-1] if len(sizes) > 1 else sizes[0]
+
+
 def capacity_efficiency(
     latency: float, speeds: Sequence[float], single: float | None, single_speed: float | None
 ) -> float | None:
@@ -185,6 +191,9 @@ class RunResult:
     kernel: str
     transport: str
     plan: list[str]
+    costs: list[dict[str, Any]]
+    hop: dict[str, Any] | None
+    num_units: int
     decode: Decoding | None = None
     references: dict[str, float | None] = field(default_factory=dict)
     speed_model: dict[str, Any] = field(default_factory=dict)

@@ -91,7 +91,7 @@ FIGURES: Sequence[FigureKind] = (
     FigureKind(
         "predicted_and_measured",
         "Predicted and measured latency",
-        "What the plan expected from calibration against what was measured; grey: within 5 %.",
+        "What the plan's simulation expected from calibration against what was measured; grey: within 5 %.",
         comparisons.predicted_and_measured,
     ),
     FigureKind(

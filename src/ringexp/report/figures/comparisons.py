@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 
 from ringexp.report.figures import style
 from ringexp.report.frame import Run, Runs, ranks_of
+from ringexp.tracking import metrics
 
 BASELINE = ("contiguous", "even")
 
@@ -226,7 +227,7 @@ def extreme_cell(runs: Runs) -> Runs:
 
 
 def predicted_and_measured(runs: Runs) -> Figure | None:
-    """The plan's latency against the measured one, and its error; a band of 5 % about equality in both."""
+    """The plan's simulated latency against the measured one, and its error; a band of 5 % about equality."""
     runs = runs[runs.latency_ms_predicted.notna()]
     if runs.empty:
         return None
@@ -253,6 +254,12 @@ def predicted_and_measured(runs: Runs) -> Figure | None:
     style.log_y(axis)
     axis.set_ylabel("predicted latency, ms")
     errors.set_ylabel("predicted / measured - 1, %")
+    axis.set_title(f"{len(runs)} runs of {runs.world_size.iloc[0]:.0f} ranks", fontsize=11)
+    for layout, mine in runs.groupby("layout"):
+        middle, high = metrics.absolute_errors(list(mine.prediction_error))
+        text = f"{layout}: error median {middle:.1%}, 95 % within {high:.1%}"
+        titles = [title for title in (errors.get_title(), text) if title]
+        errors.set_title("\n".join(titles), fontsize=10)
     errors.grid(axis="y", color="#dddddd", linewidth=0.6)
     band = Patch(facecolor="#bbbbbb", label="within 5 %")
     style.legend(figure, style.ordered(runs.partitioner), style.ordered_ways(runs.layout), [band])

@@ -27,6 +27,9 @@ CHOSEN = (
 
 MOST = 4
 
+MOST_TALL = 12
+"""Ranks that get their full height in a panel; more share it."""
+
 
 def ring_timelines(runs: Runs) -> Figure | None:
     """One iteration, of median latency, of some runs at the slowest rank and the longest prompt."""
@@ -38,17 +41,21 @@ def ring_timelines(runs: Runs) -> Figure | None:
             found.append((run, iteration))
     if not found:
         return None
-    ranks = int(found[0][0].world_size)
-    figure, grid = style.new_figure(len(found), 1, width=10.5, height=0.65 + 0.62 * ranks)
-    for (axis,), (run, iteration) in zip(grid, found, strict=True):
-        _draw(axis, run.partitioner, iteration)
+    panels = []
+    for run, iteration in found:
         split = "keys/values only, " if run["shard"] == "kv" else ""
-        axis.set_title(
-            f"{run.partitioner}, {split}{run.layout}: ranks at {run.profile} %, "
-            f"{style.tokens(run.seq_len)} tokens",
-            fontsize=10,
-            loc="left",
-        )
+        where = f"ranks at {run.profile} %, {style.tokens(run.seq_len)} tokens"
+        panels.append((run.partitioner, f"{run.partitioner}, {split}{run.layout}: {where}", iteration))
+    return timelines(panels)
+
+
+def timelines(panels: Sequence[tuple[str, str, list[IterationTiming]]], names: Sequence[str] = ()) -> Figure:
+    """A panel each of (partitioner, title, an iteration's timings of all ranks); names: of the ranks."""
+    ranks = len(panels[0][2])
+    figure, grid = style.new_figure(len(panels), 1, width=10.5, height=0.65 + 0.62 * min(ranks, MOST_TALL))
+    for (axis,), (partitioner, title, iteration) in zip(grid, panels, strict=True):
+        _draw(axis, partitioner, iteration, names or [f"rank {rank}" for rank in range(ranks)])
+        axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel("ms since the start of the iteration", fontsize=9)
     handles = [
         Patch(facecolor="#555555", label="computing, paler with others' keys/values"),
@@ -121,7 +128,7 @@ def _hop(row: dict[str, str]) -> HopTiming:
     )
 
 
-def _draw(axis: Axes, partitioner: str, ranks: Sequence[IterationTiming]) -> None:
+def _draw(axis: Axes, partitioner: str, ranks: Sequence[IterationTiming], names: Sequence[str]) -> None:
     """A bar a rank for computing and waiting, a thin one below it for transfers."""
     for rank, timing in enumerate(ranks):
         if not timing.hops:
@@ -142,7 +149,7 @@ def _draw(axis: Axes, partitioner: str, ranks: Sequence[IterationTiming]) -> Non
                 rank, duration_ms, left=start_ms, height=0.5, color=fill, edgecolor="white", linewidth=0.4
             )
         _waiting(axis, rank, end, timing.latency_ms - end)
-    axis.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in range(len(ranks))])
+    axis.set_yticks(range(len(ranks)), names)
     axis.set_ylim(len(ranks) - 0.45, -0.45)
     axis.set_xlim(0, ranks[0].latency_ms * 1.01)
 

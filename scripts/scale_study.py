@@ -1,0 +1,302 @@
+#!/usr/bin/env python
+"""Simulated rings of 2 to 1,024 unequal devices, 1k to 10M tokens: CSV and figures for docs/scale.md.
+
+    python scripts/scale_study.py --out docs/benchmarks/scale-simulated
+
+Nothing here is measured: devices and links are those of ringexp/simulate/hardware.yaml. Needs no GPU; takes
+some minutes on one core, most of them for 1,024 ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ringexp.errors import UserError
+from ringexp.report.figures import style
+from ringexp.simulate.hardware import Device, Hardware, load_hardware
+from ringexp.simulate.models import model_shape
+from ringexp.simulate.rings import Ring, Split, run
+from ringexp.simulate.specified import ring_of_devices
+from ringexp.tracking.files import write_atomically
+
+MIXES = {"H100": ("H100",), "H100 + A100": ("H100", "A100"), "H100 + A100 + L40": ("H100", "A100", "L40")}
+RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+LENGTHS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+PARTITIONERS = ("even", "lut", "balanced")
+PER_NODE = 8
+MODEL = "llama3_8b"
+COLOURS = ("#000000", "#0072B2", "#009E73", "#E69F00", "#D55E00")
+"""Okabe and Ito's, one a length."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One ring and one way of using it."""
+
+    mix: str
+    ranks: int
+    seq_len: int
+    across: str = "ib400"
+    partitioner: str = "balanced"
+    heads_over: int = 1
+    chunks: int = 1
+    prefetch_hops: int | None = None
+
+
+def devices_of(mix: str, ranks: int, hardware: Hardware) -> list[Device]:
+    """About equal parts of each kind, the fastest first; whole nodes of one kind where there are enough."""
+    kinds = [hardware.devices[name] for name in MIXES[mix]]
+    unit = PER_NODE if ranks >= PER_NODE * len(kinds) else 1
+    bounds = [-(-ranks * i // len(kinds) // unit) * unit for i in range(len(kinds) + 1)]
+    return [
+        device
+        for device, start, stop in zip(kinds, bounds, bounds[1:], strict=False)
+        for _ in range(stop - start)
+    ]
+
+
+def ring_of(setting: Setting, hardware: Hardware) -> Ring:
+    return ring_of_devices(
+        devices_of(setting.mix, setting.ranks, hardware),
+        hardware,
+        model_shape(MODEL),
+        setting.seq_len,
+        per_node=PER_NODE,
+        across=setting.across,
+        heads_over=setting.heads_over,
+    )
+
+
+def row(setting: Setting, hardware: Hardware) -> dict[str, Any]:
+    """All figures of one setting; raises UserError where there are more ranks than tokens."""
+    ring = ring_of(setting, hardware)
+    split = Split(
+        setting.partitioner, "zigzag", setting.seq_len, setting.prefetch_hops, chunks=setting.chunks
+    )
+    one = run(ring, split)
+    need = model_shape(MODEL).memory
+    shared = max(need.bytes(count, setting.seq_len) for count in one.tokens) - need.fixed
+    most_gb = (need.fixed + shared / setting.heads_over) / 1e9
+    kept = dict.fromkeys(MIXES[setting.mix], 0)
+    for name, count in zip(ring.names, one.tokens, strict=True):
+        kept[name.split()[-1]] += setting.heads_over * bool(count)
+    return {
+        "mix": setting.mix,
+        "ranks": setting.ranks,
+        "seq_len": setting.seq_len,
+        "across": setting.across,
+        "partitioner": setting.partitioner,
+        "heads_over": setting.heads_over,
+        "chunks": setting.chunks,
+        "prefetch_hops": setting.prefetch_hops,
+        "latency_ms": one.latency_ms,
+        "capacity_efficiency": one.capacity_efficiency,
+        "speedup_over_single": one.speedup_over_single,
+        "efficiency": one.efficiency,
+        "compute_ms": one.compute_ms,
+        "transfer_ms": one.transfer_ms,
+        "members": one.members * setting.heads_over,
+        **{f"members.{name}": count for name, count in kept.items()},
+        "memory_gb": most_gb,
+    }
+
+
+def settings() -> Iterator[Setting]:
+    """The grid; then head-parallel groups, 200 Gb/s, barriers and chunks beside some of it."""
+    for mix, ranks, seq_len, partitioner in product(MIXES, RANKS, LENGTHS, PARTITIONERS):
+        yield Setting(mix, ranks, seq_len, partitioner=partitioner)
+    mixed = "H100 + A100"
+    for ranks, seq_len in product(RANKS, LENGTHS):
+        yield Setting(mixed, ranks, seq_len, across="ib200")
+        if ranks >= 2 * PER_NODE:
+            yield Setting(mixed, ranks, seq_len, heads_over=PER_NODE)
+    for seq_len, prefetch_hops in product(LENGTHS[2:], (0, 1, 2)):
+        yield Setting(mixed, 16, seq_len, prefetch_hops=prefetch_hops)
+    for seq_len, chunks in product(LENGTHS[2:], (4, 16)):
+        yield Setting(mixed, 16, seq_len, chunks=chunks)
+
+
+def measure(hardware: Hardware) -> pd.DataFrame:
+    """A row a setting; those with more ranks than tokens are left out."""
+    rows = []
+    for setting in settings():
+        try:
+            rows.append(row(setting, hardware))
+        except UserError:
+            continue
+        print(f"{len(rows):4} {setting}", flush=True)
+    return pd.DataFrame(rows)
+
+
+def plain(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows of the grid itself, or those that differ from it as `wanted`."""
+    chosen = {"across": "ib400", "heads_over": 1, "chunks": 1} | wanted
+    for name, value in chosen.items():
+        table = table[table[name] == value]
+    return table if "prefetch_hops" in wanted else table[table.prefetch_hops.isna()]
+
+
+def length_name(seq_len: int) -> str:
+    return f"{seq_len // 1_000_000}M" if seq_len >= 1_000_000 else f"{seq_len // 1000}k"
+
+
+def lines_by_length(axis: Any, table: pd.DataFrame, column: str, **look: Any) -> None:
+    for seq_len, colour in zip(LENGTHS, COLOURS, strict=True):
+        mine = table[table.seq_len == seq_len].sort_values("ranks")
+        shown = {"marker": "o", "markersize": 4, "linewidth": 1.6} | look
+        axis.plot(mine.ranks, mine[column], color=colour, **shown)
+
+
+def ranks_axis(axis: Any) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(RANKS, [str(ranks) for ranks in RANKS], fontsize=8)
+    axis.set_xlabel("devices")
+
+
+def length_handles(extra: list[Any] | None = None) -> list[Any]:
+    return [
+        style.Line2D([], [], color=colour, linewidth=3, label=f"{length_name(seq_len)} tokens")
+        for seq_len, colour in zip(LENGTHS, COLOURS, strict=True)
+    ] + (extra or [])
+
+
+def way(label: str, **look: Any) -> Any:
+    return style.Line2D([], [], color="#555555", label=label, **look)
+
+
+def efficiency_figure(table: pd.DataFrame) -> Figure:
+    """Capacity efficiency over the number of devices: a row a mix, a column a partitioner."""
+    figure, grid = style.new_figure(len(MIXES), len(PARTITIONERS), height=2.7, sharey=True)
+    for axes, mix in zip(grid, MIXES, strict=True):
+        for axis, partitioner in zip(axes, PARTITIONERS, strict=True):
+            lines_by_length(axis, plain(table, mix=mix, partitioner=partitioner), "capacity_efficiency")
+            axis.axhline(1.0, **style.IDEAL)
+            axis.set_title(f"{partitioner}: {mix}", fontsize=11)
+            axis.set_ylim(0, 1.05)
+            axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+            ranks_axis(axis)
+        axes[0].set_ylabel("capacity efficiency, simulated")
+    style.below(figure, length_handles())
+    return figure
+
+
+def speedup_figure(table: pd.DataFrame) -> Figure:
+    """How many times faster than the fastest device alone."""
+    figure, (axes,) = style.new_figure(1, len(MIXES), height=3.6, sharey=True)
+    for axis, mix in zip(axes, MIXES, strict=True):
+        lines_by_length(axis, plain(table, mix=mix, partitioner="balanced"), "speedup_over_single")
+        lines_by_length(
+            axis,
+            plain(table, mix=mix, partitioner="even"),
+            "speedup_over_single",
+            linestyle="--",
+            marker="",
+            alpha=0.8,
+        )
+        axis.set_title(mix, fontsize=11)
+        axis.axhline(1.0, color="#888888", linewidth=0.8)
+        style.log_y(axis)
+        ranks_axis(axis)
+    axes[0].set_ylabel("speedup over one H100, simulated")
+    style.below(figure, length_handles([way("balanced", marker="o"), way("even", linestyle="--")]))
+    return figure
+
+
+def bound_figure(table: pd.DataFrame) -> Figure:
+    """What hops alone take over what the slowest rank computes; above 1, the ring is bound by transfers."""
+    figure, (axes,) = style.new_figure(1, len(MIXES), height=3.6, sharey=True)
+    table = table.assign(ratio=table.transfer_ms / table.compute_ms)
+    for axis, mix in zip(axes, MIXES, strict=True):
+        lines_by_length(axis, plain(table, mix=mix, partitioner="lut"), "ratio")
+        axis.axhline(1.0, color="#555555", linewidth=1)
+        axis.set_title(f"lut: {mix}", fontsize=11)
+        axis.set_ylim(bottom=0.005)
+        style.log_y(axis)
+        ranks_axis(axis)
+    axes[0].set_ylabel("hops alone / computing, simulated")
+    style.below(figure, length_handles())
+    return figure
+
+
+def kept_figure(table: pd.DataFrame) -> Figure:
+    """Which devices balanced keeps in the ring, of three kinds: a panel a length."""
+    mix = "H100 + A100 + L40"
+    table = plain(table, mix=mix, partitioner="balanced")
+    lengths = sorted(table.seq_len.unique())
+    figure, (axes,) = style.new_figure(1, len(lengths), width=2.7, height=3.2, sharey=True)
+    colours = dict(zip(MIXES[mix], ("#0072B2", "#E69F00", "#999999"), strict=True))
+    for axis, seq_len in zip(axes, lengths, strict=True):
+        mine = table[table.seq_len == seq_len].sort_values("ranks")
+        bottom = 0.0 * mine.ranks
+        for name, colour in colours.items():
+            part = mine[f"members.{name}"] / mine.ranks
+            axis.bar(range(len(mine)), part, bottom=bottom, color=colour, width=0.85)
+            bottom = bottom + part
+        axis.set_xticks(range(len(mine)), mine.ranks, fontsize=8, rotation=60)
+        axis.set_ylim(0, 1)
+        axis.set_xlabel("devices")
+        axis.set_title(f"{length_name(seq_len)} tokens", fontsize=11)
+    axes[0].set_ylabel("part of the devices in the ring")
+    style.below(
+        figure,
+        [style.Line2D([], [], color=colour, linewidth=6, label=name) for name, colour in colours.items()],
+    )
+    return figure
+
+
+def alternatives_figure(table: pd.DataFrame) -> Figure:
+    """The plain ring, and what changes one thing about it: heads shared within nodes, slower links."""
+    table = table[(table.mix == "H100 + A100") & (table.partitioner == "balanced")]
+    figure, (axes,) = style.new_figure(1, 2, width=6.2, height=3.8, sharey=True)
+    others = [
+        (axes[0], "heads shared within nodes, a ring across them", {"heads_over": PER_NODE}),
+        (axes[1], "200 Gb/s between nodes", {"across": "ib200"}),
+    ]
+    for axis, title, wanted in others:
+        lines_by_length(axis, plain(table), "speedup_over_single", linestyle="--", marker="", alpha=0.8)
+        lines_by_length(axis, plain(table, **wanted), "speedup_over_single")
+        axis.set_title(f"H100 + A100: {title}", fontsize=11)
+        axis.axhline(1.0, color="#888888", linewidth=0.8)
+        style.log_y(axis)
+        ranks_axis(axis)
+    axes[0].set_ylabel("speedup over one H100, simulated")
+    ways = [way("the ring of all ranks at 400 Gb/s", linestyle="--"), way("as the title says", marker="o")]
+    style.below(figure, length_handles(ways))
+    return figure
+
+
+FIGURES = {
+    "capacity_efficiency": efficiency_figure,
+    "speedup": speedup_figure,
+    "transfers": bound_figure,
+    "kept": kept_figure,
+    "alternatives": alternatives_figure,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for scale.csv and the figures")
+    parser.add_argument("--redraw", action="store_true", help="draw the scale.csv that is there")
+    asked = parser.parse_args()
+    path = asked.out / "scale.csv"
+    if not asked.redraw:
+        write_atomically(path, measure(load_hardware()).to_csv(index=False, float_format="%.5g"))
+    table = pd.read_csv(path)
+    for name, draw in FIGURES.items():
+        draw(table).savefig(asked.out / f"{name}.png")
+        print(asked.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

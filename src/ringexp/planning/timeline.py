@@ -1,0 +1,145 @@
+"""When each member of a ring receives, waits and computes: a plan, its costs and its links, played through.
+
+The rules are those of the transports (`ring/stream.py`, `ring/gloo.py`). Linear layers come first, then the
+own shard's blocks. Shards are worked on in order of arrival. A hop of a forwarding ring is a send to the next
+member and a receive from the one before: it begins when both ends are at it, and is over on a member when it
+has done both. With direct links each member copies from the owner instead, once that has laid its shard out.
+How much transfers and compute slow each other down is not in it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import add
+from typing import TYPE_CHECKING
+
+from ringexp.planning.cost import RankCost
+from ringexp.planning.links import Links
+from ringexp.planning.work import block_rows, linear_ms
+
+if TYPE_CHECKING:
+    from ringexp.planning.plan import Plan
+
+Row = list[float]
+
+
+@dataclass(frozen=True)
+class TimelineHop:
+    """Milliseconds from the start, of one hop on one rank; hop 0, the own shard, has no transfer."""
+
+    source: int
+    transfer_begin: float
+    arrival: float
+    compute_begin: float
+    compute_end: float
+    wait_ms: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One ring; all lists by place in it, in the order of `members`, rows one a hop."""
+
+    members: Sequence[int]
+    transfers: Sequence[Row]  # when they begin; of hop 0 when linear layers end
+    arrivals: Sequence[Row]
+    compute_begins: Sequence[Row]
+    compute_ends: Sequence[Row]
+
+    @property
+    def latency_ms(self) -> float:
+        """When the last rank is done."""
+        return max(self.compute_ends[-1])
+
+    def hops(self, place: int) -> list[TimelineHop]:
+        """What the member at `place` does, hop by hop."""
+        free = [self.transfers[0][place], *(row[place] for row in self.compute_ends)]
+        return [
+            TimelineHop(
+                source=self.members[place - hop],
+                transfer_begin=self.transfers[hop][place],
+                arrival=self.arrivals[hop][place],
+                compute_begin=self.compute_begins[hop][place],
+                compute_end=self.compute_ends[hop][place],
+                wait_ms=self.compute_begins[hop][place] - free[hop],
+            )
+            for hop in range(len(self.members))
+        ]
+
+    def busy_ms(self) -> Row:
+        """Time each member computes."""
+        spent = [0.0] * len(self.members)
+        for begins, ends in zip(self.compute_begins, self.compute_ends, strict=True):
+            spent = [s + end - begin for s, begin, end in zip(spent, begins, ends, strict=True)]
+        return list(map(add, self.transfers[0], spent))
+
+
+def simulate(
+    plan: Plan, costs: Sequence[RankCost], links: Links, prefetch_hops: int | None = None
+) -> Timeline:
+    """Play a plan through; `costs` has an entry a rank. A chunked plan is played chunk by chunk, not here.
+
+    prefetch_hops: so many hops are posted ahead of compute, None: all; a further one when a shard is taken
+    up. 0 is a lock-step that no transport here has: a hop begins only after the blocks before it, on both of
+    its ends.
+    """
+    return Timeline(plan.members, *map(list, zip(*_play(plan, costs, links, prefetch_hops), strict=True)))
+
+
+def latency_ms(
+    plan: Plan, costs: Sequence[RankCost], links: Links, prefetch_hops: int | None = None
+) -> float:
+    """The end of `simulate`, of which nothing else is kept."""
+    (last,) = deque(_play(plan, costs, links, prefetch_hops), maxlen=1)
+    return max(last[-1])
+
+
+def carried_ms(plan: Plan, links: Links) -> float:
+    """The least time that hops alone take: of a link all shards that come over it, one after the other; and,
+    where shards are sent on, of a shard all links it goes over. So the largest shard sets the pace of all."""
+    members, kv_tokens = plan.members, plan.kv_tokens
+    held, hops = [kv_tokens[rank] for rank in members], links.into(members)
+    over_links = [
+        hop.latency_ms * (len(members) - 1) + hop.token_ms * (plan.seq_len - count)
+        for hop, count in zip(hops, held, strict=True)
+    ]
+    if links.direct:
+        return max(over_links)
+    once, each = sum(hop.latency_ms for hop in hops), sum(hop.token_ms for hop in hops)
+    of_shards = [
+        once - home.latency_ms + (each - home.token_ms) * count
+        for home, count in zip(hops, held, strict=True)
+    ]
+    return max(*over_links, *of_shards)
+
+
+def _play(
+    plan: Plan, costs: Sequence[RankCost], links: Links, prefetch_hops: int | None
+) -> Iterator[tuple[Row, Row, Row, Row]]:
+    """Of each hop: when transfers begin, shards are there, their blocks begin and end."""
+    assert not plan.chunks
+    members, kv_tokens = plan.members, plan.kv_tokens
+    rows = block_rows(plan, costs, members)
+    linear = linear_ms(plan, costs, members)
+    held, hops = [kv_tokens[rank] for rank in members], links.into(members)
+    once, each = [hop.latency_ms for hop in hops], [hop.token_ms for hop in hops]
+    arrivals, ends = linear, list(map(add, linear, next(rows)))
+    begun = deque([linear], maxlen=prefetch_hops or 1)  # blocks, of so many hops before
+    yield linear, linear, linear, ends
+    for number, row in enumerate(rows, start=1):
+        ready = arrivals
+        if prefetch_hops is not None:
+            ready = list(map(max, arrivals, begun[0] if prefetch_hops else ends))
+        transfers = list(map(max, ready, _turned(linear, number) if links.direct else _turned(ready, 1)))
+        sizes = _turned(held, number)
+        received = [t + a + b * n for t, a, b, n in zip(transfers, once, each, sizes, strict=True)]
+        arrivals = received if links.direct else list(map(max, received, _turned(received, -1)))
+        begun.append(list(map(max, ends, arrivals)))
+        ends = list(map(add, begun[-1], row))
+        yield transfers, arrivals, begun[-1], ends
+
+
+def _turned(row: list, hops: int) -> list:
+    """What lies so many places before each member."""
+    return row[-hops:] + row[:-hops]

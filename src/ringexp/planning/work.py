@@ -1,0 +1,99 @@
+"""How long each member of a ring computes with each shard, in closed form where a plan has one.
+
+Where queries and keys/values lie alike, a member's queries see all of its own shard's causal square; of a
+member before it the first span and no more; and only its second span sees a member after it, but then all of
+that. So a ring of a thousand ranks needs no million lists of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING
+
+from ringexp.planning.cost import RankCost
+
+if TYPE_CHECKING:
+    from ringexp.planning.plan import Plan
+
+
+def compute_ms(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> list[float]:
+    """How long each member computes in all, linear layers included."""
+    linear = linear_ms(plan, costs, members)
+    if not _closed(plan):
+        return [each + sum(row) for each, *row in zip(linear, *block_rows(plan, costs, members), strict=True)]
+    form = _ClosedForm(plan, costs, members)
+    earlier = accumulate(form.heads, initial=0)
+    later = reversed(list(accumulate(reversed(form.counts[1:]), initial=0)))
+    last = len(members) - 1
+    return [
+        each + own + key * heads + place * hop + key_after * counts + (last - place) * hop_after
+        for place, (each, own, key, heads, hop, key_after, counts, hop_after) in enumerate(
+            zip(
+                linear,
+                form.own_ms,
+                form.key_ms,
+                earlier,
+                form.hop_ms,
+                form.later_key_ms,
+                later,
+                form.later_hop_ms,
+                strict=False,
+            )
+        )
+    ]
+
+
+def linear_ms(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> list[float]:
+    """How long each member's linear layers take, and what is paid once."""
+    return [costs[rank].linear_ms(plan.q_shards[rank].num_tokens) for rank in members]
+
+
+def block_rows(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> Iterator[list[float]]:
+    """Milliseconds of the blocks of each hop, an entry a member; hop 0 is with the own shard."""
+    if _closed(plan):
+        yield from _ClosedForm(plan, costs, members).rows()
+        return
+    for hop in range(len(members)):
+        yield [block_ms(plan, costs[rank], rank, members[place - hop]) for place, rank in enumerate(members)]
+
+
+def block_ms(plan: Plan, cost: RankCost, rank: int, source: int) -> float:
+    """Milliseconds that `rank` computes with the shard of `source`."""
+    blocks = plan.blocks(rank, source)
+    pairs = sum(block.pairs for block in blocks)
+    causal_pairs = sum(block.pairs for block in blocks if block.causal)
+    hop_ms = cost.hop_ms + cost.hop_token_ms * plan.q_shards[rank].num_tokens
+    return cost.attention_ms(pairs, causal_pairs) + (hop_ms if pairs and rank != source else 0.0)
+
+
+def _closed(plan: Plan) -> bool:
+    return plan.q_shards == plan.kv_shards and all(len(shard.spans) <= 2 for shard in plan.kv_shards)
+
+
+class _ClosedForm:
+    """Of each member: tokens; those in its first span; milliseconds with its own shard; for each key of a
+    member before it, and for each such hop; the same for members after it."""
+
+    def __init__(self, plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> None:
+        mine = [costs[rank] for rank in members]
+        shards = [plan.q_shards[rank] for rank in members]
+        self.counts = [shard.num_tokens for shard in shards]
+        self.heads = [len(shard.spans[0]) for shard in shards] if plan.causal else self.counts
+        later = [n - head for n, head in zip(self.counts, self.heads, strict=True)]
+        later = later if plan.causal else self.counts
+        pairs = [n * (n + 1) // 2 if plan.causal else n * n for n in self.counts]
+        self.own_ms = [
+            cost.attention_ms(p, p if plan.causal else 0) for cost, p in zip(mine, pairs, strict=True)
+        ]
+        self.key_ms = [cost.pair_ms * n for cost, n in zip(mine, self.counts, strict=True)]
+        self.hop_ms = [cost.hop_ms + cost.hop_token_ms * n for cost, n in zip(mine, self.counts, strict=True)]
+        self.later_key_ms = [cost.pair_ms * n for cost, n in zip(mine, later, strict=True)]
+        self.later_hop_ms = [each if n else 0.0 for each, n in zip(self.hop_ms, later, strict=True)]
+
+    def rows(self) -> Iterator[list[float]]:
+        yield self.own_ms
+        for hop in range(1, len(self.counts)):  # the first `hop` members get shards of members after them
+            later = zip(self.later_key_ms, self.counts[-hop:], self.later_hop_ms, strict=False)
+            earlier = zip(self.key_ms[hop:], self.heads[:-hop], self.hop_ms[hop:], strict=True)
+            yield [key * keys + more for key, keys, more in chain(later, earlier)]

@@ -1,0 +1,160 @@
+"""Spec sheets of devices and links (hardware.yaml), and what they make work and hops cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ringexp.config import did_you_mean
+from ringexp.errors import UserError
+from ringexp.planning import HopCost, NodeLinks, RankCost
+from ringexp.simulate.models import ModelShape
+
+SHIPPED = Path(__file__).with_name("hardware.yaml")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as it is: what it reaches on long blocks, and what is paid however short they are."""
+
+    name: str
+    peak_tflops: float
+    attention_tflops: float
+    causal_tflops: float
+    linear_tflops: float
+    memory_gbps: float
+    memory_gb: float
+    layer_us: float
+    hop_us: float
+    link: str
+
+    def cost(self, model: ModelShape) -> RankCost:
+        """Of one layer. Raises UserError for a model in another precision than the spec sheets'."""
+        if model.itemsize != 2:
+            raise UserError("spec sheets are of 16-bit models; simulate others with --costs or --runs")
+        pair_ms = model.pair_flops / self.attention_tflops / 1e9
+        return RankCost(
+            fixed_ms=self.layer_us / 1e3 + model.stored_weights * model.itemsize / self.memory_gbps / 1e6,
+            token_ms=model.token_flops / self.linear_tflops / 1e9,
+            pair_ms=pair_ms,
+            diagonal_ms=model.pair_flops / self.causal_tflops / 1e9 - pair_ms,
+            hop_ms=self.hop_us / 1e3,
+            hop_token_ms=model.merged_token_bytes / self.memory_gbps / 1e6,
+        )
+
+
+@dataclass(frozen=True)
+class Link:
+    """What hops reach, each way, with all ranks sending and receiving."""
+
+    gbps: float
+    latency_us: float
+
+    def bytes_ms(self, num_bytes: float) -> float:
+        """Of so many bytes, without the latency."""
+        return num_bytes / self.gbps / 1e6
+
+    def hop(self, model: ModelShape) -> HopCost:
+        return HopCost(self.latency_us / 1e3, self.bytes_ms(model.kv_token_bytes))
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """All devices and links that are known by name."""
+
+    devices: Mapping[str, Device]
+    links: Mapping[str, Link]
+
+    def ring(self, devices: str) -> list[Device]:
+        """`4xH100,A100` -> five devices, in the order of the ring. Raises UserError for another text."""
+        found: list[Device] = []
+        for part in devices.split(","):
+            match = re.fullmatch(r"(?:(\d+)x)?(.+)", part.strip())
+            count = int(match[1] or 1) if match else 0
+            if not match or not count:
+                raise UserError(f"--devices {devices}: {part!r} is no COUNTxNAME, such as 4xH100")
+            found += [_known("device", match[2], self.devices)] * count
+        return found
+
+    def link(self, name: str) -> Link:
+        return _known("link", name, self.links)
+
+
+def load_hardware(extra: Path | None = None) -> Hardware:
+    """The shipped spec sheets, and those of a file of the same form, which come first.
+
+    Raises UserError for a file that is no such sheet.
+    """
+    devices, links = _read(SHIPPED)
+    if extra:
+        more_devices, more_links = _read(extra)
+        devices, links = devices | more_devices, links | more_links
+    for device in devices.values():
+        _known("link", device.link, links)
+    return Hardware(devices, links)
+
+
+def node_links(
+    devices: Sequence[Device], hardware: Hardware, model: ModelShape, per_node: int, across: str
+) -> NodeLinks:
+    """Nodes of `per_node` devices in the order of the ring."""
+    within = {device: hardware.link(device.link).hop(model) for device in set(devices)}
+    return NodeLinks(
+        nodes=[rank // per_node for rank in range(len(devices))],
+        within=[within[device] for device in devices],
+        across=hardware.link(across).hop(model),
+    )
+
+
+@cache
+def _read(path: Path) -> tuple[dict[str, Device], dict[str, Link]]:
+    from yaml import YAMLError, safe_load
+
+    try:
+        sheet = safe_load(path.read_text()) or {}
+        devices = {name: _device(name, given) for name, given in (sheet.get("devices") or {}).items()}
+        links = {name: _link(given) for name, given in (sheet.get("links") or {}).items()}
+    except OSError as error:
+        raise UserError(f"--hardware {path} cannot be read: {error.strerror}") from error
+    except (YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"--hardware {path}: {reason}; {SHIPPED} shows the form") from error
+    return devices, links
+
+
+def _device(name: str, given: dict[str, Any]) -> Device:
+    sheet, fraction = given["datasheet"], given["fraction"]
+    peak = _positive(sheet["bf16_tflops"])
+    return Device(
+        name=str(name),
+        peak_tflops=peak,
+        attention_tflops=peak * _positive(fraction["attention"]),
+        causal_tflops=peak * min(_positive(fraction["causal"]), fraction["attention"]),
+        linear_tflops=peak * _positive(fraction["linear"]),
+        memory_gbps=_positive(sheet["memory_gbps"]) * _positive(fraction["memory"]),
+        memory_gb=_positive(sheet["memory_gb"]),
+        layer_us=float(given["layer_us"]),
+        hop_us=float(given["hop_us"]),
+        link=given["link"],
+    )
+
+
+def _link(given: dict[str, Any]) -> Link:
+    return Link(_positive(given["gbps"]) * _positive(given["fraction"]), float(given["latency_us"]))
+
+
+def _positive(value: Any) -> float:
+    if not float(value) > 0:
+        raise ValueError(f"{value} must be above 0")
+    return float(value)
+
+
+def _known(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        hint = did_you_mean(name, list(known))
+        raise UserError(f"{what} {name} is unknown; choose one of {', '.join(known)}{hint}")
+    return known[name]

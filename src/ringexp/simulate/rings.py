@@ -1,0 +1,170 @@
+"""A ring to simulate, and what each way of splitting a prompt over it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ringexp.errors import UserError
+from ringexp.planning import (
+    WEIGHTS,
+    Links,
+    Plan,
+    RankCost,
+    SpeedSource,
+    apportion,
+    balanced_plan,
+    carried_ms,
+    compute_ms,
+    make_plan,
+    simulate,
+)
+from ringexp.ring.timing import HopTiming, IterationTiming
+from ringexp.tracking import metrics
+
+TILE = 128
+
+
+@dataclass(frozen=True)
+class KnownSpeeds:
+    """A source of speeds for costs that are known: a rank's is the work it does in a millisecond.
+
+    As calibration has it, of one of two equal zigzag shards of the prompt.
+    """
+
+    percentages: Sequence[float]
+    known: Sequence[RankCost]
+    seq_len: int
+
+    def lut(self) -> list[float]:
+        half = self.seq_len // 2
+        times = {
+            cost: cost.with_hops(1).time_ms(half, half * self.seq_len / 2, half**2 / 2)
+            for cost in set(self.known)
+        }
+        return [half / times[cost] for cost in self.known]
+
+    def formula(self) -> list[float]:
+        raise UserError(
+            "partitioner formula is a regression over measured speeds; simulate it with --costs FILE.csv"
+        )
+
+    def costs(self, causal: bool) -> Sequence[RankCost]:
+        return self.known
+
+
+@dataclass(frozen=True)
+class Ring:
+    """names: of the ranks, for people; layers: how many rings follow each other, one a layer.
+
+    device_costs: of devices alone, which capacity is reckoned by; a rank may be several (`heads_over`).
+    """
+
+    names: Sequence[str]
+    source: SpeedSource
+    links: Links
+    layers: int
+    causal: bool
+    device_costs: Sequence[RankCost]
+
+    def ideal_ms(self, seq_len: int) -> float:
+        """What all devices' capacity would allow for one layer, if nothing were lost."""
+        return 1 / sum(1 / alone for alone in self.alone_ms(seq_len))
+
+    def alone_ms(self, seq_len: int) -> list[float]:
+        """One layer of the whole prompt on each device alone, if it fitted there."""
+        pairs = seq_len * (seq_len + 1) / 2 if self.causal else seq_len**2
+        return [cost.time_ms(seq_len, pairs, pairs * self.causal) for cost in self.device_costs]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What to simulate: how the prompt is split, and how many hops are posted ahead of compute."""
+
+    partitioner: str
+    layout: str
+    seq_len: int
+    prefetch_hops: int | None = None
+    tile: int = TILE
+    chunks: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Simulated figures of one split. Milliseconds are of all layers; members of the ring hold tokens.
+
+    speedup_over_single: the fastest device alone / latency. efficiency: part of the ranks' time in which they
+    compute. compute_ms: the slowest member's; transfer_ms: what hops alone would take.
+    """
+
+    split: Split
+    tokens: list[int]
+    latency_ms: float
+    capacity_efficiency: float
+    speedup_over_single: float
+    efficiency: float
+    compute_ms: float
+    transfer_ms: float
+
+    @property
+    def members(self) -> int:
+        return sum(1 for count in self.tokens if count)
+
+
+def plan_for(ring: Ring, split: Split) -> Plan:
+    """As runs are planned; tiles are smaller where ranks would go without one."""
+    seq_len, tile = split.seq_len, max(1, min(split.tile, split.seq_len // len(ring.names)))
+    costs = ring.source.costs(ring.causal)
+    if split.partitioner == "balanced":
+        plan = balanced_plan(costs, seq_len, tile, split.layout, ring.causal, ring.links, split.prefetch_hops)
+    elif split.partitioner in WEIGHTS:
+        tokens = apportion(list(WEIGHTS[split.partitioner](ring.source)), seq_len, tile)
+        plan = make_plan(seq_len, tokens, split.layout, causal=ring.causal)
+    else:
+        raise UserError(
+            f"partitioner {split.partitioner} is unknown; choose one of {', '.join(WEIGHTS)}, balanced"
+        )
+    if split.chunks == 1:
+        return plan
+    return make_plan(seq_len, plan.tokens, split.layout, causal=ring.causal, tile=tile, chunks=split.chunks)
+
+
+def run(ring: Ring, split: Split) -> Outcome:
+    """Plan and simulate. Raises UserError for a split that is none."""
+    plan, costs = plan_for(ring, split), ring.source.costs(ring.causal)
+    latency = plan.predicted_ms(costs, ring.links, split.prefetch_hops)
+    parts = plan.chunks or (plan,)
+    busy = [0.0] * plan.world_size
+    for part in parts:
+        for rank, busy_ms in zip(part.members, compute_ms(part, costs, part.members), strict=True):
+            busy[rank] += busy_ms
+    return Outcome(
+        split,
+        plan.tokens,
+        latency_ms=ring.layers * latency,
+        capacity_efficiency=ring.ideal_ms(split.seq_len) / latency,
+        speedup_over_single=metrics.speedup(latency, min(ring.alone_ms(split.seq_len))),
+        efficiency=metrics.efficiency(busy, latency),
+        compute_ms=ring.layers * max(busy),
+        transfer_ms=ring.layers * sum(carried_ms(part, ring.links) for part in parts),
+    )
+
+
+def timings(ring: Ring, split: Split) -> list[IterationTiming]:
+    """One layer as a run's clock would have read it, an entry a rank; none for a chunked prompt."""
+    costs = ring.source.costs(ring.causal)
+    found = simulate(plan_for(ring, split), costs, ring.links, split.prefetch_hops)
+    ranks = [IterationTiming(found.latency_ms, 0.0) for _ in ring.names]
+    for place, (rank, busy_ms) in enumerate(zip(found.members, found.busy_ms(), strict=True)):
+        hops = [
+            HopTiming(
+                source=hop.source,
+                wait_ms=hop.wait_ms,
+                compute_ms=hop.compute_end - hop.compute_begin,
+                transfer_ms=hop.arrival - hop.transfer_begin,
+                transfer_start_ms=hop.transfer_begin,
+            )
+            for hop in found.hops(place)
+        ]
+        ranks[rank] = IterationTiming(found.latency_ms, busy_ms, hops, [found.transfers[0][place]])
+    return ranks

@@ -1,0 +1,55 @@
+"""Rings of devices by their spec sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ringexp.errors import UserError
+from ringexp.planning import Links
+from ringexp.simulate.hardware import Device, Hardware, Link, node_links
+from ringexp.simulate.heads import group_costs, group_links
+from ringexp.simulate.models import ModelShape
+from ringexp.simulate.rings import KnownSpeeds, Ring
+
+
+def ring_of_devices(
+    devices: Sequence[Device],
+    hardware: Hardware,
+    model: ModelShape,
+    seq_len: int,
+    *,
+    per_node: int = 8,
+    across: str = "ib400",
+    link: Link | None = None,
+    direct: bool = False,
+    heads_over: int = 1,
+) -> Ring:
+    """Nodes of `per_node` devices in this order, joined by the link `across`.
+
+    link: of every hop instead. direct: shards are copied from their owner, over the slowest link there is, in
+    one node. heads_over: so many neighbours are one rank. `uneven` splits by the peaks of the data sheets.
+    Raises UserError for a ring that cannot be.
+    """
+    nodes = node_links(devices, hardware, model, per_node, across)
+    if link:
+        nodes = replace(nodes, within=[link.hop(model)] * len(devices), across=link.hop(model))
+    costs = group_costs(devices, hardware, model, heads_over, per_node)
+    links: Links = group_links(nodes, heads_over)
+    if direct and len(devices) > per_node:
+        raise UserError(f"--transport ipc is for one node, which has {per_node} of {len(devices)} devices")
+    if direct:
+        links = replace(max(links.within, key=lambda hop: hop.time_ms(seq_len)), direct=True)
+    firsts = devices[::heads_over]
+    names = [device.name if heads_over == 1 else f"{heads_over} {device.name}" for device in firsts]
+    fastest = max(device.peak_tflops for device in devices)
+    percentages = [100 * device.peak_tflops / fastest for device in firsts]
+    alone = {device: device.cost(model) for device in set(devices)}
+    return Ring(
+        names,
+        KnownSpeeds(percentages, costs, seq_len),
+        links,
+        model.layers,
+        model.causal,
+        [alone[device] for device in devices],
+    )
