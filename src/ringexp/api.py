@@ -64,7 +64,8 @@ def ring_attention(
         if rank not in plan.members:
             return q.new_empty(q.shape)
         ring = RingContext(plan, rank, carrier, chosen, NoClock())
-        out = prefill.ring_attention(q if q.stride(3) == 1 else q.contiguous(), k, v, ring, softmax_scale)
+        q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+        out = prefill.ring_attention(q, k, v, ring, softmax_scale)
         carrier.take_transfers()  # nobody reads the times of hops
     return out
 

@@ -34,7 +34,7 @@ def compile_block(dtype, head_dim, causal, merge):
 
     consumers = hopper_block._consumers(16384, 32, head_dim, causal, num_sms=132)
     consumer_regs, producer_regs = hopper_block._REGISTERS[consumers]
-    constants = {"CAUSAL": causal, "MERGE": merge, "CONSUMERS": consumers}
+    constants = {"CAUSAL": causal, "MERGE": merge, "FINAL": merge, "CONSUMERS": consumers}
     constants |= {"CONSUMER_REGS": consumer_regs, "PRODUCER_REGS": producer_regs}
     types = {
         "q_desc": descriptor(ROWS.value),
@@ -42,6 +42,7 @@ def compile_block(dtype, head_dim, causal, merge):
         "v_desc": descriptor(BLOCK_N.value),
         "out_ptr": "*fp32" if merge else f"*{short}",
         "lse_ptr": "*fp32",
+        "final_ptr": f"*{short}",
         "next_ptr": "*i32",
         "scale_log2": "fp32",
         **dict.fromkeys(constants, "constexpr"),

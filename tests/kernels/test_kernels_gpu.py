@@ -87,7 +87,8 @@ def test_merging_within_the_kernel_is_as_exact_as_one_block(num_parts, head_dim)
         ],
         dim=2,
     )
-    state = OnlineSoftmax(2, 4, 1001, head_dim, "cuda", num_blocks=num_parts + 1, dtype=BF16)
+    blocks = [(0, 500), (500, 1001), *[(500, 1001)] * (num_parts - 1)]
+    state = OnlineSoftmax(2, 4, 1001, head_dim, "cuda", blocks=blocks, dtype=BF16)
     tail, bounds = slice(500, None), torch.linspace(0, 500, num_parts).int().tolist()
     state.attend(kernel, q[:, :, :500], k[:, :, :500], v[:, :, :500], True, scale, slice(0, 500))
     state.attend(kernel, q[:, :, tail], k[:, :, tail], v[:, :, tail], True, scale, tail)

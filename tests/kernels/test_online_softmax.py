@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from kernels.cases import FLOAT32_EPS, Case, inputs
 from ringexp.kernels import Kernel, OnlineSoftmax, oracle
+from ringexp.kernels.merge import rows_done
+from ringexp.planning import make_plan
+from ringexp.ring.transport import Route
 
 SCALE = 0.25
 
@@ -69,7 +72,7 @@ def test_one_error_bound_holds_for_any_number_of_parts(num_parts):
     assert_exact(merged(q, k, v, pieces), q, k, v)
 
 
-def block_into(q, k, v, causal, softmax_scale, acc, acc_lse, fresh):
+def block_into(q, k, v, causal, softmax_scale, acc, acc_lse, fresh, final, done):
     """`contract`'s block_into, by the oracle and the merge of two blocks."""
     out, lse = oracle.block(q, k, v, causal, softmax_scale)
     state = OnlineSoftmax(q.shape[0], q.shape[1], q.shape[2], q.shape[3], q.device)
@@ -78,14 +81,17 @@ def block_into(q, k, v, causal, softmax_scale, acc, acc_lse, fresh):
     state.merge(out.float(), lse)
     acc.copy_(state.output(torch.float32))
     acc_lse.copy_(state.lse)
+    over = slice(*done)
+    final[:, over] = acc[:, over]
+    acc[:, over] = float("nan")
 
 
-@pytest.mark.parametrize("num_blocks", [1, 3])
-def test_a_kernel_that_merges_its_own_blocks(num_blocks):
+@pytest.mark.parametrize("blocks", [[(0, 16)], [(8, 16), (8, 16), (0, 8)]], ids=["one", "three"])
+def test_a_kernel_that_merges_its_own_blocks(blocks):
     kernel = Kernel("merging", oracle.block, block_into)
     q, k, v = inputs(Case(16, 16, causal=True, head_dim=16))
-    state = OnlineSoftmax(2, 4, 16, 16, "cpu", num_blocks=num_blocks)
-    if num_blocks == 1:
+    state = OnlineSoftmax(2, 4, 16, 16, "cpu", blocks=blocks)
+    if len(blocks) == 1:
         state.attend(kernel, q, k, v, True, SCALE)
     else:  # the rows of the second half first, so that the state begins with nothing for the others
         tail = slice(8, 16)
@@ -93,6 +99,55 @@ def test_a_kernel_that_merges_its_own_blocks(num_blocks):
         state.attend(kernel, q[:, :, 8:], k[:, :, 8:], v[:, :, 8:], True, SCALE, tail)
         state.attend(kernel, q[:, :, :8], k[:, :, :8], v[:, :, :8], True, SCALE, slice(0, 8))
     assert_exact(state, q, k, v, causal=True)
+
+
+def test_rows_that_no_block_covers_are_zero_beside_those_that_are_done():
+    kernel = Kernel("merging", oracle.block, block_into)
+    q, k, v = inputs(Case(16, 16, head_dim=16))
+    state = OnlineSoftmax(2, 4, 16, 16, "cpu", blocks=[(4, 16), (8, 12)], dtype=torch.bfloat16)
+    for start, stop, keys in ((4, 16, slice(0, 8)), (8, 12, slice(8, 16))):
+        rows = slice(start, stop)
+        state.attend(kernel, q[:, :, rows], k[:, :, keys], v[:, :, keys], False, SCALE, rows)
+    out = state.output(torch.bfloat16)
+    assert out.dtype == torch.bfloat16
+    assert not out[:, :4].any()
+    for rows, keys in (
+        (slice(4, 8), slice(0, 8)),
+        (slice(8, 12), slice(0, 16)),
+        (slice(12, 16), slice(0, 8)),
+    ):
+        exact = oracle.block_fp64(q[:, :, rows], k[:, :, keys], v[:, :, keys], False, SCALE)[0]
+        torch.testing.assert_close(out[:, rows].transpose(1, 2).double(), exact, rtol=1e-2, atol=1e-2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 12)), max_size=6))
+def test_every_row_is_done_once_after_its_last_block_or_left_over(found):
+    q_len = 12
+    blocks = [(start, min(start + count, q_len)) for start, count in found if start < q_len]
+    done, left = rows_done(blocks, q_len)
+    owners = [[] for _ in range(q_len)]
+    for index, (start, stop) in enumerate(done):
+        assert blocks[index][0] <= start <= stop <= blocks[index][1]
+        for row in range(start, stop):
+            owners[row].append(index)
+    leftover = [row for start, stop in left for row in range(start, stop)]
+    for row, mine in enumerate(owners):
+        covering = [index for index, (start, stop) in enumerate(blocks) if start <= row < stop]
+        assert mine in ([], covering[-1:])
+        assert (not mine) == (row in leftover)
+
+
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+@pytest.mark.parametrize("tokens", [[8, 8], [3, 9, 4], [5, 1, 2, 8]])
+def test_no_row_of_a_ring_is_left_over(tokens, layout):
+    plan = make_plan(sum(tokens), tokens, layout)
+    for rank in range(len(tokens)):
+        blocks = [
+            (block.q_start, block.q_stop)
+            for source in Route.of(tokens, rank).sources
+            for block in plan.blocks(rank, source)
+        ]
+        assert rows_done(blocks, tokens[rank])[1] == []
 
 
 def test_causal_zigzag_rows():

@@ -57,7 +57,7 @@ def times_ms(kernels: Sequence[Kernel], shape: BlockShape, device: torch.device)
             shape.length,
             shape.head_dim,
             device,
-            num_blocks=2,
+            blocks=[(0, shape.length)] * 2,
             dtype=shape.dtype,
         )
         state.attend(kernel, q, k, v, True, scale)

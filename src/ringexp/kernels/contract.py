@@ -10,9 +10,11 @@ A block is one attention call of the ring: all queries of one span against all k
 - softmax_scale > 0 multiplies the scores.
 - out [B, H, Lq, D] in q's dtype; lse [B, H, Lq] float32, the natural log of the sum of exp(scores).
 
-A kernel may also have `block_into(q, k, v, causal, softmax_scale, acc, acc_lse, fresh)`: it puts its result
-into acc [B, Lq, H, D] and acc_lse [B, H, Lq], both float32 and unrounded, possibly views. If fresh, it writes
-them; else they hold the result over other keys, and it merges into them, as in `merge`.
+A kernel may also have `block_into(q, k, v, causal, softmax_scale, acc, acc_lse, fresh, final, done)`: it puts
+its result into acc [B, Lq, H, D] and acc_lse [B, H, Lq], both float32 and unrounded, possibly views. If
+fresh, it writes them; else they hold the result over other keys, and it merges into them, as in `merge`. Rows
+done[0] to done[1] get no further block: they go to final, of q's dtype and acc's shape and strides, instead
+of to acc.
 
 Forward only: call under torch.no_grad() or torch.inference_mode().
 """
@@ -25,7 +27,12 @@ from typing import TypeAlias
 from torch import Tensor
 
 Block: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
-BlockInto: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, float, Tensor, Tensor, bool], None]
+Rows: TypeAlias = tuple[int, int]
+"""Rows [start, stop) of a tensor."""
+
+BlockInto: TypeAlias = Callable[
+    [Tensor, Tensor, Tensor, bool, float, Tensor, Tensor, bool, Tensor, Rows], None
+]
 
 
 def check_block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ringexp.kernels import triton_block
-from ringexp.kernels.contract import check_block
+from ringexp.kernels.contract import Rows, check_block
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.float16, torch.bfloat16)
@@ -43,7 +43,7 @@ def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -
     batch, num_heads, q_len, head_dim = q.shape
     out = q.new_empty(batch, q_len, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
-    _launch(q, k, v, causal, softmax_scale, out, lse, merge=False)
+    _launch(q, k, v, causal, softmax_scale, out, lse)
     return out.transpose(1, 2), lse
 
 
@@ -56,10 +56,12 @@ def block_into(
     acc: Tensor,
     acc_lse: Tensor,
     fresh: bool,
+    final: Tensor,
+    done: Rows,
 ) -> None:
     """One block as in `contract`, merged into the float32 results of earlier ones as it is written."""
     if fits(q, k, v):
-        _launch(q, k, v, causal, softmax_scale, acc, acc_lse, merge=not fresh)
+        _launch(q, k, v, causal, softmax_scale, acc, acc_lse, merge=not fresh, final=final, done=done)
         return
     out, lse = triton_block.block(q, k, v, causal, softmax_scale)
     if fresh:
@@ -69,6 +71,7 @@ def block_into(
         from ringexp.kernels.triton_merge import merge_rows
 
         merge_rows((acc, acc_lse), (out.transpose(1, 2), lse), 0, acc.shape[1], (acc, acc_lse))
+    final[:, slice(*done)] = acc[:, slice(*done)]
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -105,9 +108,18 @@ def why_unavailable(device: torch.device | str, dtype: torch.dtype, head_dim: in
 
 
 def _launch(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float, out: Tensor, lse: Tensor, merge: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    softmax_scale: float,
+    out: Tensor,
+    lse: Tensor,
+    merge: bool = False,
+    final: Tensor | None = None,
+    done: Rows = (0, 0),
 ) -> None:
-    """out [B, Lq, H, D], D contiguous; lse [B, H, Lq] float32, rows evenly apart."""
+    """out [B, Lq, H, D], D contiguous; lse [B, H, Lq] float32, rows evenly apart; final, done: `contract`."""
     check_block(q, k, v, causal, softmax_scale)
     batch, num_heads, q_len, head_dim = q.shape
     num_kv_heads, kv_len = k.shape[1:3]
@@ -117,6 +129,7 @@ def _launch(
     assert lse.stride(2) == 1, lse.stride()
     assert lse.stride(0) == num_heads * lse.stride(1) or batch == 1, lse.stride()
     assert lse.dtype == torch.float32, lse.dtype
+    assert final is None or final.stride() == out.stride(), (final.stride(), out.stride())
     kernel = _kernel()
     num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
     consumers = _consumers(q_len, batch * num_heads, head_dim, causal, num_sms)
@@ -132,6 +145,7 @@ def _launch(
             _descriptor(v, kernel.BLOCK_N.value),
             out,
             lse,
+            out if final is None else final,
             _counters(q.device).next(),
             out.stride(0),
             out.stride(2),
@@ -144,9 +158,11 @@ def _launch(
             group,
             q_len,
             kv_len,
+            *done,
             softmax_scale * math.log2(math.e),
             CAUSAL=causal,
             MERGE=merge,
+            FINAL=final is not None,
             CONSUMERS=consumers,
             CONSUMER_REGS=consumer_regs,
             PRODUCER_REGS=producer_regs,

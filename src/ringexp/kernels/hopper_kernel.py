@@ -250,12 +250,13 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_r
 
 
 @gluon.jit
-def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMERS: gl.constexpr,
-             CONSUMER: gl.constexpr):  # fmt: skip
+def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, FINAL: gl.constexpr,
+             CONSUMERS: gl.constexpr, CONSUMER: gl.constexpr):  # fmt: skip
     """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile."""
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
     num_tiles, total, num_heads, band, q_len, kv_len = sizes
-    out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse, scale_log2 = result
+    (out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start, done_stop,
+     scale_log2) = result  # fmt: skip
     HEAD_DIM: gl.constexpr = q_mem.shape[4]
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
@@ -295,9 +296,10 @@ def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constex
         row_max = gl.convert_layout(row_max, gl.SliceLayout(1, O_LAYOUT))
         row_sum = gl.convert_layout(gl.sum(row_sum, 1), gl.SliceLayout(1, O_LAYOUT))
         head_index = batch * num_heads + head
-        out_base = out_ptr + batch.to(gl.int64) * stride_ob + head.to(gl.int64) * stride_oh
-        _write(acc, row_max, row_sum, out_base, stride_ol, lse_ptr + head_index.to(gl.int64) * stride_lse,
-               first_row, q_len, MERGE)  # fmt: skip
+        start = batch.to(gl.int64) * stride_ob + head.to(gl.int64) * stride_oh
+        _write(acc, row_max, row_sum, out_ptr + start, final_ptr + start, stride_ol,
+               lse_ptr + head_index.to(gl.int64) * stride_lse, first_row, q_len, done_start, done_stop, MERGE,
+               FINAL)  # fmt: skip
         turn += 1
         place, phase = _query_stage(turn, CONSUMER, CAUSAL)
         mbarrier.wait(q_full.index(place), phase)
@@ -305,8 +307,10 @@ def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constex
 
 
 @gluon.jit
-def _write(acc, row_max, row_sum, out_base, stride_ol, lse_base, first_row, q_len, MERGE: gl.constexpr):
-    """Normalise and store the rows below q_len; MERGE folds them into what is there already.
+def _write(acc, row_max, row_sum, out_base, final_base, stride_ol, lse_base, first_row, q_len, done_start,
+           done_stop, MERGE: gl.constexpr, FINAL: gl.constexpr):  # fmt: skip
+    """Normalise and store the rows below q_len; MERGE folds them into what is there already. Of FINAL ones
+    those of [done_start, done_stop) go to final_base instead.
 
     The merge of two partial softmaxes is out = old + w * (new - old), w = sigmoid(new_lse - old_lse).
     """
@@ -316,7 +320,8 @@ def _write(acc, row_max, row_sum, out_base, stride_ol, lse_base, first_row, q_le
     in_range = rows < q_len
     lse2 = row_max + gl.log2(row_sum)
     acc = acc * (1.0 / row_sum)[:, None]
-    out_ptrs = out_base + (rows.to(gl.int64) * stride_ol)[:, None] + dims[None, :]
+    offsets = (rows.to(gl.int64) * stride_ol)[:, None] + dims[None, :]
+    out_ptrs = out_base + offsets
     if MERGE:
         old_lse2 = gl.load(lse_base + rows, mask=in_range, other=0.0) * LOG2E
         weight = 1.0 / (1.0 + gl.exp2(old_lse2 - lse2))
@@ -324,20 +329,29 @@ def _write(acc, row_max, row_sum, out_base, stride_ol, lse_base, first_row, q_le
         acc = old + weight[:, None] * (acc - old)
         larger = gl.maximum(lse2, old_lse2)
         lse2 = larger + gl.log2(gl.exp2(lse2 - larger) + gl.exp2(old_lse2 - larger))
-    gl.store(out_ptrs, acc.to(out_base.dtype.element_ty), mask=in_range[:, None])
+    kept = in_range
+    if FINAL:
+        done = (rows >= done_start) & (rows < done_stop)
+        kept = in_range & ~done
+        final = acc.to(final_base.dtype.element_ty)
+        gl.store(final_base + offsets, final, mask=(in_range & done)[:, None])
+    gl.store(out_ptrs, acc.to(out_base.dtype.element_ty), mask=kept[:, None])
     gl.store(lse_base + rows, lse2 * LN2, mask=in_range)
 
 
-@gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len"])
-def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, next_ptr, stride_ob, stride_oh, stride_ol,
-                    stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len, scale_log2,
-                    CAUSAL: gl.constexpr, MERGE: gl.constexpr, CONSUMERS: gl.constexpr,
-                    CONSUMER_REGS: gl.constexpr, PRODUCER_REGS: gl.constexpr):  # fmt: skip
+@gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len",
+                              "done_start", "done_stop"])  # fmt: skip
+def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, final_ptr, next_ptr, stride_ob, stride_oh,
+                    stride_ol, stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len,
+                    done_start, done_stop, scale_log2, CAUSAL: gl.constexpr, MERGE: gl.constexpr,
+                    FINAL: gl.constexpr, CONSUMERS: gl.constexpr, CONSUMER_REGS: gl.constexpr,
+                    PRODUCER_REGS: gl.constexpr):  # fmt: skip
     """One program: query tiles of CONSUMERS * ROWS rows of one head each, against all keys they see.
 
     Descriptors over q [B, H, Lq, D] with blocks [1, 1, ROWS, D] and over k, v [B, H / group, Lk, D] with
     blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous; lse [B, H, Lq], the heads
-    stride_lse apart. num_tiles query tiles a head, `total` in all; scale_log2 is softmax_scale * log2(e).
+    stride_lse apart; final like out, see `_write`. num_tiles query tiles a head, `total` in all; scale_log2
+    is softmax_scale * log2(e).
     CAUSAL needs q_len == kv_len, and a tile's rows to divide BLOCK_N: then only the first key tile visited is
     masked. Launch with num_warps=4: that is the first consumer. Any number of programs share the tiles: each
     takes the next one, counted at next_ptr, when it is ready for it, so one that starts late, because its SM
@@ -369,12 +383,13 @@ def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, next_ptr, stride_o
     # A constexpr in a tuple that is assigned or added becomes a tensor, so those stand in the calls.
     rings = (q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty)
     sizes = (num_tiles, total, num_heads, band, q_len, kv_len)
-    result = (out_ptr, lse_ptr, stride_ob, stride_oh, stride_ol, stride_lse, scale_log2)
+    result = (out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start, done_stop,
+              scale_log2)  # fmt: skip
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 0)),
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 1)),
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
                 (_produce, (q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL, CONSUMERS)),
             ],
             [4, 1],
@@ -384,9 +399,9 @@ def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, next_ptr, stride_o
         gl.static_assert(CONSUMERS == 3)
         gl.warp_specialize(
             [
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 0)),
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 1)),
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, CONSUMERS, 2)),
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
+                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 2)),
                 (_produce, (q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL, CONSUMERS)),
             ],
             [4, 4, 1],

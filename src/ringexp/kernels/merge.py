@@ -11,10 +11,13 @@ The online-softmax identity (Milakov and Gimelshein, 2018), in the sigmoid form 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from ringexp.kernels.contract import Rows
 
 if TYPE_CHECKING:
     from ringexp.kernels.providers import Kernel
@@ -26,9 +29,9 @@ class OnlineSoftmax:
     """The running result for one span of queries, in any order of blocks.
 
     The accumulator is float32, [B, L, H, D] contiguous. A first block that covers all rows is adopted as it
-    is: no zeros are written, and if it stays alone, `output` returns it unrounded. The last of `num_blocks`
-    merges, if that is told, goes straight to `dtype`. Tensors given to `merge` are never written to. No
-    method waits for the device.
+    is: no zeros are written, and if it stays alone, `output` returns it unrounded. blocks: the rows of every
+    block to come, in order; if they are told, what is merged last goes straight to `dtype`. Tensors given to
+    `merge` are never written to. No method waits for the device.
     """
 
     def __init__(
@@ -39,13 +42,15 @@ class OnlineSoftmax:
         head_dim: int,
         device: torch.device | str,
         *,
-        num_blocks: int | None = None,
+        blocks: Sequence[Rows] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._shape = (batch, q_len, num_heads, head_dim)
         self._device = torch.device(device)
-        self._num_blocks, self._dtype = num_blocks, dtype
-        self._blocks_left = num_blocks
+        self._blocks, self._dtype = blocks, dtype
+        self._attended = 0
+        self._done, self._undone = rows_done(blocks or (), q_len)
+        self._final: Tensor | None = None  # [B, L, H, D] in dtype: the rows that are done
         self._out: Tensor | None = None  # [B, L, H, D]
         self._lse: Tensor | None = None  # [B, H, L] float32
         self._adopted = False  # the tensors above are the caller's: read only, any dtype
@@ -64,9 +69,8 @@ class OnlineSoftmax:
         assert out.shape == (batch, num_heads, stop - start, head_dim), (rows, out.shape)
         assert lse.shape == out.shape[:3], (lse.shape, out.shape)
         assert lse.dtype == torch.float32, lse.dtype
-        assert self._blocks_left is None or self._blocks_left > 0, "more blocks than were told"
-        if self._blocks_left is not None:
-            self._blocks_left -= 1
+        assert self._blocks is None or self._attended < len(self._blocks), "more blocks than were told"
+        self._attended += 1
         new_out = out.transpose(1, 2)
         if self._out is None and stop - start == q_len:
             self._out, self._lse, self._adopted = new_out, lse, True
@@ -95,25 +99,36 @@ class OnlineSoftmax:
         """Compute one block, as in `contract`, and merge it; q holds the query rows `rows` alone.
 
         A kernel with `block_into` merges what it computes before it is rounded; the result is then as exact
-        as a single block's, however many there are.
+        as a single block's, however many there are. Needs `blocks` for that.
         """
-        if kernel.block_into is None or self._num_blocks == 1:
+        if kernel.block_into is None or self._blocks is None or len(self._blocks) == 1:
             self.merge(*kernel.block(q, k, v, causal, softmax_scale), rows)
             return
-        fresh = self._out is None and q.shape[2] == self._shape[1]
+        start, stop, _ = rows.indices(self._shape[1])
+        assert self._blocks[self._attended] == (start, stop), (self._blocks, self._attended, rows)
+        fresh = self._out is None and stop - start == self._shape[1]
         if fresh:
             self._out = torch.empty(self._shape, dtype=torch.float32, device=self._device)
             self._lse = self._out.new_empty(self._shape[0], self._shape[2], self._shape[1])
         out, lse = self._old()
         assert not self._adopted, "a kernel either merges every block or none"
-        kernel.block_into(q, k, v, causal, softmax_scale, out[:, rows], lse[:, :, rows], fresh)
+        if self._final is None:
+            self._final = out.new_empty(self._shape, dtype=self._dtype)
+        first, last = self._done[self._attended]
+        final, done = self._final[:, rows], (first - start, last - start)
+        kernel.block_into(q, k, v, causal, softmax_scale, out[:, rows], lse[:, :, rows], fresh, final, done)
+        self._attended += 1
 
     def output(self, dtype: torch.dtype) -> Tensor:
         """The merged result, [B, L, H, D] contiguous in dtype; rows never merged are 0.
 
         It may share memory with the accumulator or with an adopted block.
         """
-        return self._old()[0].to(dtype).contiguous()
+        if self._final is None:
+            return self._old()[0].to(dtype).contiguous()
+        for start, stop in self._undone:
+            self._final[:, start:stop] = self._old()[0][:, start:stop]
+        return self._final.to(dtype)
 
     @property
     def lse(self) -> Tensor:
@@ -131,12 +146,38 @@ class OnlineSoftmax:
 
     def _target(self, old: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Where the next merge goes: into the accumulator, made now if there is none, or the final output."""
-        dtype = self._dtype if self._blocks_left == 0 else torch.float32
+        is_last = self._blocks is not None and self._attended == len(self._blocks)
+        dtype = self._dtype if is_last else torch.float32
         if not self._adopted and dtype == torch.float32:
             return old
         return old[0].new_empty(self._shape, dtype=dtype), torch.empty_like(
             old[1], memory_format=torch.contiguous_format
         )
+
+
+def rows_done(blocks: Sequence[Rows], q_len: int) -> tuple[list[Rows], list[Rows]]:
+    """For each block the rows that no later one covers, if those lie together; and the rows left over.
+
+    Of several runs of such rows one counts; a block that has none gets (start, start).
+    """
+    covered: list[Rows] = []
+    done: list[Rows] = []
+    for rows in reversed(blocks):
+        done.append(next(_without([rows], covered), (rows[0], rows[0])))
+        covered.append(rows)
+    return done[::-1], list(_without([(0, q_len)], done))
+
+
+def _without(runs: Iterable[Rows], covered: Sequence[Rows]) -> Iterator[Rows]:
+    """The runs of rows, without those that are covered."""
+    for start, stop in runs:
+        for first, last in sorted(covered):
+            if first < last and start < last and first < stop:
+                if start < first:
+                    yield start, first
+                start = last
+        if start < stop:
+            yield start, stop
 
 
 def _merge_rows(

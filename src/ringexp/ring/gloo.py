@@ -33,18 +33,19 @@ class GlooTransport:
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        kv, route = torch.stack((k, v)), Route.of(tokens, self._rank)
+        route = Route.of(tokens, self._rank)
         arrivals: list[Future[torch.Tensor]] = [Future() for _ in range(route.hops)]
         credits = threading.Semaphore(prefetch_hops or route.hops or 1)
         if route.hops:
-            self._forwarder.submit(self._forward, kv.cpu(), tokens, route, arrivals, credits)
-        yield self._rank, lambda: kv
+            shard = torch.stack((k, v)).cpu()
+            self._forwarder.submit(self._forward, shard, tokens, route, arrivals, credits)
+        yield self._rank, lambda: (k, v)
         for hop, future in enumerate(arrivals, start=1):
 
             def arrival(future: Future[torch.Tensor] = future) -> torch.Tensor:
                 shard = future.result()
                 credits.release()
-                return shard.to(kv.device)
+                return shard.to(k.device)
 
             yield route.source(hop), arrival
 
@@ -64,7 +65,7 @@ class GlooTransport:
             for hop in range(len(arrivals)):
                 credits.acquire()
                 began = time.perf_counter()
-                incoming = shard.new_empty(shard_shape(shard, tokens[route.source(hop + 1)]))
+                incoming = shard.new_empty(shard_shape(shard[0], tokens[route.source(hop + 1)]))
                 self._swap({route.after: shard}, {route.before: incoming})
                 self._transfers.append(partial(_since, began, time.perf_counter()))
                 arrivals[hop].set_result(incoming)

@@ -51,11 +51,15 @@ class IpcTransport:
         num_bytes = 2 * k.nbytes
         self.reserve(num_bytes // k.shape[1] * max(tokens))
         peers = [peer for peer in ring_members(tokens) if peer != self._rank]
-        self._reclaim(peers)
-        kv = self._outbox(num_bytes).view(k.dtype).view(2, *k.shape)
-        torch.stack((k, v), out=kv)
-        self._publish(peers)
-        return self._hops.circulate(kv, tokens, prefetch_hops, self._receive)
+
+        def send(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            self._reclaim(peers)
+            shard = self._outbox(num_bytes).view(k.dtype).view(2, *k.shape)
+            torch.stack((k, v), out=shard)
+            self._publish(peers)
+            return shard
+
+        return self._hops.circulate(k, v, tokens, prefetch_hops, send, self._receive)
 
     def _receive(self, shards: Sequence[torch.Tensor], hop: int, route: Route) -> torch.cuda.Event:
         source = route.source(hop)

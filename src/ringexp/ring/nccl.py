@@ -26,7 +26,10 @@ class NcclTransport:
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        return self._hops.circulate(torch.stack((k, v)), tokens, prefetch_hops, self._receive)
+        def send(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return torch.stack((k, v))
+
+        return self._hops.circulate(k, v, tokens, prefetch_hops, send, self._receive)
 
     def reserve(self, num_bytes: int) -> None: ...
 

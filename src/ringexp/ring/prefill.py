@@ -16,7 +16,7 @@ import torch
 from ringexp.kernels import Kernel, OnlineSoftmax
 from ringexp.planning import Plan
 from ringexp.ring.clock import Clock
-from ringexp.ring.transport import Transport
+from ringexp.ring.transport import Route, Transport
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def ring_attention(
     states = [_new_state(q[sequences], ring, start) for sequences, start in groups]
     for source, arrival in ring.transport.circulate(k, v, ring.plan.kv_tokens, ring.prefetch_hops):
         with ring.clock.waiting(source):
-            keys, values = arrival().transpose(2, 3)  # [B, Hkv, L, D] each
+            keys, values = (x.transpose(1, 2) for x in arrival())  # [B, Hkv, L, D] each
         for (sequences, start), state in zip(groups, states, strict=True):
             for block in ring.plan.blocks(ring.rank, source, start):
                 rows, columns = slice(block.q_start, block.q_stop), slice(block.kv_start, block.kv_stop)
@@ -82,8 +82,12 @@ def runs(starts: Sequence[int]) -> list[tuple[slice, int]]:
 def _new_state(q: torch.Tensor, ring: RingContext, start: int) -> OnlineSoftmax:
     """For sequences that start at one slot; q is theirs alone."""
     batch, length, heads, dim = q.shape
-    num_blocks = sum(len(ring.plan.blocks(ring.rank, source, start)) for source in ring.plan.members)
-    return OnlineSoftmax(batch, heads, length, dim, q.device, num_blocks=num_blocks, dtype=q.dtype)
+    blocks = [
+        (block.q_start, block.q_stop)
+        for source in Route.of(ring.plan.kv_tokens, ring.rank).sources
+        for block in ring.plan.blocks(ring.rank, source, start)
+    ]
+    return OnlineSoftmax(batch, heads, length, dim, q.device, blocks=blocks, dtype=q.dtype)
 
 
 def reshard(kv: torch.Tensor, ring: RingContext) -> torch.Tensor:

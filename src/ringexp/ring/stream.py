@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -10,6 +10,9 @@ import torch
 
 from ringexp.ring.timing import Origin
 from ringexp.ring.transport import Arrival, Route, Transfer, shard_shape
+
+Send = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Lay keys and values out as the shard [2, B, L, Hkv, D] that goes to others, on the current stream."""
 
 
 class ReceiveHop(Protocol):
@@ -27,17 +30,27 @@ class HopStream:
         self._transfers: list[Transfer] = []
 
     def circulate(
-        self, kv: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None, receive: ReceiveHop
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tokens: Sequence[int],
+        prefetch_hops: int | None,
+        send: Send,
+        receive: ReceiveHop,
     ) -> Iterator[tuple[int, Arrival]]:
-        """As `Transport.circulate`; kv is the rank's own shard [2, B, L, Hkv, D]."""
+        """As `Transport.circulate`. The rank's own keys and values are sent off beside what it computes."""
         route = Route.of(tokens, self._rank)
         compute = torch.cuda.current_stream(self._device)
-        shards = [kv]
+        shards: list[torch.Tensor] = []
         arrived: list[torch.cuda.Event] = []
+        if route.hops:  # k and v live until the first arrival, and that comes after this
+            self.stream.wait_stream(compute)
+            with torch.cuda.stream(self.stream):
+                shards.append(send(k, v))
 
         def post() -> None:  # the next hop, in order on the transfer stream
             hop = len(shards)
-            shards.append(kv.new_empty(shard_shape(kv, tokens[route.source(hop)])))
+            shards.append(k.new_empty(shard_shape(k, tokens[route.source(hop)])))
             self.stream.wait_stream(compute)  # the buffer is free, and lock-step hops wait for compute
             with torch.cuda.stream(self.stream):
                 begun = receive(shards, hop, route)
@@ -50,7 +63,7 @@ class HopStream:
 
         for _ in range(min(prefetch_hops or route.hops, route.hops)):
             post()
-        yield self._rank, lambda: kv
+        yield self._rank, lambda: (k, v)
         for hop in range(1, route.hops + 1):
 
             def arrival(hop: int = hop) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Transports: carry key/value shards round the ring, each passed on as soon as it is there.
 
 `circulate` yields (source, arrival) in order of arrival, the rank's own shard first; `arrival()` returns the
-shard once computing may use it. Passing on never waits for compute unless `prefetch_hops` says so.
+keys and values, [B, L, Hkv, D] each, once computing may use them. Passing on never waits for compute unless
+`prefetch_hops` says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch.distributed as dist
 from ringexp.planning import ring_members
 from ringexp.ring.timing import Origin
 
-Arrival = Callable[[], torch.Tensor]
+Arrival = Callable[[], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
+"""Keys and values: a pair for the rank's own, one tensor [2, B, L, Hkv, D] for those of others."""
 Transfer = Callable[[Origin], tuple[float, float]]
 """When a hop began, from a clock's `origin`, and how long it took, in ms; to be asked once it has arrived."""
 
@@ -40,6 +42,11 @@ class Route:
     def source(self, hop: int) -> int:
         """Whose shard arrives with a hop; hop 0 is the rank's own."""
         return self.members[(self.place - hop) % len(self.members)]
+
+    @property
+    def sources(self) -> list[int]:
+        """Whose shards this rank computes with, in order of arrival."""
+        return [self.source(hop) for hop in range(self.hops + 1)]
 
     @property
     def after(self) -> int:
@@ -92,9 +99,9 @@ class Transport(Protocol):
         ...
 
 
-def shard_shape(kv: torch.Tensor, tokens: int) -> tuple[int, ...]:
-    """The shape of a shard [2, B, tokens, Hkv, D], of the same model as kv."""
-    return (*kv.shape[:2], tokens, *kv.shape[3:])
+def shard_shape(k: torch.Tensor, tokens: int) -> tuple[int, ...]:
+    """The shape of a shard [2, B, tokens, Hkv, D], of the same model as the keys k [B, L, Hkv, D]."""
+    return (2, k.shape[0], tokens, *k.shape[2:])
 
 
 def resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
@@ -117,20 +124,19 @@ class LoopbackTransport:
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        kv, route = torch.stack((k, v)), Route.of(tokens, self._rank)
-        for hop in range(route.hops + 1):
-            source = route.source(hop)
-            shard = kv if source == self._rank else self._of_length(kv, tokens[source])
-            yield source, lambda shard=shard: shard
+        for source in Route.of(tokens, self._rank).sources:
+            if source == self._rank:
+                yield source, lambda: (k, v)
+            else:
+                shard = self._of_length(k, v, tokens[source])
+                yield source, lambda shard=shard: shard
 
-    def _of_length(self, kv: torch.Tensor, length: int) -> torch.Tensor:
+    def _of_length(self, k: torch.Tensor, v: torch.Tensor, length: int) -> torch.Tensor:
         """The shard repeated to another length; made once, so that only computing is measured."""
-        if kv.shape[2] == length:
-            return kv
-        key = (length, kv.shape, kv.dtype)
+        key = (length, k.shape, k.dtype)
         if key not in self._repeated:
-            index = torch.arange(length, device=kv.device) % kv.shape[2]
-            self._repeated[key] = kv[:, :, index]
+            index = torch.arange(length, device=k.device) % k.shape[1]
+            self._repeated[key] = torch.stack((k[:, index], v[:, index]))
         return self._repeated[key]
 
     def reserve(self, num_bytes: int) -> None: ...
