@@ -84,7 +84,7 @@ def row(setting: Setting, hardware: Hardware) -> dict[str, Any]:
     one = run(ring, split)
     need = model_shape(MODEL).memory
     shared = max(need.bytes(count, setting.seq_len) for count in one.tokens) - need.fixed
-    most_gb = (need.fixed + shared / setting.heads_over) / 1e9
+    most_gb = (need.fixed + shared / setting.heads_over) / 1e9 if setting.chunks == 1 else None
     kept = dict.fromkeys(MIXES[setting.mix], 0)
     for name, count in zip(ring.names, one.tokens, strict=True):
         kept[name.split()[-1]] += setting.heads_over * bool(count)

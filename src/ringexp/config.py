@@ -89,7 +89,7 @@ class KernelConfig:
 @dataclass
 class TransportConfig:
     name: str = "auto"
-    prefetch_hops: int | None = None  # hops posted ahead of compute; null: all, 1: lock-step
+    prefetch_hops: int | None = None  # hops posted ahead of compute; null: all
 
 
 @dataclass

@@ -147,6 +147,7 @@ def test_predictions_are_drawn_against_measurements(runs):
     measured, predicted = lines(both)["balanced, zigzag"]
     assert predicted == pytest.approx([1.02 * value for value in measured])
     assert lines(errors)["balanced, zigzag"][1] == pytest.approx([2.0] * 6)
+    assert "zigzag: error median 2.0%, 95 % within 2.0%" in errors.get_title()
 
 
 def test_keys_and_values_only_is_relative_to_even_of_its_layout(runs):

@@ -10,13 +10,14 @@ import pytest
 from ringexp.calibration.table import SpeedTable
 from ringexp.models.shapes import shape_of
 from ringexp.planning import HopCost, RankCost, make_plan
+from ringexp.ring.timing import IterationTiming
 from ringexp.simulate import __main__ as command
 from ringexp.simulate.hardware import load_hardware
 from ringexp.simulate.models import WHOLE_MODELS, attention_config, model_shape
 from ringexp.simulate.rings import Split, run, timings
 from ringexp.simulate.specified import ring_of_devices
 from support.calibration_rows import cost_rows
-from support.run_folders import write_run
+from support.run_folders import write_iterations, write_run
 
 COSTS = [RankCost(0.1, 1e-4, 1e-6, 1e-7), RankCost(0.2, 2e-4, 2e-6, 2e-7)]
 HOP = HopCost(0.05, 1e-4)
@@ -45,17 +46,17 @@ def sweep(tmp_path):
             cost.time_ms(count, plan.pairs(rank), plan.causal_pairs(rank))
             for rank, (cost, count) in enumerate(zip(COSTS, tokens, strict=True))
         ]
-        write_run(
+        folder = write_run(
             tmp_path,
             number,
             partitioner=partitioner,
             latency_ms=latency_ms,
             tokens=tokens,
-            busy_ms=busy,
             costs=[asdict(cost) for cost in COSTS],
             hop=asdict(HOP),
             num_units=1,
         )
+        write_iterations(folder, [[IterationTiming(latency_ms, busy_ms) for busy_ms in busy]])
     write_run(tmp_path, 2, partitioner="formula")
     return tmp_path
 
@@ -74,8 +75,9 @@ def test_what_calibration_got_wrong_is_told_from_what_the_timeline_got_wrong(mon
     busy = [cost.time_ms(2048, plan.pairs(rank), plan.causal_pairs(rank)) for rank, cost in enumerate(slow)]
     costs = [asdict(cost) for cost in COSTS]
     latency_ms = plan.predicted_ms(slow, HOP)
-    figures = {"costs": costs, "hop": asdict(HOP), "num_units": 1, "busy_ms": busy, "tokens": tokens}
-    write_run(tmp_path, latency_ms=latency_ms, **figures)
+    figures = {"costs": costs, "hop": asdict(HOP), "num_units": 1, "tokens": tokens}
+    folder = write_run(tmp_path, latency_ms=latency_ms, **figures)
+    write_iterations(folder, [[IterationTiming(latency_ms, busy_ms) for busy_ms in busy]])
     (row,) = simulated(monkeypatch, capsys, "--runs", tmp_path)["runs"]
     assert row["error"] == pytest.approx(-0.5, abs=0.02)
     assert row["error_at_own_speeds"] == pytest.approx(0, abs=1e-9)
@@ -218,6 +220,9 @@ def test_further_devices_come_from_a_file(monkeypatch, capsys, tmp_path):
         (["--costs", "nowhere.csv"], "has no hops; give --hop"),
         (["--runs", "nowhere"], "nowhere does not exist"),
         (["--devices", "65xH100", "--timeline", "x.png"], "--timeline draws up to 64 ranks"),
+        (["--devices", "H100", "--timeline", "nowhere/x.png"], "nowhere/x.png cannot be written"),
+        (["--devices", "H100", "--timeline", "x.png", "--chunks", "2"], "--timeline draws one ring"),
+        (["--devices", "H100", "--prefetch-hops", "-1"], "-1 must be at least 0"),
     ],
 )
 def test_what_cannot_be_is_one_line(monkeypatch, capsys, arguments, message):

@@ -8,7 +8,7 @@ that. So a ring of a thousand ranks needs no million lists of blocks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ringexp.planning.cost import RankCost
@@ -22,26 +22,8 @@ def compute_ms(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) ->
     linear = linear_ms(plan, costs, members)
     if not _closed(plan):
         return [each + sum(row) for each, *row in zip(linear, *block_rows(plan, costs, members), strict=True)]
-    form = _ClosedForm(plan, costs, members)
-    earlier = accumulate(form.heads, initial=0)
-    later = reversed(list(accumulate(reversed(form.counts[1:]), initial=0)))
-    last = len(members) - 1
-    return [
-        each + own + key * heads + place * hop + key_after * counts + (last - place) * hop_after
-        for place, (each, own, key, heads, hop, key_after, counts, hop_after) in enumerate(
-            zip(
-                linear,
-                form.own_ms,
-                form.key_ms,
-                earlier,
-                form.hop_ms,
-                form.later_key_ms,
-                later,
-                form.later_hop_ms,
-                strict=False,
-            )
-        )
-    ]
+    blocks = _ClosedForm(plan, costs, members).totals()
+    return [each + total for each, total in zip(linear, blocks, strict=True)]
 
 
 def linear_ms(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> list[float]:
@@ -90,6 +72,16 @@ class _ClosedForm:
         self.hop_ms = [cost.hop_ms + cost.hop_token_ms * n for cost, n in zip(mine, self.counts, strict=True)]
         self.later_key_ms = [cost.pair_ms * n for cost, n in zip(mine, later, strict=True)]
         self.later_hop_ms = [each if n else 0.0 for each, n in zip(self.hop_ms, later, strict=True)]
+
+    def totals(self) -> Iterator[float]:
+        """Of each member, the sum over all rows."""
+        earlier, later, last = 0, sum(self.counts), len(self.counts) - 1  # keys seen of members before, after
+        for place, count in enumerate(self.counts):
+            later -= count
+            before = self.key_ms[place] * earlier + self.hop_ms[place] * place
+            after = self.later_key_ms[place] * later + self.later_hop_ms[place] * (last - place)
+            yield self.own_ms[place] + before + after
+            earlier += self.heads[place]
 
     def rows(self) -> Iterator[list[float]]:
         yield self.own_ms

@@ -46,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layout", default="zigzag", help="zigzag, contiguous or both (%(default)s)")
     parser.add_argument(
         "--prefetch-hops",
-        type=int,
+        type=lambda text: _number(text, 0),
         metavar="N",
         help="posted ahead of compute (all); 0: a barrier at each hop",
     )
@@ -87,11 +87,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _number(text: str) -> int:
-    """At least 1."""
+def _number(text: str, least: int = 1) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
     return value
 
 
@@ -135,8 +134,15 @@ def main() -> None:
     try:
         if asked.runs:
             runs = find_recorded(asked.runs)
-            print(show.replay_json(runs)) if asked.json else show.replay_table(runs)
+            if asked.json:
+                print(show.replay_json(runs))
+            else:
+                show.replay_table(runs)
             return
+        if asked.timeline and asked.chunks > 1:
+            raise UserError(
+                f"--timeline draws one ring, and --chunks {asked.chunks} are several; leave one out"
+            )
         outcomes, timed = [], []
         ring = None
         for seq_len in asked.seq_len:
@@ -146,9 +152,12 @@ def main() -> None:
                 outcomes.append(run(ring, split))
                 timed += [(split, timings(ring, split))] if asked.timeline else []
         assert ring
-        print(show.outcomes_json(outcomes, ring)) if asked.json else show.outcomes_table(outcomes, ring)
         if asked.timeline:
             show.draw_timelines(asked.timeline, timed, ring.names)
+        if asked.json:
+            print(show.outcomes_json(outcomes, ring))
+        else:
+            show.outcomes_table(outcomes, ring)
     except UserError as error:
         print(f"ringexp.simulate: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedTable
 from ringexp.errors import UserError
+from ringexp.launch.planning import DEFAULT_TILE
 from ringexp.models.shapes import shape_of
 from ringexp.planning import HopCost, Plan, RankCost, compute_ms, make_plan
 from ringexp.report.frame import complete, load_runs, read_config
@@ -23,13 +27,14 @@ from ringexp.tracking.files import RESULTS, read_results
 
 @dataclass(frozen=True)
 class Recorded:
-    """A finished run: its settings, its results, and what its plan was made with."""
+    """A finished run: its settings, its results, what its plan was made with; busy_ms: [iteration][rank]."""
 
     folder: Path
     config: dict[str, Any]
     results: dict[str, Any]
     costs: list[RankCost]
     hop: HopCost | None
+    busy_ms: list[list[float]]
 
     @property
     def layers(self) -> int:
@@ -39,7 +44,7 @@ class Recorded:
     def causal(self) -> bool:
         return self.config["model"].get("causal", True)
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """The plan that ran."""
         chunk_tokens, seq_len = self.config["model"].get("chunk_tokens"), self.config["seq_len"]
@@ -48,38 +53,51 @@ class Recorded:
             self.results["tokens"],
             self.config["layout"]["name"],
             causal=self.causal,
-            tile=self.config["tile"] or 1,
+            tile=self.config["tile"] or DEFAULT_TILE[self.results["environment"]["machine"]["device"]],
             chunks=-(-seq_len // chunk_tokens) if chunk_tokens else 1,
         )
-
-    def simulated_ms(self, costs: Sequence[RankCost]) -> float:
-        """Latency of the plan that ran, at such costs."""
-        prefetch_hops = self.config["transport"]["prefetch_hops"]
-        return self.layers * self.plan.predicted_ms(costs, self.hop, prefetch_hops)
-
-    @property
-    def busy_costs(self) -> list[RankCost]:
-        """The costs, each rank's slowed or sped up to what it then took to compute in the run itself.
-
-        With them a simulation is off by its waits alone, not by speeds that calibration got wrong.
-        """
-        plan, busy, found = self.plan, self.results["busy_ms"], list(self.costs)
-        expected = [0.0] * len(found)
-        for part in plan.chunks or (plan,):
-            for rank, part_ms in zip(part.members, compute_ms(part, found, part.members), strict=True):
-                expected[rank] += self.layers * part_ms
-        return [
-            cost.slower(took / ms) if ms else cost
-            for cost, took, ms in zip(found, busy, expected, strict=True)
-        ]
 
     @property
     def measured_ms(self) -> float:
         return self.results["latency_ms_median"]
 
-    def error(self, costs: Sequence[RankCost]) -> float:
+    @property
+    def simulated_ms(self) -> float:
+        """Latency of the plan that ran, at the costs that it was made with."""
+        return self._latency_ms(self.costs)
+
+    @property
+    def simulated_at_own_speeds_ms(self) -> float:
+        """The same with each rank slowed or sped up to what it took to compute in the run itself.
+
+        Median over iterations. It is off by its waits alone, not by speeds that calibration got wrong.
+        """
+        expected = [0.0] * len(self.costs)
+        for part in self.plan.chunks or (self.plan,):
+            for rank, part_ms in zip(part.members, compute_ms(part, self.costs, part.members), strict=True):
+                expected[rank] += self.layers * part_ms
+        return median(
+            self._latency_ms(
+                [
+                    cost.slower(took / ms) if ms else cost
+                    for cost, took, ms in zip(self.costs, iteration, expected, strict=True)
+                ]
+            )
+            for iteration in self.busy_ms
+        )
+
+    def _latency_ms(self, costs: Sequence[RankCost]) -> float:
+        prefetch_hops = self.config["transport"]["prefetch_hops"]
+        return self.layers * self.plan.predicted_ms(costs, self.hop, prefetch_hops)
+
+    @property
+    def error(self) -> float:
         """Simulated / measured - 1."""
-        return metrics.prediction_error(self.simulated_ms(costs), self.measured_ms)
+        return metrics.prediction_error(self.simulated_ms, self.measured_ms)
+
+    @property
+    def error_at_own_speeds(self) -> float:
+        return metrics.prediction_error(self.simulated_at_own_speeds_ms, self.measured_ms)
 
 
 def read_recorded(folder: Path) -> Recorded:
@@ -93,7 +111,19 @@ def read_recorded(folder: Path) -> Recorded:
         )
     hop = results.get("hop")
     costs = [RankCost(**cost) for cost in results["costs"]]
-    return Recorded(folder, config, results, costs, HopCost(**hop) if hop else None)
+    return Recorded(
+        folder, config, results, costs, HopCost(**hop) if hop else None, _busy_ms(folder, len(costs))
+    )
+
+
+def _busy_ms(folder: Path, ranks: int) -> list[list[float]]:
+    """Of each iteration, each rank's time computing."""
+    try:
+        with (folder / "iterations.csv").open(newline="") as file:
+            busy = [float(row["busy_ms"]) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{folder}/iterations.csv cannot be read: {error}") from error
+    return [busy[start : start + ranks] for start in range(0, len(busy), ranks)]
 
 
 def find_recorded(folders: Sequence[Path]) -> list[Recorded]:

@@ -80,9 +80,9 @@ def replay_table(runs: Sequence[Recorded]) -> None:
         table.add_row(
             run.folder.name,
             f"{run.measured_ms:.4g}",
-            f"{run.simulated_ms(run.costs):.4g}",
-            f"{run.error(run.costs):+.1%}",
-            f"{run.error(run.busy_costs):+.1%}",
+            f"{run.simulated_ms:.4g}",
+            f"{run.error:+.1%}",
+            f"{run.error_at_own_speeds:+.1%}",
         )
     _print(table)
     by_calibration, by_busy = _errors(runs)
@@ -92,8 +92,8 @@ def replay_table(runs: Sequence[Recorded]) -> None:
 
 def _errors(runs: Sequence[Recorded]) -> tuple[tuple[float, float], tuple[float, float]]:
     """Of calibrated costs, and of those that computing took in the runs."""
-    by_calibration = metrics.absolute_errors([run.error(run.costs) for run in runs])
-    return by_calibration, metrics.absolute_errors([run.error(run.busy_costs) for run in runs])
+    by_calibration = metrics.absolute_errors([run.error for run in runs])
+    return by_calibration, metrics.absolute_errors([run.error_at_own_speeds for run in runs])
 
 
 def _said(errors: tuple[float, float]) -> str:
@@ -113,9 +113,9 @@ def replay_json(runs: Sequence[Recorded]) -> str:
         {
             "run": str(run.folder),
             "measured_ms": run.measured_ms,
-            "simulated_ms": run.simulated_ms(run.costs),
-            "error": run.error(run.costs),
-            "error_at_own_speeds": run.error(run.busy_costs),
+            "simulated_ms": run.simulated_ms,
+            "error": run.error,
+            "error_at_own_speeds": run.error_at_own_speeds,
         }
         for run in runs
     ]
@@ -147,7 +147,10 @@ def draw_timelines(
         ],
         names,
     )
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"--timeline {path} cannot be written: {error.strerror}") from error
 
 
 def _print(table: Table) -> None:
