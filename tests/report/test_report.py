@@ -95,9 +95,10 @@ def test_the_page_is_whole_and_needs_no_network(written):
     page = Page(text)
     assert page.open == []
     inside = {reference for reference in page.references if not reference.startswith("data:")}
-    assert inside == {"#summary", "#figures", "#runs", "#environment"}
+    assert inside == {"#summary", "#figures", "#runs", "#environment", "planner.html"}
     without_data = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?://|@import|url\(", without_data)
+    assert (written / "planner.html").exists()
     assert "prefers-color-scheme: dark" in text
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from ringexp.config import Config, num_chunks
+from ringexp.config import DEFAULT_TILE, Config, num_chunks
 from ringexp.errors import UserError
 from ringexp.planning import (
     WEIGHTS,
@@ -18,8 +18,6 @@ from ringexp.planning import (
     balance,
     make_plan,
 )
-
-DEFAULT_TILE = {"cuda": 128, "cpu": 16}
 
 
 def plan_for(
