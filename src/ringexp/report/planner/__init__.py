@@ -1,8 +1,8 @@
 """The planner as one page that needs no network: who gets which tokens, what every rank does, what is lost.
 
 The page computes what `ringexp.planning` does, in planning.js; state.js turns what the reader sets into its
-costs, views.js draws, page.js has the controls. It is written beside every report, with the report's runs to
-choose from, and by `python -m ringexp.report --planner FILE` without any.
+costs, views.js and chart.js draw, page.js has the controls. It is written beside every report, with the
+report's runs to choose from, and by `python -m ringexp.report --planner FILE` without any.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ringexp.report.planner.runs import MeasuredRun
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("planning.js", "state.js", "views.js", "page.js")
+SCRIPTS = ("planning.js", "state.js", "views.js", "chart.js", "page.js")
 ON_DARK = {BLACK: "#B8C0C8"}
 """In place of colours that a dark page swallows."""
 

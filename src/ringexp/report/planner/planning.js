@@ -1,10 +1,12 @@
 "use strict";
-// What ringexp/planning/ and ringexp/launch/planning.py compute, for the browser, causal and unchunked. Costs,
-// hops and their names are those of Python; a span is [start, stop], a shard a sorted list of spans.
+// What ringexp/planning/ and ringexp/launch/planning.py compute, for the browser, causal and unchunked.
+// Costs, hops and their names are those of Python; a span is [start, stop], a shard a sorted list of spans.
 // tests/report/test_planner.py holds both against each other.
 
 function sum(values) {
-  return values.reduce((total, value) => total + value, 0);
+  let total = 0;
+  for (const value of values) total += value;
+  return total;
 }
 
 // The first index with the largest score.
@@ -15,7 +17,9 @@ function best(scores) {
 // Token counts in proportion to weights, in whole tiles by largest remainder; every rank gets a tile.
 function apportion(weights, seqLen, tile) {
   if (seqLen < weights.length * tile) {
-    throw new Error(`${seqLen} tokens are fewer than one tile of ${tile} for each of ${weights.length} ranks`);
+    throw new Error(
+      `${seqLen} tokens are fewer than one tile of ${tile} for each of ${weights.length} ranks`,
+    );
   }
   const total = sum(weights);
   const exact = weights.map((weight) => (weight / total) * seqLen);
@@ -39,10 +43,12 @@ function contiguous(tokens) {
 
 // A head piece from the front and a mirrored tail piece from the back; an odd token goes to the head.
 function zigzag(tokens) {
-  let front = 0, back = sum(tokens);
+  let front = 0;
+  let back = sum(tokens);
   return tokens.map((count) => {
     const tailLen = Math.floor(count / 2);
-    const head = [front, front + count - tailLen], tail = [back - tailLen, back];
+    const head = [front, front + count - tailLen];
+    const tail = [back - tailLen, back];
     front = head[1];
     back = tail[0];
     if (!count) return [];
@@ -53,17 +59,20 @@ function zigzag(tokens) {
 
 const LAYOUTS = { zigzag, contiguous };
 
-// Query-key pairs of `rank` against `source`: its own shard is one causal square, of another it sees the spans before.
+// Query-key pairs of `rank` against `source`: its own shard is one causal square, of another's it sees the
+// spans that lie before.
 function pairsBetween(shards, rank, source) {
   const lengths = ([start, stop]) => stop - start;
   if (rank === source) {
     const own = sum(shards[rank].map(lengths));
     return { pairs: (own * (own + 1)) / 2, causalPairs: (own * (own + 1)) / 2 };
   }
-  const pairs = sum(shards[rank].map((queries) => {
-    const before = shards[source].filter((keys) => keys[1] <= queries[0]);
-    return lengths(queries) * sum(before.map(lengths));
-  }));
+  const pairs = sum(
+    shards[rank].map((queries) => {
+      const before = shards[source].filter((keys) => keys[1] <= queries[0]);
+      return lengths(queries) * sum(before.map(lengths));
+    }),
+  );
   return { pairs, causalPairs: 0 };
 }
 
@@ -90,7 +99,8 @@ function tokensBy(cost, leftMs, seqLen, start, layout) {
   if (leftMs <= 0) return 0;
   const inside = layout === "contiguous" ? cost.pair_ms + cost.diagonal_ms : cost.diagonal_ms;
   const square = inside / 2;
-  const linear = cost.token_ms + (layout === "contiguous" ? cost.pair_ms * start : (cost.pair_ms * seqLen) / 2);
+  const linear =
+    cost.token_ms + (layout === "contiguous" ? cost.pair_ms * start : (cost.pair_ms * seqLen) / 2);
   if (!square && !linear) return Infinity;
   return (2 * leftMs) / (linear + Math.sqrt(linear * linear + 4 * square * leftMs));
 }
@@ -99,16 +109,19 @@ function tokensBy(cost, leftMs, seqLen, start, layout) {
 // A rank that `leftOut` names gets none.
 function balance(costs, seqLen, tile, layout, leftOut = new Set()) {
   function filled(deadlineMs) {
+    const counts = [];
     let start = 0;
-    return costs.map((cost, rank) => {
-      const left = seqLen - start, room = leftOut.has(rank) ? 0 : left;
-      const can = Math.min(tokensBy(cost, deadlineMs - cost.fixed_ms, seqLen, start, layout), room);
-      const count = can >= left ? left : Math.round((can - (can % tile)) / tile) * tile;
-      start += count;
-      return count;
-    });
+    for (let rank = 0; rank < costs.length; rank++) {
+      const left = seqLen - start;
+      const by = tokensBy(costs[rank], deadlineMs - costs[rank].fixed_ms, seqLen, start, layout);
+      const can = Math.min(by, leftOut.has(rank) ? 0 : left);
+      counts.push(can >= left ? left : Math.round((can - (can % tile)) / tile) * tile);
+      start += counts[rank];
+    }
+    return counts;
   }
-  let low = 0, high = Math.max(...costs.map((cost) => timeMs(cost, seqLen, seqLen ** 2, seqLen ** 2)));
+  let low = 0;
+  let high = Math.max(...costs.map((cost) => timeMs(cost, seqLen, seqLen ** 2, seqLen ** 2)));
   while (sum(filled(high)) < seqLen) high = Math.max(2 * high, 1);
   for (let round = 0; round < 200; round++) {
     const middle = (low + high) / 2;
@@ -119,8 +132,8 @@ function balance(costs, seqLen, tile, layout, leftOut = new Set()) {
   return filled(high);
 }
 
-// What every rank does when. All hops are posted ahead of compute: one begins when the rank before has the shard
-// and the hop before it is over. Linear layers come first, then blocks in order of arrival.
+// What every rank does when. All hops are posted ahead of compute: one begins when the rank before has the
+// shard and the hop before it is over. Linear layers come first, then blocks in order of arrival.
 function timeline(tokens, layout, costs, hop) {
   const shards = LAYOUTS[layout](tokens);
   const members = tokens.map((_, rank) => rank).filter((rank) => tokens[rank]);
@@ -134,7 +147,8 @@ function timeline(tokens, layout, costs, hop) {
       return Math.max(rows[before(place, 1)].hops[number - 1].arrival, row.hops[number - 1].arrival);
     });
     rows.forEach((row, place) => {
-      const source = members[before(place, number)], begin = begins[place];
+      const source = members[before(place, number)];
+      const begin = begins[place];
       row.hops.push({ source, begin, arrival: begin + (hop.latency_ms + hop.token_ms * tokens[source]) });
     });
   }
@@ -142,7 +156,8 @@ function timeline(tokens, layout, costs, hop) {
     let end = row.linearEnd;
     row.blocks = row.hops.map(({ source, arrival }) => {
       const { pairs, causalPairs } = pairsBetween(shards, row.rank, source);
-      const begin = Math.max(arrival, end), waitMs = begin - end;
+      const begin = Math.max(arrival, end);
+      const waitMs = begin - end;
       end = begin + attentionMs(costs[row.rank], pairs, causalPairs);
       return { source, pairs, waitMs, begin, end };
     });

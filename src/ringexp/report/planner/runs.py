@@ -14,6 +14,7 @@ from ringexp.config import DEFAULT_TILE, AttentionModelConfig
 from ringexp.errors import UserError
 from ringexp.planning import RankCost
 from ringexp.report.frame import Run, Runs, complete, ranks_of, read_config
+from ringexp.report.palette import RANK_COLOURS
 from ringexp.report.planner.shapes import SHAPES, Shape
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -48,20 +49,22 @@ def _of_group(context: str, group: Runs, rows: Sequence[SpeedRow]) -> Iterator[M
     runs = complete(group)
     runs = runs[(runs["shard"] == "tokens") & runs.partitioner.isin(PARTITIONERS)]
     for (profile, seq_len), alike in runs.groupby(["profile", "seq_len"], sort=False):
-        run = alike.iloc[-1]
+        ways = [way for _, way in alike.iterrows()]
+        run = max(ways, key=lambda way: (way.layout == "zigzag", way.partitioner == "balanced"))
         config = read_config(Path(run.folder)) or {}
         shape = _shape(config.get("model") or {}) if run["shape"] else None
         speeds = ranks_of(run, "speeds")
-        if shape is None or not 0 < len(speeds) <= 8:
+        if shape is None or not 0 < len(speeds) <= len(RANK_COLOURS):
             continue
         costs = _costs(run, config, rows)
         measured: dict[str, dict[str, float]] = {}
-        for _, one in alike.iterrows():
-            measured.setdefault(one.layout, {})[one.partitioner] = float(one.latency_ms_median)
+        for way in ways:
+            measured.setdefault(way.layout, {})[way.partitioner] = float(way.latency_ms_median)
+        emulated = "emulated" if run.get("throttle_emulated") is True else ""
         yield MeasuredRun(
-            f"{profile} %, {seq_len:.0f} tokens" + (f", {context}" if context else ""),
+            ", ".join(filter(None, (f"{profile} %", f"{seq_len:.0f} tokens", emulated, context))),
             {
-                "speeds": [100 * speed / max(speeds) for speed in speeds],
+                "speeds": [100 * (speed / max(speeds)) for speed in speeds],
                 "seqLen": int(seq_len),
                 "layout": run.layout,
                 "split": run.partitioner,

@@ -29,6 +29,7 @@ SHAPES = (
     Shape("attention_gqa_4096"),
     Shape("ring_mha_4096", emb_dim=0, num_kv_heads=32),
     Shape("ring_gqa_4096", emb_dim=0),
+    Shape("attention_tiny", emb_dim=256, num_heads=4, num_kv_heads=2, head_dim=64, itemsize=4),
     Shape("llama3_8b", layers=32, ffn_dim=14336),
     Shape("granite_8b", layers=40, ffn_dim=12800),
     Shape("mistral_7b", layers=32, ffn_dim=14336),

@@ -6,9 +6,18 @@
 
 const SPLITS = { even: "even", lut: "by speed", balanced: "balanced" };
 const MOST_RANKS = 8;
-const SHAPE_FIELDS = ["layers", "batch", "emb_dim", "num_heads", "num_kv_heads", "head_dim", "ffn_dim", "itemsize"];
+const SHAPE_FIELDS = [
+  "layers",
+  "batch",
+  "emb_dim",
+  "num_heads",
+  "num_kv_heads",
+  "head_dim",
+  "ffn_dim",
+  "itemsize",
+];
 const NUMBERS = {
-  seqLen: { low: 1024, high: 1048576, whole: true },
+  seqLen: { low: 1, high: 1048576, whole: true },
   gbps: { low: 0.1, high: 10000 },
   hopMs: { low: 0.001, high: 100 },
   fixedMs: { low: 0.001, high: 100 },
@@ -16,13 +25,17 @@ const NUMBERS = {
   tile: { low: 1, high: 4096, whole: true },
 };
 const DEFAULTS = {
-  run: "", speeds: [100, 100, 50, 25], seqLen: 32768, layout: "zigzag", split: "balanced",
-  gbps: 300, hopMs: 0.03, fixedMs: 0.15, tflops: 600, tile: 128,
+  run: "",
+  speeds: [100, 100, 50, 25],
+  seqLen: 32768,
+  layout: "zigzag",
+  split: "balanced",
+  gbps: 300,
+  hopMs: 0.03,
+  fixedMs: 0.15,
+  tflops: 600,
+  tile: 128,
 };
-
-function defaultState() {
-  return { ...DEFAULTS, shape: { ...DATA.shapes[0] } };
-}
 
 function runOf(state) {
   return DATA.runs.find((run) => run.name === state.run);
@@ -30,10 +43,12 @@ function runOf(state) {
 
 // Without projections emb_dim is 0, without a feed-forward part ffn_dim.
 function isShape(name, value) {
-  return Number.isInteger(value) && value >= (name === "emb_dim" || name === "ffn_dim" ? 0 : 1) && value < 1e6;
+  const least = name === "emb_dim" || name === "ffn_dim" ? 0 : 1;
+  return Number.isInteger(value) && value >= least && value < 1e6;
 }
 
-// The state that a measured run was in. Its costs count until another shape, full speed or number of ranks is set.
+// The state that a measured run was in. Its costs count until another shape, full speed, fixed cost or number
+// of ranks is set.
 function withRun(state, name) {
   const run = DATA.runs.find((one) => one.name === name);
   if (!run) return { ...state, run: "" };
@@ -47,6 +62,12 @@ function withRanks(state, count) {
   return { ...state, speeds, run: speeds.length === state.speeds.length ? state.run : "" };
 }
 
+// What the page begins with: the first measured run, if there is one.
+function firstState() {
+  const state = { ...DEFAULTS, shape: { ...DATA.shapes[0] } };
+  return DATA.runs.length ? withRun(state, DATA.runs[0].name) : state;
+}
+
 function matmulFlops({ batch, emb_dim, num_heads, num_kv_heads, head_dim, ffn_dim }) {
   const projections = emb_dim * (2 * num_heads + 2 * num_kv_heads) * head_dim;
   return { token: 2 * batch * (projections + 3 * emb_dim * ffn_dim), pair: 4 * batch * num_heads * head_dim };
@@ -57,12 +78,15 @@ function costsOf(state) {
   const run = runOf(state);
   return state.speeds.map((percent, rank) => {
     if (run && run.costs) {
-      const cost = run.costs[rank], slower = run.settings.speeds[rank] / percent;
+      const cost = run.costs[rank];
+      const slower = run.settings.speeds[rank] / percent;
       const scaled = ["token_ms", "pair_ms", "diagonal_ms"].map((name) => [name, cost[name] * slower]);
       return { fixed_ms: cost.fixed_ms, ...Object.fromEntries(scaled) };
     }
-    const flops = matmulFlops(state.shape), flopsPerMs = (state.tflops * percent / 100) * 1e9;
-    const token_ms = flops.token / flopsPerMs, pair_ms = flops.pair / flopsPerMs;
+    const flops = matmulFlops(state.shape);
+    const flopsPerMs = ((state.tflops * percent) / 100) * 1e9;
+    const token_ms = flops.token / flopsPerMs;
+    const pair_ms = flops.pair / flopsPerMs;
     return { fixed_ms: state.fixedMs, token_ms, pair_ms, diagonal_ms: 0 };
   });
 }
@@ -82,12 +106,20 @@ function settingOf(state) {
 function measuredMs(state, split, layout) {
   const run = runOf(state);
   if (!run) return undefined;
-  const same = ["seqLen", "gbps", "hopMs", "tile"].every((name) => state[name] === (run.settings[name] ?? DEFAULTS[name]));
-  return same && run.settings.speeds.join() === state.speeds.join() ? run.measured[layout]?.[split] : undefined;
+  const same = ["seqLen", "gbps", "hopMs", "tile"].every(
+    (name) => state[name] === (run.settings[name] ?? DEFAULTS[name]),
+  );
+  return same && run.settings.speeds.join() === state.speeds.join()
+    ? run.measured[layout]?.[split]
+    : undefined;
 }
 
 function hashOf(state) {
-  const values = { ...state, speeds: state.speeds.join(), shape: SHAPE_FIELDS.map((name) => state.shape[name]).join() };
+  const values = {
+    ...state,
+    speeds: state.speeds.join(),
+    shape: SHAPE_FIELDS.map((name) => state.shape[name]).join(),
+  };
   return new URLSearchParams(values).toString().replaceAll("%2C", ",");
 }
 
@@ -100,14 +132,17 @@ function stateOf(hash, state) {
   if (speeds.length <= MOST_RANKS && speeds.every((value) => value >= 1 && value <= 100)) {
     read = { ...withRanks(read, speeds.length), speeds };
   }
-  if (asked.get("layout") in LAYOUTS) read.layout = asked.get("layout");
-  if (asked.get("split") in SPLITS) read.split = asked.get("split");
+  if (Object.hasOwn(LAYOUTS, asked.get("layout"))) read.layout = asked.get("layout");
+  if (Object.hasOwn(SPLITS, asked.get("split"))) read.split = asked.get("split");
   for (const [name, { low, high, whole }] of Object.entries(NUMBERS)) {
     const value = Number(asked.get(name));
     if (value >= low && value <= high && (!whole || Number.isInteger(value))) read[name] = value;
   }
   const shape = numbers("shape");
-  if (shape.length === SHAPE_FIELDS.length && shape.every((value, index) => isShape(SHAPE_FIELDS[index], value))) {
+  if (
+    shape.length === SHAPE_FIELDS.length &&
+    shape.every((value, index) => isShape(SHAPE_FIELDS[index], value))
+  ) {
     read.shape = Object.fromEntries(SHAPE_FIELDS.map((name, index) => [name, shape[index]]));
   }
   return read;
