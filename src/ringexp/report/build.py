@@ -20,7 +20,7 @@ from ringexp.report.frame import Runs, complete, contexts, csv_text, load_runs, 
 from ringexp.report.headlines import headlines
 from ringexp.report.page import Drawn, page
 from ringexp.report.planner import planner_page
-from ringexp.report.planner.runs import measured_runs
+from ringexp.report.planner.runs import MeasuredRun, measured_runs
 from ringexp.tracking.files import write_atomically
 from ringexp.tracking.wandb_run import WandbRun
 
@@ -76,7 +76,11 @@ def write_report(folders: Sequence[Path], out: Path, tracker_mode: str | None = 
         write_atomically(out / "figures" / f"{figure.name}.png", figure.png)
     found = [(name, headlines(group)) for name, group in groups]
     title = f"ringexp: {', '.join(folder.resolve().name for folder in folders)}"
-    measured = measured_runs(groups, [row for rows in tables.values() for row in rows])
+    measured: list[MeasuredRun] = []
+    try:
+        measured = measured_runs(groups, [row for rows in tables.values() for row in rows])
+    except Exception as error:  # the planner without runs is better than no report
+        notes.append(f"The planner has no runs: {type(error).__name__}: {error}")
     write_atomically(out / "planner.html", planner_page(measured, report="index.html"))
     write_atomically(out / "index.html", page(title, runs, found, drawn, notes))
     _log(folders, runs, out, drawn, tracker_mode)
