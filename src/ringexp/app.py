@@ -10,11 +10,11 @@ from typing import Any
 
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
-from ringexp.config import AttentionModelConfig, Config, HeteroConfig
+from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config, HeteroConfig
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.throttle import resolve_throttle
 from ringexp.launch.local import run_ranks
-from ringexp.launch.planning import DEFAULT_TILE, plan_for
+from ringexp.launch.planning import plan_for
 from ringexp.launch.spec import Job, RankSet
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
 from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count

@@ -20,6 +20,7 @@ KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton", "flash")
 TRANSPORTS = ("auto", "nccl", "ipc", "gloo")
 TRACKER_MODES = ("offline", "online", "disabled")
 CALIBRATION_MODES = ("auto", "table", "refresh")
+DEFAULT_TILE = {"cuda": 128, "cpu": 16}
 
 
 @dataclass

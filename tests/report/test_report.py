@@ -95,9 +95,10 @@ def test_the_page_is_whole_and_needs_no_network(written):
     page = Page(text)
     assert page.open == []
     inside = {reference for reference in page.references if not reference.startswith("data:")}
-    assert inside == {"#summary", "#figures", "#runs", "#environment"}
+    assert inside == {"#summary", "#figures", "#runs", "#environment", "planner.html"}
     without_data = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?://|@import|url\(", without_data)
+    assert (written / "planner.html").exists()
     assert "prefers-color-scheme: dark" in text
 
 
@@ -140,6 +141,13 @@ def test_a_figure_that_fails_is_said_and_the_rest_is_there(sweep, monkeypatch, c
     assert "Figure extreme_case could not be drawn: ZeroDivisionError" in text
     assert text.count("<figure") > 5
     assert capsys.readouterr().err.count("could not be drawn") == 1
+
+
+def test_a_planner_that_cannot_take_the_runs_is_said_and_there_without_them(sweep, monkeypatch):
+    monkeypatch.setattr(build, "measured_runs", lambda groups, rows: 1 / 0)
+    written = write_report([sweep], sweep / "report").page
+    assert "The planner has no runs: ZeroDivisionError" in written.read_text()
+    assert '"runs": []' in written.with_name("planner.html").read_text()
 
 
 def test_runs_of_two_kinds_have_figures_of_their_own(tmp_path):

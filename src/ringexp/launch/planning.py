@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ringexp.config import Config, num_chunks
+from ringexp.config import DEFAULT_TILE, Config, num_chunks
 from ringexp.planning import (
     WEIGHTS,
     HopCost,
@@ -15,8 +15,6 @@ from ringexp.planning import (
     balanced_plan,
     make_plan,
 )
-
-DEFAULT_TILE = {"cuda": 128, "cpu": 16}
 
 
 def plan_for(

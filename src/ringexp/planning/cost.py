@@ -123,4 +123,4 @@ def _tokens_by(cost: RankCost, left_ms: float, seq_len: int, start: int, layout:
         square, linear = cost.diagonal_ms / 2, cost.token_ms + cost.pair_ms * seq_len / 2
     if not square and not linear:
         return math.inf
-    return 2 * left_ms / (linear + math.sqrt(linear**2 + 4 * square * left_ms))
+    return 2 * left_ms / (linear + math.sqrt(linear * linear + 4 * square * left_ms))

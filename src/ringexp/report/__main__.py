@@ -15,7 +15,10 @@ and a table to sort and filter; its figures as PNG; and every figure of every ru
     python -m ringexp.report outputs/sweeps/2026-03-01/12-00-00-abc
     python -m ringexp.report outputs/sweeps/2026-03-01 outputs/sweeps/2026-03-02 --out report
 
-A sweep (python -m ringexp -m ...) makes its report by itself when it ends."""
+A sweep (python -m ringexp -m ...) makes its report by itself when it ends. Beside it lies the planner, a page
+to try out speeds, lengths and layouts; without any runs:
+
+    python -m ringexp.report --planner planner.html"""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="searched for runs at any depth"
+        "folders", nargs="*", type=Path, metavar="FOLDER", help="searched for runs at any depth"
     )
     parser.add_argument(
         "--out",
@@ -37,12 +40,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=("offline", "online", "disabled"),
         help="log the report to wandb this way (default: as the runs were)",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument("--planner", type=Path, metavar="FILE", help="write the planner alone, without runs")
+    parsed = parser.parse_args(arguments)
+    if bool(parsed.folders) == bool(parsed.planner):
+        parser.error("give folders of runs, or --planner FILE alone")
+    return parsed
 
 
 def main() -> None:
     """Exit code 0 with a report, 2 for input there can be none of."""
     arguments = parse()
+    if arguments.planner:
+        _write_planner(arguments.planner)
+        return
     out = arguments.out or arguments.folders[0] / "report"
     try:
         from ringexp.report.build import write_report
@@ -53,6 +63,17 @@ def main() -> None:
         print(f"ringexp.report: error: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{counts(report.runs)}\nReport: {report.page}")
+
+
+def _write_planner(path: Path) -> None:
+    from ringexp.report.planner import planner_page
+
+    try:
+        path.write_text(planner_page())
+    except OSError as error:
+        print(f"ringexp.report: error: {path} cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    print(f"Planner: {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The report of some runs: runs.csv, figures as PNG, one page with both; logged to wandb as the runs were."""
+"""The report of some runs: runs.csv, figures as PNG, one page with both, and the planner set to these runs.
+
+It is logged to wandb as the runs were.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from ringexp.report.figures import FIGURES, calibration_curves
 from ringexp.report.frame import Runs, complete, contexts, csv_text, load_runs, read_config
 from ringexp.report.headlines import headlines
 from ringexp.report.page import Drawn, page
+from ringexp.report.planner import planner_page
+from ringexp.report.planner.runs import MeasuredRun, measured_runs
 from ringexp.tracking.files import write_atomically
 from ringexp.tracking.wandb_run import WandbRun
 
@@ -28,7 +33,7 @@ MOST_CONTEXTS = 4
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the page beside runs.csv, PNGs in figures/; and the runs it is about."""
+    """What was written: the page; the planner, runs.csv and figures/ are beside it. And what it is about."""
 
     page: Path
     runs: Runs
@@ -55,10 +60,12 @@ def write_report(folders: Sequence[Path], out: Path, tracker_mode: str | None = 
         notes.append(f"Figures are of the {MOST_CONTEXTS} largest groups of runs; not of: {rest}")
     drawn: list[Drawn] = []
     attempts = list(_run_figures(groups[:MOST_CONTEXTS]))
+    tables: dict[str, list[SpeedRow]] = {}
     try:
-        attempts += _calibration_figures(folders, runs)
+        tables = _calibrations(folders, runs)
     except UserError as error:  # a damaged table
         notes.append(str(error))
+    attempts += _calibration_figures(tables)
     for attempt in attempts:
         try:
             drawn += attempt.drawn()
@@ -69,6 +76,12 @@ def write_report(folders: Sequence[Path], out: Path, tracker_mode: str | None = 
         write_atomically(out / "figures" / f"{figure.name}.png", figure.png)
     found = [(name, headlines(group)) for name, group in groups]
     title = f"ringexp: {', '.join(folder.resolve().name for folder in folders)}"
+    measured: list[MeasuredRun] = []
+    try:
+        measured = measured_runs(groups, [row for rows in tables.values() for row in rows])
+    except Exception as error:  # the planner without runs is better than no report
+        notes.append(f"The planner has no runs: {type(error).__name__}: {error}")
+    write_atomically(out / "planner.html", planner_page(measured, report="index.html"))
     write_atomically(out / "index.html", page(title, runs, found, drawn, notes))
     _log(folders, runs, out, drawn, tracker_mode)
     return Report(out / "index.html", runs)
@@ -101,8 +114,7 @@ def _run_figures(groups: Sequence[tuple[str, Runs]]) -> Iterator[_Attempt]:
             yield _Attempt(name, kind.title, kind.caption, context, partial(kind.draw, group))
 
 
-def _calibration_figures(folders: Sequence[Path], runs: Runs) -> list[_Attempt]:
-    """Raises UserError for a damaged calibration table."""
+def _calibration_figures(tables: dict[str, list[SpeedRow]]) -> list[_Attempt]:
     return [
         _Attempt(
             "calibration" + (f"_{number}" if number else ""),
@@ -111,12 +123,15 @@ def _calibration_figures(folders: Sequence[Path], runs: Runs) -> list[_Attempt]:
             "",
             partial(calibration_curves, rows),
         )
-        for number, (what, rows) in enumerate(_calibrations(folders, runs))
+        for number, (what, rows) in enumerate(tables.items())
     ]
 
 
-def _calibrations(folders: Sequence[Path], runs: Runs) -> list[tuple[str, list[SpeedRow]]]:
-    """Rows of the tables these runs planned with: of their shapes and throttles, by what they share."""
+def _calibrations(folders: Sequence[Path], runs: Runs) -> dict[str, list[SpeedRow]]:
+    """Rows of the tables these runs planned with: of their shapes and throttles, by what they share.
+
+    Raises UserError for a damaged table.
+    """
     from ringexp.calibration.table import SpeedTable
 
     shapes = {f"{run['shape']}-{run.kernel}" for _, run in complete(runs).iterrows()}
@@ -127,7 +142,7 @@ def _calibrations(folders: Sequence[Path], runs: Runs) -> list[tuple[str, list[S
             if row.shape in shapes and row.throttle in throttles:
                 where = f"{row.hardware}, throttle {row.throttle}, ranks a device: {row.ranks_per_device}"
                 found.setdefault(f"{where}, {row.shape}", []).append(row)
-    return list(found.items())
+    return found
 
 
 def _speed_tables(folders: Sequence[Path], runs: Runs) -> list[Path]:

@@ -39,6 +39,7 @@ def page(
     template = Template(Path(__file__).with_name("page.html").read_text())
     return template.substitute(
         title=escape(title),
+        style=Path(__file__).with_name("page.css").read_text(),
         counts=escape(counts(runs)),
         csv=base64.b64encode(csv_text(runs).encode()).decode(),
         summary="\n".join(_summary(found, runs, notes)),

@@ -1,7 +1,4 @@
-"""How every figure looks: one colour a partitioner, one line style and marker a layout, readable sizes.
-
-Colours are Okabe and Ito's (Color Universal Design, 2008), told apart by colour-blind readers.
-"""
+"""How every figure looks: one colour a partitioner, one line style and marker a layout, readable sizes."""
 
 from __future__ import annotations
 
@@ -15,17 +12,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-COLOURS = {
-    "even": "#000000",
-    "uneven": "#E69F00",
-    "lut": "#0072B2",
-    "formula": "#CC79A7",
-    "balanced": "#009E73",
-}
-OTHER_COLOUR = "#D55E00"
+from ringexp.report.palette import COLOURS, OTHER_COLOUR, SKY
+
 LINES: dict[str, Any] = {"contiguous": "--", "zigzag": "-", "kv": ":"}
 MARKERS = {"contiguous": "s", "zigzag": "o", "kv": "^"}
-IDEAL = {"color": "#56B4E9", "linewidth": 2.5, "zorder": 1.5}
+IDEAL = {"color": SKY, "linewidth": 2.5, "zorder": 1.5}
 """Line of what the ranks' summed speed would allow."""
 
 DPI = 110

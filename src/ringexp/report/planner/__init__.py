@@ -1,0 +1,56 @@
+"""The planner as one page that needs no network: who gets which tokens, what every rank does, what is lost.
+
+The page computes what `ringexp.planning` does, in planning.js; state.js turns what the reader sets into its
+costs, views.js and chart.js draw, page.js has the controls. It is written beside every report, with the
+report's runs to choose from, and by `python -m ringexp.report --planner FILE` without any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from ringexp.report.palette import BLACK, BLUE, COLOURS, GREEN, RANK_COLOURS, VERMILION
+from ringexp.report.planner.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from ringexp.report.planner.runs import MeasuredRun
+
+FOLDER = Path(__file__).parent
+SCRIPTS = ("planning.js", "state.js", "views.js", "chart.js", "page.js")
+ON_DARK = {BLACK: "#B8C0C8"}
+"""In place of colours that a dark page swallows."""
+
+
+def planner_page(runs: Sequence[MeasuredRun] = (), report: str | None = None) -> str:
+    """The page, with measured runs to choose from. report: the file beside it that it leads back to."""
+    data = {"shapes": [asdict(shape) for shape in SHAPES], "runs": [asdict(run) for run in runs]}
+    scripts = (f"<script>\n{(FOLDER / name).read_text()}</script>" for name in SCRIPTS)
+    return Template((FOLDER / "planner.html").read_text()).substitute(
+        style=(FOLDER.parent / "page.css").read_text(),
+        colours=_colours(),
+        back=f'<a href="{report}">The report</a>' if report else "",
+        data=json.dumps(data).replace("<", "\\u003c"),
+        scripts="\n".join(scripts),
+    )
+
+
+def _colours() -> str:
+    """CSS variables: of partitioners, of ranks, and of what is written on a rank's colour."""
+    named = {name: COLOURS[name] for name in ("even", "lut", "balanced")}
+    named |= {f"rank{rank}": colour for rank, colour in enumerate(RANK_COLOURS)}
+    white = (BLACK, BLUE, GREEN, VERMILION)
+    inks = {f"ink{rank}": "#fff" if colour in white else "#000" for rank, colour in enumerate(RANK_COLOURS)}
+    light = {**named, **inks, "linear": "#9aa4af"}
+    dark = {name: ON_DARK[colour] for name, colour in named.items() if colour in ON_DARK}
+    dark |= {f"ink{rank}": "#000" for rank, colour in enumerate(RANK_COLOURS) if colour in ON_DARK}
+    dark["linear"] = "#6b7682"
+    return f"{_declared(light)}\n@media (prefers-color-scheme: dark) {{ {_declared(dark)} }}"
+
+
+def _declared(variables: dict[str, str]) -> str:
+    return f":root {{ {' '.join(f'--{name}: {value};' for name, value in variables.items())} }}"
