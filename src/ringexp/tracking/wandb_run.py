@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SYSTEM_SAMPLE_S = 1.0
-"""How often wandb samples the machine: its 15 s are longer than most runs. A sample takes 2 ms of a core at most."""
+"""How often wandb samples the machine: its 15 s are longer than most runs. A sample takes under 2 ms."""
 
 
 class WandbRun:
