@@ -41,7 +41,9 @@ from ringexp.tracking.tracker import Tracker
 @torch.inference_mode()
 def run_job(session: Session, job: Job) -> None:
     """Run one job. Rank 0 writes, the others take part; a reference job leaves nothing but its figures."""
-    tracker = Tracker(job.run_dir, job.config) if session.rank == 0 and job.run_dir else None
+    tracker = None
+    if session.rank == 0 and job.run_dir:
+        tracker = Tracker(job.run_dir, job.config, session.progress.warn)
     try:
         setting = _prepare(session, job.config, is_run=job.role == "run")
         if tracker:
