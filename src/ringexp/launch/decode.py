@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -82,14 +83,19 @@ def decode_together(
 
 
 def tokens_agreeing(
-    session: Session, workload: Workload, x: torch.Tensor, ranks: Sequence[Decoded | None], checker: int
+    session: Session,
+    workload: Workload,
+    parts: Sequence[torch.Tensor],
+    ranks: Sequence[Decoded | None],
+    checker: int,
 ) -> int:
-    """How many of the tokens the rank `checker` alone would have chosen too."""
+    """How many tokens the rank `checker` alone would have chosen too; parts: the prompt without padding."""
     mine, agreeing = ranks[session.rank], 0
     if session.rank == checker:
         assert isinstance(workload, FmsWorkload)
         assert mine is not None
-        agreeing = workload.agreeing(x, torch.tensor(mine.tokens, device=session.device))
+        tokens = torch.tensor(mine.tokens, device=session.device).split([len(x) for x in parts])
+        agreeing = sum(map(workload.agreeing, parts, tokens))
     return session.gather(agreeing)[checker]
 
 
@@ -98,7 +104,7 @@ def decoding_figures(
     agreeing: int | None,
     single_ms: float | None,
     contexts: tuple[int, int] | None,
-    text: str | None,
+    texts: list[str],
 ) -> Decoding:
     """The figures of all ranks; contexts: the longest that fit all of them, and one of them."""
     members = [decoded for decoded in ranks if decoded]
@@ -115,16 +121,15 @@ def decoding_figures(
         agreeing=agreeing,
         longest_context=together,
         longest_context_single=alone,
-        text=text,
+        texts=texts,
     )
 
 
-def continuation(config: Config, ranks: Sequence[Decoded | None]) -> str:
-    """What was generated, up to the end of the text."""
+def continuations(config: Config, ranks: Sequence[Decoded | None]) -> list[str]:
+    """What was generated for each prompt, up to the end of the text."""
     assert isinstance(config.model, FmsModelConfig)
     assert config.model.checkpoint is not None
     tokenizer = load_tokenizer(config.model.checkpoint)
-    tokens = next(decoded for decoded in ranks if decoded).tokens[0]
-    if tokenizer.eos_token_id in tokens:
-        tokens = tokens[: tokens.index(tokenizer.eos_token_id)]
-    return tokenizer.decode(tokens)
+    sequences = next(decoded for decoded in ranks if decoded).tokens
+    end = tokenizer.eos_token_id
+    return [tokenizer.decode(list(takewhile(lambda token: token != end, tokens))) for tokens in sequences]

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ringexp.config import Config, num_chunks
 from ringexp.errors import UserError
+from ringexp.models.prompt import starts_of
 from ringexp.planning import (
     WEIGHTS,
     HopCost,
@@ -41,7 +42,15 @@ def plan_for(
     chunks = num_chunks(config)
     if chunks == 1:
         return plan
-    return make_plan(config.seq_len, plan.tokens, config.layout.name, causal=causal, tile=tile, chunks=chunks)
+    return make_plan(
+        config.seq_len,
+        plan.tokens,
+        config.layout.name,
+        causal=causal,
+        tile=tile,
+        chunks=chunks,
+        starts=starts_of(config),
+    )
 
 
 def _whole_plan(
@@ -60,7 +69,15 @@ def _whole_plan(
         return _balanced(config, costs, tile, causal, hop)
     weights = list(WEIGHTS[config.partitioner.name](source))
     tokens = apportion(weights, config.seq_len, tile)
-    return make_plan(config.seq_len, tokens, config.layout.name, shard=config.shard, causal=causal, tile=tile)
+    return make_plan(
+        config.seq_len,
+        tokens,
+        config.layout.name,
+        shard=config.shard,
+        causal=causal,
+        tile=tile,
+        starts=starts_of(config),
+    )
 
 
 def _balanced(config: Config, costs: list[RankCost], tile: int, causal: bool, hop: HopCost | None) -> Plan:
@@ -68,7 +85,8 @@ def _balanced(config: Config, costs: list[RankCost], tile: int, causal: bool, ho
     seq_len, layout = config.seq_len, config.layout.name
 
     def plan(costs: list[RankCost]) -> Plan:
-        return make_plan(seq_len, balance(costs, seq_len, tile, layout, causal), layout, causal=causal)
+        tokens = balance(costs, seq_len, tile, layout, causal)
+        return make_plan(seq_len, tokens, layout, causal=causal, starts=starts_of(config))
 
     plans = [plan(costs)]
     alone_ms = [cost.time_ms(seq_len, seq_len**2 / 2, seq_len**2 / 2) for cost in costs]

@@ -117,7 +117,7 @@ class FmsWorkload:
         layer = self._layers[0]
         per_token = facts.linear_flops_per_token(layer)
         per_pair = facts.attention_flops_per_pair(facts.first_attention(layer))
-        return self._config.batch_size * (per_token * plan.tokens[rank] + per_pair * plan.pairs(rank))
+        return self._config.batch_size * (per_token * plan.real_tokens(rank) + per_pair * plan.pairs(rank))
 
     @property
     def memory(self) -> MemoryNeed:

@@ -71,7 +71,7 @@ class Decoder:
         mine = owners(plan.tokens, *self._capacities, new_tokens).count(rank)
         ring = replace(self.ring, capacity=plan.tokens[rank] + mine)
         logits, layers = prefill_with_cache(self.model, ids, positions, ring, last_n_tokens)
-        starts = self.ring.starts or [0] * ids.shape[0]
+        starts = plan.starts or [0] * ids.shape[0]
         return logits, RingCache(layers, plan.tokens, plan.seq_len, starts)
 
     def step(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor:
@@ -136,11 +136,6 @@ def prefill_with_cache(
         )
         held = mine.stop
     return logits, layers
-
-
-def rope_positions(slots: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
-    """Positions [B, L] within sequences that begin at `starts`, for slots [L]; 0 where there is padding."""
-    return (slots - torch.tensor(starts, device=slots.device).unsqueeze(1)).clamp(min=0)
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ ids = generate(model, ids, max_new_tokens=64)   # of `generation`, or FMS's own 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from ringexp.kernels import get_kernel
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.checkpoint import load_checkpoint
 from ringexp.models.facts import check_supported, head_dim_of
-from ringexp.models.generation import Decoder, RingCache, rope_positions
+from ringexp.models.generation import Decoder, RingCache
 from ringexp.models.rotary import fuse_rotary
+from ringexp.models.workload import rope_positions
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import NoClock
 from ringexp.ring.prefill import RingContext
@@ -131,9 +133,9 @@ class RingModel(nn.Module):
             self._clear()
             return logits, cache
         strategy = self.distributed_strategy
-        starts = None if position_ids is None else _starts(x, position_ids)
+        starts = [0] * x.shape[0] if position_ids is None else _starts(x, position_ids)
         decoder = self._decoder(x, starts)
-        positions = rope_positions(strategy.positions(x.device), starts or [0] * x.shape[0])
+        positions = rope_positions(strategy.positions(x.device), starts)
         if use_cache:
             local, cache = decoder.prefill(strategy.shard_input(x), positions, new_tokens, last_n_tokens)
         else:
@@ -148,7 +150,7 @@ class RingModel(nn.Module):
         self._clear()
         return (logits, cache) if use_cache else logits
 
-    def _decoder(self, x: torch.Tensor, starts: Sequence[int] | None) -> Decoder:
+    def _decoder(self, x: torch.Tensor, starts: Sequence[int]) -> Decoder:
         device, strategy = x.device, self.distributed_strategy
         dtype, head_dim = next(self.model.parameters()).dtype, head_dim_of(self.model)
         if self._transport is None:
@@ -157,12 +159,11 @@ class RingModel(nn.Module):
                 name = "nccl" if device.type == "cuda" else "gloo"
             self._transport = make_transport(name, device, strategy.group)
         ring = RingContext(
-            plan=strategy.plan,
+            plan=replace(strategy.plan, starts=tuple(starts)),
             rank=strategy.rank,
             transport=self._transport,
             kernel=get_kernel(self._kernel_name, device, dtype, head_dim),
             clock=NoClock(),
-            starts=starts,
         )
         return Decoder(self.model, ring, get_kernel("sdpa", device, dtype, head_dim))
 

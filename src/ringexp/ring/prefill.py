@@ -23,7 +23,6 @@ from ringexp.ring.transport import Transport
 class RingContext:
     """What one rank needs to take part in the ring.
 
-    starts: of each sequence the first slot that is no padding; None: there is no padding.
     capacity: how many slots the cache that a model is asked for is to have; None: as many as are filled.
     held: slots that it has filled already, by the chunks before.
     """
@@ -34,7 +33,6 @@ class RingContext:
     kernel: Kernel
     clock: Clock
     prefetch_hops: int | None = None
-    starts: Sequence[int] | None = None
     capacity: int | None = None
     held: int = 0
 
@@ -53,7 +51,7 @@ def ring_attention(
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     if not ring.plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
-    groups = runs(ring.starts or [0] * q.shape[0])
+    groups = runs(ring.plan.starts or [0] * q.shape[0])
     states = [_new_state(q[sequences], ring, start) for sequences, start in groups]
     for source, arrival in ring.transport.circulate(k, v, ring.plan.kv_tokens, ring.prefetch_hops):
         with ring.clock.waiting(source):
