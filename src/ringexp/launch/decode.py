@@ -42,14 +42,13 @@ def decode(session: Session, decoder: Decoder, local: LocalInputs, count: int) -
     began = 0.0
     for index in range(1, count):
         ring.clock.start()
-        tokens.append(decoder.choose(decoder.step(tokens[-1], cache)))
+        tokens.append(decoder.step(tokens[-1], cache)[1].clone())
         ring.clock.stop()
         if index == 1:
             session.synchronize()
             began = time.perf_counter()
     session.synchronize()
     elapsed_ms = (time.perf_counter() - began) * 1e3
-    ring.transport.take_transfers()
     filled = cache.held[ring.rank]
     return Decoded(
         tokens=torch.cat(tokens, dim=1).tolist(),

@@ -12,7 +12,7 @@ from torch import nn
 
 from ringexp.config import FmsModelConfig
 from ringexp.errors import UserError
-from ringexp.kernels import get_kernel
+from ringexp.kernels import get_decode_kernel
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.checkpoint import load_checkpoint
@@ -86,8 +86,8 @@ class FmsWorkload:
         return logits
 
     def decoder(self, ring: RingContext, speeds: Sequence[float]) -> Decoder:
-        """This rank's part in generating text; every token is a shape of its own, so decoding uses sdpa."""
-        kernel = get_kernel("sdpa", self._device, self.dtype, self.head_dim)
+        """This rank's part in generating text."""
+        kernel = get_decode_kernel(self._device, self.dtype, self.head_dim)
         return Decoder(self._model, ring, kernel, speeds)
 
     def agreeing(self, x: torch.Tensor, tokens: torch.Tensor) -> int:

@@ -18,11 +18,12 @@ from fms.models import get_model as fms_get_model
 from torch import nn
 
 from ringexp.errors import UserError
-from ringexp.kernels import get_kernel
+from ringexp.kernels import get_decode_kernel, get_kernel
 from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.cache import RingCache
 from ringexp.models.checkpoint import load_checkpoint
 from ringexp.models.facts import check_supported, head_dim_of
-from ringexp.models.generation import Decoder, RingCache
+from ringexp.models.generation import Decoder
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.workload import rope_positions
 from ringexp.planning import Plan, make_plan
@@ -128,10 +129,8 @@ class RingModel(nn.Module):
             raise UserError("a padded batch needs position_ids, as FMS's pad_input_ids gives them")
         cache = past_key_value_states
         if cache:
-            check_supported(self.model, cache.length + 1 - min(cache.starts))
-            logits = self._from_owner_of_last(self._decoder(x, cache.starts).step(x, cache))
-            self._clear()
-            return logits, cache
+            logits, _ = self._step(x, cache)
+            return self._from_owner_of_last(logits.clone()), cache
         strategy = self.distributed_strategy
         starts = [0] * x.shape[0] if position_ids is None else _starts(x, position_ids)
         decoder = self._decoder(x, starts)
@@ -150,6 +149,15 @@ class RingModel(nn.Module):
         self._clear()
         return (logits, cache) if use_cache else logits
 
+    def next_token(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor:
+        """The most likely token [B, 1] after token [B, 1], on all ranks alike; the cache grows by it."""
+        return self._step(token, cache)[1].clone()
+
+    def _step(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Decoder.step`."""
+        check_supported(self.model, cache.length + 1 - min(cache.starts))
+        return self._decoder(token, cache.starts).step(token, cache)
+
     def _decoder(self, x: torch.Tensor, starts: Sequence[int]) -> Decoder:
         device, strategy = x.device, self.distributed_strategy
         dtype, head_dim = next(self.model.parameters()).dtype, head_dim_of(self.model)
@@ -165,7 +173,7 @@ class RingModel(nn.Module):
             kernel=get_kernel(self._kernel_name, device, dtype, head_dim),
             clock=NoClock(),
         )
-        return Decoder(self.model, ring, get_kernel("sdpa", device, dtype, head_dim))
+        return Decoder(self.model, ring, get_decode_kernel(device, dtype, head_dim))
 
     def _from_owner_of_last(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of the rank with the last position, on every rank, so that all choose one token."""

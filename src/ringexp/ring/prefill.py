@@ -7,14 +7,12 @@ so its blocks are full or causal rectangles like any others, and no kernel needs
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 
 from ringexp.kernels import Kernel, OnlineSoftmax
-from ringexp.planning import Plan
+from ringexp.planning import Plan, runs
 from ringexp.ring.clock import Clock
 from ringexp.ring.transport import Transport
 
@@ -65,16 +63,6 @@ def ring_attention(
     outputs = [state.output(q.dtype) for state in states]
     ring.clock.attended()
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def runs(starts: Sequence[int]) -> list[tuple[slice, int]]:
-    """Neighbouring sequences of a batch that start at the same slot, and that slot."""
-    found, first = [], 0
-    for start, members in groupby(starts):
-        count = len(list(members))
-        found.append((slice(first, first + count), start))
-        first += count
-    return found
 
 
 def _new_state(q: torch.Tensor, ring: RingContext, start: int) -> OnlineSoftmax:
