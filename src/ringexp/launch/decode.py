@@ -32,7 +32,7 @@ class Decoded:
 def decode(session: Session, decoder: Decoder, local: LocalInputs, count: int) -> Decoded:
     """Prefill once more, now with a cache, and decode `count` tokens; all members of the ring call it.
 
-    The first token is prefill's, the second warms up, the others are timed.
+    The first token is prefill's, the second warms up (and is captured as a graph), the others are timed.
     """
     ring = decoder.ring
     ring.clock.start()

@@ -88,7 +88,7 @@ class Decoder:
         return logits, chosen
 
     def _forward(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """A step, but for what the host keeps account of, and its transfers: a graph points to their events."""
+        """A step but for the host's account of it, and its transfers: a graph points to their events."""
         ring = self.ring
         logits, _ = self.model(
             token,

@@ -44,7 +44,7 @@ def decode_attention(
 ) -> torch.Tensor:
     """Exact attention of one token over the caches of all ranks.
 
-    q: [B, 1, H, D], the same on all ranks. k and v: [B, capacity, Hkv, D], this rank's cache, the token in it.
+    q: [B, 1, H, D], the same on all ranks. k and v: [B, capacity, Hkv, D], this rank's cache, token included.
     Returns [B, 1, H, D] in q's dtype. `softmax_scale` as in `ring_attention`.
     """
     batch, _, heads, dim = q.shape
