@@ -158,6 +158,21 @@ def gather_over_stand_ins(rank: int, name: str, held: list[int], dtype: str) -> 
     return gathered
 
 
+def epochs_over_stand_ins(rank: int) -> list[int]:
+    """The epoch of IPC after reserving this, that and again more; with stand-ins for CUDA."""
+    from ringexp.ring.ipc import IpcTransport
+
+    with stand_ins.cuda():
+        transport = IpcTransport(torch.device("cpu"))
+        epochs = []
+        for num_bytes in (1000, 500, 1000, 5000):
+            transport.reserve(num_bytes)
+            epochs.append(transport.epoch)
+        transport.close()
+    dist.barrier()
+    return epochs
+
+
 @torch.inference_mode()
 def decode_one(rank: int, held: list[int], firsts: list[list[int]], kv_heads: int) -> torch.Tensor:
     """Attention [3, 1, 4, 16] of one token over caches that begin with firsts[rank][sequence] of padding."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,9 +24,6 @@ from ringexp.planning import next_owner, owners
 from ringexp.ring.clock import Clock, NoClock
 from ringexp.ring.decode import DecodeContext, gather
 from ringexp.ring.prefill import RingContext
-
-if TYPE_CHECKING:
-    from ringexp.models.strategy import RingModel
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,8 @@ def generate(
     logits, cache = model(
         ids, position_ids=positions, use_cache=True, last_n_tokens=1, new_tokens=max_new_tokens
     )
-    tokens, next_token = [ids], cast("RingModel", model).next_token
+    tokens = [ids]
+    next_token: Any = model.next_token
     ended = torch.zeros(ids.shape[0], 1, dtype=torch.bool, device=ids.device)
     token = logits[:, -1:].argmax(-1)
     for index in range(max_new_tokens):

@@ -18,7 +18,7 @@ from fms.models import get_model as fms_get_model
 from torch import nn
 
 from ringexp.errors import UserError
-from ringexp.kernels import get_decode_kernel, get_kernel
+from ringexp.kernels import DecodeKernel, Kernel, get_decode_kernel, get_kernel
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.cache import RingCache
 from ringexp.models.checkpoint import load_checkpoint
@@ -104,6 +104,7 @@ class RingModel(nn.Module):
         self.distributed_strategy = strategy
         self._kernel_name, self._transport_name = kernel, transport
         self._transport: Transport | None = None
+        self._kernels: tuple[Kernel, DecodeKernel] | None = None
 
     def forward(
         self,
@@ -160,7 +161,10 @@ class RingModel(nn.Module):
 
     def _decoder(self, x: torch.Tensor, starts: Sequence[int]) -> Decoder:
         device, strategy = x.device, self.distributed_strategy
-        dtype, head_dim = next(self.model.parameters()).dtype, head_dim_of(self.model)
+        if self._kernels is None:
+            dtype, head_dim = next(self.model.parameters()).dtype, head_dim_of(self.model)
+            kernel = get_kernel(self._kernel_name, device, dtype, head_dim)
+            self._kernels = kernel, get_decode_kernel(device, dtype, head_dim)
         if self._transport is None:
             name = self._transport_name
             if name == "auto":
@@ -170,10 +174,10 @@ class RingModel(nn.Module):
             plan=replace(strategy.plan, starts=tuple(starts)),
             rank=strategy.rank,
             transport=self._transport,
-            kernel=get_kernel(self._kernel_name, device, dtype, head_dim),
+            kernel=self._kernels[0],
             clock=NoClock(),
         )
-        return Decoder(self.model, ring, get_decode_kernel(device, dtype, head_dim))
+        return Decoder(self.model, ring, self._kernels[1])
 
     def _from_owner_of_last(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of the rank with the last position, on every rank, so that all choose one token."""
