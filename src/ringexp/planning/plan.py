@@ -69,10 +69,10 @@ class Plan:
         All hops are posted ahead of compute: one begins when the rank before has the shard and the hop before
         it is over. Linear layers are taken to come first. Hidden hops cost nothing: an arrival makes a rank
         late only if it comes after all blocks before it, and then by what is left to do from there. Chunks
-        follow each other, their hops are taken to be hidden.
+        follow each other, each with its fixed costs and with hops of all keys and values up to it.
         """
         if self.chunks:
-            return sum(chunk.predicted_ms(costs) for chunk in self.chunks)
+            return sum(chunk.predicted_ms(costs, hop) for chunk in self.chunks)
         compute_ms = max(
             cost.time_ms(count, self.pairs(rank), self.causal_pairs(rank))
             for rank, (cost, count) in enumerate(zip(costs, self.tokens, strict=True))
