@@ -3,7 +3,8 @@
 
     python scripts/measure_faults.py [NAME ...]
 
-Seconds are from the fault to the launcher's end, or where the launcher itself was killed to the last rank's.
+Seconds are from the fault to the launcher's end, or where the launcher itself was killed to the last rank's;
+wandb's faults end no run, so there it is when the run is done.
 Every line is checked for what must not be left: ranks, temporary files, half lines, an MPS daemon. Those that
 need root, a GPU or SLURM (scripts/slurm_dev_cluster.sh) are left out where there is none.
 """
@@ -19,13 +20,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(SOURCE / "tests"))
 
 from support.command import ranks_alive, ringexp  # noqa: E402
-from support.faults import ENDLESS, gone, happened, rank_pids, started  # noqa: E402
+from support.faults import (  # noqa: E402
+    ENDLESS,
+    FINITE,
+    fill,
+    gone,
+    happened,
+    rank_pids,
+    small_disk,
+    started,
+    wandb_processes,
+)
 
 Fault = Callable[[Path], tuple[subprocess.Popen, float]]
 """Starts a run in a folder and disturbs it; returns the launcher and when."""
@@ -70,12 +82,22 @@ def out_of_memory(root: Path) -> tuple[subprocess.Popen, float]:
 
 def full_disk(root: Path) -> tuple[subprocess.Popen, float]:
     process = started(root, *QUIET)
-    with (root / "filler").open("wb", buffering=0) as file:
-        try:
-            while file.write(b"0" * 4096) == 4096:
-                pass
-        except OSError:
-            pass
+    fill(root)
+    return process, time.monotonic()
+
+
+def wandb_disk_full(root: Path) -> tuple[subprocess.Popen, float]:
+    run_dir = root / "runs" / "today" / "run"
+    process = started(root, *FINITE, PROFILE, f"hydra.run.dir={run_dir}")
+    fill(run_dir / "wandb")
+    return process, time.monotonic()
+
+
+def wandb_killed(root: Path) -> tuple[subprocess.Popen, float]:
+    process = started(root, *FINITE, PROFILE)
+    happened(lambda: wandb_processes(root), 5)
+    for pid in wandb_processes(root):
+        os.kill(pid, signal.SIGKILL)
     return process, time.monotonic()
 
 
@@ -122,6 +144,8 @@ FAULTS: dict[str, tuple[str, Fault, bool]] = {
     "launcher": ("the launcher is killed (SIGKILL)", to_launcher(signal.SIGKILL), True),
     "sweep": ("Ctrl-C in a sweep", to_launcher(signal.SIGINT, "-m", "partitioner=even,uneven"), True),
     "disk": ("the disk is full", full_disk, os.geteuid() == 0 and not GPU),
+    "wandb": ("wandb's process is killed (SIGKILL)", wandb_killed, True),
+    "wandb_disk": ("wandb's disk is full", wandb_disk_full, os.geteuid() == 0),
     "mps": ("the MPS daemon is killed", mps_daemon_killed, GPU),
     "scancel": ("SLURM: the job is cancelled", scancel(), HAS_SLURM),
     "limit": (
@@ -141,6 +165,9 @@ FAULTS: dict[str, tuple[str, Fault, bool]] = {
     ),
 }
 
+SMALL_DISKS = {"disk": (".", "400k"), "wandb_disk": ("runs/today/run/wandb", "64k")}
+"""Faults that need a file system of their own: where, and its size."""
+
 
 def leftovers(root: Path) -> list[str]:
     """What should not be there after a run has ended."""
@@ -157,17 +184,19 @@ def leftovers(root: Path) -> list[str]:
 def measure(name: str, root: Path) -> str:
     what, fault, _ = FAULTS[name]
     process, began = fault(root)
-    _, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=120)
     launcher_s = time.monotonic() - began
     assert gone(root, 30), "ranks live on"
     seconds = launcher_s if process.returncode >= 0 else time.monotonic() - began
     happened(lambda: not mps_processes(root), 15)
     left = leftovers(root)
-    message = stderr.strip().splitlines()[-1].replace(str(root), "…") if stderr.strip() else "-"
+    said = stderr.splitlines() or [line.strip() for line in stdout.splitlines() if " warning: " in line]
+    message = said[-1].replace(str(root), "…") if said else "-"
     statuses = sorted({json.loads(path.read_text())["status"] for path in root.rglob("results.json")})
     shown = message if len(message) <= 130 else message[:130] + " …"
+    done = ", done" if process.returncode == 0 else ""
     return (
-        f"| {what} | {seconds:.1f} | `{shown}` | {process.returncode} | {', '.join(statuses)} "
+        f"| {what} | {seconds:.1f}{done} | `{shown}` | {process.returncode} | {', '.join(statuses)} "
         f"| {'; '.join(left) or 'nothing'} |"
     )
 
@@ -192,13 +221,9 @@ def main() -> None:
     for name in names:
         with tempfile.TemporaryDirectory(prefix="ringexp-faults-") as folder:
             root = Path(folder)
-            if name == "disk":
-                subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], check=True)
-            try:
+            where, size = SMALL_DISKS.get(name, (".", None))
+            with small_disk(root / where, size) if size else nullcontext():
                 print(measure(name, root), flush=True)
-            finally:
-                if name == "disk":
-                    subprocess.run(["umount", "-l", folder], check=True)
     if "sweep" in names:
         print(f"\nThe interrupted sweep, its command given again: {resumed()}.")
 

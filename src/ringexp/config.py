@@ -138,6 +138,8 @@ class Config:
     shard: str = "tokens"
     prompt_file: str | None = None  # text to run, with model=checkpoint; seq_len is then its length
     prompt_text: str | None = None
+    prompt_lines: bool = False  # each line of the text is a prompt of its own, all of them one batch
+    prompt_lengths: list[int] | None = None  # tokens of each random prompt of a batch, padded on the left
     decode_tokens: int = 0  # whole models: decode so many tokens after prefill, and measure that too
     tile: int | None = None  # tokens are handed out in whole tiles; null: 128 on CUDA, 16 on CPU
     memory_limit_gib: Any = None  # a number, or one a rank; null: what is free on CUDA, no limit on CPU

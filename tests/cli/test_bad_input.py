@@ -28,6 +28,7 @@ BAD = [
     (["transport=nccl"], "transport=nccl needs CUDA, but device=cpu"),
     (["device=cuda"], "device=cuda, but no CUDA device is visible"),
     (["decode_tokens=8"], "decode_tokens is for whole models"),
+    (["prompt_lengths=[9,5]"], "prompt_lengths is for whole models; model=attention_tiny is one layer"),
     (["model=llama_micro", "decode_tokens=2"], "decode_tokens=2 must be at least 3"),
     (["model=llama_micro", "shard=kv"], "model=llama_micro needs shard=tokens"),
     (["model.num_kv_heads=3"], "model.num_kv_heads=3 must divide model.num_heads=4"),

@@ -5,12 +5,23 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from support.command import QUICK, ringexp, run_dirs
-from support.faults import ENDLESS, gone, happened, rank_pids, started
+from support.faults import (
+    ENDLESS,
+    FINITE,
+    fill,
+    gone,
+    happened,
+    rank_pids,
+    small_disk,
+    started,
+    wandb_processes,
+)
 
 
 def test_a_killed_rank_ends_the_run_and_keeps_what_was_measured(tmp_path):
@@ -94,59 +105,60 @@ def test_an_interrupted_sweep_goes_on_with_the_same_command(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 400 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("cannot mount a small file system here (needs root)")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def disk(tmp_path):
+    """Mounts a small file system in a folder of the test."""
+    with ExitStack() as mounts:
+
+        def mounted(folder: str, size: str) -> Path:
+            if not mounts.enter_context(small_disk(tmp_path / folder, size)):
+                pytest.skip("cannot mount a small file system here (needs root)")
+            return tmp_path / folder
+
+        yield mounted
 
 
-def test_a_full_disk_ends_the_run_and_leaves_whole_files(small_disk):
-    process = started(small_disk, *ENDLESS, "tracker=disabled")
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"0" * 4096) == 4096:
-                pass
-        except OSError:
-            pass
+def test_a_full_disk_ends_the_run_and_leaves_whole_files(disk):
+    small = disk("outputs", "400k")
+    process = started(small, *ENDLESS, "tracker=disabled")
+    fill(small)
     _, stderr = process.communicate(timeout=90)
     assert process.returncode == 1
     assert "No space left on device" in stderr.strip().splitlines()[-1]
     assert "Traceback" not in stderr
-    (run_dir,) = run_dirs(small_disk)
+    (run_dir,) = run_dirs(small)
     assert (run_dir / "iterations.csv").read_bytes().endswith(b"\n")
     assert json.loads((run_dir / "results.json").read_text())["status"] in ("planned", "failed")
     assert [file.name for file in run_dir.glob(".results.json*")] == []
 
 
-def wandb_processes(root: Path) -> list[int]:
-    """The wandb processes of the ranks that run for `root`."""
-    ranks = rank_pids(root)
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True)
-    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()[1:]]
-    return [int(pid) for pid, parent, line in rows if int(parent) in ranks and "wandb" in line]
-
-
-def test_a_killed_wandb_process_leaves_the_run_complete(tmp_path):
-    process = started(tmp_path, "repeats=100", "references=false", "seq_len=256")
-    assert happened(lambda: wandb_processes(tmp_path), 5)
-    for pid in wandb_processes(tmp_path):
-        os.kill(pid, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=90)
+def complete_with_a_warning(process: subprocess.Popen, run_dir: Path, warning: str) -> None:
+    """All that a failing wandb may do to a run is one line."""
+    stdout, stderr = process.communicate(timeout=90)
     assert process.returncode == 0, stderr
-    (run_dir,) = run_dirs(tmp_path)
+    assert stdout.count("warning: wandb: ") == 1
+    assert warning in stdout
+    assert "Traceback" not in stdout + stderr
     results = json.loads((run_dir / "results.json").read_text())
     assert results["status"] == "complete"
     assert len(results["latency_ms_iterations"]) == 100
+    assert (run_dir / "iterations.csv").read_text().count("\n") == 1 + 100 * 2
+
+
+def test_a_full_disk_under_wandb_leaves_the_run_complete(tmp_path, disk):
+    run_dir = tmp_path / "runs" / "today" / "run"
+    small = disk(run_dir / "wandb", "64k")
+    process = started(tmp_path, *FINITE, f"hydra.run.dir={run_dir}")
+    fill(small)
+    complete_with_a_warning(process, run_dir, "No space left on device")
+
+
+def test_a_killed_wandb_process_leaves_the_run_complete(tmp_path):
+    process = started(tmp_path, *FINITE)
+    assert happened(lambda: wandb_processes(tmp_path), 5)
+    for pid in wandb_processes(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+    (run_dir,) = run_dirs(tmp_path)
+    complete_with_a_warning(process, run_dir, "Connection lost")
 
 
 def test_a_killed_run_leaves_all_but_the_last_second_in_its_wandb_record(tmp_path):

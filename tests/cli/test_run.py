@@ -135,6 +135,15 @@ def test_wandb_has_every_iteration(finished):
     assert all({"rank_0/busy_ms", "rank_1/idle_ms", "rank_1/comm_ms"} <= set(row) for row in history)
 
 
+def test_wandb_has_system_metrics_of_a_run_of_a_few_seconds(finished):
+    """CPU use is the difference of two samples, so there are at least two."""
+    _, run_dir, _, _ = finished
+    records = wandb_records(run_dir)
+    samples = [record["stats"]["item"] for record in records if record["type"] == "stats"]
+    assert all(sample["proc.memory.rssMB"] > 0 for sample in samples)
+    assert any("cpu" in sample for sample in samples)
+
+
 def same(a, b) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-12)

@@ -55,21 +55,31 @@ def test_graphs_and_kernels_one_by_one_give_the_same_results(tmp_path, graph):
     assert min(results["comm_ms"]) > 0
 
 
-@pytest.mark.parametrize("how", ["cuda_graph=false", "cuda_graph=true", "model.chunk_tokens=1000"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "transport=ipc",
+        "transport=gloo",
+        "cuda_graph=true",
+        "model.chunk_tokens=1000",
+        "prompt_lengths=[3001,1,1500]",
+    ],
+)
 @pytest.mark.parametrize("model", ["llama_micro", "qwen3_micro"])
 def test_whole_models_prefill_and_decode(tmp_path, model, how):
+    """Over ipc decoding replays a graph, over gloo it goes kernel by kernel."""
     results = run_on_gpu(
         tmp_path,
         f"model={model}",
         "model.dtype=float32",
         "hetero.percentages=[60,30]",
-        "transport=ipc",
-        "seq_len=3001",
+        *([] if how.startswith("transport") else ["transport=ipc"]),
+        *([] if how.startswith("prompt_lengths") else ["seq_len=3001"]),
         "decode_tokens=8",
         how,
     )
     assert results["exact"] is True
-    assert results["decode"]["agreeing"] == 8
+    assert results["decode"]["agreeing"] == 8 * results["decode"]["sequences"]
     assert min(results["attention_ms"]) > 0
     assert results["decode"]["longest_context"] > results["decode"]["longest_context_single"]
 

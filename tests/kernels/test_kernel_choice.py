@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from ringexp.errors import UserError
-from ringexp.kernels import KERNEL_NAMES, candidates, flash, get_kernel, hopper_block, providers, triton_block
+from ringexp.kernels import (
+    KERNEL_NAMES,
+    candidates,
+    flash,
+    get_decode_kernel,
+    get_kernel,
+    hopper_block,
+    providers,
+    triton_block,
+)
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -155,3 +164,18 @@ def test_without_the_triton_package(monkeypatch):
     assert not triton_block.available("cpu")
     with pytest.raises(UserError, match="needs the triton package, which is not installed; use kernel=sdpa"):
         get_kernel("triton", "cpu", FP32, 64)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "replayable"),
+    [
+        ((9, 0), BF16, 128, True),
+        ((8, 0), FP32, 24, True),
+        ((7, 5), torch.float16, 64, False),
+        ((9, 0), BF16, 512, False),
+    ],
+)
+def test_decoding_is_replayable_where_triton_can_run(gpu_of, capability, dtype, head_dim, replayable):
+    gpu_of(capability)
+    assert get_decode_kernel("cuda", dtype, head_dim).replayable == replayable
+    assert not get_decode_kernel("cpu", FP32, head_dim).replayable

@@ -61,7 +61,7 @@ def test_a_prompt_is_continued(tmp_path):
     results = json.loads((run_dir / "results.json").read_text())
     assert sum(results["tokens"]) == len(text)
     assert (results["exact"], results["decode"]["agreeing"]) == (True, 9)
-    assert results["decode"]["text"] == continuation
+    assert results["decode"]["texts"] == [continuation]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_new_tokens_go_to_the_rank_with_the_most_free_capacity(pools, reserved):
     results = pools[2].run(caches, [30, 10], 12, reserved)
     assert [held for held, _, _ in results] == [[39, 13]] * 2
     for filled, (_, slots, num_bytes) in zip((39, 13), results, strict=True):
-        assert slots == filled if reserved else slots > filled
+        assert slots == filled + 1 if reserved else slots > filled + 1  # one more, for what others keep
         assert num_bytes == 2 * slots * 192 * 4  # keys and values, float32, nothing else kept alive
 
 

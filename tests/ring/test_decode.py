@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ringexp.kernels.oracle import block_fp64
-from support.ring_ranks import decode_inputs, decode_one, gather_over_stand_ins
+from support.ring_ranks import decode_inputs, decode_one, epochs_over_stand_ins, gather_over_stand_ins
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -39,3 +39,8 @@ def test_every_member_gets_all_in_rank_order(pools, transport, held, dtype):
             numbers = torch.arange(15).view(3, 5).to(getattr(torch, dtype))
             expected = torch.stack([numbers + 100 * member + 1000 * turn for member in members])
             assert torch.equal(gathered, expected)
+
+
+def test_a_graph_is_told_when_the_memory_it_points_to_moves(pools):
+    for first, less, again, more in pools[2].run(epochs_over_stand_ins):
+        assert first == less == again != more

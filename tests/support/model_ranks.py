@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest.mock import patch
 
 import torch
 
@@ -53,7 +54,13 @@ def fms_logits(
 
 
 def ring_model(
-    rank: int, architecture: str, overrides: dict, block_lens: list[int], layout: str, dtype: str = "float32"
+    rank: int,
+    architecture: str,
+    overrides: dict,
+    block_lens: list[int],
+    layout: str,
+    dtype: str = "float32",
+    **how: str,
 ) -> RingModel:
     """A tiny random FMS model on the ring."""
     from ringexp.models.strategy import get_model
@@ -67,6 +74,7 @@ def ring_model(
         layout=layout,
         data_type=getattr(torch, dtype),
         **overrides,
+        **how,
     )
     assert isinstance(model, RingModel)
     return model
@@ -122,6 +130,48 @@ def generated(
         "logits": torch.stack(seen["ring"]),
         "logits_alone": torch.stack(seen["alone"]),
     }
+
+
+@torch.inference_mode()
+def replayed(
+    rank: int, architecture: str, block_lens: list[int], lengths: list[int], new_tokens: int, dtype: str
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """On a GPU: greedy tokens by graphs, by eager steps and by one process; and counts of replays."""
+    from fms.utils.generation import generate as fms_generate
+    from fms.utils.generation import pad_input_ids
+
+    from ringexp.models.generation import generate
+    from ringexp.ring.ipc import IpcTransport
+
+    how = {"device_type": "cuda", "transport": "ipc"}
+    model = ring_model(rank, architecture, TINY[architecture], block_lens, "zigzag", dtype, **how)
+    random = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(1, 64, (length,), generator=random).cuda() for length in lengths]
+    tokens, replays, replay = {}, {"graph": 0, "eager": 0}, torch.cuda.CUDAGraph.replay
+    for name in replays:
+
+        def counted(graph: torch.cuda.CUDAGraph, name: str = name) -> None:
+            replays[name] += 1
+            replay(graph)
+
+        with (
+            patch.object(IpcTransport, "capturable", name == "graph"),
+            patch.object(torch.cuda.CUDAGraph, "replay", counted),
+        ):
+            tokens[name] = generate(model, prompts, new_tokens).cpu()
+    ids, padding = pad_input_ids(prompts)
+    padding = {key: x.cuda() for key, x in padding.items()}
+    alone = fms_generate(
+        model.model,
+        ids.cuda(),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        use_cache=True,
+        extra_kwargs=padding,
+    )
+    assert model._transport is not None
+    model._transport.close()
+    return tokens | {"alone": alone.cpu()}, replays
 
 
 @torch.inference_mode()

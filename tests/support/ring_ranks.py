@@ -158,9 +158,25 @@ def gather_over_stand_ins(rank: int, name: str, held: list[int], dtype: str) -> 
     return gathered
 
 
+def epochs_over_stand_ins(rank: int) -> list[int]:
+    """The epoch of IPC after reserving this, that and again more; with stand-ins for CUDA."""
+    from ringexp.ring.ipc import IpcTransport
+
+    with stand_ins.cuda():
+        transport = IpcTransport(torch.device("cpu"))
+        epochs = []
+        for num_bytes in (1000, 500, 1000, 5000):
+            transport.reserve(num_bytes)
+            epochs.append(transport.epoch)
+        transport.close()
+    dist.barrier()
+    return epochs
+
+
 @torch.inference_mode()
 def decode_one(rank: int, held: list[int], firsts: list[list[int]], kv_heads: int) -> torch.Tensor:
     """Attention [3, 1, 4, 16] of one token over caches that begin with firsts[rank][sequence] of padding."""
+    from ringexp.kernels import Slots, get_decode_kernel
     from ringexp.ring.decode import DecodeContext, decode_attention
 
     q, k, v = decode_inputs(sum(held), kv_heads)
@@ -168,8 +184,9 @@ def decode_one(rank: int, held: list[int], firsts: list[list[int]], kv_heads: in
     mine = slice(before, before + held[rank])
     clock = CpuClock(NoPacer())
     clock.start()
-    kernel = get_kernel("sdpa", "cpu", torch.float32, 16)
-    context = DecodeContext(rank, held, 0, transport(), kernel, clock, firsts[rank])
+    kernel = get_decode_kernel("cpu", torch.float32, 16)
+    slots = Slots(firsts[rank], held[rank], torch.device("cpu"))
+    context = DecodeContext(held, transport(), kernel, clock, slots)
     out = decode_attention(q, k[:, mine], v[:, mine], context)
     transport().take_transfers()  # other tests look at theirs
     return out

@@ -19,7 +19,7 @@ DIAGONAL = tl.constexpr("diagonal")
 
 
 @triton.jit
-def _visit_keys(
+def visit_keys(
     acc,
     row_sum,
     row_max,
@@ -152,19 +152,19 @@ def attention_block(
 
     # fmt: off
     if CAUSAL:
-        acc, row_sum, row_max, k_base, v_base = _visit_keys(
+        acc, row_sum, row_max, k_base, v_base = visit_keys(
             acc, row_sum, row_max, q, k_base, v_base, stride_kl, stride_vl, 0, first_row, kv_len, scale_log2,
             rows, NOTHING, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
-        acc, row_sum, row_max, k_base, v_base = _visit_keys(
+        acc, row_sum, row_max, k_base, v_base = visit_keys(
             acc, row_sum, row_max, q, k_base, v_base, stride_kl, stride_vl,
             first_row, tl.minimum(first_row + BLOCK_M, kv_len), kv_len, scale_log2,
             rows, DIAGONAL, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
     else:
         whole = kv_len // BLOCK_N * BLOCK_N
-        acc, row_sum, row_max, k_base, v_base = _visit_keys(
+        acc, row_sum, row_max, k_base, v_base = visit_keys(
             acc, row_sum, row_max, q, k_base, v_base, stride_kl, stride_vl, 0, whole, kv_len, scale_log2,
             rows, NOTHING, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
-        acc, row_sum, row_max, k_base, v_base = _visit_keys(
+        acc, row_sum, row_max, k_base, v_base = visit_keys(
             acc, row_sum, row_max, q, k_base, v_base, stride_kl, stride_vl, whole, kv_len, kv_len, scale_log2,
             rows, TAIL, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
     # fmt: on

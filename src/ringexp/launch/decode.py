@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -31,7 +32,7 @@ class Decoded:
 def decode(session: Session, decoder: Decoder, local: LocalInputs, count: int) -> Decoded:
     """Prefill once more, now with a cache, and decode `count` tokens; all members of the ring call it.
 
-    The first token is prefill's, the second warms up, the others are timed.
+    The first token is prefill's, the second warms up (and is captured as a graph), the others are timed.
     """
     ring = decoder.ring
     ring.clock.start()
@@ -41,14 +42,13 @@ def decode(session: Session, decoder: Decoder, local: LocalInputs, count: int) -
     began = 0.0
     for index in range(1, count):
         ring.clock.start()
-        tokens.append(decoder.choose(decoder.step(tokens[-1], cache)))
+        tokens.append(decoder.step(tokens[-1], cache)[1].clone())
         ring.clock.stop()
         if index == 1:
             session.synchronize()
             began = time.perf_counter()
     session.synchronize()
     elapsed_ms = (time.perf_counter() - began) * 1e3
-    ring.transport.take_transfers()
     filled = cache.held[ring.rank]
     return Decoded(
         tokens=torch.cat(tokens, dim=1).tolist(),
@@ -82,14 +82,19 @@ def decode_together(
 
 
 def tokens_agreeing(
-    session: Session, workload: Workload, x: torch.Tensor, ranks: Sequence[Decoded | None], checker: int
+    session: Session,
+    workload: Workload,
+    parts: Sequence[torch.Tensor],
+    ranks: Sequence[Decoded | None],
+    checker: int,
 ) -> int:
-    """How many of the tokens the rank `checker` alone would have chosen too."""
+    """How many tokens the rank `checker` alone would have chosen too; parts: the prompt without padding."""
     mine, agreeing = ranks[session.rank], 0
     if session.rank == checker:
         assert isinstance(workload, FmsWorkload)
         assert mine is not None
-        agreeing = workload.agreeing(x, torch.tensor(mine.tokens, device=session.device))
+        tokens = torch.tensor(mine.tokens, device=session.device).split([len(x) for x in parts])
+        agreeing = sum(map(workload.agreeing, parts, tokens))
     return session.gather(agreeing)[checker]
 
 
@@ -98,7 +103,7 @@ def decoding_figures(
     agreeing: int | None,
     single_ms: float | None,
     contexts: tuple[int, int] | None,
-    text: str | None,
+    texts: list[str],
 ) -> Decoding:
     """The figures of all ranks; contexts: the longest that fit all of them, and one of them."""
     members = [decoded for decoded in ranks if decoded]
@@ -115,16 +120,15 @@ def decoding_figures(
         agreeing=agreeing,
         longest_context=together,
         longest_context_single=alone,
-        text=text,
+        texts=texts,
     )
 
 
-def continuation(config: Config, ranks: Sequence[Decoded | None]) -> str:
-    """What was generated, up to the end of the text."""
+def continuations(config: Config, ranks: Sequence[Decoded | None]) -> list[str]:
+    """What was generated for each prompt, up to the end of the text."""
     assert isinstance(config.model, FmsModelConfig)
     assert config.model.checkpoint is not None
     tokenizer = load_tokenizer(config.model.checkpoint)
-    tokens = next(decoded for decoded in ranks if decoded).tokens[0]
-    if tokenizer.eos_token_id in tokens:
-        tokens = tokens[: tokens.index(tokenizer.eos_token_id)]
-    return tokenizer.decode(tokens)
+    sequences = next(decoded for decoded in ranks if decoded).tokens
+    end = tokenizer.eos_token_id
+    return [tokenizer.decode(list(takewhile(lambda token: token != end, tokens))) for tokens in sequences]

@@ -14,7 +14,7 @@ from ringexp.errors import UserError
 from ringexp.hetero.profiles import label
 from ringexp.kernels import Kernel
 from ringexp.launch.decode import (
-    continuation,
+    continuations,
     decode,
     decode_together,
     decoder_of,
@@ -24,8 +24,8 @@ from ringexp.launch.decode import (
 from ringexp.launch.planning import plan_for
 from ringexp.launch.session import Session
 from ringexp.launch.spec import Job
-from ringexp.models.prompt import has_prompt, prompt_ids
-from ringexp.models.workload import Workload, local_inputs
+from ringexp.models.prompt import has_prompt, prompts, starts_of
+from ringexp.models.workload import Workload, local_inputs, padded, unpadded
 from ringexp.planning import HopCost, Plan, RankCost, check_memory, longest_context, make_plan
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
@@ -41,7 +41,9 @@ from ringexp.tracking.tracker import Tracker
 @torch.inference_mode()
 def run_job(session: Session, job: Job) -> None:
     """Run one job. Rank 0 writes, the others take part; a reference job leaves nothing but its figures."""
-    tracker = Tracker(job.run_dir, job.config) if session.rank == 0 and job.run_dir else None
+    tracker = None
+    if session.rank == 0 and job.run_dir:
+        tracker = Tracker(job.run_dir, job.config, session.progress.warn)
     try:
         setting = _prepare(session, job.config, is_run=job.role == "run")
         if tracker:
@@ -106,7 +108,7 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
             raise UserError(wrong)
         session.progress.warn(wrong)
     if has_prompt(config):
-        x = torch.tensor([prompt_ids(config)], device=session.device)
+        x = padded(prompts(config), session.device)
     else:
         x = workload.inputs(config.seq_len, config.seed)
     return _Setting(session, config, workload, kernel, source, source.lut(), plan, hop, x)
@@ -198,7 +200,13 @@ def _measure_single(setting: _Setting) -> tuple[float | None, float | None]:
     """
     session, config, workload = setting.session, setting.config, setting.workload
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.warmup + config.repeats)
-    plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal, chunks=num_chunks(config))
+    plan = make_plan(
+        config.seq_len,
+        [config.seq_len],
+        causal=workload.causal,
+        chunks=num_chunks(config),
+        starts=starts_of(config),
+    )
     ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock())
     local = local_inputs(setting.x, plan, 0)
     times, decode_ms = [], None
@@ -226,7 +234,8 @@ def _decoding(setting: _Setting) -> Decoding | None:
         ranks = decode_together(session, config, setting.workload, setting.ring(), setting.x, setting.speeds)
     agreeing = None
     if config.check:
-        agreeing = tokens_agreeing(session, setting.workload, setting.x, ranks, setting.checker)
+        parts = unpadded(setting.x, setting.plan)
+        agreeing = tokens_agreeing(session, setting.workload, parts, ranks, setting.checker)
         total = config.decode_tokens * setting.x.shape[0]
         if agreeing < total and setting.workload.dtype == torch.float32:
             session.progress.warn(f"one process would have chosen only {agreeing} of {total} tokens")
@@ -235,8 +244,8 @@ def _decoding(setting: _Setting) -> Decoding | None:
     if limits:
         alone = longest_context(need, [max(limits)], [1.0])
         contexts = longest_context(need, limits, setting.plan.shares), alone
-    text = continuation(config, ranks) if has_prompt(config) else None
-    return decoding_figures(ranks, agreeing, references.single_decode_ms, contexts, text)
+    texts = continuations(config, ranks) if has_prompt(config) else []
+    return decoding_figures(ranks, agreeing, references.single_decode_ms, contexts, texts)
 
 
 def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:
@@ -264,7 +273,7 @@ def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:
 
 def _accuracy(setting: _Setting, outputs: dict[int, torch.Tensor]) -> Accuracy:
     workload, plan = setting.workload, setting.plan
-    exact, single = setting.session.expected(setting.config, workload, setting.x)
+    exact, single = setting.session.expected(setting.config, workload, unpadded(setting.x, plan))
     parts = [(workload.part_of(exact, plan, rank), out) for rank, out in outputs.items()]
     return Accuracy(
         error_max_abs=max((out.float() - part).abs().max().item() for part, out in parts if part is not None),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ringexp.config import DEFAULT_TILE, Config, num_chunks
+from ringexp.models.prompt import starts_of
 from ringexp.planning import (
     WEIGHTS,
     HopCost,
@@ -36,7 +37,15 @@ def plan_for(
     chunks = num_chunks(config)
     if chunks == 1:
         return plan
-    return make_plan(config.seq_len, plan.tokens, config.layout.name, causal=causal, tile=tile, chunks=chunks)
+    return make_plan(
+        config.seq_len,
+        plan.tokens,
+        config.layout.name,
+        causal=causal,
+        tile=tile,
+        chunks=chunks,
+        starts=starts_of(config),
+    )
 
 
 def _whole_plan(
@@ -52,8 +61,24 @@ def _whole_plan(
         costs = list(source.costs(causal))
         if room:
             costs = [replace(cost, max_tokens=most) for cost, most in zip(costs, room, strict=True)]
-        prefetch_hops = config.transport.prefetch_hops
-        return balanced_plan(costs, config.seq_len, tile, config.layout.name, causal, hop, prefetch_hops)
+        return balanced_plan(
+            costs,
+            config.seq_len,
+            tile,
+            config.layout.name,
+            causal,
+            hop,
+            config.transport.prefetch_hops,
+            starts_of(config),
+        )
     weights = list(WEIGHTS[config.partitioner.name](source))
     tokens = apportion(weights, config.seq_len, tile)
-    return make_plan(config.seq_len, tokens, config.layout.name, shard=config.shard, causal=causal, tile=tile)
+    return make_plan(
+        config.seq_len,
+        tokens,
+        config.layout.name,
+        shard=config.shard,
+        causal=causal,
+        tile=tile,
+        starts=starts_of(config),
+    )

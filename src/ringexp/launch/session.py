@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -161,15 +161,24 @@ class Session:
         return box[0]
 
     def expected(
-        self, config: Config, workload: Workload, x: torch.Tensor
+        self, config: Config, workload: Workload, parts: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The output of one process in float32, and in the workload's own dtype; kept for the next job."""
+        """The output of one process in float32, and in the workload's own dtype; kept for the next job.
+
+        parts: the whole prompt, without padding.
+        """
         key = (config.model, config.seq_len, config.seed, config.prompt_file, config.prompt_text)
+        key += (config.prompt_lines, config.prompt_lengths)
+
+        def alone(dtype: torch.dtype) -> torch.Tensor:
+            outputs = [workload.reference(x, dtype) for x in parts]
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
         if self._expected is None or self._expected[0] != key:
             self._expected = None  # free the old ones first
-            exact = workload.reference(x, torch.float32)
+            exact = alone(torch.float32)
             same = workload.dtype == torch.float32
-            self._expected = (key, (exact, exact if same else workload.reference(x, workload.dtype)))
+            self._expected = (key, (exact, exact if same else alone(workload.dtype)))
         return self._expected[1]
 
     def room(self, config: Config, workload: Workload, seq_len: int) -> list[int | None]:

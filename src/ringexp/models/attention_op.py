@@ -33,17 +33,19 @@ def _store(
     ring: RingContext | DecodeContext,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The cache of a rank is the K/V of its own slots, [B, slots, Hkv, D], some of them still free."""
-    held, capacity = 0, 0
+    """The cache of a rank is the K/V of its own slots, [B, slots, Hkv, D], some of them still free.
+
+    A token that is decoded is written by all ranks; only its owner counts it as filled.
+    """
     if isinstance(ring, DecodeContext):
-        held = ring.held[ring.rank]
-        if ring.rank != ring.owner:
-            keys, values = keys[:, :0], values[:, :0]
-    else:
-        held, capacity = ring.held, ring.capacity or 0
-    filled = held + keys.shape[1]
-    key_cache = stored(key_cache, keys, held, capacity)
-    value_cache = stored(value_cache, values, held, capacity)
+        assert key_cache is not None
+        assert value_cache is not None
+        key_cache.index_copy_(1, ring.slots.next_slot, keys)
+        value_cache.index_copy_(1, ring.slots.next_slot, values)
+        return key_cache, value_cache, key_cache, value_cache
+    filled = ring.held + keys.shape[1]
+    key_cache = stored(key_cache, keys, ring.held, ring.capacity or 0)
+    value_cache = stored(value_cache, values, ring.held, ring.capacity or 0)
     return key_cache[:, :filled], value_cache[:, :filled], key_cache, value_cache
 
 

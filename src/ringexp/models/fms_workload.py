@@ -12,7 +12,7 @@ from torch import nn
 
 from ringexp.config import FmsModelConfig
 from ringexp.errors import UserError
-from ringexp.kernels import get_kernel
+from ringexp.kernels import get_decode_kernel
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.checkpoint import load_checkpoint
@@ -86,8 +86,8 @@ class FmsWorkload:
         return logits
 
     def decoder(self, ring: RingContext, speeds: Sequence[float]) -> Decoder:
-        """This rank's part in generating text; every token is a shape of its own, so decoding uses sdpa."""
-        kernel = get_kernel("sdpa", self._device, self.dtype, self.head_dim)
+        """This rank's part in generating text."""
+        kernel = get_decode_kernel(self._device, self.dtype, self.head_dim)
         return Decoder(self._model, ring, kernel, speeds)
 
     def agreeing(self, x: torch.Tensor, tokens: torch.Tensor) -> int:
@@ -117,7 +117,7 @@ class FmsWorkload:
         layer = self._layers[0]
         per_token = facts.linear_flops_per_token(layer)
         per_pair = facts.attention_flops_per_pair(facts.first_attention(layer))
-        return self._config.batch_size * (per_token * plan.tokens[rank] + per_pair * plan.pairs(rank))
+        return self._config.batch_size * (per_token * plan.real_tokens(rank) + per_pair * plan.pairs(rank))
 
     @property
     def memory(self) -> MemoryNeed:

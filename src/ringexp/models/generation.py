@@ -1,7 +1,10 @@
 """Greedy generation with a prompt and a cache that are spread over the ranks of a ring.
 
 logits, cache = decoder.prefill(ids_of_this_rank, positions_of_this_rank, new_tokens=32)
-for ...: logits = decoder.step(token, cache)
+token = decoder.choose(logits)
+for ...: logits, token = decoder.step(token, cache)
+
+On CUDA all of a step, down to the choice of the next token, is one replay of a graph.
 """
 
 from __future__ import annotations
@@ -14,43 +17,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from ringexp.kernels import Kernel
+from ringexp.kernels import DecodeKernel, Slots
 from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.cache import GROWTH, RingCache
 from ringexp.planning import next_owner, owners
+from ringexp.ring.clock import Clock, NoClock
 from ringexp.ring.decode import DecodeContext, gather
 from ringexp.ring.prefill import RingContext
-
-
-class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
-    """A rank's cache as FMS hands it on: keys and values [B, slots, Hkv, D] of every layer.
-
-    held: how many slots each rank has filled. length: slots of the sequence so far. starts: of each sequence
-    the first slot that is no padding.
-    """
-
-    def __init__(self, layers: Any, held: Sequence[int], length: int, starts: Sequence[int]) -> None:
-        super().__init__(layers)
-        self.held, self.length, self.starts = list(held), length, list(starts)
-        self._offsets: torch.Tensor | None = None
-
-    def rope_positions(self, device: torch.device) -> torch.Tensor:
-        """The next token's position in its own sequence, [B, 1]; waits for the device the first time only."""
-        if self._offsets is None:
-            self._offsets = torch.tensor(self.starts, device=device).unsqueeze(1)
-        return self.length - self._offsets
 
 
 @dataclass(frozen=True)
 class Decoder:
     """A whole FMS model on one rank. All members of the ring call `prefill` and `step` alike.
 
-    kernel: for decoding, where every token is a shape of its own. speeds and room decide which rank keeps a
-    token, see `planning.next_owner`; the default speeds are the plan's token counts.
+    speeds and room decide which rank keeps a token, see `planning.next_owner`; the default speeds are the
+    plan's token counts.
     """
 
     model: nn.Module
     ring: RingContext
-    kernel: Kernel
+    kernel: DecodeKernel
     speeds: Sequence[float] = ()
     room: Sequence[int | None] = field(default=())
 
@@ -58,6 +44,15 @@ class Decoder:
     def _capacities(self) -> tuple[Sequence[float], Sequence[int | None]]:
         tokens = self.ring.plan.tokens
         return self.speeds or tokens, self.room or [None] * len(tokens)
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps are captured in a CUDA graph."""
+        return self.kernel.replayable and self.ring.transport.capturable
+
+    @property
+    def _clock(self) -> Clock:
+        return NoClock() if self.captures else self.ring.clock  # else its events would belong to the graph
 
     def prefill(
         self, ids: torch.Tensor, positions: torch.Tensor, new_tokens: int = 0, last_n_tokens: int = 1
@@ -69,26 +64,38 @@ class Decoder:
         """
         plan, rank = self.ring.plan, self.ring.rank
         mine = owners(plan.tokens, *self._capacities, new_tokens).count(rank)
-        ring = replace(self.ring, capacity=plan.tokens[rank] + mine)
+        spare = mine + 1 if new_tokens else GROWTH  # a token of another rank needs a slot too, for a while
+        ring = replace(self.ring, capacity=plan.tokens[rank] + spare)
         logits, layers = prefill_with_cache(self.model, ids, positions, ring, last_n_tokens)
-        starts = self.ring.starts or [0] * ids.shape[0]
-        return logits, RingCache(layers, plan.tokens, plan.seq_len, starts)
+        starts = plan.starts or [0] * ids.shape[0]
+        firsts = [plan.q_shards[rank].since(start)[0] for start in starts]
+        slots = Slots(firsts, plan.tokens[rank], ids.device)
+        return logits, RingCache(layers, plan.tokens, plan.seq_len, starts, slots)
 
-    def step(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor:
-        """Logits [B, 1, V] after token [B, 1], the same token on all ranks; the cache grows by it."""
-        context = self.context(cache)
-        logits, layers = self.model(
+    def step(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, 1, V] after token [B, 1], and the token [B, 1] that `choose` takes by them.
+
+        All ranks pass the same token; the cache grows by it. The next step may overwrite what is returned.
+        """
+        owner = next_owner(cache.held, *self._capacities)
+        cache.admit(owner, self.ring.rank)
+        captured_with = self.ring.transport if self.captures else None
+        logits, chosen, _ = cache.step(token, lambda token: self._forward(token, cache), captured_with)
+        cache.advance()
+        return logits, chosen
+
+    def _forward(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """A step but for the host's account of it, and its transfers: a graph points to their events."""
+        ring = self.ring
+        logits, _ = self.model(
             token,
-            position_ids=cache.rope_positions(token.device),
+            position_ids=cache.positions,
             past_key_value_states=cache,
             use_cache=True,
             attn_name=ATTN_NAME,
-            ring=context,
+            ring=DecodeContext(ring.plan.tokens, ring.transport, self.kernel, self._clock, cache.slots),
         )
-        cache[:] = layers
-        cache.held[context.owner] += 1
-        cache.length += 1
-        return logits
+        return logits, self.choose(logits), ring.transport.take_transfers()
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """The most likely next token [B, 1], on all members as the rank with the last position sees it.
@@ -97,22 +104,8 @@ class Decoder:
         """
         ring = self.ring
         token = logits[:, -1:].argmax(-1)
-        tokens = gather(token, ring.plan.tokens, ring.transport, ring.clock)
+        tokens = gather(token, ring.plan.tokens, ring.transport, self._clock)
         return tokens[ring.plan.members.index(ring.plan.owner_of_last)]
-
-    def context(self, cache: RingCache) -> DecodeContext:
-        """For the token that is next."""
-        ring = self.ring
-        shard = ring.plan.q_shards[ring.rank]
-        return DecodeContext(
-            rank=ring.rank,
-            held=tuple(cache.held),
-            owner=next_owner(cache.held, *self._capacities),
-            transport=ring.transport,
-            kernel=self.kernel,
-            clock=ring.clock,
-            firsts=[shard.since(start)[0] for start in cache.starts],
-        )
 
 
 def prefill_with_cache(
@@ -136,11 +129,6 @@ def prefill_with_cache(
         )
         held = mine.stop
     return logits, layers
-
-
-def rope_positions(slots: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
-    """Positions [B, L] within sequences that begin at `starts`, for slots [L]; 0 where there is padding."""
-    return (slots - torch.tensor(starts, device=slots.device).unsqueeze(1)).clamp(min=0)
 
 
 @torch.inference_mode()
@@ -168,14 +156,15 @@ def generate(
         ids, position_ids=positions, use_cache=True, last_n_tokens=1, new_tokens=max_new_tokens
     )
     tokens = [ids]
+    next_token: Any = model.next_token
     ended = torch.zeros(ids.shape[0], 1, dtype=torch.bool, device=ids.device)
+    token = logits[:, -1:].argmax(-1)
     for index in range(max_new_tokens):
-        token = logits[:, -1:].argmax(-1)
         tokens.append(token)
         if eos_token_id is not None:
             ended |= token == eos_token_id
             if bool(ended.all()):
                 break
         if index + 1 < max_new_tokens:
-            logits, cache = model(token, past_key_value_states=cache, use_cache=True)
+            token = next_token(token, cache)
     return torch.cat(tokens, dim=1)

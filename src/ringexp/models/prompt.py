@@ -1,4 +1,4 @@
-"""Real text as a run's prompt, by the tokenizer of its checkpoint. Free of torch."""
+"""A run's prompts: real text by its checkpoint's tokenizer, or random ones of any lengths. Free of torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,36 @@ def has_prompt(config: Config) -> bool:
 
 
 def with_prompt(config: Config) -> Config:
-    """The config with seq_len as long as its prompt, if it has one, and tokens to decode.
+    """The config with seq_len and batch of the prompts it has, if any, and for real ones tokens to decode.
 
-    Raises UserError for a prompt that cannot be read, or that does not go with the other settings.
+    prompt_lengths is then set for prompts of unequal lengths only. Raises UserError for a prompt
+    that cannot be read, or that does not go with the other settings.
     """
-    if not has_prompt(config):
+    lengths = _lengths(config)
+    if not lengths:
         return config
-    length = len(prompt_ids(config))
-    if config.seq_len not in (length, config.model.default_seq_len):
-        raise UserError(f"seq_len={config.seq_len}, but the prompt has {length} tokens; leave seq_len out")
-    if config.model.batch_size != 1:
-        raise UserError(f"model.batch_size={config.model.batch_size} must be 1 with a prompt")
-    config.seq_len = length
-    config.decode_tokens = config.decode_tokens or DEFAULT_NEW_TOKENS
+    longest, count = max(lengths), len(lengths)
+    if config.seq_len not in (longest, config.model.default_seq_len):
+        prompt = "the longest prompt" if count > 1 else "the prompt"
+        raise UserError(f"seq_len={config.seq_len}, but {prompt} has {longest} tokens; leave seq_len out")
+    if config.model.batch_size not in (1, count):
+        raise UserError(
+            f"model.batch_size={config.model.batch_size}, but the number of prompts is {count}; leave it out"
+        )
+    config.seq_len, config.model.batch_size = longest, count
+    config.prompt_lengths = lengths if min(lengths) < longest else None
+    if has_prompt(config):
+        config.decode_tokens = config.decode_tokens or DEFAULT_NEW_TOKENS
     return config
 
 
-def prompt_ids(config: Config) -> list[int]:
-    """The token ids of the prompt. Raises UserError if there are none."""
+def starts_of(config: Config) -> tuple[int, ...]:
+    """Of each prompt, padded on the left, the first slot that is no padding; none if all are equal."""
+    return tuple(config.seq_len - length for length in config.prompt_lengths or ())
+
+
+def prompts(config: Config) -> list[list[int]]:
+    """The token ids of each prompt. Raises UserError if there are none."""
     from ringexp.models.checkpoint_folder import load_tokenizer
 
     model = config.model
@@ -43,10 +55,30 @@ def prompt_ids(config: Config) -> list[int]:
         )
     if config.prompt_file and config.prompt_text:
         raise UserError("give prompt_file or prompt_text, not both")
-    ids = load_tokenizer(folder)(_text(config))["input_ids"]
-    if not ids:
+    text, tokenizer = _text(config), load_tokenizer(folder)
+    texts = [line for line in text.splitlines() if line.strip()] if config.prompt_lines else [text]
+    found = [list(tokenizer(each)["input_ids"]) for each in texts]
+    if not found or not all(found):
         raise UserError("the prompt is empty")
-    return list(ids)
+    return found
+
+
+def _lengths(config: Config) -> list[int]:
+    """Tokens of each prompt; none for random ones that are all of seq_len tokens."""
+    given = config.prompt_lengths
+    if has_prompt(config):
+        if given is not None:
+            raise UserError("prompt_lengths is for random prompts; a text has the length it has")
+        return [len(ids) for ids in prompts(config)]
+    if config.prompt_lines:
+        raise UserError("prompt_lines=true needs prompt_file or prompt_text")
+    if given is None:
+        return []
+    if config.model.kind != "fms":
+        raise UserError(f"prompt_lengths is for whole models; model={config.model.name} is one layer")
+    if not given or min(given) < 1:
+        raise UserError(f"prompt_lengths={given} must give every prompt at least 1 token")
+    return given
 
 
 def _text(config: Config) -> str:

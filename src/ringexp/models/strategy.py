@@ -8,6 +8,7 @@ ids = generate(model, ids, max_new_tokens=64)   # of `generation`, or FMS's own 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from fms.models import get_model as fms_get_model
 from torch import nn
 
 from ringexp.errors import UserError
-from ringexp.kernels import get_kernel
+from ringexp.kernels import DecodeKernel, Kernel, get_decode_kernel, get_kernel
 from ringexp.models.attention_op import ATTN_NAME
+from ringexp.models.cache import RingCache
 from ringexp.models.checkpoint import load_checkpoint
 from ringexp.models.facts import check_supported, head_dim_of
-from ringexp.models.generation import Decoder, RingCache, rope_positions
+from ringexp.models.generation import Decoder
 from ringexp.models.rotary import fuse_rotary
+from ringexp.models.workload import rope_positions
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import NoClock
 from ringexp.ring.groups import place_in, transport_of
@@ -87,6 +90,7 @@ class RingModel(nn.Module):
         self.model = model
         self.distributed_strategy = strategy
         self._kernel_name, self._transport_name = kernel, transport
+        self._kernels: tuple[Kernel, DecodeKernel] | None = None
 
     def forward(
         self,
@@ -112,15 +116,12 @@ class RingModel(nn.Module):
             raise UserError("a padded batch needs position_ids, as FMS's pad_input_ids gives them")
         cache = past_key_value_states
         if cache:
-            check_supported(self.model, cache.length + 1 - min(cache.starts))
-            decoder = self._decoder(x, cache.starts)
-            logits = self._from_owner_of_last(decoder.step(x, cache))
-            decoder.ring.transport.take_transfers()
-            return logits, cache
+            logits, _ = self._step(x, cache)
+            return self._from_owner_of_last(logits.clone()), cache
         strategy = self.distributed_strategy
-        starts = None if position_ids is None else _starts(x, position_ids)
+        starts = [0] * x.shape[0] if position_ids is None else _starts(x, position_ids)
         decoder = self._decoder(x, starts)
-        positions = rope_positions(strategy.positions(x.device), starts or [0] * x.shape[0])
+        positions = rope_positions(strategy.positions(x.device), starts)
         if use_cache:
             local, cache = decoder.prefill(strategy.shard_input(x), positions, new_tokens, last_n_tokens)
         else:
@@ -135,18 +136,29 @@ class RingModel(nn.Module):
         decoder.ring.transport.take_transfers()  # nobody reads the times of hops
         return (logits, cache) if use_cache else logits
 
-    def _decoder(self, x: torch.Tensor, starts: Sequence[int] | None) -> Decoder:
+    def next_token(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor:
+        """The most likely token [B, 1] after token [B, 1], on all ranks alike; the cache grows by it."""
+        return self._step(token, cache)[1].clone()
+
+    def _step(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Decoder.step`."""
+        check_supported(self.model, cache.length + 1 - min(cache.starts))
+        return self._decoder(token, cache.starts).step(token, cache)
+
+    def _decoder(self, x: torch.Tensor, starts: Sequence[int]) -> Decoder:
         device, strategy = x.device, self.distributed_strategy
-        dtype, head_dim = next(self.model.parameters()).dtype, head_dim_of(self.model)
+        if self._kernels is None:
+            dtype, head_dim = next(self.model.parameters()).dtype, head_dim_of(self.model)
+            kernel = get_kernel(self._kernel_name, device, dtype, head_dim)
+            self._kernels = kernel, get_decode_kernel(device, dtype, head_dim)
         ring = RingContext(
-            plan=strategy.plan,
+            plan=replace(strategy.plan, starts=tuple(starts)),
             rank=strategy.rank,
             transport=transport_of(strategy.group, device, self._transport_name),
-            kernel=get_kernel(self._kernel_name, device, dtype, head_dim),
+            kernel=self._kernels[0],
             clock=NoClock(),
-            starts=starts,
         )
-        return Decoder(self.model, ring, get_kernel("sdpa", device, dtype, head_dim))
+        return Decoder(self.model, ring, self._kernels[1])
 
     def _from_owner_of_last(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of the rank with the last position, on every rank, so that all choose one token."""

@@ -6,7 +6,7 @@ rank's part through the ring, `reference` the whole on one process, not by our c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from ringexp.ring.shards import positions, shard
 
 @dataclass(frozen=True)
 class LocalInputs:
-    """One rank's part of the prompt: x [B, L, ...] and its global positions [B, L]."""
+    """One rank's part of the prompt: x [B, L, ...] and its positions [B, L], each sequence's own."""
 
     x: torch.Tensor
     positions: torch.Tensor
@@ -79,7 +79,26 @@ class Workload(Protocol):
 
 def local_inputs(x: torch.Tensor, plan: Plan, rank: int) -> LocalInputs:
     """Cut rank `rank`'s queries out of the whole prompt."""
-    return LocalInputs(shard(x, plan, rank), positions(plan, rank, x.device).expand(x.shape[0], -1))
+    slots = positions(plan, rank, x.device)
+    return LocalInputs(shard(x, plan, rank), rope_positions(slots, plan.starts or [0] * x.shape[0]))
+
+
+def rope_positions(slots: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+    """Positions [B, L] within sequences that begin at `starts`, for slots [L]; 0 where there is padding."""
+    return (slots - torch.tensor(starts, device=slots.device).unsqueeze(1)).clamp(min=0)
+
+
+def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Token ids of prompts of any lengths as one batch [B, S], with zeros on the left of shorter ones."""
+    longest = max(map(len, prompts))
+    return torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)
+
+
+def unpadded(x: torch.Tensor, plan: Plan) -> list[torch.Tensor]:
+    """A whole prompt [B, S, ...] in parts that have no padding: as it is, or sequence by sequence."""
+    if not plan.starts:
+        return [x]
+    return [x[index : index + 1, start:] for index, start in enumerate(plan.starts)]
 
 
 def make_workload(config: ModelConfig, seq_len: int, device: torch.device, seed: int) -> Workload:

@@ -25,7 +25,7 @@ from ringexp.planning.memory import (
 )
 from ringexp.planning.partitioners import PARTITIONERS, WEIGHTS, apportion, check_enough_tiles
 from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
-from ringexp.planning.spans import Shard, Span
+from ringexp.planning.spans import Shard, Span, runs
 from ringexp.planning.speeds import SpeedSource
 from ringexp.planning.timeline import Timeline, carried_ms, simulate
 from ringexp.planning.work import compute_ms
@@ -62,6 +62,7 @@ __all__ = [
     "ring_members",
     "ring_token_bytes",
     "rotation_bytes",
+    "runs",
     "shards_for",
     "simulate",
     "validate_memory_limit",

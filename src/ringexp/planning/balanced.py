@@ -24,21 +24,27 @@ def balanced_plan(
     causal: bool,
     links: Links | None = None,
     prefetch_hops: int | None = None,
+    starts: Sequence[int] = (),
 ) -> Plan:
     """The plan of all ranks, or of all but the slowest one, two, ... where that is earlier with its hops.
 
-    Without `links` that of all ranks. Of several that are as early, the one with most ranks asked. Raises
-    UserError if the ranks' memories together cannot hold the prompt.
+    Without `links` that of all ranks. starts: see Plan. Of several that are as early, the one with most ranks
+    asked. Raises UserError if the ranks' memories together cannot hold the prompt.
     """
     everyone = range(len(costs))
-    plans = [_filled(everyone, costs, seq_len, tile, layout, causal)]
+
+    def filled(ranks: Sequence[int]) -> Plan:
+        tokens = _counts(ranks, costs, seq_len, tile, layout, causal)
+        return make_plan(seq_len, tokens, layout, causal=causal, starts=starts)
+
+    plans = [filled(everyone)]
     if links is None:
         return plans[0]
     alone_ms = [cost.time_ms(seq_len, seq_len**2 / 2, seq_len**2 / 2) for cost in costs]
     fastest = sorted(everyone, key=lambda rank: (alone_ms[rank], -rank))
     for count in _member_counts(len(costs))[1:]:
         with suppress(UserError):  # the others' memory does not hold it
-            plans.append(_filled(sorted(fastest[:count]), costs, seq_len, tile, layout, causal))
+            plans.append(filled(sorted(fastest[:count])))
     bounds = [_earliest_ms(plan, costs, links) for plan in plans]
     found: list[tuple[float, int]] = []
     for index in sorted(range(len(plans)), key=lambda index: (bounds[index], index)):
@@ -48,16 +54,16 @@ def balanced_plan(
     return plans[min(found)[1]]
 
 
-def _filled(
+def _counts(
     ranks: Sequence[int], costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, causal: bool
-) -> Plan:
-    """Water-filling among these ranks; the others get nothing."""
+) -> list[int]:
+    """Tokens of all ranks: water-filling among these, the others get none."""
     with_hops = {cost: cost.with_hops(len(ranks) - 1) for cost in set(costs)}
     counts = balance([with_hops[costs[rank]] for rank in ranks], seq_len, tile, layout, causal)
     tokens = [0] * len(costs)
     for rank, count in zip(ranks, counts, strict=True):
         tokens[rank] = count
-    return make_plan(seq_len, tokens, layout, causal=causal)
+    return tokens
 
 
 def _member_counts(ranks: int) -> list[int]:

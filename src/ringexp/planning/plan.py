@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from ringexp.errors import UserError
 from ringexp.planning.blocks import Block, blocks_between
@@ -24,7 +25,8 @@ class Plan:
     """Layout x token counts for all ranks; the same on every rank, computed by each for itself.
 
     aligned: whether keys/values are computed where they are needed, False for shard=kv. chunks: the plans of
-    chunked prefill, in order; a chunk's keys/values are its own and those of all chunks before.
+    chunked prefill, in order; a chunk's keys/values are its own and those of all chunks before. starts: of
+    each sequence of a batch the first position that is no padding; none: there is no padding.
     """
 
     seq_len: int
@@ -34,6 +36,7 @@ class Plan:
     kv_shards: tuple[Shard, ...]
     aligned: bool = True
     chunks: tuple[Plan, ...] = ()
+    starts: tuple[int, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -59,12 +62,9 @@ class Plan:
         """The ranks in the ring: those that hold anything."""
         return ring_members(self.kv_tokens)
 
-    def causal_pairs(self, rank: int) -> int:
-        """Those of them in causal blocks."""
-        if self.chunks:
-            return sum(chunk.causal_pairs(rank) for chunk in self.chunks)
-        blocks = (block for source in self.members for block in self.blocks(rank, source))
-        return sum(block.pairs for block in blocks if block.causal)
+    def real_tokens(self, rank: int) -> float:
+        """Query tokens of `rank` that are no padding, a sequence of the batch on average."""
+        return fmean(self.q_shards[rank].since(start)[1].num_tokens for start in self.starts or (0,))
 
     def predicted_ms(
         self, costs: Sequence[RankCost], links: Links | None = None, prefetch_hops: int | None = None
@@ -95,11 +95,21 @@ class Plan:
         blocks = blocks_between(queries, keys, self.causal)
         return tuple(block.moved(padded_queries, padded_keys) for block in blocks) if start else blocks
 
-    def pairs(self, rank: int) -> int:
-        """Query-key pairs `rank` computes: its attention work."""
-        if self.chunks:
-            return sum(chunk.pairs(rank) for chunk in self.chunks)
-        return sum(block.pairs for source in range(self.world_size) for block in self.blocks(rank, source))
+    def pairs(self, rank: int) -> float:
+        """Query-key pairs `rank` computes, a sequence of the batch on average: its attention work."""
+        parts = self.chunks or (self,)
+        return sum(part.pairs_with(rank, source)[0] for part in parts for source in part.members)
+
+    def causal_pairs(self, rank: int) -> float:
+        """Those of them in causal blocks."""
+        parts = self.chunks or (self,)
+        return sum(part.pairs_with(rank, source)[1] for part in parts for source in part.members)
+
+    def pairs_with(self, rank: int, source: int) -> tuple[float, float]:
+        """Pairs of `rank`'s queries and `source`'s keys, and those of them in causal blocks."""
+        found = [self.blocks(rank, source, start) for start in self.starts or (0,)]
+        pairs = fmean(sum(block.pairs for block in blocks) for blocks in found)
+        return pairs, fmean(sum(block.pairs for block in blocks if block.causal) for blocks in found)
 
 
 def ring_members(tokens: Sequence[int]) -> list[int]:
@@ -116,17 +126,18 @@ def make_plan(
     causal: bool = True,
     tile: int = 1,
     chunks: int = 1,
+    starts: Sequence[int] = (),
 ) -> Plan:
     """The plan that gives rank i `tokens[i]` tokens of `seq_len` under `layout`.
 
     shard="tokens": queries and keys/values alike. shard="kv": `tokens` places keys/values only; queries are
-    even, in whole tiles of `tile`. chunks: work the prompt off in so many. Raises UserError for counts that
-    do not add up or an unknown name.
+    even, in whole tiles of `tile`. chunks: work the prompt off in so many. starts: see Plan. Raises UserError
+    for counts that do not add up or an unknown name.
     """
     if sum(tokens) != seq_len:
         raise UserError(f"token counts {list(tokens)} add up to {sum(tokens)}, not to seq_len={seq_len}")
     if chunks > 1:
-        return _chunked_plan(seq_len, tokens, layout, causal, tile, chunks)
+        return _chunked_plan(seq_len, tokens, layout, causal, tile, chunks, tuple(starts))
     kv_shards = tuple(shards_for(layout, tokens))
     if shard == "tokens":
         q_shards = kv_shards
@@ -136,11 +147,18 @@ def make_plan(
         q_shards = tuple(shards_for(layout, apportion([1.0] * len(tokens), seq_len, tile)))
     else:
         raise UserError(f"shard={shard} is unknown; choose one of {', '.join(SHARD_MODES)}")
-    return Plan(seq_len, layout, causal, q_shards, kv_shards, aligned=q_shards == kv_shards)
+    aligned = q_shards == kv_shards
+    return Plan(seq_len, layout, causal, q_shards, kv_shards, aligned, starts=tuple(starts))
 
 
 def _chunked_plan(
-    seq_len: int, tokens: Sequence[int], layout: str, causal: bool, tile: int, chunks: int
+    seq_len: int,
+    tokens: Sequence[int],
+    layout: str,
+    causal: bool,
+    tile: int,
+    chunks: int,
+    starts: tuple[int, ...],
 ) -> Plan:
     assert causal, "without a mask every query needs all keys at once"
     held = tuple(Shard(()) for _ in tokens)
@@ -148,5 +166,5 @@ def _chunked_plan(
     for shards in chunk_shards(layout, chunk_counts(tokens, chunks, tile)):
         held = tuple(joined(*pair) for pair in zip(held, shards, strict=True))
         end = sum(shard.num_tokens for shard in held)
-        plans.append(Plan(end, layout, causal, q_shards=shards, kv_shards=held))
-    return Plan(seq_len, layout, causal, q_shards=held, kv_shards=held, chunks=tuple(plans))
+        plans.append(Plan(end, layout, causal, q_shards=shards, kv_shards=held, starts=starts))
+    return Plan(seq_len, layout, causal, q_shards=held, kv_shards=held, chunks=tuple(plans), starts=starts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 
 @dataclass(frozen=True, order=True)
@@ -73,3 +74,13 @@ class Shard:
 
     def __str__(self) -> str:
         return " + ".join(str(span) for span in self.spans) or "none"
+
+
+def runs(starts: Sequence[int]) -> list[tuple[slice, int]]:
+    """Neighbouring sequences of a batch that start at the same slot, and that slot."""
+    found, first = [], 0
+    for start, members in groupby(starts):
+        count = len(list(members))
+        found.append((slice(first, first + count), start))
+        first += count
+    return found

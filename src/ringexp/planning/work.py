@@ -1,8 +1,8 @@
 """How long each member of a ring computes with each shard, in closed form where a plan has one.
 
-Where queries and keys/values lie alike, a member's queries see all of its own shard's causal square; of a
-member before it the first span and no more; and only its second span sees a member after it, but then all of
-that. So a ring of a thousand ranks needs no million lists of blocks.
+Where queries and keys/values lie alike and nothing is padding, a member's queries see all of its own shard's
+causal square; of a member before it the first span and no more; and only its second span sees a member after
+it, but then all of that. So a ring of a thousand ranks needs no million lists of blocks.
 """
 
 from __future__ import annotations
@@ -42,15 +42,14 @@ def block_rows(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) ->
 
 def block_ms(plan: Plan, cost: RankCost, rank: int, source: int) -> float:
     """Milliseconds that `rank` computes with the shard of `source`."""
-    blocks = plan.blocks(rank, source)
-    pairs = sum(block.pairs for block in blocks)
-    causal_pairs = sum(block.pairs for block in blocks if block.causal)
+    pairs, causal_pairs = plan.pairs_with(rank, source)
     hop_ms = cost.hop_ms + cost.hop_token_ms * plan.q_shards[rank].num_tokens
     return cost.attention_ms(pairs, causal_pairs) + (hop_ms if pairs and rank != source else 0.0)
 
 
 def _closed(plan: Plan) -> bool:
-    return plan.q_shards == plan.kv_shards and all(len(shard.spans) <= 2 for shard in plan.kv_shards)
+    alike = plan.q_shards == plan.kv_shards and not plan.starts
+    return alike and all(len(shard.spans) <= 2 for shard in plan.kv_shards)
 
 
 class _ClosedForm:

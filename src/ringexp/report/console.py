@@ -108,8 +108,10 @@ class Console:
         for row in _result_rows(r):
             table.add_row(*row)
         self._out.print(table)
-        if text := (r.get("decode") or {}).get("text"):
-            self._out.print("[bold]Continuation[/bold]")
+        texts = (r.get("decode") or {}).get("texts", [])
+        for number, text in enumerate(texts):
+            which = f" of prompt {number}" if len(texts) > 1 else ""
+            self._out.print(f"[bold]Continuation{which}[/bold]")
             self._out.print(text, markup=False)
         if r["throttle_emulated"]:
             self._out.print(f"Throttle {r['throttle']}: {EMULATED}.")

@@ -247,7 +247,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     model = config["model"]
     shape = _shape(model)
     asked = {"prefetch_hops": config["transport"].get("prefetch_hops"), "tile": config.get("tile")}
-    asked["cuda_graph"] = config.get("cuda_graph")
+    asked |= {name: config.get(name) for name in ("cuda_graph", "prompt_lengths")}
     return {
         "model": model["name"],
         "profile": "/".join(f"{value:g}" for value in percentages),

@@ -44,6 +44,7 @@ class IpcTransport:
         self._mappings: dict[int, int] = {}
         self._addresses: dict[int, int] = {}  # of the peers' memory
         self._barriers = 0
+        self.epoch = 0
 
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
@@ -163,4 +164,5 @@ class IpcTransport:
             assert memory is not None
             self._mappings[peer], self._addresses[peer] = driver.open_shared(memory)
         self._barriers = 0
+        self.epoch += 1
         dist.barrier(self._group)

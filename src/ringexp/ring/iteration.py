@@ -12,14 +12,14 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.stream import recorded
 from ringexp.ring.timing import IterationTiming
-from ringexp.ring.transport import Transfer
+from ringexp.ring.transport import Transfer, Transport
 
 T = TypeVar("T")
 
@@ -66,6 +66,39 @@ class Iteration:
         output = self._work()
         self._ring.clock.stop()
         return output, self._ring.transport.take_transfers()
+
+
+class Repeated:
+    """Work on one tensor, done again and again on the same memory: eagerly, or as a CUDA graph.
+
+    A graph is captured right after the first time, and anew once what it points to has moved.
+    """
+
+    def __init__(self) -> None:
+        self._input: torch.Tensor | None = None
+        self._graph: tuple[torch.cuda.CUDAGraph, Any] | None = None
+        self._epoch: int | None = None
+
+    def __call__(self, x: torch.Tensor, work: Callable[[torch.Tensor], T], transport: Transport | None) -> T:
+        """`work(x)`, which the next call may overwrite; in a graph if the transport of the work is given.
+
+        All work has to be the same, but for what is in device memory.
+        """
+        if self._input is None:
+            self._input = torch.empty_like(x)
+        mine = self._input.copy_(x)
+        if transport and self._graph and self._epoch == transport.epoch:
+            graph, output = self._graph
+            graph.replay()
+            return output
+        output = work(mine)
+        if transport:
+            self._graph, self._epoch = captured(lambda: work(mine)), transport.epoch
+        return output
+
+    def renew(self) -> None:
+        """Memory that the work points to has moved."""
+        self._epoch = None
 
 
 def captured(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:

@@ -16,6 +16,7 @@ class NcclTransport:
 
     name = "nccl"
     capturable = True
+    epoch = 0
 
     def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
         self._group = group

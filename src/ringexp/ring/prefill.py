@@ -7,14 +7,12 @@ so its blocks are full or causal rectangles like any others, and no kernel needs
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 
 from ringexp.kernels import Kernel, OnlineSoftmax
-from ringexp.planning import Plan
+from ringexp.planning import Plan, runs
 from ringexp.ring.clock import Clock
 from ringexp.ring.transport import Route, Transport
 
@@ -23,7 +21,6 @@ from ringexp.ring.transport import Route, Transport
 class RingContext:
     """What one rank needs to take part in the ring.
 
-    starts: of each sequence the first slot that is no padding; None: there is no padding.
     capacity: how many slots the cache that a model is asked for is to have; None: as many as are filled.
     held: slots that it has filled already, by the chunks before.
     """
@@ -34,7 +31,6 @@ class RingContext:
     kernel: Kernel
     clock: Clock
     prefetch_hops: int | None = None
-    starts: Sequence[int] | None = None
     capacity: int | None = None
     held: int = 0
 
@@ -53,7 +49,7 @@ def ring_attention(
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     if not ring.plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
-    groups = runs(ring.starts or [0] * q.shape[0])
+    groups = runs(ring.plan.starts or [0] * q.shape[0])
     states = [_new_state(q[sequences], ring, start) for sequences, start in groups]
     for source, arrival in ring.transport.circulate(k, v, ring.plan.kv_tokens, ring.prefetch_hops):
         with ring.clock.waiting(source):
@@ -67,16 +63,6 @@ def ring_attention(
     outputs = [state.output(q.dtype) for state in states]
     ring.clock.attended()
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def runs(starts: Sequence[int]) -> list[tuple[slice, int]]:
-    """Neighbouring sequences of a batch that start at the same slot, and that slot."""
-    found, first = [], 0
-    for start, members in groupby(starts):
-        count = len(list(members))
-        found.append((slice(first, first + count), start))
-        first += count
-    return found
 
 
 def _new_state(q: torch.Tensor, ring: RingContext, start: int) -> OnlineSoftmax:

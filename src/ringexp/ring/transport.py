@@ -60,6 +60,7 @@ class Route:
 class Transport(Protocol):
     name: str
     capturable: bool  # in a CUDA graph
+    epoch: int  # another one once memory that a captured graph points to has moved, on all ranks alike
 
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
@@ -116,6 +117,7 @@ class LoopbackTransport:
 
     name = "loopback"
     capturable = True
+    epoch = 0
 
     def __init__(self, rank: int = 0) -> None:
         self._rank = rank

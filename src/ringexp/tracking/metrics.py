@@ -125,7 +125,7 @@ class Decoding:
     cache_bytes: keys and values of prompt and new tokens, a rank. agreeing: tokens that one process would
     have chosen too, of `tokens` x `sequences`; None if not checked. longest_context: tokens that would fit
     these ranks, split as they are, with their caches, by `planning.memory`; longest_context_single: the rank
-    with the most memory alone. None without a limit. text: the continuation of a real prompt.
+    with the most memory alone. None without a limit. texts: the continuations of real prompts.
     """
 
     tokens: int
@@ -138,7 +138,7 @@ class Decoding:
     agreeing: int | None
     longest_context: int | None
     longest_context_single: int | None
-    text: str | None = None
+    texts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

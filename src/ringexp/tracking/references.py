@@ -60,8 +60,8 @@ def single_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
 
     Where devices of one name may differ, it is rank 0's device.
     """
-    decoding = {"decode_tokens": config.decode_tokens} if config.decode_tokens else {}
-    return decoding | {
+    optional = {"decode_tokens": config.decode_tokens, "prompt_lengths": config.prompt_lengths}
+    return {name: value for name, value in optional.items() if value} | {
         "machine": machine,
         "model": asdict(config.model),
         "seq_len": config.seq_len,

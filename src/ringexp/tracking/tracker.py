@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +19,12 @@ from ringexp.tracking.wandb_run import WandbRun
 
 
 class Tracker:
-    """Every figure goes to the run's folder and to wandb under the same name."""
+    """Every figure goes to the run's folder and to wandb under the same name.
 
-    def __init__(self, run_dir: Path, config: Config) -> None:
+    warn: told, once, what goes wrong with wandb.
+    """
+
+    def __init__(self, run_dir: Path, config: Config, warn: Callable[[str], None]) -> None:
         settings = asdict(config)
         self._files = RunFiles(run_dir, settings)
         self._profiled: list[Sequence[IterationTiming]] | None = [] if config.profile else None
@@ -31,7 +34,7 @@ class Tracker:
             config.partitioner.name,
             config.layout.name,
         )
-        self._wandb = WandbRun(run_dir, config.tracker, settings, tags)
+        self._wandb = WandbRun(run_dir, config.tracker, settings, tags, warn=warn)
         self._planned: dict[str, Any] = {}
         self._latencies_ms: list[float] = []
 

@@ -12,11 +12,18 @@ from ringexp.config import TrackerConfig
 if TYPE_CHECKING:
     import pandas as pd
 
+SYSTEM_SAMPLE_S = 1.0
+"""How often wandb samples the machine: its 15 s are longer than most runs. A sample takes under 2 ms."""
+
+
+def to_stderr(text: str) -> None:
+    print(f"ringexp: {text}", file=sys.stderr)
+
 
 class WandbRun:
     """One wandb run in the folder of what it records; does nothing for tracker=disabled.
 
-    job_type: `run` for a run of the ring, `report` for the report of a sweep.
+    job_type: `run` for a run of the ring, `report` for the report of a sweep. warn: told once of a failure.
     """
 
     def __init__(
@@ -26,9 +33,10 @@ class WandbRun:
         settings: dict[str, Any],
         tags: Sequence[str] = (),
         job_type: str = "run",
+        warn: Callable[[str], None] = to_stderr,
     ) -> None:
         self._run: Any = None
-        self._warned = False
+        self._warn, self._warned = warn, False
         if tracker.mode != "disabled":
             self._guard(lambda: self._start(folder, tracker, settings, tags, job_type))
 
@@ -52,7 +60,12 @@ class WandbRun:
             dir=str(folder),
             config=settings,
             tags=[*tags, *tracker.tags],
-            settings=wandb.Settings(silent=True, console="off", x_transaction_log_flush_interval=1.0),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                x_transaction_log_flush_interval=1.0,
+                x_stats_sampling_interval=SYSTEM_SAMPLE_S,
+            ),
         )
         if job_type == "run":
             self._run.define_metric("*", step_metric="iteration")
@@ -88,12 +101,21 @@ class WandbRun:
         if self._run is not None:
             self._guard(lambda: self._run.summary.update(summary))
             self._guard(lambda: self._run.finish(exit_code=exit_code))
+            self._guard(self._check_space)
             self._run = None
+
+    def _check_space(self) -> None:
+        """Raises OSError where nothing more can be written: wandb loses records there without a word."""
+        probe = Path(self._run.dir).parent / ".space"
+        try:
+            probe.write_bytes(bytes(4096))
+        finally:
+            probe.unlink(missing_ok=True)
 
     def _guard(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # tracking is a guest: any failure of it is reported, none is fatal
             if not self._warned:
-                print(f"ringexp: wandb: {error}; it goes on, and the files are complete", file=sys.stderr)
+                self._warn(f"wandb: {error}; it goes on, and the files are complete")
             self._warned = True
