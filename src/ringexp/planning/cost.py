@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ringexp.errors import UserError
 
@@ -37,6 +37,16 @@ class RankCost:
     def time_ms(self, tokens: int, pairs: float, causal_pairs: float) -> float:
         """A rank without tokens takes no time."""
         return self.linear_ms(tokens) + self.attention_ms(pairs, causal_pairs) if tokens else 0.0
+
+    def times(self, factor: float) -> RankCost:
+        """Of a rank that takes `factor` times as long for everything."""
+        return replace(
+            self,
+            fixed_ms=self.fixed_ms * factor,
+            token_ms=self.token_ms * factor,
+            pair_ms=self.pair_ms * factor,
+            diagonal_ms=self.diagonal_ms * factor,
+        )
 
     def linear_ms(self, tokens: int) -> float:
         return self.fixed_ms + self.token_ms * tokens
