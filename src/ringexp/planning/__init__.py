@@ -8,6 +8,7 @@ testable in milliseconds.
     for block in plan.blocks(rank=0, source=1): ...
 """
 
+from ringexp.planning.adaptive import AdaptiveConfig, AdaptivePlanner, validate_adaptive
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.cost import HopCost, RankCost, balance
 from ringexp.planning.decode import next_owner, owners
@@ -21,16 +22,19 @@ from ringexp.planning.memory import (
     rotation_bytes,
     validate_memory_limit,
 )
-from ringexp.planning.partitioners import PARTITIONERS, WEIGHTS, apportion, check_enough_tiles
+from ringexp.planning.partitioners import BY_COST, PARTITIONERS, WEIGHTS, apportion, check_enough_tiles
 from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
 from ringexp.planning.spans import Shard, Span
 from ringexp.planning.speeds import SpeedSource
 
 __all__ = [
+    "BY_COST",
     "LAYOUTS",
     "PARTITIONERS",
     "SHARD_MODES",
     "WEIGHTS",
+    "AdaptiveConfig",
+    "AdaptivePlanner",
     "Block",
     "HopCost",
     "MemoryNeed",
@@ -53,5 +57,6 @@ __all__ = [
     "ring_token_bytes",
     "rotation_bytes",
     "shards_for",
+    "validate_adaptive",
     "validate_memory_limit",
 ]

@@ -1,4 +1,4 @@
-"""Planning anew between prompts, from the busy times that all ranks see: a pure function of what was gathered.
+"""Planning anew between prompts from the busy times that all ranks see: a pure function of what was gathered.
 
     planner = AdaptivePlanner(settings, costs, make, move, tile)
     plan = planner.plan                                  # balanced by calibrated costs
@@ -6,33 +6,32 @@
 
 **What is known.** busy_ms of rank i / what its costs say of its part = exp(f_i), the rank's factor now
 (`FactorEstimate`). It does not depend on the plan, so a prompt tells what *any* plan would have taken:
-M(plan, f) = max over ranks of busy_i(plan) x exp(f_i), plus what the plan's hops come late. All below is made of
-such makespans: of the present estimate, or of the prompts of the last `memory`, as they were.
+M(plan, f) = max over ranks of busy_i(plan) x exp(f_i), plus what the plan's hops come late. All below is made
+of such makespans: of the present estimate, or of each prompt of the last `memory`.
 
 **Follow.** The target is the balanced plan of the present factors. It has to gain more than `min_gain`, than
 three standard errors of the estimates, and than re-planning costs, spread over `horizon` prompts.
 
 **Settle.** Speeds that flip faster than an estimate can follow are no change to follow, but another plan may
-suit their mix: the balanced plans of the mean and of the upper quartile of the last SETTLE prompts are tried on
-these prompts. The best is taken if it would have gained as much on them, the prompt that it gained most on
-left out.
+suit their mix: the balanced plans of the mean and of the upper quartile of the last SETTLE prompts are tried
+on these prompts. The better one is taken if it would have gained as much, leaving out its best prompt.
 
-**What a move may cost.** Following loses when speeds flip back: until that is seen, a prompt runs on the wrong
-plan. Against the static plan c that was the best in hindsight over the remembered prompts, of those that were
-ever used and the target itself, a move is allowed only if
+**What a move may cost.** Following loses when speeds flip back: until that is seen, a prompt or two run on
+the wrong plan. So a move is allowed if it makes the worst of the remembered speeds less bad, or if
 
-    debt + risk + cost of re-planning <= tolerance x (time spent + horizon x a prompt) + forgone / 2
+    risk + cost of re-planning <= tolerance x (time spent + horizon x a prompt) - debt + forgone / 2
 
-debt: what was spent more than c would have. risk: what the target would lose to c, until it is seen, if any
-factors of the remembered prompts came back. forgone: what the target would have saved in the prompts up to
-now; staying, too, has a price (half of it counts, as in ski rental: whoever waits until it makes up for the risk
-loses at most a fixed part). A move to c itself has no risk and is always allowed. So a first change is followed
-at once, each flip that did not pay makes the next move harder, and when the debt is used up the plan is c, the
-best static one. Flips that last long enough to pay are followed for good, since then the debt stays below 0.
+risk: what the target loses to the current plan, until it is seen, if any remembered speeds come back. debt:
+what was spent more than the static plan would have that is the best in hindsight, of those ever used and the
+target; a move to that plan itself may ignore it. forgone: what the target would have saved already, for
+staying has a price too (half of it counts, as in ski rental: who waits for it to grow to the risk loses no
+more than a fixed part). A first change is thus followed at once; each flip back that did not pay adds to the
+debt and makes the next move harder, until the plan is the static one; flips that last long enough to pay are
+followed for good, since they keep the debt below 0.
 
-**Ranks without tokens** are not measured: their factor stays. After `probe_after` prompts such a rank gets one
-tile, if at its calibrated costs it would be in the plan and if what it would cost is allowed as above; if it is
-as slow as before, the next probe has to wait twice as long.
+**Ranks without tokens** are not measured: their factor stays. After `probe_after` prompts such a rank gets
+one tile, if at its calibrated costs it would be in the plan and the move is allowed; if it turns out as slow
+as before, the next probe waits twice as long.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ringexp.errors import UserError
 from ringexp.planning.cost import HopCost, RankCost
@@ -71,15 +70,23 @@ class AdaptiveConfig:
     """When `partitioner=adaptive` plans anew; the reasons are in `ringexp.planning.adaptive`."""
 
     min_gain: float = 0.03  # least predicted part of the latency that a new plan has to save
-    tolerance: float = 0.01  # part of the time that following may lose to the best static plan
-    horizon: int = 25  # prompts over which re-planning has to pay, and whose tolerance is there from the start
+    tolerance: float = 0.005  # part of the time that following may lose to the best static plan
+    horizon: int = (
+        20  # prompts over which re-planning has to pay, and whose tolerance is there from the start
+    )
     memory: int = 128  # prompts that are remembered
     probe_after: int = 16  # prompts after which a rank without tokens is tried out; 0: never
 
 
 def validate_adaptive(settings: AdaptiveConfig) -> None:
     """Raises UserError for settings that no planner could use."""
-    for name, least in (("min_gain", 0), ("tolerance", 0), ("horizon", 1), ("memory", SETTLE), ("probe_after", 0)):
+    for name, least in (
+        ("min_gain", 0),
+        ("tolerance", 0),
+        ("horizon", 1),
+        ("memory", SETTLE),
+        ("probe_after", 0),
+    ):
         if not getattr(settings, name) >= least:
             value = getattr(settings, name)
             raise UserError(f"partitioner.adaptive.{name}={value} must be at least {least}")
@@ -102,8 +109,8 @@ class _Candidate:
 class AdaptivePlanner:
     """The same on every rank, since all see the same busy times.
 
-    costs: of one unit of the workload, which has `units`. make: the balanced plan of some costs. move: the plan
-    of some token counts. hop: what passing shards on costs, as `make` knows it. room: the most tokens a rank.
+    costs: of one unit of the workload, which has `units`. make: the balanced plan of some costs. move: the
+    plan of some token counts. hop: what passing shards on costs, as `make` knows it.
     """
 
     def __init__(
@@ -115,11 +122,9 @@ class AdaptivePlanner:
         tile: int,
         units: int = 1,
         hop: HopCost | None = None,
-        room: Sequence[int | None] | None = None,
     ) -> None:
         self._settings, self._costs, self._make, self._move = settings, costs, make, move
         self._tile, self._units, self._hop = tile, units, hop
-        self._room = room or [None] * len(costs)
         self._estimates = [FactorEstimate() for _ in costs]
         self._seen: deque[Factors] = deque(maxlen=settings.memory)
         self._levels: deque[Factors] = deque(maxlen=settings.memory)
@@ -196,8 +201,8 @@ class AdaptivePlanner:
     def _probed(self) -> _Candidate | None:
         """The current plan with one tile for a rank that has had none for long."""
         for rank, without in enumerate(self._without):
-            most = self._room[rank]
-            if not self._wait[rank] or without < self._wait[rank] or (most is not None and most < self._tile):
+            most = self._costs[rank].max_tokens
+            if not 0 < self._wait[rank] <= without or (most is not None and most < self._tile):
                 continue
             self._without[rank], self._wait[rank] = 0, 2 * self._wait[rank]
             hoped = [0.0 if i == rank else level for i, level in enumerate(self._levels[-1])]
@@ -219,24 +224,31 @@ class AdaptivePlanner:
 
     def _allowed(self, target: _Candidate) -> bool:
         """Whether a move to the target keeps to what moves may cost."""
+        if self._worst_ms(target) < self._worst_ms(self._current):
+            return True
         plans = [*self._used, target]
         totals_ms = [sum(each.makespan_ms(seen) for seen in self._seen) for each in plans]
         static = plans[totals_ms.index(min(totals_ms))]
-        risk_ms = max(self._risk_ms(target, static, factors) for factors in self._levels)
-        now_ms = self._current.makespan_ms(self._levels[-1])
-        if risk_ms <= NOTICEABLE * now_ms:
-            return True
         spent_ms = sum(self._paid_ms)
-        budget_ms = self._settings.tolerance * (spent_ms + self._settings.horizon * now_ms)
+        now_ms = self._current.makespan_ms(self._levels[-1])
         debt_ms = spent_ms - min(totals_ms)
-        return debt_ms + risk_ms + self._replan_ms <= budget_ms + self._forgone_ms(target) / 2
+        left_ms = self._settings.tolerance * (spent_ms + self._settings.horizon * now_ms) - debt_ms
+        if static.plan.tokens == target.plan.tokens:
+            left_ms = max(left_ms, 0.0)
+        return self._risk_ms(target) + self._replan_ms <= left_ms + self._forgone_ms(target) / 2
 
-    def _risk_ms(self, target: _Candidate, static: _Candidate, factors: Factors) -> float:
-        """What the target loses to the static plan until it is seen that these factors came back."""
+    def _worst_ms(self, candidate: _Candidate) -> float:
+        """The longest that a prompt takes, at any of the remembered speeds."""
+        return max(candidate.makespan_ms(factors) for factors in self._levels)
+
+    def _risk_ms(self, target: _Candidate) -> float:
+        """The most that the target loses to the current plan until earlier speeds, come back, are seen."""
         now = self._levels[-1]
-        slower = any(then > level + NOTICEABLE for then, level in zip(factors, now, strict=True))
-        lost_ms = target.makespan_ms(factors) - static.makespan_ms(factors)
-        return LAG["slower" if slower else "faster"] * max(0.0, lost_ms)
+        most_ms = 0.0
+        for factors in self._levels:
+            slower = any(then > level + NOTICEABLE for then, level in zip(factors, now, strict=True))
+            most_ms = max(most_ms, -LAG["slower" if slower else "faster"] * self._gain_ms(target, factors))
+        return most_ms
 
     def _forgone_ms(self, target: _Candidate) -> float:
         """What the target would have saved, had it been taken at the best time since the last move."""

@@ -1,11 +1,11 @@
-"""How much slower a rank is than its costs say, from its busy times: steady under noise, quick after a change.
+"""How much slower a rank is than its costs say, from its busy times: steady under noise, quick on a change.
 
 The estimate is in the log domain, where a rank that got twice as slow and one that got twice as fast are
 equally far away. Busy times near it are averaged, each of the first ones alike and in the end exponentially.
-One that is far off, by more than `gate`, moves nothing; together with the next one, if that agrees with it, it
-becomes the estimate. So one odd prompt leaves no trace, however odd, and a change is known after two prompts.
-A rank that falls back to where it was before is believed at once: speeds that flip between two levels are
-then known for what they are, while an odd prompt seldom hits such a level.
+One that is far off, by more than `gate`, moves nothing; together with the next one, if that agrees with it,
+it becomes the estimate. So one odd prompt leaves no trace, however odd, and a change is known after two
+prompts. A rank that falls back to where it was before is believed at once: speeds that flip between two
+levels are then known for what they are, while an odd prompt seldom hits such a level.
 
 How far off is far depends on the noise, taken from the median of the latest distances, which a few odd ones
 do not move.
