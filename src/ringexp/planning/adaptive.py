@@ -14,24 +14,25 @@ three standard errors of the estimates, and than re-planning costs, spread over 
 
 **Settle.** Speeds that flip faster than an estimate can follow are no change to follow, but another plan may
 suit their mix: the balanced plans of the mean and of the upper quartile of the last SETTLE prompts are tried
-on these prompts. The better one is taken if it would have gained as much, leaving out its best prompt.
+on these prompts. The better one is taken if it would have gained as much, leaving out its two best prompts.
 
-**What a move may cost.** Following loses when speeds flip back: until that is seen, a prompt or two run on
-the wrong plan. So a move is allowed if it makes the worst of the remembered speeds less bad, or if
+**What a move may cost.** Following loses where speeds flip back: until that is seen, a prompt or two run on
+the wrong plan. From the second time on that a rank came back to a speed it had before, within the remembered
+prompts, a move is allowed only if it makes the worst of the remembered speeds less bad, or if
 
     risk + cost of re-planning <= tolerance x (time spent + horizon x a prompt) - debt + forgone / 2
 
 risk: what the target loses to the current plan, until it is seen, if any remembered speeds come back. debt:
-what was spent more than the static plan would have that is the best in hindsight, of those ever used and the
-target; a move to that plan itself may ignore it. forgone: what the target would have saved already, for
-staying has a price too (half of it counts, as in ski rental: who waits for it to grow to the risk loses no
-more than a fixed part). A first change is thus followed at once; each flip back that did not pay adds to the
-debt and makes the next move harder, until the plan is the static one; flips that last long enough to pay are
-followed for good, since they keep the debt below 0.
+what was spent, since speeds first came back, more than by the static plan that is the best in hindsight, of
+those ever used and the target; a move to that plan itself may ignore it. forgone: what the target would have
+saved already, for staying has a price too (half of it counts, as in ski rental: who waits for it to grow to
+the risk loses no more than a fixed part). A change and a recovery are thus followed at once; flips after
+that add to the debt if they do not pay, and make the next move harder, until the plan is the static one;
+flips that last long enough to pay are followed for good, since they keep the debt below 0.
 
 **Ranks without tokens** are not measured: their factor stays. After `probe_after` prompts such a rank gets
-one tile, if at its calibrated costs it would be in the plan and the move is allowed; if it turns out as slow
-as before, the next probe waits twice as long.
+one tile, if at its calibrated costs it would be in the plan. If it turns out as slow as before, the next
+probe waits twice as long, and in any case until what it costs is PROBE_PART of the time since the last.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ from ringexp.planning.cost import HopCost, RankCost
 from ringexp.planning.estimate import FactorEstimate
 from ringexp.planning.plan import Plan
 
-SETTLE = 8
-"""Prompts that a plan for a mix of speeds is tried on."""
+SETTLE, ODD = 12, 2
+"""Prompts that a plan for a mix of speeds is tried on, and how many of them do not count."""
+
+PROBE_PART = 0.05
+"""Part of the time that trying out ranks without tokens may take."""
 
 ERRORS = 3.0
 """Standard errors of the estimates that a gain has to exceed."""
@@ -133,6 +137,7 @@ class AdaptivePlanner:
         self._current = self._candidate(make(costs))
         self._used = [self._current]
         self._since = 0  # prompts that the current plan has run
+        self._returns: list[int] = []  # prompts ago, each time that a rank came back to a speed it had
         self._without = [0] * len(costs)  # prompts that each rank has had no tokens for
         self._wait = [settings.probe_after] * len(costs)
 
@@ -161,6 +166,7 @@ class AdaptivePlanner:
             else:
                 seen.append(estimate.level)
                 self._without[rank] += 1
+        self._note_returns()
         self._seen.append(seen)
         self._levels.append([estimate.level for estimate in self._estimates])
         self._paid_ms.append(self._current.makespan_ms(seen) + replan_ms)
@@ -171,6 +177,10 @@ class AdaptivePlanner:
             others = [each for each in self._used if each.plan.tokens != choice.plan.tokens]
             self._used = [*others[1 - MOST_USED :], choice]
         return self.plan
+
+    def _note_returns(self) -> None:
+        ages = [age + 1 for age in self._returns if age + 1 < self._settings.memory]
+        self._returns = ages + [0] * any(estimate.returned for estimate in self._estimates)
 
     def _followed(self) -> _Candidate | None:
         """The plan of the present speeds, if it is worth it."""
@@ -194,25 +204,28 @@ class AdaptivePlanner:
         best, most_ms = None, self._least_gain_ms * SETTLE
         for target in (self._balanced(mean), self._balanced(upper)):
             gains_ms = sorted(self._gain_ms(target, seen) for seen in recent)
-            if sum(gains_ms[:-1]) > most_ms and self._allowed(target):
-                best, most_ms = target, sum(gains_ms[:-1])
+            if sum(gains_ms[:-ODD]) > most_ms and self._allowed(target):
+                best, most_ms = target, sum(gains_ms[:-ODD])
         return best
 
     def _probed(self) -> _Candidate | None:
         """The current plan with one tile for a rank that has had none for long."""
+        now = self._levels[-1]
         for rank, without in enumerate(self._without):
             most = self._costs[rank].max_tokens
             if not 0 < self._wait[rank] <= without or (most is not None and most < self._tile):
                 continue
-            self._without[rank], self._wait[rank] = 0, 2 * self._wait[rank]
-            hoped = [0.0 if i == rank else level for i, level in enumerate(self._levels[-1])]
+            hoped = [0.0 if i == rank else level for i, level in enumerate(now)]
             tokens = list(self.plan.tokens)
             giver = max(range(len(tokens)), key=lambda i: (tokens[i], -i))
-            if self._balanced(hoped).plan.tokens[rank] and tokens[giver] > self._tile:
-                tokens[giver], tokens[rank] = tokens[giver] - self._tile, self._tile
-                probe = self._candidate(self._move(tokens))
-                if self._allowed(probe):
-                    return probe
+            if not self._balanced(hoped).plan.tokens[rank] or tokens[giver] <= self._tile:
+                continue
+            tokens[giver], tokens[rank] = tokens[giver] - self._tile, self._tile
+            probe = self._candidate(self._move(tokens))
+            since_ms = without * self._current.makespan_ms(now)
+            if -self._gain_ms(probe, now) <= PROBE_PART * since_ms:
+                self._wait[rank] *= 2
+                return probe
         return None
 
     @property
@@ -224,12 +237,13 @@ class AdaptivePlanner:
 
     def _allowed(self, target: _Candidate) -> bool:
         """Whether a move to the target keeps to what moves may cost."""
-        if self._worst_ms(target) < self._worst_ms(self._current):
+        if len(self._returns) < 2 or self._worst_ms(target) < self._worst_ms(self._current):
             return True
-        plans = [*self._used, target]
-        totals_ms = [sum(each.makespan_ms(seen) for seen in self._seen) for each in plans]
+        plans, flips = [*self._used, target], self._returns[0] + 1
+        flipped = list(self._seen)[-flips:]
+        totals_ms = [sum(each.makespan_ms(seen) for seen in flipped) for each in plans]
         static = plans[totals_ms.index(min(totals_ms))]
-        spent_ms = sum(self._paid_ms)
+        spent_ms = sum(list(self._paid_ms)[-flips:])
         now_ms = self._current.makespan_ms(self._levels[-1])
         debt_ms = spent_ms - min(totals_ms)
         left_ms = self._settings.tolerance * (spent_ms + self._settings.horizon * now_ms) - debt_ms

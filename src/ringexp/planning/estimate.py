@@ -25,13 +25,13 @@ LEAST_GATE = 0.08
 DEVIATIONS = 4.0
 """Standard deviations of noise that a change has to exceed."""
 
-ALIKE = 0.2
+ALIKE = 0.1
 """Two far-off prompts agree if they differ by no more than this part of how far off they are."""
 
 RECENT = 16
 """So many distances tell the noise."""
 
-PRIOR_NOISE = 0.02
+PRIOR_NOISE = 0.05
 """Taken for the noise, as a quarter of RECENT, until there are busy times."""
 
 REMEMBERED = 3
@@ -45,12 +45,12 @@ class FactorEstimate:
     """Of one rank.
 
     level: the logarithm of busy time / what the costs say. changed: whether the latest prompt told that it is
-    another one.
+    another one; returned: that it is one the rank had before.
     """
 
     def __init__(self) -> None:
         self.level = 0.0
-        self.changed = False
+        self.changed = self.returned = False
         self._count = 1  # the costs themselves are taken for one busy time
         self._odd: float | None = None
         self._left: deque[float] = deque(maxlen=REMEMBERED)
@@ -74,7 +74,7 @@ class FactorEstimate:
     def observe(self, seen: float) -> None:
         """Take in the logarithm of one prompt's busy time / what the costs say."""
         gate, distance, odd = self.gate, seen - self.level, self._odd
-        self.changed = False
+        self.changed = self.returned = False
         self._distances.append(abs(distance))
         if abs(distance) <= gate:
             self._count += 1
@@ -93,7 +93,9 @@ class FactorEstimate:
         return near[-1] if near and seen > self.level else None
 
     def _change(self, seen: float, other: float) -> None:
+        level = (seen + other) / 2
+        self.returned = any(abs(level - left) <= self.gate for left in self._left)
         self._left.append(self.level)
-        self.level, self._count, self._odd = (seen + other) / 2, 2, None
+        self.level, self._count, self._odd = level, 2, None
         self._distances[-1] = abs(seen - other) / 2
         self.changed = True

@@ -21,8 +21,9 @@ COLOURS = {
     "lut": "#0072B2",
     "formula": "#CC79A7",
     "balanced": "#009E73",
+    "adaptive": "#D55E00",
 }
-OTHER_COLOUR = "#D55E00"
+OTHER_COLOUR = "#999999"
 LINES: dict[str, Any] = {"contiguous": "--", "zigzag": "-", "kv": ":"}
 MARKERS = {"contiguous": "s", "zigzag": "o", "kv": "^"}
 IDEAL = {"color": "#56B4E9", "linewidth": 2.5, "zorder": 1.5}
