@@ -67,6 +67,17 @@ def test_lengths_are_one_profile_at_many():
     assert len(found) == 8 * 2 * 3
 
 
+def test_drift_is_every_profile_with_plans_that_stay_and_one_that_adapts():
+    kinds = ("step", "ramp", "flapping", "recovery")
+    found = {(job["hetero"], job["partitioner"]) for job in jobs("drift")}
+    assert found == set(product([f"drift_{kind}" for kind in kinds], ("even", "balanced", "adaptive")))
+    for kind in kinds:
+        config = settings.from_hydra(compose("config", ["experiment=drift", f"hetero=drift_{kind}"]))
+        assert (config.hetero.drift.kind, config.hetero.throttle) == (kind, "auto")
+        assert config.hetero.drift.at + config.hetero.drift.over < config.repeats
+        assert kind in config.label
+
+
 @pytest.mark.parametrize("experiment", ["source_study", "extremes", "lengths"])
 def test_every_value_of_a_grid_composes_to_what_it_says(experiment):
     """One job for each override that no earlier job has."""
