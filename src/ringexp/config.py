@@ -223,7 +223,7 @@ def register() -> None:
         "default_model", lambda: "attention_mha_4096" if default_device() == "cuda" else "attention_tiny"
     )
     resolver("full_speed", lambda device: [100.0] * (2 if device == "cpu" else gpu_count() or 2))
-    resolver("profile", lambda percentages, drift: drift_label(list(percentages), DriftConfig(**drift)))
+    resolver("profile", lambda p, drift=None: drift_label(list(p), DriftConfig(**drift) if drift else None))
     resolver("token", _random_token)
 
 
