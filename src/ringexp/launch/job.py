@@ -342,6 +342,10 @@ def _result(
     medians = metrics.per_rank_medians(measured.iterations)
     flops = sum(setting.workload.flops(plan, rank) for rank in range(plan.world_size))
     adaptation = metrics.adaptation(measured.prompts, measured.latencies_ms)
+    efficiency = adaptation.capacity_efficiency
+    if not config.hetero.drift:
+        single_ms, single_speed = references.single_ms, references.single_speed_tflops
+        efficiency = metrics.capacity_efficiency(latency, setting.speeds, single_ms, single_speed)
     even_ms = latency if config.partitioner.name == "even" else references.even_ms
     return RunResult(
         latency_ms_median=latency,
@@ -364,11 +368,7 @@ def _result(
         slowdown=metrics.slowdown(latency, references.homogeneous_ms),
         efficiency=metrics.efficiency(medians["busy_ms"], latency),
         speedup_over_even=metrics.speedup_over_even(latency, even_ms),
-        capacity_efficiency=metrics.capacity_efficiency(
-            latency, setting.speeds, references.single_ms, references.single_speed_tflops
-        )
-        if not config.hetero.drift
-        else adaptation.capacity_efficiency,
+        capacity_efficiency=efficiency,
         **medians,
         tflops=metrics.tflops(flops, latency),
         peak_memory_bytes=measured.peak_memory_bytes,

@@ -40,6 +40,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ringexp.errors import UserError
@@ -109,6 +110,11 @@ class _Candidate:
             ms * math.exp(factor) for ms, factor in zip(self.busy_ms, factors, strict=True)
         )
 
+    def most_gain_ms(self, factors: Factors) -> float:
+        """The most that any plan can save: were all done before the first one is here, work would be left."""
+        times_ms = [ms * math.exp(factor) for ms, factor in zip(self.busy_ms, factors, strict=True)]
+        return self.late_ms + max(times_ms) - min(times_ms)
+
 
 class AdaptivePlanner:
     """The same on every rank, since all see the same busy times.
@@ -145,11 +151,6 @@ class AdaptivePlanner:
     def plan(self) -> Plan:
         return self._current.plan
 
-    @property
-    def factors(self) -> list[float]:
-        """How much slower each rank is taken to be than its costs say."""
-        return [math.exp(estimate.level) for estimate in self._estimates]
-
     def observe(self, busy_ms: Sequence[float], replan_ms: float = 0.0) -> Plan:
         """Take in a prompt of the current plan; returns the plan of the next one.
 
@@ -159,8 +160,8 @@ class AdaptivePlanner:
         self._replan_ms = replan_ms or self._replan_ms
         seen = []
         for rank, (estimate, ms) in enumerate(zip(self._estimates, busy_ms, strict=True)):
-            if self.plan.tokens[rank] and ms > 0:
-                seen.append(math.log(ms / self._current.busy_ms[rank]))
+            if ms > 0 and (predicted_ms := self._current.busy_ms[rank]) > 0:
+                seen.append(math.log(ms / predicted_ms))
                 estimate.observe(seen[-1])
                 self._without[rank] = 0
             else:
@@ -185,6 +186,8 @@ class AdaptivePlanner:
     def _followed(self) -> _Candidate | None:
         """The plan of the present speeds, if it is worth it."""
         now = self._levels[-1]
+        if self._current.most_gain_ms(now) <= self._least_gain_ms:
+            return None
         target = self._balanced(now)
         gain_ms = self._gain_ms(target, now)
         if gain_ms <= self._least_gain_ms or not self._allowed(target):
@@ -198,6 +201,8 @@ class AdaptivePlanner:
         if self._since < SETTLE:
             return None
         recent = list(self._seen)[-SETTLE:]
+        if sum(map(self._current.most_gain_ms, recent)) <= self._least_gain_ms * SETTLE:
+            return None
         by_rank = [sorted(factors) for factors in zip(*recent, strict=True)]
         mean = [sum(factors) / SETTLE for factors in by_rank]
         upper = [factors[-1 - SETTLE // 4] for factors in by_rank]
@@ -221,11 +226,12 @@ class AdaptivePlanner:
             if not self._balanced(hoped).plan.tokens[rank] or tokens[giver] <= self._tile:
                 continue
             tokens[giver], tokens[rank] = tokens[giver] - self._tile, self._tile
-            probe = self._candidate(self._move(tokens))
             since_ms = without * self._current.makespan_ms(now)
-            if -self._gain_ms(probe, now) <= PROBE_PART * since_ms:
-                self._wait[rank] *= 2
-                return probe
+            with suppress(UserError):
+                probe = self._candidate(self._move(tokens))
+                if -self._gain_ms(probe, now) <= PROBE_PART * since_ms:
+                    self._wait[rank] *= 2
+                    return probe
         return None
 
     @property
@@ -277,9 +283,11 @@ class AdaptivePlanner:
         return self._current.makespan_ms(factors) - target.makespan_ms(factors)
 
     def _balanced(self, factors: Factors) -> _Candidate:
-        """The balanced plan of ranks with these factors; the current one itself if it is the same."""
+        """The balanced plan of ranks with these factors; the current one itself if that or none is it."""
         costs = [cost.times(math.exp(factor)) for cost, factor in zip(self._costs, factors, strict=True)]
-        plan = self._make(costs)
+        plan = self.plan
+        with suppress(UserError):  # too few tokens on a rank for the chunks of the prompt
+            plan = self._make(costs)
         return self._current if plan.tokens == self.plan.tokens else self._candidate(plan)
 
     def _candidate(self, plan: Plan) -> _Candidate:

@@ -168,6 +168,9 @@ def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
     if r["exact"] is not None:
         verdict = "exact" if r["exact"] else "WRONG"
         rows.append(("max error", f"{r['error_max_abs']:.2g}", f"against one process in float32: {verdict}"))
+    if a := r.get("adaptation"):
+        cost = f"took {a['replan_ms']:.1f} ms; all prompts with that: {a['total_ms']:.0f} ms"
+        rows.append(("new plans", str(a["replans"]), cost))
     if r.get("decode"):
         rows += _decode_rows(r["decode"])
     if r.get("speed_model"):
