@@ -113,7 +113,7 @@ FIGURES: Sequence[FigureKind] = (
     FigureKind(
         "adaptation",
         "Speeds that change in mid-run",
-        f"Above each prompt's latency, below how the prompt was split. {_IDEAL}",
+        f"Above each prompt's latency (the highest 3 % may be cut off), below its split. {_IDEAL}",
         adaptation.adaptation,
         of_drift=True,
     ),

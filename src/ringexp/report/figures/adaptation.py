@@ -6,6 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,6 +15,9 @@ from ringexp.report.frame import Run, Runs
 
 MOST = 4
 """Profiles that are shown side by side."""
+
+SHOWN = 0.97
+"""Part of the latencies that the axis has room for: single odd prompts would flatten all others."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +38,31 @@ def adaptation(runs: Runs) -> Figure | None:
     profiles = list(dict.fromkeys(runs.profile))[:MOST]
     figure, (above, below) = style.new_figure(2, len(profiles), width=4.6, height=2.7, sharex="col")
     drawn: set[str] = set()
+    ideal: list[Artist] = []
     for upper, lower, profile in zip(above, below, profiles, strict=True):
         mine = runs[runs.profile == profile]
         ideal_ms: list[float] = []
+        latencies_ms: list[float] = []
         for name in style.ordered(mine.partitioner):
             course = read_course(mine[mine.partitioner == name].iloc[-1])
             if course:
                 _draw(upper, lower, name, course)
                 ideal_ms = ideal_ms or course.ideal_ms
+                latencies_ms += course.latency_ms
                 drawn.add(name)
-        upper.plot(range(len(ideal_ms)), ideal_ms, label="capacity ideal", **style.IDEAL)
+        if ideal_ms:
+            ideal = [style.ideal_handle("capacity ideal")]
+            upper.plot(range(len(ideal_ms)), ideal_ms, label="capacity ideal", **style.IDEAL)
         upper.set_title(profile.replace(", ", ":\n", 1), fontsize=10)
-        upper.set_ylim(bottom=0)
+        if latencies_ms:
+            upper.set_ylim(0, 1.15 * sorted(latencies_ms)[int(SHOWN * (len(latencies_ms) - 1))])
         lower.set_ylim(0, 1)
         lower.set_xlabel("prompt")
     if not drawn:
         return None
     above[0].set_ylabel("latency, ms")
     below[0].set_ylabel("part of the tokens, a line a rank")
-    style.legend(figure, style.ordered(drawn), [], [style.ideal_handle("capacity ideal")])
+    style.legend(figure, style.ordered(drawn), [], ideal)
     return figure
 
 
