@@ -19,7 +19,7 @@ from ringexp.launch.spec import Job, RankSet
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
 from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count
 from ringexp.models.shapes import shape_of
-from ringexp.planning import Plan, check_enough_tiles
+from ringexp.planning import BY_COST, Plan, check_enough_tiles
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns, copy_results
 from ringexp.tracking.environment import command_line, gpu_names, machine_facts
@@ -205,11 +205,13 @@ def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any], 
         throttle=_throttle(config, device),
         transport=_transport(config, device, place),
         percentages=[float(p) for p in config.hetero.percentages],
+        drifting=bool(config.hetero.drift),
         num_devices=place.num_gpus if device == "cuda" else place.num_nodes,
         machine=machine,
         command=place.command,
     )
-    shared = [ranks.throttle, ranks.percentages, ranks.transport, device, asdict(config.model), config.seed]
+    shared = [ranks.throttle, ranks.percentages, ranks.drifting, ranks.transport, device]
+    shared += [asdict(config.model), config.seed]
     return sets.setdefault(json.dumps(shared, sort_keys=True), ranks)
 
 
@@ -232,7 +234,9 @@ def _device(config: Config) -> str:
 
 
 def _throttle(config: Config, device: str) -> str:
-    return resolve_throttle(config.hetero.throttle, device, config.hetero.percentages)
+    return resolve_throttle(
+        config.hetero.throttle, device, config.hetero.percentages, bool(config.hetero.drift)
+    )
 
 
 def _transport(config: Config, device: str, place: Place) -> str:
@@ -282,7 +286,7 @@ def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | N
     if config.partitioner.name in ("even", "uneven"):
         return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), None
     known = _remembered(config, device, throttle)
-    if known and config.partitioner.name == "balanced":
+    if known and config.partitioner.name in BY_COST:
         try:
             known.costs(causal)
         except UserError:  # no costs in the table yet

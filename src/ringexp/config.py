@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ringexp.errors import UserError
+from ringexp.hetero.drift import DriftConfig, drift_label, validate_drift
+from ringexp.planning import AdaptiveConfig, validate_adaptive
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -65,6 +67,7 @@ class HeteroConfig:
 
     percentages: list[float] = field(default_factory=lambda: [100.0, 100.0])
     throttle: str = "auto"
+    drift: DriftConfig = field(default_factory=DriftConfig)
 
     @property
     def is_measured(self) -> bool:
@@ -75,6 +78,7 @@ class HeteroConfig:
 @dataclass
 class PartitionerConfig:
     name: str = "lut"
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
 
 
 @dataclass
@@ -202,7 +206,7 @@ def register() -> None:
     from omegaconf import OmegaConf
 
     from ringexp.cluster.settings import SlurmConfig
-    from ringexp.hetero.profiles import label, named_profiles
+    from ringexp.hetero.profiles import named_profiles
     from ringexp.machine import default_device, gpu_count
 
     store = ConfigStore.instance()
@@ -222,7 +226,7 @@ def register() -> None:
         "default_model", lambda: "attention_mha_4096" if default_device() == "cuda" else "attention_tiny"
     )
     resolver("full_speed", lambda device: [100.0] * (2 if device == "cpu" else gpu_count() or 2))
-    resolver("profile", lambda percentages: label(list(percentages)))
+    resolver("profile", lambda p, drift=None: drift_label(list(p), DriftConfig(**drift) if drift else None))
     resolver("token", _random_token)
 
 
@@ -258,14 +262,17 @@ def grouped(config: Config, group: str) -> Config:
 def from_dict(data: dict[str, Any]) -> Config:
     """The `Config` that `dataclasses.asdict` was taken of; for ranks, which get theirs as JSON."""
     model_class = AttentionModelConfig if data["model"]["kind"] == "attention" else FmsModelConfig
-    nested: dict[str, Any] = {"model": model_class(**data["model"])}
-    for item in fields(Config):
-        if item.name == "model":
-            continue
-        value = data[item.name]
+    return replace(_nested(Config, data), model=model_class(**data["model"]))
+
+
+def _nested(kind: type, data: dict[str, Any]) -> Any:
+    """A dataclass with those in it; a model's own settings are not of the class that its group names."""
+    values = {}
+    for item in fields(kind):
         default = item.default_factory() if callable(item.default_factory) else None
-        nested[item.name] = type(default)(**value) if is_dataclass(default) else value
-    return Config(**nested)
+        is_nested = is_dataclass(default) and not isinstance(default, ModelConfig)
+        values[item.name] = _nested(type(default), data[item.name]) if is_nested else data[item.name]
+    return kind(**values)
 
 
 def _reject_unknown_keys(data: Any, config: Any, prefix: str) -> None:
@@ -305,7 +312,7 @@ def validate(config: Config) -> None:
     """Raises UserError, naming the setting, for values that no run could use."""
     from ringexp.hetero.profiles import validate_percentages
     from ringexp.hetero.throttle import DEVICE_OF_THROTTLE
-    from ringexp.planning import LAYOUTS, PARTITIONERS, SHARD_MODES, validate_memory_limit
+    from ringexp.planning import BY_COST, LAYOUTS, PARTITIONERS, SHARD_MODES, validate_memory_limit
 
     def one_of(key: str, value: str, allowed: Any) -> None:
         if value not in allowed:
@@ -328,14 +335,22 @@ def validate(config: Config) -> None:
     one_of("model.dtype", config.model.dtype, DTYPES)
     validate_percentages(config.hetero.percentages)
     validate_memory_limit(config.memory_limit_gib, config.world_size)
-    if config.shard == "kv" and config.partitioner.name == "balanced":
+    validate_drift(config.hetero.drift, config.hetero.percentages, config.hetero.throttle)
+    if config.hetero.drift and config.hetero.drift.at >= config.repeats and not config.dry_run:
         raise UserError(
-            "partitioner=balanced balances what ranks compute, which shard=kv leaves even; use another one"
+            f"hetero.drift.at={config.hetero.drift.at} comes after all repeats={config.repeats} prompts: "
+            "use more repeats or an earlier prompt"
+        )
+    validate_adaptive(config.partitioner.adaptive)
+    if config.shard == "kv" and config.partitioner.name in BY_COST:
+        raise UserError(
+            f"partitioner={config.partitioner.name} balances what ranks compute, which shard=kv leaves even; "
+            "use another one"
         )
     if config.hetero.is_measured and config.partitioner.name == "uneven":
         raise UserError(
             "partitioner=uneven splits by percentage, and hetero=measured has none; "
-            "use even, lut, formula or balanced"
+            "use even, lut, formula, balanced or adaptive"
         )
     at_least("seq_len", config.seq_len, 1)
     at_least("model.batch_size", config.model.batch_size, 1)

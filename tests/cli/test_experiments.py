@@ -67,6 +67,17 @@ def test_lengths_are_one_profile_at_many():
     assert len(found) == 8 * 2 * 3
 
 
+def test_drift_is_every_profile_with_plans_that_stay_and_one_that_adapts():
+    kinds = ("step", "ramp", "flapping", "recovery")
+    found = {(job["hetero"], job["partitioner"]) for job in jobs("drift")}
+    assert found == set(product([f"drift_{kind}" for kind in kinds], ("even", "balanced", "adaptive")))
+    for kind in kinds:
+        config = settings.from_hydra(compose("config", ["experiment=drift", f"hetero=drift_{kind}"]))
+        assert (config.hetero.drift.kind, config.hetero.throttle) == (kind, "auto")
+        assert config.hetero.drift.at + config.hetero.drift.over < config.repeats
+        assert kind in config.label
+
+
 def test_many_ranks_run_in_lock_step_only_where_it_shows_something():
     found = jobs("many_ranks")
     lock_step = [job for job in found if job["transport.prefetch_hops"] == "1"]

@@ -84,6 +84,35 @@ def test_whole_models_prefill_and_decode(tmp_path, model, how):
     assert results["decode"]["longest_context"] > results["decode"]["longest_context_single"]
 
 
+@pytest.mark.parametrize("how", ["cuda_graph=true", "cuda_graph=false", "model=llama_micro"])
+def test_a_rank_slows_down_in_mid_run_and_the_plan_follows(tmp_path, how):
+    """Another green context's stream becomes current, and graphs are captured on it."""
+    results = run_on_gpu(
+        tmp_path,
+        "hetero.percentages=[50,50]",
+        "hetero.drift.kind=step",
+        "hetero.drift.to=[50,25]",
+        "hetero.drift.at=6",
+        "partitioner=adaptive",
+        "transport=ipc",
+        "seq_len=8192",
+        "repeats=20",
+        how,
+    )
+    assert (results["throttle"], results["exact"]) == ("green_context", True)
+    prompts = results["adaptation"]["prompts"]
+    before, after = prompts[5], prompts[-1]
+    assert (before["percentages"], after["percentages"]) == ([50.0, 50.0], [50.0, 25.0])
+    assert after["calibrated_speeds"][1] < 0.8 * before["calibrated_speeds"][1]
+    if how != "model=llama_micro":  # that is too small for its speed to depend on the SMs
+        slow, fast = (
+            sorted(prompt["speeds"][1] for prompt in part)[3] for part in (prompts[10:], prompts[:6])
+        )
+        assert slow < 0.8 * fast
+        assert after["tokens"][1] < before["tokens"][1]
+        assert results["adaptation"]["replans"] >= 1
+
+
 def test_more_ranks_than_gpus_share_memory(tmp_path):
     percentages = ",".join(["25", "20", "15", "10"] * gpu_count())
     results = run_on_gpu(tmp_path, f"hetero.percentages=[{percentages}]", "seq_len=8193")

@@ -125,6 +125,38 @@ def test_work_is_ordered_with_the_stream_outside(gpu):
     assert gpu.current.name == "before"
 
 
+def test_a_changed_percentage_is_another_stream_after_the_work_of_the_first(gpu):
+    with rank_throttle("green_context", 50, "cuda:0") as applied:
+        first, gpu.current.name = gpu.current, "first"
+        slower = applied.changed(25)
+        second, gpu.current.name = gpu.current, "second"
+        assert gpu.calls[-2:] == ["create 32 on 0", "green waits for first"]
+        assert (slower.percentage, slower.sm_count, slower.stream) == (25, 32, second)
+        assert slower.changed(25) is slower
+        again = slower.changed(50)
+        assert (again.stream, gpu.current) == (first, first)
+        assert gpu.calls[-1] == "first waits for second"
+        assert [call for call in gpu.calls if "create" in call] == ["create 64 on 0", "create 32 on 0"]
+    assert gpu.calls[-3:] == ["before waits for first", "synchronize first", "synchronize second"]
+    assert gpu.current.name == "before"
+
+
+def test_full_speed_is_the_stream_outside(gpu):
+    with rank_throttle("green_context", 100, "cuda:0") as applied:
+        slow = applied.changed(50)
+        assert gpu.current.name == "green"
+        full = slow.changed(100)
+        assert (full.stream, full.sm_count, gpu.current.name) == (None, 132, "before")
+        assert gpu.calls[-1] == "before waits for green"
+
+
+def test_without_green_streams_a_percentage_cannot_change(old_gpu):
+    with rank_throttle("green_context", 50, "cuda:0") as applied:
+        with pytest.raises(UserError, match="a rank's limit cannot change; update torch"):
+            applied.changed(25)
+    assert old_gpu.current.name == "before"
+
+
 def test_an_exception_leaves_the_stream_as_it_was(gpu):
     with pytest.raises(ValueError, match="boom"), rank_throttle("green_context", 50, "cuda:0"):
         raise ValueError("boom")

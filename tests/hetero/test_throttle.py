@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from ringexp.errors import UserError
+from ringexp.hetero.cgroup import OwnGroup
 from ringexp.hetero.sm_count import SM_TOTAL_ENV
 from ringexp.hetero.throttle import host_throttle, rank_throttle, resolve_throttle
 
@@ -158,3 +161,26 @@ def test_a_rank_asks_for_the_size_of_its_own_device_if_the_host_did_not_say(sees
     monkeypatch.setattr("ringexp.hetero.sm_count.probe_sm_totals", lambda: [80, 132])
     with rank_throttle("mps", 50, "cuda:1") as applied:
         assert applied.sm_total == 132
+
+
+def test_a_paced_rank_changes_its_pace():
+    with rank_throttle("cpu_pacing", 100, "cpu") as applied:
+        slower = applied.changed(50)
+        assert (slower.percentage, slower.pacer) == (50, applied.pacer)
+        began = time.perf_counter()
+        slower.pacer.settle(0.02)
+        assert time.perf_counter() - began >= 0.02
+        began = time.perf_counter()
+        slower.changed(100).pacer.settle(0.5)
+        assert time.perf_counter() - began < 0.1
+
+
+def test_a_quota_is_written_anew(tmp_path, monkeypatch):
+    (tmp_path / "cgroup.procs").write_text("")
+    monkeypatch.setenv("RINGEXP_CGROUP", str(tmp_path))
+    monkeypatch.setattr("ringexp.hetero.cgroup.busy_share", lambda threads: 0.5)
+    monkeypatch.setattr("ringexp.hetero.cgroup.own_group", lambda: OwnGroup(2, tmp_path, tmp_path))
+    with rank_throttle("cpu_quota", 50, "cpu") as applied:
+        assert applied.changed(25).percentage == 25
+        share = 0.25 * torch.get_num_threads()
+        assert (tmp_path / "cpu.max").read_text() == f"{round(share * 20_000)} 20000"

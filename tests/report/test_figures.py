@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from ringexp.calibration.table import SpeedRow
-from ringexp.report.figures import FIGURES, comparisons, curves, style, timeline
+from ringexp.hetero.drift import DriftConfig
+from ringexp.report.figures import FIGURES, adaptation, comparisons, curves, style, timeline
 from ringexp.report.figures.calibration import calibration_curves
 from ringexp.report.frame import contexts, load_runs
+from ringexp.report.headlines import headlines
+from ringexp.tracking.metrics import Prompt
 from support.run_folders import two_rank_iteration, write_iterations, write_run
 
 PERCENTS, LENGTHS = (10, 50, 100), (4096, 16384)
@@ -212,3 +215,33 @@ def test_every_partitioner_has_one_colour_and_every_layout_one_style():
     assert looks[0]["color"] == looks[1]["color"]
     assert looks[0]["linestyle"] != looks[1]["linestyle"]
     assert looks[0]["marker"] != looks[1]["marker"]
+
+
+def drifted(prompt: int, tokens: list[int], efficiency: float | None = 0.9) -> Prompt:
+    return Prompt([100.0, 100.0 if prompt < 2 else 50.0], tokens, [1.0, 1.0], None, efficiency)
+
+
+def test_drift_is_drawn_prompt_by_prompt_and_only_there(tmp_path):
+    drift = DriftConfig("step", [100, 50], at=2)
+    courses = {"balanced": [[2048, 2048]] * 4, "adaptive": [[2048, 2048]] * 3 + [[2736, 1360]]}
+    for number, (name, tokens) in enumerate(courses.items()):
+        total = {"replans": 1, "replan_ms": 1.0, "total_ms": 100.0 - 20 * number, "prompts": []}
+        made = write_run(
+            tmp_path, number, percentages=(100, 100), partitioner=name, drift=drift, adaptation=total
+        )
+        latencies = [10.0, 10.0, 20.0, 20.0 if name == "balanced" else 13.0]
+        prompts = [drifted(prompt, each) for prompt, each in enumerate(tokens)]
+        write_iterations(made, [two_rank_iteration(latency) for latency in latencies], prompts)
+    write_run(tmp_path, 2, percentages=(100, 100), partitioner="even")
+    (_, group), (_, steady) = contexts(load_runs([tmp_path]))
+    assert len(group), len(steady) == (2, 1)
+    figure = adaptation.adaptation(group)
+    upper, lower = figure.axes
+    assert upper.get_title() == "100/100:\nstep to 100/50 at 2"
+    assert lines(upper)["adaptive"] == ([0, 1, 2, 3], [10.0, 10.0, 20.0, 13.0])
+    assert lines(upper)["capacity ideal"][1] == pytest.approx([9.0, 9.0, 18.0, 18.0])
+    assert lines(lower)["adaptive, rank 1"][1] == [0.5, 0.5, 0.5, 1360 / 4096]
+    assert lines(lower)["balanced, rank 0"][1] == [0.5] * 4
+    assert adaptation.adaptation(steady) is None
+    (gain, _) = headlines(group)
+    assert (gain.name, gain.text) == ("Adaptive over balanced, step to 100/50 at 2", "1.25x")

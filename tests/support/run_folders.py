@@ -19,6 +19,7 @@ from ringexp.config import (
     PartitionerConfig,
     TrackerConfig,
 )
+from ringexp.hetero.drift import DriftConfig
 from ringexp.planning import make_plan
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking import metrics
@@ -49,12 +50,13 @@ def write_run(
     latency_ms: float = 10.0,
     status: str = "complete",
     without: tuple[str, ...] = (),
+    drift: DriftConfig | None = None,
     **figures: Any,
 ) -> Path:
     """A run's config.yaml and results.json; `figures` replace what results.json has, `without` leaves out."""
     config = Config(
         model=AttentionModelConfig(name="attention_mha_4096", dtype="bfloat16"),
-        hetero=HeteroConfig(list(percentages)),
+        hetero=HeteroConfig(list(percentages), drift=drift or DriftConfig()),
         partitioner=PartitionerConfig(partitioner),
         layout=LayoutConfig(layout),
         kernel=KernelConfig(kernel),
@@ -100,8 +102,10 @@ def write_run(
     return folder
 
 
-def write_iterations(folder: Path, iterations: list[list[IterationTiming]]) -> None:
-    """iterations.csv and hops.csv of a run."""
+def write_iterations(
+    folder: Path, iterations: list[list[IterationTiming]], prompts: list[metrics.Prompt] | None = None
+) -> None:
+    """iterations.csv and hops.csv of a run; those of a run before there were `prompts` are shorter."""
     with (
         (folder / "iterations.csv").open("w", newline="") as file,
         (folder / "hops.csv").open("w", newline="") as hops,
@@ -113,7 +117,12 @@ def write_iterations(folder: Path, iterations: list[list[IterationTiming]]) -> N
             for rank, timing in enumerate(ranks):
                 latency = metrics.latency_ms(ranks)
                 comm, idle = metrics.comm_ms(timing), metrics.idle_ms(ranks, rank)
-                per_iteration.writerow((index, rank, latency, timing.busy_ms, comm, idle))
+                values = [index, rank, latency, timing.busy_ms, comm, idle]
+                if prompts:
+                    prompt = prompts[index]
+                    values += [prompt.percentages[rank], prompt.tokens[rank], prompt.speeds[rank]]
+                    values += [prompt.capacity_efficiency, prompt.replan_ms]
+                per_iteration.writerow(values)
                 for hop, times in enumerate(timing.hops):
                     row = (
                         times.source,

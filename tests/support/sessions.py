@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch.distributed as dist
 from ringexp.calibration.source import TableSpeeds
 from ringexp.config import AttentionModelConfig, CalibrationConfig, Config, HeteroConfig
 from ringexp.hetero.pacing import Pacer
-from ringexp.hetero.throttle import AppliedThrottle
+from ringexp.hetero.throttle import AppliedThrottle, _paced
+from ringexp.launch.adapt import Course
 from ringexp.launch.progress import ProgressWriter
 from ringexp.launch.session import Session
 from ringexp.launch.spec import RankSet
-from ringexp.planning import HopCost
+from ringexp.planning import HopCost, Plan, make_plan
+from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import resolved
 from support.ring_ranks import transport
 
@@ -62,6 +65,45 @@ def open_session(rank: int, config: Config, really: list[float]) -> Session:
 def speeds(rank: int, config: Config, really: list[float], costs: bool = False) -> TableSpeeds:
     """What one session after another would know of the ranks' speeds."""
     return open_session(rank, config, really).calibrator.speeds(config, costs)
+
+
+class Turns:
+    """A planner whose plans are given: `tokens` of each prompt, one after the other."""
+
+    def __init__(self, plans: list[Plan]) -> None:
+        self._plans = iter(plans)
+
+    def observe(self, busy_ms: list[float], replan_ms: float) -> Plan:
+        return next(self._plans)
+
+
+@torch.inference_mode()
+def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[float, float, float, float]]:
+    """A prompt a plan: how far this rank's output is from a single process, re-planning ms, busy ms, and the
+    percentage it ran at; no output counts as right where nothing is held."""
+    session = open_session(rank, config, list(config.hetero.percentages))
+    session.throttle = replace(session.throttle, change=_paced)
+    workload = session.workload(config)
+    kernel = session.kernel(config, workload)
+    x = workload.inputs(config.seq_len, config.seed)
+    exact = workload.reference(x, torch.float32)
+    plans = [make_plan(config.seq_len, each, config.layout.name, causal=workload.causal) for each in tokens]
+
+    def ring_of(plan: Plan) -> RingContext:
+        return RingContext(plan, rank, session.transport, kernel, session.clock())
+
+    seen = []
+    run = Course(session, config, workload, x, ring_of, plans[0], Turns(plans[1:]))  # type: ignore[arg-type]
+    for prompt, plan in enumerate(plans):
+        run.begin(prompt)
+        timing, error = run.run(), 0.0
+        if plan.tokens[rank] and (part := workload.part_of(exact, plan, rank)) is not None:
+            error = (run.output - part).abs().max().item()
+        assert run.output.numel() or not plan.tokens[rank]
+        seen.append((error, run.replan_ms, timing.busy_ms, session.throttle.percentage))
+        if prompt + 1 < len(plans):
+            run.learn([0.0] * config.world_size, 0.0)
+    return seen
 
 
 def hop_cost(rank: int, config: Config) -> HopCost | None:

@@ -88,17 +88,22 @@ def make_group(own: OwnGroup, name: str, share: float) -> Path:
             reasons.append(error)
             continue
         try:
-            quota_us, period_us = quota(share)
-            if own.version == 1:
-                (folder / "cpu.cfs_period_us").write_text(str(period_us))
-                (folder / "cpu.cfs_quota_us").write_text(str(quota_us))
-            else:
-                (folder / "cpu.max").write_text(f"{quota_us} {period_us}")
+            set_quota(folder, own.version, share)
             return folder
         except OSError as error:
             reasons.append(error)
             remove_groups([folder])
     raise reasons[0]
+
+
+def set_quota(folder: Path, version: int, share: float) -> None:
+    """Give a group, new or with processes in it, `share` cores; raises OSError if that may not be."""
+    quota_us, period_us = quota(share)
+    if version == 1:
+        (folder / "cpu.cfs_period_us").write_text(str(period_us))
+        (folder / "cpu.cfs_quota_us").write_text(str(quota_us))
+    else:
+        (folder / "cpu.max").write_text(f"{quota_us} {period_us}")
 
 
 def remove_groups(folders: Sequence[Path], patience_s: float = PATIENCE_S) -> None:
@@ -115,8 +120,12 @@ def remove_groups(folders: Sequence[Path], patience_s: float = PATIENCE_S) -> No
 
 
 @contextmanager
-def quota_groups(percentages: Sequence[float], cores: int) -> Iterator[list[Path | None]]:
+def quota_groups(
+    percentages: Sequence[float], cores: int, drifting: bool = False
+) -> Iterator[list[Path | None]]:
     """A group for each rank of `cores` cores that is below 100 %; removed after the block, however it ends.
+
+    drifting: percentages may change, so every rank gets one.
 
     Raises UserError where this user may not make groups.
     """
@@ -128,7 +137,8 @@ def quota_groups(percentages: Sequence[float], cores: int) -> Iterator[list[Path
         own = own_group()
         for rank, percentage in enumerate(percentages):
             name = f"ringexp-{os.getpid()}-{time.monotonic_ns()}-rank{rank}"
-            folders.append(make_group(own, name, cores * percentage / 100) if percentage < 100 else None)
+            limited = drifting or percentage < 100
+            folders.append(make_group(own, name, cores * percentage / 100) if limited else None)
     except OSError as error:
         remove_groups([folder for folder in folders if folder])
         raise UserError(

@@ -1,7 +1,9 @@
 """Green contexts: limit a rank to part of the SMs from inside its own process, without a daemon.
 
-    with green_context(50, device) as grant:
+    with green_contexts(device) as limit:
+        grant = limit(50)
         model(...)                     # on the current stream, which is grant.stream: limited
+        limit(25)                      # from here on another current stream, with less
 
 CUDA takes the SMs of a kernel from the context that its *stream* was created in. Inside the block the current
 stream is one of the green context, so all that follows the current stream is limited, whatever NCCL or
@@ -12,14 +14,14 @@ cudaSetDevice do to the thread's current context. Not limited are
 - a CUDA graph captured on its own side stream: capture with `torch.cuda.graph(g, stream=grant.stream)`.
 
 Where torch has no streams of green contexts (before 2.11), the context itself is made current, and the
-limited stream is the default stream of the thread. There NCCL and cudaSetDevice lift the limit; leaving the
-block then raises.
+limited stream is the default stream of the thread. There NCCL and cudaSetDevice lift the limit, leaving the
+block then raises, and the limit cannot change.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,54 +59,74 @@ def sms_to_request(percentage: float, sm_total: int, capability_major: int) -> i
 
 
 @contextmanager
-def green_context(percentage: float, device: str | torch.device) -> Iterator[SmGrant]:
-    """Limit the work of the calling thread's current stream to `percentage` of the device's SMs.
+def green_contexts(device: str | torch.device) -> Iterator[Callable[[float], SmGrant]]:
+    """Yields `limit(percentage)`: limit the calling thread's current stream to so much of the device's SMs.
 
-    100 % makes no green context. The current stream is as before after the block, and waits for the block's
-    work. Raises UserError where torch or the driver cannot do it, RuntimeError if the SMs granted are not
-    near what was asked.
+    Called again, it makes another stream current, which waits for the work of the one before. Contexts are
+    made when they are first asked for and kept, since memory and graphs belong to their streams; 100 % needs
+    none. The current stream is as before after the block, and waits for the block's work. `limit` raises
+    UserError where torch or the driver cannot do it, RuntimeError if the SMs granted are not near what was
+    asked.
     """
     import torch
 
     index = torch.device(device).index
     index = torch.cuda.current_device() if index is None else index
     properties = torch.cuda.get_device_properties(index)
-    total = properties.multi_processor_count
-    if percentage == 100:
-        yield SmGrant(total, total, None)
-        return
+    total, granule = properties.multi_processor_count, sm_granule(properties.major)
+    outside = torch.cuda.current_stream(index)
+    made: dict[int, tuple[Any, SmGrant]] = {}
+    current: list[Any] = []  # the context that is the thread's own, where contexts have no streams
 
-    asked = sms_to_request(percentage, total, properties.major)
-    torch.cuda.synchronize(index)  # the device's own context has to exist first
-    context = _create(asked, index)
-    with _limited_stream(context, index) as stream:
-        granted = stream_sm_count(stream.cuda_stream) or asked
-        check_grant("green_context", percentage, granted, total, sm_granule(properties.major))
-        yield SmGrant(granted, total, stream)
+    def limit(percentage: float) -> SmGrant:
+        if current:
+            raise UserError(
+                "hetero.throttle=green_context: this torch has no streams of green contexts, so a rank's "
+                "limit cannot change; update torch, or use hetero.drift.kind=none"
+            )
+        if percentage == 100:
+            _switch(outside, index)
+            return SmGrant(total, total, None)
+        asked = sms_to_request(percentage, total, properties.major)
+        if asked not in made:
+            torch.cuda.synchronize(index)  # the device's own context has to exist first
+            context = _create(asked, index)
+            if hasattr(context, "Stream"):
+                stream = context.Stream()
+            else:
+                context.set_context()
+                current.append(context)
+                stream = torch.cuda.current_stream(index)
+            granted = stream_sm_count(stream.cuda_stream) or asked
+            check_grant("green_context", percentage, granted, total, granule)
+            made[asked] = (context, SmGrant(granted, total, stream))
+        _, grant = made[asked]
+        assert grant.stream is not None
+        if not current:
+            _switch(grant.stream, index)
+        return grant
+
+    try:
+        yield limit
+    finally:
+        if current:
+            current[0].pop_context()
+            torch.cuda.set_stream(outside)
+        else:
+            _switch(outside, index)
+            for _, grant in made.values():
+                assert grant.stream is not None
+                grant.stream.synchronize()  # its context may go now
 
 
-@contextmanager
-def _limited_stream(context: Any, index: int) -> Iterator[torch.cuda.Stream]:
+def _switch(stream: torch.cuda.Stream, index: int) -> None:
+    """Make a stream current, after the work of the one that is."""
     import torch
 
     before = torch.cuda.current_stream(index)
-    if not hasattr(context, "Stream"):
-        context.set_context()
-        try:
-            yield torch.cuda.current_stream(index)
-        finally:
-            context.pop_context()
-            torch.cuda.set_stream(before)
-        return
-
-    stream = context.Stream()
-    stream.wait_stream(before)
-    try:
-        with torch.cuda.stream(stream):
-            yield stream
-    finally:
-        before.wait_stream(stream)
-        stream.synchronize()  # the context may go now
+    if stream != before:
+        stream.wait_stream(before)
+        torch.cuda.set_stream(stream)
 
 
 def _create(num_sms: int, index: int) -> Any:

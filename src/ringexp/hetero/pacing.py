@@ -26,10 +26,14 @@ class Pacer:
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._wait_per_s = 100.0 / percentage - 1.0
+        self.change(percentage)
         self._clock = clock
         self._sleep = sleep
         self._owed_s = 0.0  # negative: earlier waits were too long
+
+    def change(self, percentage: float) -> None:
+        """From here on stretch by another percentage; what is owed from before stays owed."""
+        self._wait_per_s = 100.0 / percentage - 1.0
 
     def settle(self, elapsed_s: float) -> None:
         """Wait until `elapsed_s` seconds of compute have lasted as long as on the emulated processor."""

@@ -15,21 +15,21 @@ from collections.abc import Sequence
 from ringexp.errors import UserError
 
 
-def validate_percentages(percentages: Sequence[float]) -> list[float]:
-    """`hetero.percentages` as floats, in rank order.
+def validate_percentages(percentages: Sequence[float], key: str = "hetero.percentages") -> list[float]:
+    """Percentages, which the user gave as `key`, as floats, in rank order.
 
     Raises UserError unless it is a non-empty list of numbers in (0, 100].
     """
-    rule = "give one number a rank, above 0 and at most 100, such as hetero.percentages=[100,50]"
+    rule = f"give one number a rank, above 0 and at most 100, such as {key}=[100,50]"
     if isinstance(percentages, str) or not isinstance(percentages, Sequence):
-        raise UserError(f"hetero.percentages={percentages!r} is not a list: {rule}")
+        raise UserError(f"{key}={percentages!r} is not a list: {rule}")
     if not percentages:
-        raise UserError(f"hetero.percentages=[] names no rank: {rule}")
+        raise UserError(f"{key}=[] names no rank: {rule}")
     for rank, value in enumerate(percentages):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (is_number and math.isfinite(value) and 0 < value <= 100):
             shown = list(percentages)
-            raise UserError(f"hetero.percentages={shown}: the entry of rank {rank} is {value!r}; {rule}")
+            raise UserError(f"{key}={shown}: the entry of rank {rank} is {value!r}; {rule}")
     return [float(value) for value in percentages]
 
 

@@ -6,6 +6,7 @@
     with rank_throttle(name, 50, "cuda:1") as applied:            # rank: around all of its work
         ...
         applied.pacer.settle(elapsed_s)                           # after each stretch of CPU compute
+        applied = applied.changed(25)                             # from here on, where the throttle can
 
 A new throttle is a row in DEVICE_OF_THROTTLE and a branch on the side where it acts.
 """
@@ -13,9 +14,9 @@ A new throttle is a row in DEVICE_OF_THROTTLE and a branch on the side where it 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ class AppliedThrottle:
     cublas_sms: how many SMs cuBLAS is held to, because it is wrong with all that were granted; else None.
     stream: the CUDA stream that is limited and current in the thread that applied the throttle; None if
         every stream is as limited as any other. See `green_context` for what it leaves unlimited.
+    change: what it takes to slow the rank to another percentage; None if that cannot be in a process.
     """
 
     name: str
@@ -70,6 +72,19 @@ class AppliedThrottle:
     cpu_share: float | None = None
     cublas_sms: int | None = None
     stream: torch.cuda.Stream | None = None
+    change: Callable[[AppliedThrottle, float], AppliedThrottle] | None = None
+
+    def changed(self, percentage: float) -> AppliedThrottle:
+        """This rank slowed to another percentage from here on, in the thread that applied the throttle.
+
+        What it was tried out to get, `cpu_share`, stays what it was at the start.
+        """
+        if percentage == self.percentage:
+            return self
+        assert self.change, (
+            f"hetero.throttle={self.name} cannot change"
+        )  # validate_drift lets no such drift by
+        return self.change(self, percentage)
 
     @property
     def achieved(self) -> float | None:
@@ -79,20 +94,22 @@ class AppliedThrottle:
         return self.sm_count / self.sm_total if self.sm_count and self.sm_total else None
 
 
-def resolve_throttle(requested: str, device_type: str, percentages: Sequence[float]) -> str:
+def resolve_throttle(
+    requested: str, device_type: str, percentages: Sequence[float], drifting: bool = False
+) -> str:
     """The throttle to use: `auto` becomes a name, and a name is checked against device and machine.
 
     requested: `hetero.throttle`. device_type: `cuda` or `cpu`. Where all percentages are 100 there is nothing
-    to throttle and the answer is `none`, unless `measured` was asked for. Raises UserError for what cannot
-    work.
+    to throttle and the answer is `none`, unless `measured` was asked for. drifting: they change in mid-run,
+    and `auto` is a throttle that can. Raises UserError for what cannot work.
     """
-    all_full = all(value == 100 for value in validate_percentages(percentages))
+    all_full = all(value == 100 for value in validate_percentages(percentages)) and not drifting
     if requested == "auto":
         if all_full:
             return "none"
         if device_type == "cpu":
             return "cpu_pacing"
-        return "mps" if mps.mps_available() else "green_context"
+        return "mps" if mps.mps_available() and not drifting else "green_context"
 
     _check_name(requested, "auto")
     wanted = DEVICE_OF_THROTTLE[requested]
@@ -116,10 +133,13 @@ def resolve_throttle(requested: str, device_type: str, percentages: Sequence[flo
 
 
 @contextmanager
-def host_throttle(name: str, percentages: Sequence[float], workdir: Path) -> Iterator[list[dict[str, str]]]:
+def host_throttle(
+    name: str, percentages: Sequence[float], workdir: Path, drifting: bool = False
+) -> Iterator[list[dict[str, str]]]:
     """The launcher's side, around the life of the ranks; yields the environment variables of each rank.
 
-    name: from `resolve_throttle`. workdir: an existing folder for temporary files.
+    name: from `resolve_throttle`. workdir: an existing folder for temporary files. drifting: ranks will
+    change their percentages.
     Raises UserError if what the throttle needs cannot be started.
     """
     _check_name(name)
@@ -128,7 +148,7 @@ def host_throttle(name: str, percentages: Sequence[float], workdir: Path) -> Ite
         with mps.mps_daemon(workdir) as variables:
             yield mps.rank_environments({**variables, **sm_total_env}, percentages)
     elif name == "cpu_quota":
-        with cgroup.quota_groups(percentages, cores_a_rank(len(percentages))) as folders:
+        with cgroup.quota_groups(percentages, cores_a_rank(len(percentages)), drifting) as folders:
             yield [{GROUP_ENV: str(folder)} if folder else {} for folder in folders]
     else:
         yield [{} for _ in percentages]
@@ -145,23 +165,29 @@ def rank_throttle(name: str, percentage: float, device: str | torch.device) -> I
     device_type = str(device).partition(":")[0]
     no_wait = Pacer(100)
     if name == "cpu_pacing":
-        yield AppliedThrottle(name, percentage, True, None, None, Pacer(percentage))
+        yield AppliedThrottle(name, percentage, True, None, None, Pacer(percentage), change=_paced)
     elif name == "cpu_quota":
         import torch
 
         folder = os.environ.get(GROUP_ENV)
         with cgroup.member_of(Path(folder) if folder else None):
             share = cgroup.busy_share(torch.get_num_threads())
-            yield AppliedThrottle(name, percentage, False, None, None, no_wait, share)
+            yield AppliedThrottle(name, percentage, False, None, None, no_wait, share, change=_given_quota)
     elif device_type != "cuda":
         yield AppliedThrottle(name, percentage, False, None, None, no_wait)
     elif name == "green_context":
-        from ringexp.hetero.green_context import green_context
+        from ringexp.hetero.green_context import SmGrant, green_contexts
 
-        with green_context(percentage, device) as grant:
-            yield AppliedThrottle(
-                name, percentage, False, grant.sm_count, grant.sm_total, no_wait, stream=grant.stream
-            )
+        def applied(percentage: float, grant: SmGrant) -> AppliedThrottle:
+            limited = (grant.sm_count, grant.sm_total, no_wait)
+            return AppliedThrottle(name, percentage, False, *limited, stream=grant.stream, change=switched)
+
+        with green_contexts(device) as limit:
+
+            def switched(_: AppliedThrottle, percentage: float) -> AppliedThrottle:
+                return applied(percentage, limit(percentage))
+
+            yield applied(percentage, limit(percentage))
     else:
         index, visible = _visible_sms(device)
         total, cublas_sms = visible, None
@@ -172,6 +198,26 @@ def rank_throttle(name: str, percentage: float, device: str | torch.device) -> I
             check_grant(name, percentage, visible, total, mps.SM_GRANULE)
             cublas_sms = mend_cublas(device)
         yield AppliedThrottle(name, percentage, False, visible, total, no_wait, None, cublas_sms)
+
+
+def _paced(applied: AppliedThrottle, percentage: float) -> AppliedThrottle:
+    applied.pacer.change(percentage)
+    return replace(applied, percentage=percentage)
+
+
+def _given_quota(applied: AppliedThrottle, percentage: float) -> AppliedThrottle:
+    """Raises UserError where the rank may not write its own quota."""
+    import torch
+
+    try:
+        own = cgroup.own_group()
+        cgroup.set_quota(Path(os.environ[GROUP_ENV]), own.version, torch.get_num_threads() * percentage / 100)
+    except OSError as error:
+        raise UserError(
+            f"hetero.throttle=cpu_quota: the quota cannot be changed ({error}); "
+            "use hetero.throttle=cpu_pacing"
+        ) from error
+    return replace(applied, percentage=percentage)
 
 
 def _visible_sms(device: str | torch.device) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.staleness import SPOT_CHECK, Point, deviation, is_stale, spot_point
 from ringexp.calibration.table import SpeedRow, SpeedTable
 from ringexp.config import Config
+from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.workload import Workload, local_inputs
 from ringexp.planning import HopCost, make_plan
@@ -81,7 +82,20 @@ class Calibrator:
                 SpeedTable(config.speeds_file).add(fresh)
             self.session.barrier()
             rows = self._stored(config, keys)
-        return TableSpeeds(config.seq_len, self.session.ranks.percentages, rows)
+        return TableSpeeds(config.seq_len, self.session.percentages, rows)
+
+    def drift_speeds(self, config: Config) -> dict[tuple[float, ...], list[float]]:
+        """Speeds of all ranks, TFLOP/s, at all percentages that a config's timed prompts run at.
+
+        Measured under each as `speeds` does, where the table lacks them; the percentages are then as before.
+        """
+        hetero, before = config.hetero, self.session.percentages
+        found = {}
+        for level in levels(hetero.drift, hetero.percentages, config.repeats):
+            self.session.set_percentages(level)
+            found[tuple(level)] = self.speeds(config, costs=False).lut()
+        self.session.set_percentages(before)
+        return found
 
     def _fitting(self, points: list[Point], config: Config, workload: Workload) -> list[Point]:
         """The points without those large shares that some rank's memory does not hold."""
@@ -125,7 +139,7 @@ class Calibrator:
 
     def _own(self, rows: list[list[SpeedRow]], rank: int) -> list[SpeedRow]:
         """Those of a rank's rows that are of its own percentage."""
-        return _matching(rows[rank], percentage=self.session.ranks.percentages[rank])
+        return _matching(rows[rank], percentage=self.session.percentages[rank])
 
     def _drop_stale(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from statistics import median
 
@@ -11,8 +11,9 @@ import torch
 from ringexp.calibration.source import TableSpeeds
 from ringexp.config import Config, num_chunks
 from ringexp.errors import UserError
-from ringexp.hetero.profiles import label
+from ringexp.hetero.drift import drift_label
 from ringexp.kernels import Kernel
+from ringexp.launch.adapt import Course
 from ringexp.launch.decode import (
     continuations,
     decode,
@@ -21,7 +22,7 @@ from ringexp.launch.decode import (
     decoding_figures,
     tokens_agreeing,
 )
-from ringexp.launch.planning import plan_for
+from ringexp.launch.planning import adaptive_planner, plan_for
 from ringexp.launch.session import Session
 from ringexp.launch.spec import Job
 from ringexp.models.prompt import has_prompt, prompts, starts_of
@@ -33,7 +34,7 @@ from ringexp.ring.transport import LoopbackTransport
 from ringexp.tracking import metrics
 from ringexp.tracking.completed import CompletedRuns
 from ringexp.tracking.environment import environment
-from ringexp.tracking.metrics import Accuracy, Decoding, RunResult
+from ringexp.tracking.metrics import Accuracy, Decoding, Prompt, References, RunResult
 from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
 from ringexp.tracking.tracker import Tracker
 
@@ -45,6 +46,7 @@ def run_job(session: Session, job: Job) -> None:
     if session.rank == 0 and job.run_dir:
         tracker = Tracker(job.run_dir, job.config, session.progress.warn)
     try:
+        session.set_percentages(session.ranks.percentages)
         setting = _prepare(session, job.config, is_run=job.role == "run")
         if tracker:
             plan = setting.plan
@@ -55,6 +57,7 @@ def run_job(session: Session, job: Job) -> None:
         with session.limited_memory(job.config):
             measured = _measure(setting, job.role, tracker)
         _remember(setting, job.role, measured.latency_ms)
+        setting = replace(setting, plan=measured.plan)  # that the output is of
         if job.run_dir:
             result = _result(setting, measured, _check(setting, measured.output), _decoding(setting))
             if tracker:
@@ -70,7 +73,11 @@ def run_job(session: Session, job: Job) -> None:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What a job runs, once speeds are known and the plan is made; x is the whole prompt."""
+    """What a job runs, once speeds are known and the plan is made.
+
+    drift_speeds: speeds at each of the percentages that prompts run at. room: the most tokens a rank. x: the
+    whole prompt.
+    """
 
     session: Session
     config: Config
@@ -78,15 +85,26 @@ class _Setting:
     kernel: Kernel
     source: TableSpeeds
     speeds: list[float]
+    drift_speeds: dict[tuple[float, ...], list[float]]
+    room: list[int | None]
     plan: Plan
     hop: HopCost | None
     x: torch.Tensor
 
-    def ring(self) -> RingContext:
+    def ring(self, plan: Plan | None = None) -> RingContext:
+        """For a plan, the setting's own unless given."""
         session, prefetch_hops = self.session, self.config.transport.prefetch_hops
         return RingContext(
-            self.plan, session.rank, session.transport, self.kernel, session.clock(), prefetch_hops
+            plan or self.plan, session.rank, session.transport, self.kernel, session.clock(), prefetch_hops
         )
+
+    def course(self) -> Course:
+        session, config, planner = self.session, self.config, None
+        if config.partitioner.name == "adaptive":
+            causal, units = self.workload.causal, self.workload.num_units
+            device = session.device.type
+            planner = adaptive_planner(config, self.source, device, causal, units, self.room, self.hop)
+        return Course(session, config, self.workload, self.x, self.ring, self.plan, planner)
 
     @property
     def checker(self) -> int:
@@ -111,16 +129,22 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
         x = padded(prompts(config), session.device)
     else:
         x = workload.inputs(config.seq_len, config.seed)
-    return _Setting(session, config, workload, kernel, source, source.lut(), plan, hop, x)
+    speeds = source.lut()
+    drifting = session.calibrator.drift_speeds(config) if is_run and config.hetero.drift else {}
+    drift_speeds = {tuple(config.hetero.percentages): speeds} | drifting
+    return _Setting(session, config, workload, kernel, source, speeds, drift_speeds, room, plan, hop, x)
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Timings of all ranks, an entry an iteration; peak memory a rank; this rank's latest output."""
+    """Timings of all ranks, and what was set for them, an entry an iteration; peak memory a rank; the latest
+    plan, and this rank's output of it."""
 
     iterations: list[list[IterationTiming]]
+    prompts: list[Prompt]
     back_to_back_ms: float
     peak_memory_bytes: list[int]
+    plan: Plan
     output: torch.Tensor
 
     @property
@@ -135,33 +159,61 @@ class _Measured:
 def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured:
     """Warm-up, then timed iterations, each from a common start and logged as it ends; then all in a row."""
     session, config = setting.session, setting.config
-    ring, local = setting.ring(), local_inputs(setting.x, setting.plan, session.rank)
+    course = setting.course()
     what = config.partitioner.name if role == "run" else f"reference ({role})"
-    what = f"{what}, {config.layout.name}, {label(config.hetero.percentages)}"
+    what = f"{what}, {config.layout.name}, {drift_label(config.hetero.percentages, config.hetero.drift)}"
     session.progress.stage(f"{what}: {config.seq_len} tokens", config.warmup + config.repeats)
     session.reset_peak_memory()
+    references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
     iterations: list[list[IterationTiming]] = []
-    output = torch.empty(0)
-    session.transport.reserve(max(setting.plan.kv_tokens) * setting.workload.memory.kv_token)
-
-    def work() -> torch.Tensor:  # a rank without tokens is not in the ring
-        return setting.workload.forward(local, ring) if setting.plan.tokens[session.rank] else output
-
-    iteration = session.iteration(config, work, ring)
+    prompts: list[Prompt] = []
     for index in range(-config.warmup, config.repeats):
-        session.barrier()
-        session.transport.barrier()
-        output, timing = iteration.run()
-        ranks = session.gather(timing)
+        course.begin(index)
+        plan = course.plan
+        gathered = session.gather((course.run(), course.replan_ms))
+        ranks, replan_ms = [timing for timing, _ in gathered], max(ms for _, ms in gathered)
         if index >= 0:
             iterations.append(ranks)
+            prompts.append(_prompt(setting, plan, ranks, replan_ms, references))
             if tracker:
-                tracker.iteration(index, ranks)
+                tracker.iteration(index, ranks, prompts[-1])
+        if index + 1 < config.repeats:  # the output stays one of the latest plan
+            course.learn([timing.busy_ms for timing in ranks], replan_ms)
         session.progress.advance()
     session.barrier()
     session.transport.barrier()
-    back_to_back_ms = max(session.gather(iteration.back_to_back_ms(config.repeats)))
-    return _Measured(iterations, back_to_back_ms, session.gather(session.peak_memory_bytes()), output)
+    back_to_back_ms = max(session.gather(course.iteration.back_to_back_ms(config.repeats)))
+    peak_memory = session.gather(session.peak_memory_bytes())
+    return _Measured(iterations, prompts, back_to_back_ms, peak_memory, course.plan, course.output)
+
+
+def _prompt(
+    setting: _Setting,
+    plan: Plan,
+    ranks: list[IterationTiming],
+    replan_ms: float,
+    references: References,
+) -> Prompt:
+    """What one iteration ran with, and how well that was."""
+    percentages = setting.session.percentages
+    flops = [setting.workload.flops(plan, rank) for rank in range(plan.world_size)]
+    calibrated = setting.drift_speeds.get(tuple(percentages))
+    efficiency = None
+    if calibrated:
+        single_ms, single_speed = references.single_ms, references.single_speed_tflops
+        latency_ms = metrics.latency_ms(ranks)
+        efficiency = metrics.capacity_efficiency(latency_ms, calibrated, single_ms, single_speed)
+    return Prompt(
+        percentages=percentages,
+        tokens=plan.tokens,
+        speeds=[
+            metrics.tflops(work, timing.busy_ms) if count else None
+            for work, timing, count in zip(flops, ranks, plan.tokens, strict=True)
+        ],
+        calibrated_speeds=calibrated,
+        capacity_efficiency=efficiency,
+        replan_ms=replan_ms,
+    )
 
 
 def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
@@ -292,16 +344,24 @@ def _result(
 ) -> RunResult:
     session, config, plan = setting.session, setting.config, setting.plan
     references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
-    costs, units, hops_ahead = _costs(setting), setting.workload.num_units, config.transport.prefetch_hops
+    costs, units = _costs(setting), setting.workload.num_units
+    predicted_ms = None
+    if costs and not config.hetero.drift:
+        predicted_ms = units * plan.predicted_ms(costs, setting.hop, config.transport.prefetch_hops)
     latency = measured.latency_ms
     medians = metrics.per_rank_medians(measured.iterations)
     flops = sum(setting.workload.flops(plan, rank) for rank in range(plan.world_size))
+    adaptation = metrics.adaptation(measured.prompts, measured.latencies_ms)
+    efficiency = adaptation.capacity_efficiency
+    if not config.hetero.drift:
+        single_ms, single_speed = references.single_ms, references.single_speed_tflops
+        efficiency = metrics.capacity_efficiency(latency, setting.speeds, single_ms, single_speed)
     even_ms = latency if config.partitioner.name == "even" else references.even_ms
     return RunResult(
         latency_ms_median=latency,
         latency_ms_spread=metrics.spread_ms(measured.latencies_ms),
         latency_ms_iterations=measured.latencies_ms,
-        latency_ms_predicted=units * plan.predicted_ms(costs, setting.hop, hops_ahead) if costs else None,
+        latency_ms_predicted=predicted_ms,
         time_to_first_token_ms=latency if config.model.kind == "fms" else None,
         latency_ms_back_to_back=measured.back_to_back_ms,
         hop_latency_ms=session.calibrator.link.latency_ms if session.calibrator.link else None,
@@ -318,9 +378,7 @@ def _result(
         slowdown=metrics.slowdown(latency, references.homogeneous_ms),
         efficiency=metrics.efficiency(medians["busy_ms"], latency),
         speedup_over_even=metrics.speedup_over_even(latency, even_ms),
-        capacity_efficiency=metrics.capacity_efficiency(
-            latency, setting.speeds, references.single_ms, references.single_speed_tflops
-        ),
+        capacity_efficiency=efficiency,
         **medians,
         tflops=metrics.tflops(flops, latency),
         peak_memory_bytes=measured.peak_memory_bytes,
@@ -334,6 +392,7 @@ def _result(
         hop=asdict(setting.hop) if setting.hop else None,
         num_units=units,
         decode=decoding,
+        adaptation=adaptation if config.hetero.drift or config.partitioner.name == "adaptive" else None,
         references=asdict(references),
         speed_model=setting.source.describe_formula() if config.partitioner.name == "formula" else {},
         environment=environment(session.device.type, session.ranks.command),

@@ -48,7 +48,7 @@ def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     with (
         rendezvous(ranks.jobs[0].config.launch.port) as port,
-        host_throttle(ranks.throttle, ranks.percentages, workdir) as extra,
+        host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as extra,
     ):
         environments = {
             rank: _environment(ranks, rank, port) | extra[rank] for rank in range(ranks.world_size)

@@ -8,9 +8,12 @@ from dataclasses import replace
 from ringexp.config import DEFAULT_TILE, Config, num_chunks
 from ringexp.models.prompt import starts_of
 from ringexp.planning import (
+    BY_COST,
     WEIGHTS,
+    AdaptivePlanner,
     HopCost,
     Plan,
+    RankCost,
     SpeedSource,
     apportion,
     balanced_plan,
@@ -33,7 +36,36 @@ def plan_for(
     Raises UserError if the prompt has too few tiles, or does not fit.
     """
     tile = config.tile or DEFAULT_TILE[device_type]
-    plan = _whole_plan(config, source, tile, causal, room, hop)
+    return _in_chunks(config, _whole_plan(config, source, tile, causal, room, hop), tile)
+
+
+def adaptive_planner(
+    config: Config,
+    source: SpeedSource,
+    device_type: str,
+    causal: bool,
+    units: int,
+    room: Sequence[int | None] | None = None,
+    hop: HopCost | None = None,
+) -> AdaptivePlanner:
+    """What `partitioner=adaptive` plans with from prompt to prompt, beginning with `plan_for`'s plan.
+
+    units: how often what costs are about is repeated in a prompt.
+    """
+    tile = config.tile or DEFAULT_TILE[device_type]
+
+    def make(costs: Sequence[RankCost]) -> Plan:
+        return _in_chunks(config, _balanced(config, costs, tile, causal, hop), tile)
+
+    def move(tokens: Sequence[int]) -> Plan:
+        plan = make_plan(config.seq_len, tokens, config.layout.name, causal=causal, starts=starts_of(config))
+        return _in_chunks(config, plan, tile)
+
+    costs = _with_room(source.costs(causal), room)
+    return AdaptivePlanner(config.partitioner.adaptive, costs, make, move, tile, units, hop)
+
+
+def _in_chunks(config: Config, plan: Plan, tile: int) -> Plan:
     chunks = num_chunks(config)
     if chunks == 1:
         return plan
@@ -41,11 +73,24 @@ def plan_for(
         config.seq_len,
         plan.tokens,
         config.layout.name,
-        causal=causal,
+        causal=plan.causal,
         tile=tile,
         chunks=chunks,
         starts=starts_of(config),
     )
+
+
+def _with_room(costs: Sequence[RankCost], room: Sequence[int | None] | None) -> list[RankCost]:
+    """Costs that know what each rank's memory holds."""
+    most = room or [None] * len(costs)
+    return [replace(cost, max_tokens=limit) for cost, limit in zip(costs, most, strict=True)]
+
+
+def _balanced(
+    config: Config, costs: Sequence[RankCost], tile: int, causal: bool, hop: HopCost | None
+) -> Plan:
+    seq_len, layout, ahead = config.seq_len, config.layout.name, config.transport.prefetch_hops
+    return balanced_plan(costs, seq_len, tile, layout, causal, hop, ahead, starts_of(config))
 
 
 def _whole_plan(
@@ -57,20 +102,8 @@ def _whole_plan(
     hop: HopCost | None,
 ) -> Plan:
     """The plan of the whole prompt at once."""
-    if config.partitioner.name == "balanced":
-        costs = list(source.costs(causal))
-        if room:
-            costs = [replace(cost, max_tokens=most) for cost, most in zip(costs, room, strict=True)]
-        return balanced_plan(
-            costs,
-            config.seq_len,
-            tile,
-            config.layout.name,
-            causal,
-            hop,
-            config.transport.prefetch_hops,
-            starts_of(config),
-        )
+    if config.partitioner.name in BY_COST:
+        return _balanced(config, _with_room(source.costs(causal), room), tile, causal, hop)
     weights = list(WEIGHTS[config.partitioner.name](source))
     tokens = apportion(weights, config.seq_len, tile)
     return make_plan(

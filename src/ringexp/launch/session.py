@@ -50,6 +50,8 @@ class Session:
     def __post_init__(self) -> None:
         self._workload: tuple[Any, Workload] | None = None
         self.calibrator = Calibrator(self)
+        self.percentages = self.ranks.percentages
+        """Of all ranks now; drift changes them."""
         self._kernels: dict[BlockShape, str] = {}  # chosen for kernel=auto
         self._expected: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None
 
@@ -80,6 +82,18 @@ class Session:
             return f"{properties.name} {properties.uuid}" if itself else properties.name
         kind = f"{cpu_name()} x{torch.get_num_threads()}"
         return f"{kind} {platform.node()} rank {self.rank}" if itself else kind
+
+    def set_percentages(self, percentages: list[float]) -> bool:
+        """Slow the ranks to these percentages from here on, each its own; returns whether that changes any.
+
+        All ranks call it with the same ones. On CUDA another stream is current then, to capture graphs on.
+        """
+        if percentages == self.percentages:
+            return False
+        self.synchronize()
+        self.throttle = self.throttle.changed(percentages[self.rank])
+        self.percentages = percentages
+        return True
 
     def clock(self) -> Clock:
         """A clock for one iteration."""

@@ -89,12 +89,12 @@ def interface_towards(address: str) -> str | None:
 def _node_throttle(ranks: RankSet, workdir: Path) -> Iterator[list[dict[str, str]]]:
     """The launcher's side of the throttle, once a node; yields the environment of each rank."""
     if ranks.throttle != "mps":  # the others have nothing to share
-        with host_throttle(ranks.throttle, ranks.percentages, workdir) as environments:
+        with host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as environments:
             yield environments
         return
     told = workdir / f"throttle_node_{os.environ['SLURM_NODEID']}.json"
     if os.environ["SLURM_LOCALID"] == "0":
-        with host_throttle(ranks.throttle, ranks.percentages, workdir) as environments:
+        with host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as environments:
             write_atomically(told, json.dumps(environments))
             yield environments
         return

@@ -27,6 +27,7 @@ class RankSet:
     """Ranks that share throttle, device and model, and the jobs they do in order.
 
     throttle and transport are resolved names; device is `cpu` or `cuda`; machine is `machine_facts`.
+    drifting: percentages change in mid-run.
     """
 
     device: str
@@ -36,6 +37,7 @@ class RankSet:
     num_devices: int
     machine: dict[str, Any]
     command: list[str]
+    drifting: bool = False
     jobs: list[Job] = field(default_factory=list)
 
     @property

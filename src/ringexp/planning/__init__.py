@@ -8,6 +8,7 @@ testable in milliseconds.
     for block in plan.blocks(rank=0, source=1): ...
 """
 
+from ringexp.planning.adaptive import AdaptiveConfig, AdaptivePlanner, validate_adaptive
 from ringexp.planning.balanced import balanced_plan
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.cost import RankCost, balance
@@ -23,7 +24,7 @@ from ringexp.planning.memory import (
     rotation_bytes,
     validate_memory_limit,
 )
-from ringexp.planning.partitioners import PARTITIONERS, WEIGHTS, apportion, check_enough_tiles
+from ringexp.planning.partitioners import BY_COST, PARTITIONERS, WEIGHTS, apportion, check_enough_tiles
 from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
 from ringexp.planning.spans import Shard, Span, runs
 from ringexp.planning.speeds import SpeedSource
@@ -31,10 +32,13 @@ from ringexp.planning.timeline import Timeline, carried_ms, simulate
 from ringexp.planning.work import compute_ms
 
 __all__ = [
+    "BY_COST",
     "LAYOUTS",
     "PARTITIONERS",
     "SHARD_MODES",
     "WEIGHTS",
+    "AdaptiveConfig",
+    "AdaptivePlanner",
     "Block",
     "HopCost",
     "Links",
@@ -65,5 +69,6 @@ __all__ = [
     "runs",
     "shards_for",
     "simulate",
+    "validate_adaptive",
     "validate_memory_limit",
 ]

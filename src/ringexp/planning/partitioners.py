@@ -16,7 +16,10 @@ WEIGHTS: dict[str, Callable[[SpeedSource], Sequence[float]]] = {
 }
 """Partitioner name -> weights, to which the shares are proportional."""
 
-PARTITIONERS = (*WEIGHTS, "balanced")
+BY_COST = ("balanced", "adaptive")
+"""Those that split by what work costs, not by weights; `adaptive` goes on doing so while it runs."""
+
+PARTITIONERS = (*WEIGHTS, *BY_COST)
 
 
 def check_enough_tiles(seq_len: int, world_size: int, tile: int) -> None:

@@ -109,7 +109,8 @@ class _Attempt:
 
 def _run_figures(groups: Sequence[tuple[str, Runs]]) -> Iterator[_Attempt]:
     for number, (context, group) in enumerate(groups):
-        for kind in FIGURES:
+        drifting = (group.drift != "").any()
+        for kind in (kind for kind in FIGURES if kind.of_drift == drifting):
             name = kind.name + (f"_{number}" if number else "")
             yield _Attempt(name, kind.title, kind.caption, context, partial(kind.draw, group))
 

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ringexp.config import Config
-from ringexp.hetero.profiles import label
+from ringexp.hetero.drift import drift_label
 from ringexp.planning import Plan
 
 EMULATED = "emulated by pacing: ranks wait, the hardware is not slower"
@@ -35,9 +35,10 @@ class Console:
 
     def heading(self, config: Config, device: str, throttle: str) -> None:
         note = f" ({EMULATED})" if throttle == "cpu_pacing" else ""
+        profile = drift_label(config.hetero.percentages, config.hetero.drift)
         self._out.print(
             f"[bold]{config.model.name}[/bold], {config.seq_len} tokens on {config.world_size} ranks "
-            f"({device}), profile {label(config.hetero.percentages)}, throttle {throttle}{note}"
+            f"({device}), profile {profile}, throttle {throttle}{note}"
         )
 
     @contextmanager
@@ -169,6 +170,9 @@ def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
     if r["exact"] is not None:
         verdict = "exact" if r["exact"] else "WRONG"
         rows.append(("max error", f"{r['error_max_abs']:.2g}", f"against one process in float32: {verdict}"))
+    if a := r.get("adaptation"):
+        cost = f"took {a['replan_ms']:.1f} ms; all prompts with that: {a['total_ms']:.0f} ms"
+        rows.append(("new plans", str(a["replans"]), cost))
     if r.get("decode"):
         rows += _decode_rows(r["decode"])
     if r.get("speed_model"):

@@ -64,6 +64,9 @@ FIGURES = (
 CONTEXT = ("model", "shape", "settings", "world_size", "hardware", "kernel_asked", "transport")
 """Runs that differ in one of these are never compared; kernel=auto may choose another for another length."""
 
+DRIFTING = "speeds that change"
+"""The pattern of profiles with a drift: runs of those are compared with each other only."""
+
 
 def load_runs(folders: Sequence[Path]) -> Runs:
     """Every run under `folders`, in the order of their folders; a run that two of them have counts once.
@@ -87,10 +90,10 @@ def load_runs(folders: Sequence[Path]) -> Runs:
         )
     frame = pd.DataFrame(rows)
     wanted = [*IDENTITY, *FIGURES, "resumed_from", "reason", "exact", "slow_percent", "fast_percent"]
-    wanted += [*CONTEXT, "pattern", "references.single_ms"]
+    wanted += [*CONTEXT, "pattern", "drift", "references.single_ms", "adaptation.total_ms"]
     missing = [name for name in dict.fromkeys(wanted) if name not in frame]
     frame = frame.assign(**dict.fromkeys(missing))
-    for name in (*CONTEXT, *IDENTITY, "run", "reason"):
+    for name in (*CONTEXT, *IDENTITY, "drift", "run", "reason"):
         frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
     numbers: list[str] = [
         *FIGURES,
@@ -139,10 +142,17 @@ def contexts(frame: Runs) -> list[tuple[str, Runs]]:
     import pandas as pd
 
     done = complete(frame)
-    equal = done[done.slow_percent == 100]
+    equal = done[(done.slow_percent == 100) & (done.pattern != DRIFTING)]
     keys, shared = [*CONTEXT, "throttle", "pattern"], [*CONTEXT, "fast_percent"]
-    groups = [group for _, group in done[done.slow_percent != 100].groupby(keys, dropna=False, sort=False)]
-    found = [(group.iloc[0], pd.concat([group, _alike(equal, group.iloc[0], shared)])) for group in groups]
+    groups = [
+        group for _, group in done[~done.index.isin(equal.index)].groupby(keys, dropna=False, sort=False)
+    ]
+    found = []
+    for group in groups:
+        first = group.iloc[0]
+        found.append(
+            (first, group if first.pattern == DRIFTING else pd.concat([group, _alike(equal, first, shared)]))
+        )
     taken = {index for _, group in found for index in group.index}
     rest = equal[~equal.index.isin(taken)]
     found += [(group.iloc[0], group) for _, group in rest.groupby(shared, dropna=False, sort=False)]
@@ -187,7 +197,8 @@ def _one_a_cell(group: Runs) -> Runs:
 
 
 def _named(key: str, value: Any) -> str:
-    words = {"kernel_asked": "kernel {}", "pattern": "ranks at {} %", "world_size": "{:.0f} ranks"}
+    at = "{}" if value == DRIFTING else "ranks at {} %"
+    words = {"kernel_asked": "kernel {}", "pattern": at, "world_size": "{:.0f} ranks"}
     return words.get(key, "{}").format(value)
 
 
@@ -243,14 +254,17 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     percentages = [float(value) for value in config["hetero"]["percentages"]]
+    drift = _drift(config["hetero"].get("drift") or {})
     slowest, fastest = min(percentages), max(percentages)
+    profile = "/".join(f"{value:g}" for value in percentages)
     model = config["model"]
     shape = _shape(model)
     asked = {"prefetch_hops": config["transport"].get("prefetch_hops"), "tile": config.get("tile")}
     asked |= {name: config.get(name) for name in ("cuda_graph", "prompt_lengths")}
     return {
         "model": model["name"],
-        "profile": "/".join(f"{value:g}" for value in percentages),
+        "profile": f"{profile}, {drift}" if drift else profile,
+        "drift": drift,
         "seq_len": config["seq_len"],
         "layout": config["layout"]["name"],
         "partitioner": config["partitioner"]["name"],
@@ -264,8 +278,18 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
         "world_size": len(percentages),
         "slow_percent": 100 * slowest / fastest,
         "fast_percent": fastest,
-        "pattern": _pattern(percentages),
+        "pattern": DRIFTING if drift else _pattern(percentages),
     }
+
+
+def _drift(drift: dict[str, Any]) -> str:
+    """A drift in words, such as "ramp to 100/50 at 10 over 10"; nothing for none."""
+    if drift.get("kind", "none") == "none":
+        return ""
+    to = "/".join(f"{value:g}" for value in drift["to"])
+    return f"{drift['kind']} to {to} at {drift['at']}" + (
+        f" over {drift['over']}" if drift["kind"] != "step" else ""
+    )
 
 
 def _pattern(percentages: Sequence[float]) -> str:

@@ -23,6 +23,8 @@ class Headline:
 def headlines(runs: Runs) -> list[Headline]:
     """Of complete runs that may be compared (`frame.contexts`); those for which the runs have the figures."""
     runs = runs.reset_index(drop=True)
+    if (runs.drift != "").any():
+        return [*_adapted(runs), *_exactness(runs)]
     tokens = runs[runs["shard"] == "tokens"]
     recommended = tokens[(tokens.partitioner == "balanced") & (tokens.layout == "zigzag")]
     return [
@@ -43,6 +45,20 @@ def describe(run: Run) -> str:
     split = ", keys/values only" if run["shard"] == "kv" else ""
     where = f"ranks at {run.profile} %, {int(run.seq_len)} tokens: {run.run}"
     return f"{run.partitioner}, {run.layout}{split}, {where}"
+
+
+def _adapted(runs: Runs) -> list[Headline]:
+    """Time of all prompts of a drift, re-planning included: the balanced plan's over the adaptive one's."""
+    keys = ["profile", "seq_len", "layout"]
+    columns = [*keys, "adaptation.total_ms"]
+    static = runs[runs.partitioner == "balanced"][columns]
+    both = runs[runs.partitioner == "adaptive"].merge(static, on=keys, suffixes=("", ".static"))
+    found = []
+    for _, run in both.iterrows():
+        gain = run["adaptation.total_ms.static"] / run["adaptation.total_ms"]
+        name = f"Adaptive over balanced, {run.drift}"
+        found.append(Headline(name, gain, f"{gain:.2f}x", f"time of all prompts; {describe(run)}"))
+    return found
 
 
 def _best_speedups(runs: Runs) -> list[Headline]:

@@ -138,7 +138,10 @@ class LoopbackTransport:
         key = (length, k.shape, k.dtype)
         if key not in self._repeated:
             index = torch.arange(length, device=k.device) % k.shape[1]
-            self._repeated[key] = torch.stack((k[:, index], v[:, index]))
+            shard = k.new_empty(shard_shape(k, length))
+            for x, into in zip((k, v), shard, strict=True):
+                torch.index_select(x, 1, index, out=into)
+            self._repeated[key] = shard
         return self._repeated[key]
 
     def reserve(self, num_bytes: int) -> None: ...

@@ -25,7 +25,19 @@ from ringexp.tracking.trace import chrome_trace
 RESULTS = "results.json"
 CONFIG = "config.yaml"
 ENDED = ("complete", "failed", "interrupted")
-ITERATION_FIELDS = ("iteration", "rank", "latency_ms", "busy_ms", "comm_ms", "idle_ms")
+ITERATION_FIELDS = (
+    "iteration",
+    "rank",
+    "latency_ms",
+    "busy_ms",
+    "comm_ms",
+    "idle_ms",
+    "percentage",
+    "tokens",
+    "speed_tflops",
+    "capacity_efficiency",
+    "replan_ms",
+)
 LAYER_FIELDS = ("iteration", "rank", "layer", "linear_ms", "attention_ms", "wait_ms")
 HOP_FIELDS = (
     "iteration",
@@ -93,11 +105,14 @@ class RunFiles:
         document = {"status": status, **values}
         write_atomically(self.run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
 
-    def add_iteration(self, iteration: int, ranks: Sequence[IterationTiming]) -> None:
+    def add_iteration(self, iteration: int, ranks: Sequence[IterationTiming], prompt: metrics.Prompt) -> None:
         latency = metrics.latency_ms(ranks)
         for rank, timing in enumerate(ranks):
             comm, idle = metrics.comm_ms(timing), metrics.idle_ms(ranks, rank)
-            self._iterations.add((iteration, rank, latency, timing.busy_ms, comm, idle))
+            times = (latency, timing.busy_ms, comm, idle)
+            set_for = (prompt.percentages[rank], prompt.tokens[rank], prompt.speeds[rank])
+            whole = (prompt.capacity_efficiency, prompt.replan_ms)
+            self._iterations.add((iteration, rank, *times, *set_for, *whole))
             for layer, times in enumerate(metrics.by_layer(timing)):
                 self._layers.add((iteration, rank, layer, *times))
             for layer, hops in groupby(timing.hops, lambda hop: hop.layer):

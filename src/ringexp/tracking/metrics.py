@@ -142,6 +142,50 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What one timed iteration ran with; lists have one entry a rank.
+
+    speeds: TFLOP/s while it computed, by its busy time; None without tokens. calibrated_speeds: measured
+    before the run at these percentages, None where they were not. capacity_efficiency: by those. replan_ms:
+    what the slowest rank took to change to this plan; 0: it was there already.
+    """
+
+    percentages: list[float]
+    tokens: list[int]
+    speeds: list[float | None]
+    calibrated_speeds: list[float] | None
+    capacity_efficiency: float | None
+    replan_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A run whose speeds or plans change: all its timed iterations.
+
+    replans: plans that took the place of another. replan_ms: their cost together. total_ms: latencies and
+    that. capacity_efficiency: capacity-ideal time of all prompts / their latencies.
+    """
+
+    replans: int
+    replan_ms: float
+    total_ms: float
+    capacity_efficiency: float | None
+    prompts: list[Prompt]
+
+
+def adaptation(prompts: Sequence[Prompt], latencies: Sequence[float]) -> Adaptation:
+    """The iterations of a run taken together."""
+    replan = [prompt.replan_ms for prompt in prompts if prompt.replan_ms]
+    known = [
+        (prompt.capacity_efficiency * latency, latency)
+        for prompt, latency in zip(prompts, latencies, strict=True)
+        if prompt.capacity_efficiency is not None
+    ]
+    efficiency = sum(ideal for ideal, _ in known) / sum(latencies) if len(known) == len(latencies) else None
+    return Adaptation(len(replan), sum(replan), sum(latencies) + sum(replan), efficiency, list(prompts))
+
+
+@dataclass(frozen=True)
 class References:
     """What slowdown, speedup and capacity efficiency are measured against; None where not measured."""
 
@@ -195,6 +239,7 @@ class RunResult:
     hop: dict[str, Any] | None
     num_units: int
     decode: Decoding | None = None
+    adaptation: Adaptation | None = None
     references: dict[str, float | None] = field(default_factory=dict)
     speed_model: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)

@@ -88,4 +88,5 @@ def even_facts(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
         "percentages": config.hetero.percentages,
         "throttle": config.hetero.throttle,
         "shard": config.shard,
+        **({"drift": asdict(config.hetero.drift), "prompts": config.repeats} if config.hetero.drift else {}),
     }

@@ -10,11 +10,11 @@ from typing import Any
 
 from ringexp.config import Config
 from ringexp.errors import Interrupted
-from ringexp.hetero.profiles import label
+from ringexp.hetero.drift import drift_label
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.files import RunFiles
-from ringexp.tracking.metrics import RunResult
+from ringexp.tracking.metrics import Prompt, RunResult
 from ringexp.tracking.wandb_run import WandbRun
 
 
@@ -30,7 +30,7 @@ class Tracker:
         self._profiled: list[Sequence[IterationTiming]] | None = [] if config.profile else None
         tags = (
             config.model.name,
-            label(config.hetero.percentages),
+            drift_label(config.hetero.percentages, config.hetero.drift),
             config.partitioner.name,
             config.layout.name,
         )
@@ -42,13 +42,18 @@ class Tracker:
         self._planned = values
         self._files.write_results("planned", values)
 
-    def iteration(self, index: int, ranks: Sequence[IterationTiming]) -> None:
-        self._files.add_iteration(index, ranks)
+    def iteration(self, index: int, ranks: Sequence[IterationTiming], prompt: Prompt) -> None:
+        self._files.add_iteration(index, ranks, prompt)
         if self._profiled is not None:
             self._profiled.append(ranks)
         self._latencies_ms.append(metrics.latency_ms(ranks))
-        values = {"iteration": index, "latency_ms": self._latencies_ms[-1]}
+        values: dict[str, Any] = {"iteration": index, "latency_ms": self._latencies_ms[-1]}
+        values["capacity_efficiency"] = prompt.capacity_efficiency
+        values["replan_ms"] = prompt.replan_ms
         for rank, timing in enumerate(ranks):
+            values[f"rank_{rank}/percentage"] = prompt.percentages[rank]
+            values[f"rank_{rank}/tokens"] = prompt.tokens[rank]
+            values[f"rank_{rank}/speed_tflops"] = prompt.speeds[rank]
             values[f"rank_{rank}/busy_ms"] = timing.busy_ms
             values[f"rank_{rank}/comm_ms"] = metrics.comm_ms(timing)
             values[f"rank_{rank}/idle_ms"] = metrics.idle_ms(ranks, rank)

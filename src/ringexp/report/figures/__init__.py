@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ringexp.report.figures import comparisons, curves, timeline
+from ringexp.report.figures import adaptation, comparisons, curves, timeline
 from ringexp.report.figures.calibration import calibration_curves
 from ringexp.report.frame import Runs
 
@@ -20,12 +20,16 @@ __all__ = ["FIGURES", "FigureKind", "calibration_curves"]
 
 @dataclass(frozen=True)
 class FigureKind:
-    """name: of its PNG; caption: what to see in it, and what it is relative to."""
+    """name: of its PNG; caption: what to see in it, and what it is relative to.
+
+    of_drift: whether it is of runs whose speeds change, which other figures are not of.
+    """
 
     name: str
     title: str
     caption: str
     draw: Callable[[Runs], Figure | None]
+    of_drift: bool = False
 
 
 _IDEAL = "Light blue: what the ranks' summed measured speed would allow."
@@ -105,6 +109,13 @@ FIGURES: Sequence[FigureKind] = (
         "What the ranks did",
         "One iteration of median latency each; time runs from left to right on a scale of its own.",
         timeline.ring_timelines,
+    ),
+    FigureKind(
+        "adaptation",
+        "Speeds that change in mid-run",
+        f"Above each prompt's latency (the highest 3 % may be cut off), below its split. {_IDEAL}",
+        adaptation.adaptation,
+        of_drift=True,
     ),
 )
 """In the order of the page. Calibration curves come after them: their rows are not those of runs."""

@@ -1,0 +1,89 @@
+"""Drift: percentages that change in mid-run, as a function of the prompt. Pure Python.
+
+    drift = DriftConfig("step", to=[100, 50], at=10)
+    percentages_at(drift, [100, 100], 9)   ->  [100.0, 100.0]
+    percentages_at(drift, [100, 100], 10)  ->  [100.0, 50.0]
+
+Prompts are counted from 0 over the timed ones; warm-up is before all of them. A kind of drift is a row in
+PARTS: which part of the way from the profile's percentages to `to` the ranks have gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ringexp.errors import UserError
+from ringexp.hetero.profiles import label, validate_percentages
+
+CHANGEABLE = ("green_context", "cpu_pacing", "cpu_quota")
+"""Throttles whose percentage can change in a process."""
+
+PARTS: dict[str, Callable[[int, int], float]] = {
+    "none": lambda since, over: 0.0,
+    "step": lambda since, over: 1.0,
+    "ramp": lambda since, over: min((since + 1) / over, 1.0),
+    "flapping": lambda since, over: float(since // over % 2 == 0),
+    "recovery": lambda since, over: float(since < over),
+}
+"""Kind -> how far the ranks have gone, 0 to 1, `since` prompts after the first change."""
+
+
+@dataclass
+class DriftConfig:
+    """How the ranks' percentages change while a run is under way."""
+
+    kind: str = "none"  # none | step | ramp | flapping | recovery
+    to: list[float] = field(default_factory=list)  # the percentages that ranks drift to, one a rank
+    at: int = 10  # the timed prompt, from 0, that is the first to run at others
+    over: int = 10  # prompts of a ramp, at each level of flapping, and until recovery
+
+    def __bool__(self) -> bool:
+        return self.kind != "none"
+
+
+def percentages_at(drift: DriftConfig, percentages: Sequence[float], prompt: int) -> list[float]:
+    """Percentages of all ranks at a prompt; below 0: in warm-up. A ramp goes in whole percents."""
+    if not drift or prompt < drift.at:
+        return [float(value) for value in percentages]
+    part = PARTS[drift.kind](prompt - drift.at, drift.over)
+    return [
+        float(end if part == 1 else round(start + part * (end - start)) if part else start)
+        for start, end in zip(percentages, drift.to, strict=True)
+    ]
+
+
+def levels(drift: DriftConfig, percentages: Sequence[float], prompts: int) -> list[list[float]]:
+    """All different percentages that so many prompts run at, in the order of the schedule."""
+    found = {tuple(percentages_at(drift, percentages, prompt)): None for prompt in range(prompts)}
+    return [list(level) for level in found]
+
+
+def drift_label(percentages: Sequence[float], drift: DriftConfig | None = None) -> str:
+    """A profile's name in file names and tables, with its drift: "100_100_step_100_50"."""
+    name = label(percentages)
+    return f"{name}_{drift.kind}_{label(drift.to)}" if drift else name
+
+
+def validate_drift(drift: DriftConfig, percentages: Sequence[float], throttle: str) -> None:
+    """Raises UserError, naming the setting, for a drift that no run could have."""
+    if drift.kind not in PARTS:
+        raise UserError(f"hetero.drift.kind={drift.kind} is unknown; choose one of {', '.join(PARTS)}")
+    if not drift:
+        return
+    if len(drift.to) != len(percentages):
+        raise UserError(
+            f"hetero.drift.to={list(drift.to)} must have one percentage a rank, as "
+            f"hetero.percentages={list(percentages)} has"
+        )
+    validate_percentages(drift.to, "hetero.drift.to")
+    for name in ("at", "over"):
+        least = {"at": 0, "over": 1}[name]
+        if getattr(drift, name) < least:
+            raise UserError(f"hetero.drift.{name}={getattr(drift, name)} must be at least {least}")
+    if throttle not in ("auto", *CHANGEABLE):
+        why = {"mps": "a process keeps the MPS percentage it was started with"}
+        raise UserError(
+            f"hetero.throttle={throttle} cannot drift ({why.get(throttle, 'it slows nothing')}): use "
+            f"{', '.join(CHANGEABLE)} or auto, or hetero.drift.kind=none"
+        )

@@ -1,0 +1,104 @@
+"""Speeds that change in mid-run: each prompt's latency, and who had which part of it."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ringexp.report.figures import style
+from ringexp.report.frame import Run, Runs
+
+MOST = 4
+"""Profiles that are shown side by side."""
+
+SHOWN = 0.97
+"""Part of the latencies that the axis has room for: single odd prompts would flatten all others."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """Of one run, an entry a prompt; shares are [rank][prompt], ideal_ms is empty where it is not known."""
+
+    latency_ms: list[float]
+    ideal_ms: list[float]
+    shares: list[list[float]]
+
+
+def adaptation(runs: Runs) -> Figure | None:
+    """A column a profile that drifts, at the longest prompt, on the layout of most runs."""
+    runs = runs[(runs.drift != "") & (runs["shard"] == "tokens")]
+    if runs.empty:
+        return None
+    runs = runs[(runs.seq_len == runs.seq_len.max()) & (runs.layout == runs.layout.mode().iloc[0])]
+    profiles = list(dict.fromkeys(runs.profile))[:MOST]
+    figure, (above, below) = style.new_figure(2, len(profiles), width=4.6, height=2.7, sharex="col")
+    drawn: set[str] = set()
+    ideal: list[Artist] = []
+    for upper, lower, profile in zip(above, below, profiles, strict=True):
+        mine = runs[runs.profile == profile]
+        ideal_ms: list[float] = []
+        latencies_ms: list[float] = []
+        for name in style.ordered(mine.partitioner):
+            course = read_course(mine[mine.partitioner == name].iloc[-1])
+            if course:
+                _draw(upper, lower, name, course)
+                ideal_ms = ideal_ms or course.ideal_ms
+                latencies_ms += course.latency_ms
+                drawn.add(name)
+        if ideal_ms:
+            ideal = [style.ideal_handle("capacity ideal")]
+            upper.plot(range(len(ideal_ms)), ideal_ms, label="capacity ideal", **style.IDEAL)
+        upper.set_title(profile.replace(", ", ":\n", 1), fontsize=10)
+        if latencies_ms:
+            upper.set_ylim(0, 1.15 * sorted(latencies_ms)[int(SHOWN * (len(latencies_ms) - 1))])
+        lower.set_ylim(0, 1)
+        lower.set_xlabel("prompt")
+    if not drawn:
+        return None
+    above[0].set_ylabel("latency, ms")
+    below[0].set_ylabel("part of the tokens, a line a rank")
+    style.legend(figure, style.ordered(drawn), [], ideal)
+    return figure
+
+
+def _draw(upper: Axes, lower: Axes, name: str, course: Course) -> None:
+    width = 2.0 if name == "adaptive" else 1.2
+    look = {"color": style.colour(name), "linewidth": width, "zorder": 3 if name == "adaptive" else 2}
+    prompts = range(len(course.latency_ms))
+    upper.plot(prompts, course.latency_ms, label=name, **look)
+    for rank, shares in enumerate(course.shares):
+        line = "-" if rank == 0 else (0, (4, 1.5 * rank))
+        lower.plot(
+            prompts, shares, label=f"{name}, rank {rank}", linestyle=line, drawstyle="steps-mid", **look
+        )
+    if name == "adaptive" and course.shares:
+        for rank, shares in enumerate(course.shares):
+            lower.annotate(f"rank {rank}", (prompts[-1], shares[-1]), fontsize=8, ha="right", va="bottom")
+
+
+def read_course(run: Run) -> Course | None:
+    """From a run's iterations.csv; None where that is missing, older, or cut off."""
+    folder = Path(run.resumed_from if isinstance(run.resumed_from, str) else run.folder)
+    try:
+        with (folder / "iterations.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        ranks = int(run.world_size)
+        first = [row for row in rows if row["rank"] == "0"]
+        latency_ms = [float(row["latency_ms"]) for row in first]
+        shares = [
+            [int(row["tokens"]) / int(run.seq_len) for row in rows if row["rank"] == str(rank)]
+            for rank in range(ranks)
+        ]
+        efficiency = [row["capacity_efficiency"] for row in first]
+    except (OSError, KeyError, ValueError, TypeError):
+        return None
+    if not latency_ms or any(len(each) != len(latency_ms) for each in shares):
+        return None
+    known = all(efficiency)
+    ideal_ms = [float(part) * ms for part, ms in zip(efficiency, latency_ms, strict=True)] if known else []
+    return Course(latency_ms, ideal_ms, shares)
