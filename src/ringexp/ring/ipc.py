@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ringexp.planning import ring_members
 from ringexp.ring import cuda_driver as driver
 from ringexp.ring.stream import HopStream, recorded
-from ringexp.ring.transport import Arrival, Route, Transfer
+from ringexp.ring.transport import Arrival, Route, Transfer, lay_out, shard_shape
 
 _FLAG_BYTES = 4
 _ALIGNMENT = 512
@@ -52,15 +52,12 @@ class IpcTransport:
         num_bytes = 2 * k.nbytes
         self.reserve(num_bytes // k.shape[1] * max(tokens))
         peers = [peer for peer in ring_members(tokens) if peer != self._rank]
-
-        def send(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        sent = self._outbox(num_bytes).view(k.dtype).view(shard_shape(k, k.shape[1]))
+        if peers:
             self._reclaim(peers)
-            shard = self._outbox(num_bytes).view(k.dtype).view(2, *k.shape)
-            torch.stack((k, v), out=shard)
+            lay_out(k, v, sent)
             self._publish(peers)
-            return shard
-
-        return self._hops.circulate(k, v, tokens, prefetch_hops, send, self._receive)
+        return self._hops.circulate(k, v, sent, tokens, prefetch_hops, self._receive)
 
     def _receive(self, shards: Sequence[torch.Tensor], hop: int, route: Route) -> torch.cuda.Event:
         source = route.source(hop)

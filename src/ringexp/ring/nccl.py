@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from ringexp.planning import ring_members
 from ringexp.ring.stream import HopStream, recorded
-from ringexp.ring.transport import Arrival, Route, Transfer, resolved
+from ringexp.ring.transport import Arrival, Route, Transfer, lay_out, resolved, shard_shape
 
 
 class NcclTransport:
@@ -27,10 +28,10 @@ class NcclTransport:
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        def send(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return torch.stack((k, v))
-
-        return self._hops.circulate(k, v, tokens, prefetch_hops, send, self._receive)
+        sent = k.new_empty(shard_shape(k, k.shape[1]))
+        if len(ring_members(tokens)) > 1:
+            lay_out(k, v, sent)
+        return self._hops.circulate(k, v, sent, tokens, prefetch_hops, self._receive)
 
     def reserve(self, num_bytes: int) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -10,9 +10,6 @@ import torch
 
 from ringexp.ring.timing import Origin
 from ringexp.ring.transport import Arrival, Route, Transfer, shard_shape
-
-Send = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Lay keys and values out as the shard [2, B, L, Hkv, D] that goes to others, on the current stream."""
 
 
 class ReceiveHop(Protocol):
@@ -33,20 +30,16 @@ class HopStream:
         self,
         k: torch.Tensor,
         v: torch.Tensor,
+        sent: torch.Tensor,
         tokens: Sequence[int],
         prefetch_hops: int | None,
-        send: Send,
         receive: ReceiveHop,
     ) -> Iterator[tuple[int, Arrival]]:
-        """As `Transport.circulate`. The rank's own keys and values are sent off beside what it computes."""
+        """As `Transport.circulate`; `sent` is the rank's own shard [2, B, L, Hkv, D] as it goes to others."""
         route = Route.of(tokens, self._rank)
         compute = torch.cuda.current_stream(self._device)
-        shards: list[torch.Tensor] = []
+        shards = [sent]
         arrived: list[torch.cuda.Event] = []
-        if route.hops:  # k and v live until the first arrival, and that comes after this
-            self.stream.wait_stream(compute)
-            with torch.cuda.stream(self.stream):
-                shards.append(send(k, v))
 
         def post() -> None:  # the next hop, in order on the transfer stream
             hop = len(shards)

@@ -105,6 +105,12 @@ def shard_shape(k: torch.Tensor, tokens: int) -> tuple[int, ...]:
     return (2, k.shape[0], tokens, *k.shape[2:])
 
 
+def lay_out(k: torch.Tensor, v: torch.Tensor, shard: torch.Tensor) -> None:
+    """Copy keys and values into the shard that is sent: two copies are far faster than `torch.stack`."""
+    shard[0].copy_(k)
+    shard[1].copy_(v)
+
+
 def resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """The group itself; None means the default one."""
     found = group if group is not None else dist.group.WORLD
