@@ -141,6 +141,7 @@ def replayed(
     from fms.utils.generation import pad_input_ids
 
     from ringexp.models.generation import generate
+    from ringexp.ring.groups import close
     from ringexp.ring.ipc import IpcTransport
 
     how = {"device_type": "cuda", "transport": "ipc"}
@@ -169,8 +170,7 @@ def replayed(
         use_cache=True,
         extra_kwargs=padding,
     )
-    assert model._transport is not None
-    model._transport.close()
+    close(model.distributed_strategy.group)
     return tokens | {"alone": alone.cpu()}, replays
 
 
