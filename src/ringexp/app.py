@@ -12,7 +12,7 @@ from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
 from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config, HeteroConfig
 from ringexp.errors import RunFailed, UserError
-from ringexp.hetero.throttle import resolve_throttle
+from ringexp.hetero.throttle import IN_PROCESS, resolve_throttle
 from ringexp.launch.local import run_ranks
 from ringexp.launch.planning import plan_for
 from ringexp.launch.spec import Job, RankSet
@@ -164,7 +164,8 @@ def outcome(run_dir: Path) -> Outcome:
 def rank_sets(runs: Sequence[tuple[Config, Path]], place: Place) -> list[RankSet]:
     """The sets of ranks to start, in order, each with its jobs: a run's references, then the run itself.
 
-    Runs that share throttle, profile and model share ranks. Remembered references are not measured again.
+    Runs that share throttle, profile and model share ranks; where CPUs are paced any profile will do.
+    Remembered references are not measured again.
     """
     sets: dict[str, RankSet] = {}
     asked: set[Path] = set()
@@ -177,32 +178,36 @@ def rank_sets(runs: Sequence[tuple[Config, Path]], place: Place) -> list[RankSet
         asked.add(path)
         return True
 
+    def add(config: Config, role: str, machine: dict[str, Any], run_dir: Path | None = None) -> None:
+        throttle = _throttle(config, _device(config))
+        _set_for(config, throttle, sets, machine, place).jobs.append(Job(config, role, throttle, run_dir))
+
     for config, run_dir in runs:
         machine = machines[_device(config)]
         even = replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
         even = replace(even, memory_limit_gib=None)
         if lacking("single", single_facts(config, machine), config):
-            single = replace(even, hetero=_one_device(config), shard="tokens")
-            _set_for(single, sets, machine, place).jobs.append(Job(single, "single"))
+            add(replace(even, hetero=_one_device(config), shard="tokens"), "single", machine)
         mixed = config.hetero.is_measured  # there is no ring of equal devices to measure against
         if not mixed and lacking("homogeneous", homogeneous_facts(config, machine), config):
-            homogeneous = replace(even, hetero=_full_speed(config, place), shard="tokens")
-            _set_for(homogeneous, sets, machine, place).jobs.append(Job(homogeneous, "homogeneous"))
-        ranks = _set_for(config, sets, machine, place)
+            add(replace(even, hetero=_full_speed(config, place), shard="tokens"), "homogeneous", machine)
         if config.partitioner.name == "even":
             asked.add(ReferenceStore(config.references_dir).path("even", even_facts(config, machine)))
         elif lacking("even", even_facts(config, machine), config):
-            ranks.jobs.append(Job(even, "even"))
-        ranks.jobs.append(Job(config, "run", run_dir))
+            add(even, "even", machine)
+        add(config, "run", machine, run_dir)
     return list(sets.values())
 
 
-def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any], place: Place) -> RankSet:
+def _set_for(
+    config: Config, throttle: str, sets: dict[str, RankSet], machine: dict[str, Any], place: Place
+) -> RankSet:
     """The set of ranks in `sets` that can run this config; a new one if none can."""
     device = _device(config)
+    any_profile = device == "cpu" and throttle in IN_PROCESS
     ranks = RankSet(
         device=device,
-        throttle=_throttle(config, device),
+        throttle="cpu_pacing" if any_profile else throttle,
         transport=_transport(config, device, place),
         percentages=[float(p) for p in config.hetero.percentages],
         drifting=bool(config.hetero.drift),
@@ -210,8 +215,8 @@ def _set_for(config: Config, sets: dict[str, RankSet], machine: dict[str, Any], 
         machine=machine,
         command=place.command,
     )
-    shared = [ranks.throttle, ranks.percentages, ranks.drifting, ranks.transport, device]
-    shared += [asdict(config.model), config.seed]
+    profile = [ranks.world_size] if any_profile else [ranks.percentages, ranks.drifting]
+    shared = [ranks.throttle, profile, ranks.transport, device, asdict(config.model), config.seed]
     return sets.setdefault(json.dumps(shared, sort_keys=True), ranks)
 
 

@@ -44,6 +44,9 @@ DEVICE_OF_THROTTLE = {
 `none` takes devices of one name for equal, `measured` measures every single one.
 """
 
+IN_PROCESS = ("none", "cpu_pacing")
+"""On a CPU these are each rank's own affair: one process can go from any percentage to any other."""
+
 GROUP_ENV = "RINGEXP_CGROUP"
 """The control group that a rank has to join."""
 

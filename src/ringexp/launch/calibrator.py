@@ -48,7 +48,7 @@ class Calibrator:
         self._measurements = 0
         self.link: LinkCost | None = None
         """What hops cost; None before they were measured."""
-        self._checked: set[str] = set()  # shapes whose stored speeds were tried out
+        self._checked: set[Any] = set()  # shapes, and profiles, whose stored speeds were tried out
 
     def speeds(self, config: Config, costs: bool) -> TableSpeeds:
         """Speeds of all ranks for this config, and costs: from the table, after measuring what it lacks.
@@ -151,13 +151,14 @@ class Calibrator:
     ) -> bool:
         """Check one stored point of each rank, once a shape; forget the rows of ranks it is wrong for."""
         shape = keys[0]["shape"]
-        if shape in self._checked or not config.calibration.spot_check:
+        checking = shape, self.session.throttle.name, tuple(self.session.percentages)
+        if checking in self._checked or not config.calibration.spot_check:
             return False
         own = [self._own(rows, rank) for rank in self._everyone]
         longest = max(config.seq_len, *lengths_of(config))  # that the workload was built for
         point = spot_point([[row for row in mine if row.length <= longest] for mine in own], config.seq_len)
         if point or not any(own):
-            self._checked.add(shape)
+            self._checked.add(checking)
         if point is None:
             return False
         self.session.progress.stage(f"checking a stored speed of each of {self.session.world_size} ranks")

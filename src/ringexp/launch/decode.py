@@ -6,17 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import torch
 
 from ringexp.config import Config, FmsModelConfig
 from ringexp.launch.session import Session
 from ringexp.models.checkpoint_folder import load_tokenizer
-from ringexp.models.fms_workload import FmsWorkload
 from ringexp.models.generation import Decoder
 from ringexp.models.workload import LocalInputs, Workload, local_inputs
 from ringexp.ring.prefill import RingContext
 from ringexp.tracking.metrics import Decoding
+
+if TYPE_CHECKING:
+    from ringexp.models.fms_workload import FmsWorkload
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,14 @@ def decode(session: Session, decoder: Decoder, local: LocalInputs, count: int) -
 
 
 def decoder_of(workload: Workload, ring: RingContext, speeds: Sequence[float] = ()) -> Decoder:
+    return _generating(workload).decoder(ring, speeds)
+
+
+def _generating(workload: Workload) -> FmsWorkload:
+    from ringexp.models.fms_workload import FmsWorkload  # a second of imports, for whole models alone
+
     assert isinstance(workload, FmsWorkload), "a single layer generates nothing"
-    return workload.decoder(ring, speeds)
+    return workload
 
 
 def decode_together(
@@ -91,10 +100,9 @@ def tokens_agreeing(
     """How many tokens the rank `checker` alone would have chosen too; parts: the prompt without padding."""
     mine, agreeing = ranks[session.rank], 0
     if session.rank == checker:
-        assert isinstance(workload, FmsWorkload)
         assert mine is not None
         tokens = torch.tensor(mine.tokens, device=session.device).split([len(x) for x in parts])
-        agreeing = sum(map(workload.agreeing, parts, tokens))
+        agreeing = sum(map(_generating(workload).agreeing, parts, tokens))
     return session.gather(agreeing)[checker]
 
 

@@ -46,7 +46,7 @@ def run_job(session: Session, job: Job) -> None:
     if session.rank == 0 and job.run_dir:
         tracker = Tracker(job.run_dir, job.config, session.progress.warn)
     try:
-        session.set_percentages(session.ranks.percentages)
+        session.take_up(job)
         setting = _prepare(session, job.config, is_run=job.role == "run")
         if tracker:
             plan = setting.plan

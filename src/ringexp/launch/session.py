@@ -17,7 +17,7 @@ from ringexp.hetero.throttle import AppliedThrottle
 from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.launch.calibrator import Calibrator, lengths_of
 from ringexp.launch.progress import ProgressWriter
-from ringexp.launch.spec import RankSet
+from ringexp.launch.spec import Job, RankSet
 from ringexp.machine import cpu_name
 from ringexp.models.workload import Workload, make_workload
 from ringexp.planning import MemoryNeed
@@ -83,6 +83,12 @@ class Session:
         kind = f"{cpu_name()} x{torch.get_num_threads()}"
         return f"{kind} {platform.node()} rank {self.rank}" if itself else kind
 
+    def take_up(self, job: Job) -> None:
+        """Slow the ranks as a job asks; all ranks call it."""
+        self.set_percentages([float(value) for value in job.config.hetero.percentages])
+        emulated = job.throttle == "cpu_pacing"
+        self.throttle = replace(self.throttle, name=job.throttle, emulated=emulated)
+
     def set_percentages(self, percentages: list[float]) -> bool:
         """Slow the ranks to these percentages from here on, each its own; returns whether that changes any.
 
@@ -143,7 +149,7 @@ class Session:
             return self._kernels[shape]
         facts = {
             "machine": self.ranks.machine,
-            "percentages": self.ranks.percentages,
+            "percentages": self.percentages,
             "throttle": self.ranks.throttle,
             "kernels": names,
             "shape": {**asdict(shape), "dtype": config.model.dtype},

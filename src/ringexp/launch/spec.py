@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,22 @@ class Job:
     """One config to run.
 
     role: `run` is tracked in run_dir; the references `single`, `homogeneous` and `even` are only remembered.
+    throttle: the resolved name.
     """
 
     config: Config
     role: str
+    throttle: str
     run_dir: Path | None = None
 
 
 @dataclass(frozen=True)
 class RankSet:
-    """Ranks that share throttle, device and model, and the jobs they do in order.
+    """Ranks that share device and model, and the jobs they do in order.
 
     throttle and transport are resolved names; device is `cpu` or `cuda`; machine is `machine_facts`.
-    drifting: percentages change in mid-run.
+    throttle, percentages: as the ranks begin; paced ranks take those of each job. drifting: percentages
+    change in mid-run.
     """
 
     device: str
@@ -58,7 +61,9 @@ class RankSet:
     def from_json(cls, text: str) -> RankSet:
         document = json.loads(text)
         jobs = [
-            Job(from_dict(job["config"]), job["role"], Path(job["run_dir"]) if job["run_dir"] else None)
+            replace(
+                Job(**job), config=from_dict(job["config"]), run_dir=job["run_dir"] and Path(job["run_dir"])
+            )
             for job in document.pop("jobs")
         ]
         return cls(**document, jobs=jobs)

@@ -16,8 +16,7 @@ from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
-from ringexp.models.strategy import broadcast_weights
-from ringexp.models.workload import LocalInputs
+from ringexp.models.workload import LocalInputs, broadcast_weights
 from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, ring_token_bytes, rotation_bytes
 from ringexp.ring.prefill import RingContext, ring_attention
 from ringexp.ring.shards import shard

@@ -19,8 +19,7 @@ from ringexp.models.checkpoint import load_checkpoint
 from ringexp.models.generation import Decoder, prefill_with_cache
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
-from ringexp.models.strategy import broadcast_weights
-from ringexp.models.workload import LocalInputs
+from ringexp.models.workload import LocalInputs, broadcast_weights
 from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, rotation_bytes
 from ringexp.ring.prefill import RingContext
 

@@ -25,7 +25,7 @@ from ringexp.models.checkpoint import load_checkpoint
 from ringexp.models.facts import check_supported, head_dim_of
 from ringexp.models.generation import Decoder
 from ringexp.models.rotary import fuse_rotary
-from ringexp.models.workload import rope_positions
+from ringexp.models.workload import broadcast_weights, rope_positions
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import NoClock
 from ringexp.ring.groups import place_in, transport_of
@@ -230,12 +230,3 @@ def _from_folder(
     """A Hugging Face folder's model, by the arguments that FMS has for it."""
     dtype = getattr(torch, data_type) if isinstance(data_type, str) else data_type
     return load_checkpoint(model_path, torch.device(device_type), dtype, max_expected_seq_len or seq_len)
-
-
-def broadcast_weights(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Give every rank rank 0's parameters and buffers."""
-    if not dist.is_initialized():
-        return
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor, group=group, group_src=0)

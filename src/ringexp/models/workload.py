@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
 from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
 from ringexp.planning import MemoryNeed, Plan
@@ -99,6 +101,15 @@ def unpadded(x: torch.Tensor, plan: Plan) -> list[torch.Tensor]:
     if not plan.starts:
         return [x]
     return [x[index : index + 1, start:] for index, start in enumerate(plan.starts)]
+
+
+def broadcast_weights(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+    """Give every rank rank 0's parameters and buffers."""
+    if not dist.is_initialized():
+        return
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor, group=group, group_src=0)
 
 
 def make_workload(config: ModelConfig, seq_len: int, device: torch.device, seed: int) -> Workload:
