@@ -27,7 +27,7 @@ from support.browser import dom
 from support.calibration_rows import cost_rows
 from support.run_folders import write_run
 
-CASES = 200
+CASES = 600
 COSTS = (RankCost(0.1, 2.4e-4, 3e-8), RankCost(0.1, 5e-4, 7e-8))
 """Of the report's two ranks."""
 
@@ -43,6 +43,7 @@ class Setting:
     speeds: Sequence[float]
     rank_costs: Sequence[RankCost]
     hop: HopCost
+    causal: bool = True
 
     @property
     def percentages(self):
@@ -61,14 +62,15 @@ class Setting:
         partitioner, layout = PartitionerConfig(self.split), LayoutConfig(self.layout)
         config = Config(partitioner=partitioner, layout=layout, seq_len=self.seq_len, tile=self.tile)
         try:
-            plan = plan_for(config, self, "cuda", True, hop=self.hop)
+            plan = plan_for(config, self, "cuda", self.causal, hop=self.hop)
         except UserError:
             return None
         return plan.tokens, plan.predicted_ms(self.rank_costs, self.hop)
 
     def for_the_page(self):
         given = asdict(self) | {"seqLen": self.seq_len, "costs": [asdict(cost) for cost in self.rank_costs]}
-        return {name: given[name] for name in ("split", "layout", "seqLen", "tile", "speeds", "costs", "hop")}
+        names = ("split", "layout", "seqLen", "tile", "speeds", "costs", "hop", "causal")
+        return {name: given[name] for name in names}
 
 
 def some_setting(rng):
@@ -78,11 +80,18 @@ def some_setting(rng):
         speeds = [rng.choice((5, 10, 20, 25, 50, 75, 100)) for _ in range(count)]
         fixed_ms = rng.choice((0.0, 0.15))
         costs = [RankCost(fixed_ms, 0.1 * scale / speed, 1e-5 * scale / speed) for speed in speeds]
+        per_hop = [(rng.choice((0.0, 0.25)), 0.0)] * count
     else:
         speeds = [rng.uniform(1, 600) for _ in range(count)]
         fixed = [10 ** rng.uniform(-3, 2) for _ in range(count)]
         rest = [[scale * x * rng.uniform(0.5, 2) / speed for x in (1, 1e-4, 1e-5)] for speed in speeds]
         costs = [RankCost(fixed_ms, *parts) for fixed_ms, parts in zip(fixed, rest, strict=True)]
+        per_hop = [(10 ** rng.uniform(-3, 2), scale * 10 ** rng.uniform(-5, -2)) for _ in speeds]
+    if rng.random() < 0.5:
+        costs = [
+            replace(cost, hop_ms=once, hop_token_ms=each)
+            for cost, (once, each) in zip(costs, per_hop, strict=True)
+        ]
     tile = rng.choice((1, 16, 128))
     return Setting(
         split=rng.choice(("even", "lut", "balanced", "balanced")),
@@ -91,7 +100,12 @@ def some_setting(rng):
         tile=tile,
         speeds=speeds,
         rank_costs=costs,
-        hop=HopCost(rng.choice((0.0, 10 ** rng.uniform(-3, 2))), scale * 10 ** rng.uniform(-7, 1)),
+        hop=HopCost(
+            latency_ms=rng.choice((0.0, 10 ** rng.uniform(-3, 2))),
+            token_ms=scale * 10 ** rng.uniform(-7, 1),
+            direct=rng.random() < 0.4,
+        ),
+        causal=rng.random() < 0.7,
     )
 
 
@@ -114,7 +128,7 @@ def test_plans_in_the_browser_are_those_of_python(tmp_path):
     })"""
     given = [setting.for_the_page() for setting in settings]
     plans = results_of(tmp_path / "plans.html", ["planning.js"], given, call)
-    left_out = exposed = refused = 0
+    left_out = exposed = refused = copied = hops_counted = 0
     for setting, plan in zip(settings, plans, strict=True):
         expected = setting.planned()
         if expected is None:
@@ -125,7 +139,12 @@ def test_plans_in_the_browser_are_those_of_python(tmp_path):
         assert plan[1] == pytest.approx(expected[1], rel=1e-9), setting
         left_out += 0 in plan[0]
         exposed += replace(setting, hop=HopCost(0.0, 0.0)).planned()[1] < expected[1]
-    assert min(left_out, exposed, refused) > 2
+        copied += (
+            expected != replace(setting, hop=replace(setting.hop, direct=not setting.hop.direct)).planned()
+        )
+        free = [replace(cost, hop_ms=0.0, hop_token_ms=0.0) for cost in setting.rank_costs]
+        hops_counted += replace(setting, rank_costs=free).planned()[0] != expected[0]
+    assert min(left_out, exposed, refused, copied, hops_counted) > 2
 
 
 def test_shapes_are_those_of_the_models(tmp_path):
@@ -176,14 +195,20 @@ def page(tmp_path_factory):
     return path
 
 
-def test_an_address_is_a_view(page):
-    settings = "speeds=100,40&seqLen=8192&layout=contiguous&split=balanced"
-    costs = "tflops=500&fixedMs=0.3&gbps=50&hopMs=0.2&tile=64&shape=1,1,4096,32,32,128,0,2"
-    token_flops, pair_flops = 2 * 4 * 4096 * 4096, 4 * 32 * 128
-    rank_costs = [RankCost(0.3, token_flops / (s * 1e9), pair_flops / (s * 1e9)) for s in (500, 200)]
-    hop = HopCost(0.2, 2 * 32 * 128 * 2 / 50e6)
-    setting = Setting("balanced", "contiguous", 8192, 64, (500, 200), rank_costs, hop)
+@pytest.mark.parametrize(
+    ("choices", "layout", "causal", "direct"),
+    [("layout=contiguous", "contiguous", True, False), ("mask=full&hops=copy", "zigzag", False, True)],
+)
+def test_an_address_is_a_view(page, choices, layout, causal, direct):
+    settings = f"speeds=100,40,60&seqLen=8192&{choices}&split=lut"
+    costs = "tflops=500&fixedMs=0.3&gbps=5&hopMs=0.2&tile=64&shape=1,1,4096,32,32,128,0,2"
+    token_flops, pair_flops, speeds = 2 * 4 * 4096 * 4096, 4 * 32 * 128, (500, 200, 300)
+    rank_costs = [RankCost(0.3, token_flops / (s * 1e9), pair_flops / (s * 1e9)) for s in speeds]
+    hop = HopCost(0.2, 2 * 32 * 128 * 2 / 5e6, direct)
+    setting = Setting("lut", layout, 8192, 64, speeds, rank_costs, hop, causal)
     check_shown(dom(page, f"#{settings}&{costs}"), setting)
+    other_way = replace(setting, hop=replace(hop, direct=not direct)).planned()
+    assert other_way[1] != pytest.approx(setting.planned()[1], rel=2e-2)
 
 
 def test_a_control_that_is_moved_changes_plan_and_address(page):
@@ -226,7 +251,7 @@ def report(tmp_path_factory):
     folder = root / "sweeps" / "2026-03-01" / "12-00-00-abc"
     ways = (("zigzag", "balanced"), ("contiguous", "lut"), ("zigzag", "even"))
     for number, (layout, partitioner) in enumerate(ways):
-        figures = {"speeds": [600.0, 240.0], "hop_latency_ms": 0.02, "hop_gbps": 340.0}
+        figures = {"speeds": [600.0, 240.0], "hop_latency_ms": 0.02, "hop_gbps": 340.0, "transport": "ipc"}
         write_run(folder, number, layout=layout, partitioner=partitioner, latency_ms=2.0 + number, **figures)
     shape = "attention-b1-e4096-h32-kv32-d128-causal-bfloat16-triton"
     rows = [
@@ -242,15 +267,21 @@ def test_a_report_has_the_planner_set_to_its_runs(report):
     html = dom(report / "planner.html")
     assert "Costs are those measured for run 100/50 %, 4096 tokens" in html
     assert cards_of(html)["Measured in this run"] == "2 ms"
-    hop = HopCost(0.02, 2 * 32 * 128 * 2 / 340e6)
+    hop = HopCost(0.02, 2 * 32 * 128 * 2 / 340e6, direct=True)
     check_shown(html, Setting("balanced", "zigzag", 4096, 128, (600, 240), COSTS, hop))
 
 
 @pytest.mark.parametrize(
-    ("way", "measured"), [("contiguous&split=lut", "3 ms"), ("contiguous&split=even", None)]
+    ("way", "measured"),
+    [
+        ("layout=contiguous&split=lut", "3 ms"),
+        ("layout=contiguous&split=even", None),
+        ("hops=forward", None),  # these runs copied
+        ("mask=full", None),
+    ],
 )
-def test_another_split_has_a_measurement_of_its_own(report, way, measured):
-    html = dom(report / "planner.html", f"#run=100/50+%25,+4096+tokens&layout={way}")
+def test_what_is_asked_has_a_measurement_of_its_own(report, way, measured):
+    html = dom(report / "planner.html", f"#run=100/50+%25,+4096+tokens&{way}")
     assert cards_of(html).get("Measured in this run") == measured
 
 

@@ -109,6 +109,13 @@ const LAYOUT_WORDS = {
   zigzag:
     "Each rank has a head piece and a mirrored tail piece, so its work is in proportion to its own tokens.",
   contiguous: "Each rank has one piece; later pieces see more keys, so they are more work a token.",
+  full: "Every query sees every key, so a rank's work is in proportion to its tokens wherever they lie.",
+};
+
+const HOP_WORDS = {
+  forward:
+    "Neighbours pass shards on as soon as both are at it; every rank computes them in order of arrival.",
+  copy: "Every rank copies the others' shards from their owners and computes them in order of arrival.",
 };
 
 // One slider a rank, made anew when their number changes.
@@ -149,7 +156,7 @@ function showNumbers(plan, setting) {
   const latencyMs = layers * plan.latencyMs;
   const idealMs = layers * capacityIdealMs(setting);
   const fastest = best(setting.speeds);
-  const singleMs = layers * aloneMs(setting.costs[fastest], setting.seqLen);
+  const singleMs = layers * aloneMs(setting.costs[fastest], setting.seqLen, setting.causal);
   const times = (other) => `${(other / latencyMs).toFixed(2)}x`;
   const even = attempt("even", state.layout, setting);
   const evenMs = even && layers * even.latencyMs;
@@ -180,7 +187,7 @@ function showNumbers(plan, setting) {
 function showTable(plan, setting) {
   const rows = plan.tokens.map((count, rank) => {
     const row = plan.rows.find((one) => one.rank === rank);
-    const waitMs = row ? sum(row.blocks.map((block) => block.waitMs)) : 0;
+    const waitMs = row ? sum(row.hops.map((hop) => hop.waitMs)) : 0;
     const busyMs = row ? row.end - waitMs : 0;
     const figures = [setting.speeds[rank], busyMs, waitMs, plan.latencyMs - busyMs].map(figure);
     const cells = [whole(count), ...figures].map((textContent) =>
@@ -266,7 +273,7 @@ function showChart(setting) {
     curves,
     axis,
     state,
-    points((one) => aloneMs(one.costs[best(one.speeds)], one.seqLen)),
+    points((one) => aloneMs(one.costs[best(one.speeds)], one.seqLen, one.causal)),
   );
   byId("measured-key").hidden = curves.every((curve) => curve.measured === undefined);
 }
@@ -283,8 +290,7 @@ function showControls() {
   showRanks();
   showFields.forEach((showField) => showField());
   byId("rank-count").value = state.speeds.length;
-  controls.layout.value = state.layout;
-  controls.split.value = state.split;
+  for (const name of Object.keys(CHOICES)) controls[name].value = state[name];
   byId("run").value = state.run;
   byId("tile").value = state.tile;
   const shape = DATA.shapes.find((one) => SHAPE_FIELDS.every((name) => one[name] === state.shape[name]));
@@ -311,7 +317,8 @@ function show() {
     return;
   }
   showNumbers(plan, setting);
-  byId("layout-words").textContent = LAYOUT_WORDS[state.layout];
+  byId("layout-words").textContent = LAYOUT_WORDS[plan.causal ? state.layout : "full"];
+  byId("hop-words").textContent = HOP_WORDS[state.hops];
   drawPrompt(views.prompt, plan);
   drawShares(views.shares, plan, setting.speeds);
   const idealMs = capacityIdealMs(setting);
@@ -343,7 +350,7 @@ byId("rank-count").addEventListener("change", () => {
 byId("tile").addEventListener("change", () =>
   set({ tile: stateOf(`#tile=${byId("tile").value}`, state).tile }),
 );
-for (const name of ["layout", "split"]) {
+for (const name of Object.keys(CHOICES)) {
   controls[name].forEach((radio) => radio.addEventListener("change", () => set({ [name]: radio.value })));
 }
 byId("axis").addEventListener("change", show);

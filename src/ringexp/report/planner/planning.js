@@ -1,5 +1,6 @@
 "use strict";
-// What ringexp/planning/ and ringexp/launch/planning.py compute, for the browser, causal and unchunked.
+// What ringexp/planning/ and ringexp/launch/planning.py compute, for the browser: without chunks, padding and
+// memory limits, and with all hops posted ahead of compute.
 // Costs, hops and their names are those of Python; a span is [start, stop], a shard a sorted list of spans.
 // tests/report/test_planner.py holds both against each other.
 
@@ -59,21 +60,10 @@ function zigzag(tokens) {
 
 const LAYOUTS = { zigzag, contiguous };
 
-// Query-key pairs of `rank` against `source`: its own shard is one causal square, of another's it sees the
-// spans that lie before.
-function pairsBetween(shards, rank, source) {
-  const lengths = ([start, stop]) => stop - start;
-  if (rank === source) {
-    const own = sum(shards[rank].map(lengths));
-    return { pairs: (own * (own + 1)) / 2, causalPairs: (own * (own + 1)) / 2 };
-  }
-  const pairs = sum(
-    shards[rank].map((queries) => {
-      const before = shards[source].filter((keys) => keys[1] <= queries[0]);
-      return lengths(queries) * sum(before.map(lengths));
-    }),
-  );
-  return { pairs, causalPairs: 0 };
+// members: the ranks in the ring, those that hold tokens.
+function makePlan(tokens, layout, causal) {
+  const members = tokens.map((_, rank) => rank).filter((rank) => tokens[rank]);
+  return { tokens, causal, members, shards: LAYOUTS[layout](tokens) };
 }
 
 function linearMs(cost, tokens) {
@@ -88,33 +78,63 @@ function timeMs(cost, tokens, pairs, causalPairs) {
   return tokens ? linearMs(cost, tokens) + attentionMs(cost, pairs, causalPairs) : 0;
 }
 
+function withHops(cost, hops) {
+  const fixed_ms = cost.fixed_ms + hops * cost.hop_ms;
+  const token_ms = cost.token_ms + hops * cost.hop_token_ms;
+  return { ...cost, fixed_ms, token_ms, hop_ms: 0, hop_token_ms: 0 };
+}
+
+// The pairs of some tokens among themselves.
+function ownPairs(tokens, causal) {
+  return causal ? (tokens * (tokens + 1)) / 2 : tokens * tokens;
+}
+
 // One rank doing the whole prompt.
-function aloneMs(cost, seqLen) {
-  const pairs = (seqLen * (seqLen + 1)) / 2;
-  return timeMs(cost, seqLen, pairs, pairs);
+function aloneMs(cost, seqLen, causal) {
+  const pairs = ownPairs(seqLen, causal);
+  return timeMs(cost, seqLen, pairs, causal ? pairs : 0);
+}
+
+// How `rank` computes with the shard of `source`. Under a causal mask all its queries see the first span of a
+// rank before it, and those in its second span all of a rank after it.
+function blockOf({ tokens, shards, causal }, cost, rank, source) {
+  const own = tokens[rank];
+  if (source === rank) {
+    const pairs = ownPairs(own, causal);
+    return { pairs, computeMs: attentionMs(cost, pairs, causal ? pairs : 0) };
+  }
+  const inFirst = (holder) => shards[holder][0][1] - shards[holder][0][0];
+  const queries = causal && source > rank ? own - inFirst(rank) : own;
+  const keys = causal && source < rank ? inFirst(source) : tokens[source];
+  const hopMs = queries ? cost.hop_ms + cost.hop_token_ms * own : 0;
+  return { pairs: queries * keys, computeMs: cost.pair_ms * queries * keys + hopMs };
 }
 
 // The most tokens a whose work takes no more than leftMs: square * a^2 + linear * a = leftMs.
-function tokensBy(cost, leftMs, seqLen, start, layout) {
+function tokensBy(cost, leftMs, seqLen, start, layout, causal) {
   if (leftMs <= 0) return 0;
-  const inside = layout === "contiguous" ? cost.pair_ms + cost.diagonal_ms : cost.diagonal_ms;
-  const square = inside / 2;
-  const linear =
-    cost.token_ms + (layout === "contiguous" ? cost.pair_ms * start : (cost.pair_ms * seqLen) / 2);
+  let square = cost.diagonal_ms / 2;
+  let linear = cost.token_ms + (cost.pair_ms * seqLen) / 2;
+  if (!causal) {
+    square = 0;
+    linear = cost.token_ms + cost.pair_ms * seqLen;
+  } else if (layout === "contiguous") {
+    square = (cost.pair_ms + cost.diagonal_ms) / 2;
+    linear = cost.token_ms + cost.pair_ms * start;
+  }
   if (!square && !linear) return Infinity;
   return (2 * leftMs) / (linear + Math.sqrt(linear * linear + 4 * square * leftMs));
 }
 
 // Water-filling: the least time by which all ranks together hold all tokens, by bisection, in whole tiles.
-// A rank that `leftOut` names gets none.
-function balance(costs, seqLen, tile, layout, leftOut = new Set()) {
+function balance(costs, seqLen, tile, layout, causal) {
   function filled(deadlineMs) {
     const counts = [];
     let start = 0;
     for (let rank = 0; rank < costs.length; rank++) {
       const left = seqLen - start;
-      const by = tokensBy(costs[rank], deadlineMs - costs[rank].fixed_ms, seqLen, start, layout);
-      const can = Math.min(by, leftOut.has(rank) ? 0 : left);
+      const by = tokensBy(costs[rank], deadlineMs - costs[rank].fixed_ms, seqLen, start, layout, causal);
+      const can = Math.min(by, left);
       counts.push(can >= left ? left : Math.round((can - (can % tile)) / tile) * tile);
       start += counts[rank];
     }
@@ -132,60 +152,72 @@ function balance(costs, seqLen, tile, layout, leftOut = new Set()) {
   return filled(high);
 }
 
-// What every rank does when. All hops are posted ahead of compute: one begins when the rank before has the
-// shard and the hop before it is over. Linear layers come first, then blocks in order of arrival.
-function timeline(tokens, layout, costs, hop) {
-  const shards = LAYOUTS[layout](tokens);
-  const members = tokens.map((_, rank) => rank).filter((rank) => tokens[rank]);
-  const before = (place, number) => (place - number + members.length) % members.length;
-  const rows = members.map((rank) => {
-    const linearEnd = linearMs(costs[rank], tokens[rank]);
-    return { rank, linearEnd, hops: [{ source: rank, begin: linearEnd, arrival: linearEnd }] };
-  });
-  for (let number = 1; number < members.length; number++) {
-    const begins = rows.map((row, place) => {
-      return Math.max(rows[before(place, 1)].hops[number - 1].arrival, row.hops[number - 1].arrival);
-    });
-    rows.forEach((row, place) => {
-      const source = members[before(place, number)];
-      const begin = begins[place];
-      row.hops.push({ source, begin, arrival: begin + (hop.latency_ms + hop.token_ms * tokens[source]) });
-    });
-  }
-  for (const row of rows) {
-    let end = row.linearEnd;
-    row.blocks = row.hops.map(({ source, arrival }) => {
-      const { pairs, causalPairs } = pairsBetween(shards, row.rank, source);
-      const begin = Math.max(arrival, end);
-      const waitMs = begin - end;
-      end = begin + attentionMs(costs[row.rank], pairs, causalPairs);
-      return { source, pairs, waitMs, begin, end };
-    });
-    row.end = end;
-  }
-  return { tokens, layout, shards, rows, latencyMs: Math.max(...rows.map((row) => row.end)) };
+// What lies so many places before each member.
+function turned(row, hops) {
+  return row.map((_, place) => row[(place - hops + row.length) % row.length]);
 }
 
-// The balanced plan of all ranks, or of all but the slowest one, two, ... where that is earlier.
-function balancedTimeline(seqLen, tile, layout, costs, hop) {
+const latest = (row, other) => row.map((time, place) => Math.max(time, other[place]));
+
+// The plan with what every member does when: rows of { rank, linearEnd, hops, end }. Linear layers come
+// first, then the own shard, hop 0, then shards in order of arrival. A hop is a send to the next member and a
+// receive from the one before: it begins when both ends are at it, and is over on a member when it has done
+// both. With hop.direct each member copies from the owner instead, once that has laid its shard out.
+function simulate(plan, costs, hop) {
+  const { members, tokens } = plan;
+  const linear = members.map((rank) => linearMs(costs[rank], tokens[rank]));
+  const rows = members.map((rank, place) => ({ rank, linearEnd: linear[place], hops: [] }));
+  let [transfers, arrivals, ends] = [linear, linear, linear];
+  for (let number = 0; number < members.length; number++) {
+    const sources = turned(members, number);
+    if (number) {
+      transfers = latest(arrivals, hop.direct ? turned(linear, number) : turned(arrivals, 1));
+      const received = transfers.map(
+        (begin, place) => begin + hop.latency_ms + hop.token_ms * tokens[sources[place]],
+      );
+      arrivals = hop.direct ? received : latest(received, turned(received, -1));
+    }
+    const begins = latest(ends, arrivals);
+    rows.forEach(({ rank, hops }, place) => {
+      const [source, transferBegin, arrival] = [sources[place], transfers[place], arrivals[place]];
+      const { pairs, computeMs } = blockOf(plan, costs[rank], rank, source);
+      const computeBegin = begins[place];
+      const computeEnd = computeBegin + computeMs;
+      const waitMs = computeBegin - ends[place];
+      hops.push({ source, pairs, transferBegin, arrival, waitMs, computeBegin, computeEnd });
+    });
+    ends = rows.map(({ hops }) => hops[number].computeEnd);
+  }
+  rows.forEach((row, place) => (row.end = ends[place]));
+  return { ...plan, rows, latencyMs: Math.max(...ends) };
+}
+
+// The balanced plan of all ranks, or of all but the slowest one, two, ... where that is earlier with its
+// hops. Ranks are few here: every number of them is tried.
+function balancedPlan({ seqLen, tile, costs, hop, causal }, layout) {
+  const everyone = costs.map((_, rank) => rank);
   const alone = costs.map((cost) => timeMs(cost, seqLen, seqLen ** 2 / 2, seqLen ** 2 / 2));
-  const slowest = costs.map((_, rank) => rank).sort((a, b) => alone[b] - alone[a]);
-  const plans = slowest.map((_, count) => {
-    const leftOut = new Set(slowest.slice(0, count));
-    return timeline(balance(costs, seqLen, tile, layout, leftOut), layout, costs, hop);
+  const slowest = [...everyone].sort((a, b) => alone[b] - alone[a]);
+  const plans = everyone.map((leftOut) => {
+    const ranks = slowest.slice(leftOut).sort((a, b) => a - b);
+    const withTheirs = ranks.map((rank) => withHops(costs[rank], ranks.length - 1));
+    const counts = balance(withTheirs, seqLen, tile, layout, causal);
+    const tokens = everyone.map((rank) => counts[ranks.indexOf(rank)] ?? 0);
+    return simulate(makePlan(tokens, layout, causal), costs, hop);
   });
   return plans[best(plans.map((plan) => -plan.latencyMs))];
 }
 
 // split: even, lut (in proportion to speeds) or balanced (all ranks done at once, by their costs).
-function planned(split, layout, { seqLen, tile, costs, speeds, hop }) {
-  if (split === "balanced") return balancedTimeline(seqLen, tile, layout, costs, hop);
+function planned(split, layout, setting) {
+  const { seqLen, tile, costs, speeds, hop, causal } = setting;
+  if (split === "balanced") return balancedPlan(setting, layout);
   const weights = split === "even" ? speeds.map(() => 1) : speeds;
-  return timeline(apportion(weights, seqLen, tile), layout, costs, hop);
+  return simulate(makePlan(apportion(weights, seqLen, tile), layout, causal), costs, hop);
 }
 
 // The time that the ranks' summed speed would allow: T(the fastest alone) x its speed / sum of speeds.
-function capacityIdealMs({ seqLen, costs, speeds }) {
+function capacityIdealMs({ seqLen, costs, speeds, causal }) {
   const fastest = best(speeds);
-  return (aloneMs(costs[fastest], seqLen) * speeds[fastest]) / sum(speeds);
+  return (aloneMs(costs[fastest], seqLen, causal) * speeds[fastest]) / sum(speeds);
 }

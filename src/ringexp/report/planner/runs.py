@@ -70,6 +70,8 @@ def _of_group(context: str, group: Runs, rows: Sequence[SpeedRow]) -> Iterator[M
                 "split": run.partitioner,
                 "gbps": _positive(run, "hop_gbps"),
                 "hopMs": _positive(run, "hop_latency_ms"),
+                "hops": "copy" if run.transport == "ipc" else "forward",
+                "mask": "causal",
                 "tflops": max(speeds),
                 "fixedMs": median(cost.fixed_ms for cost in costs) or None if costs else None,
                 "tile": config.get("tile") or DEFAULT_TILE.get(str(run.get("environment.machine.device"))),

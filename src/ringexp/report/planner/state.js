@@ -5,6 +5,12 @@
 // DATA comes with the page: { shapes, runs } as shapes.py and runs.py describe them.
 
 const SPLITS = { even: "even", lut: "by speed", balanced: "balanced" };
+const CHOICES = {
+  layout: Object.keys(LAYOUTS),
+  split: Object.keys(SPLITS),
+  mask: ["causal", "full"],
+  hops: ["forward", "copy"],
+};
 const MOST_RANKS = 8;
 const SHAPE_FIELDS = [
   "layers",
@@ -30,6 +36,8 @@ const DEFAULTS = {
   seqLen: 32768,
   layout: "zigzag",
   split: "balanced",
+  mask: "causal",
+  hops: "forward",
   gbps: 300,
   hopMs: 0.03,
   fixedMs: 0.15,
@@ -80,33 +88,34 @@ function costsOf(state) {
     if (run && run.costs) {
       const cost = run.costs[rank];
       const slower = run.settings.speeds[rank] / percent;
-      const scaled = ["token_ms", "pair_ms", "diagonal_ms"].map((name) => [name, cost[name] * slower]);
-      return { fixed_ms: cost.fixed_ms, ...Object.fromEntries(scaled) };
+      const names = ["token_ms", "pair_ms", "diagonal_ms", "hop_token_ms"];
+      return { ...cost, ...Object.fromEntries(names.map((name) => [name, cost[name] * slower])) };
     }
     const flops = matmulFlops(state.shape);
     const flopsPerMs = ((state.tflops * percent) / 100) * 1e9;
     const token_ms = flops.token / flopsPerMs;
     const pair_ms = flops.pair / flopsPerMs;
-    return { fixed_ms: state.fixedMs, token_ms, pair_ms, diagonal_ms: 0 };
+    return { fixed_ms: state.fixedMs, token_ms, pair_ms, diagonal_ms: 0, hop_ms: 0, hop_token_ms: 0 };
   });
 }
 
 // A hop passes on keys and values of one layer.
-function hopOf({ shape, hopMs, gbps }) {
+function hopOf({ shape, hopMs, gbps, hops }) {
   const tokenBytes = 2 * shape.batch * shape.num_kv_heads * shape.head_dim * shape.itemsize;
-  return { latency_ms: hopMs, token_ms: tokenBytes / (gbps * 1e6) };
+  return { latency_ms: hopMs, token_ms: tokenBytes / (gbps * 1e6), direct: hops === "copy" };
 }
 
 function settingOf(state) {
   const speeds = state.speeds.map((percent) => (percent / 100) * state.tflops);
-  return { seqLen: state.seqLen, tile: state.tile, costs: costsOf(state), speeds, hop: hopOf(state) };
+  const { seqLen, tile, mask } = state;
+  return { seqLen, tile, costs: costsOf(state), speeds, hop: hopOf(state), causal: mask === "causal" };
 }
 
 // ms that the run took as it is set now, or undefined: it was not run this way.
 function measuredMs(state, split, layout) {
   const run = runOf(state);
   if (!run) return undefined;
-  const same = ["seqLen", "gbps", "hopMs", "tile"].every(
+  const same = ["seqLen", "gbps", "hopMs", "tile", "mask", "hops"].every(
     (name) => state[name] === (run.settings[name] ?? DEFAULTS[name]),
   );
   return same && run.settings.speeds.join() === state.speeds.join()
@@ -132,8 +141,9 @@ function stateOf(hash, state) {
   if (speeds.length <= MOST_RANKS && speeds.every((value) => value >= 1 && value <= 100)) {
     read = { ...withRanks(read, speeds.length), speeds };
   }
-  if (Object.hasOwn(LAYOUTS, asked.get("layout"))) read.layout = asked.get("layout");
-  if (Object.hasOwn(SPLITS, asked.get("split"))) read.split = asked.get("split");
+  for (const [name, options] of Object.entries(CHOICES)) {
+    if (options.includes(asked.get(name))) read[name] = asked.get(name);
+  }
   for (const [name, { low, high, whole }] of Object.entries(NUMBERS)) {
     const value = Number(asked.get(name));
     if (value >= low && value <= high && (!whole || Number.isInteger(value))) read[name] = value;

@@ -112,7 +112,7 @@ function drawPrompt(box, plan) {
 // Shares of speed, tokens and attention work as bars one below the other: a good split has them alike.
 function drawShares(box, plan, speeds) {
   const pairs = plan.tokens.map(() => 0);
-  for (const row of plan.rows) pairs[row.rank] = sum(row.blocks.map((block) => block.pairs));
+  for (const row of plan.rows) pairs[row.rank] = sum(row.hops.map((hop) => hop.pairs));
   const rows = [
     ["speed", speeds],
     ["tokens", plan.tokens],
@@ -192,7 +192,7 @@ function timelineRow(row, latencyMs, x, y) {
   const drawn = [
     bar(0, row.linearEnd, { class: "linear" }, `rank ${row.rank}, linear layers and fixed cost`),
   ];
-  for (const { source, waitMs, begin, end } of row.blocks) {
+  for (const { source, waitMs, computeBegin: begin, computeEnd: end } of row.hops) {
     if (waitMs > 0) {
       const what = `waiting for rank ${source}'s keys and values`;
       drawn.push(bar(begin - waitMs, begin, { class: "waiting" }, what));
@@ -205,7 +205,7 @@ function timelineRow(row, latencyMs, x, y) {
   if (x(latencyMs) - x(row.end) > 0.5) {
     drawn.push(bar(row.end, latencyMs, { class: "idle" }, `rank ${row.rank} is done and idle`));
   }
-  for (const { source, begin, arrival } of row.hops.slice(1)) {
+  for (const { source, transferBegin: begin, arrival } of row.hops.slice(1)) {
     const title = `rank ${source}'s shard on its way to rank ${row.rank}: ${ms(arrival - begin)}`;
     drawn.push(
       titled(
@@ -233,25 +233,28 @@ function stripes() {
 }
 
 // Queries down, keys across: a rank computes what its queries see, so its area is its attention work.
+// Under a causal mask that is what lies at or before each query.
 function drawMap(box, plan) {
   const seqLen = sum(plan.tokens);
   picture(box, 300, "Which rank computes which query-key pairs", (width) => {
     const size = Math.min(width - 30, 262);
     const at = (position) => (position / seqLen) * size;
-    const work = (seqLen * (seqLen + 1)) / 2;
     const areas = plan.shards.flatMap((spans, rank) =>
       spans.map(([start, stop]) => {
+        const [first, last] = plan.causal ? [start, stop] : [seqLen, seqLen];
         const corners = [
           [0, start],
-          [start, start],
-          [stop, stop],
+          [first, start],
+          [last, stop],
           [0, stop],
         ];
         const points = corners.map(([key, query]) => `${24 + at(key)},${20 + at(query)}`).join(" ");
-        const pairs = ((stop - start) * (start + stop + 1)) / 2;
+        const pairs = plan.causal
+          ? ownPairs(stop, true) - ownPairs(start, true)
+          : (stop - start) * seqLen;
         return titled(
           node("polygon", { points, fill: rankFill(rank), class: "piece" }),
-          `rank ${rank}: ${percent(pairs / work, 1)} of the pairs`,
+          `rank ${rank}: ${percent(pairs / ownPairs(seqLen, plan.causal), 1)} of the pairs`,
         );
       }),
     );
