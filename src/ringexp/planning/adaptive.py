@@ -48,7 +48,6 @@ from ringexp.planning.cost import RankCost
 from ringexp.planning.estimate import FactorEstimate
 from ringexp.planning.links import HopCost
 from ringexp.planning.plan import Plan
-from ringexp.planning.work import compute_ms
 
 SETTLE, ODD = 12, 2
 """Prompts that a plan for a mix of speeds is tried on, and how many of them do not count."""
@@ -293,10 +292,7 @@ class AdaptivePlanner:
         return self._current if plan.tokens == self.plan.tokens else self._candidate(plan)
 
     def _candidate(self, plan: Plan) -> _Candidate:
-        busy_ms = [0.0] * plan.world_size
-        for part in plan.chunks or (plan,):
-            for rank, ms in zip(part.members, compute_ms(part, self._costs, part.members), strict=True):
-                busy_ms[rank] += self._units * ms
+        busy_ms = [self._units * ms for ms in plan.busy_ms(self._costs)]
         late_ms = 0.0
         if self._hop:
             late_ms = self._units * plan.predicted_ms(self._costs, self._hop) - max(busy_ms)

@@ -15,7 +15,6 @@ from ringexp.planning import (
     apportion,
     balanced_plan,
     carried_ms,
-    compute_ms,
     make_plan,
     simulate,
 )
@@ -133,11 +132,7 @@ def run(ring: Ring, split: Split) -> Outcome:
     """Plan and simulate. Raises UserError for a split that is none."""
     plan, costs = plan_for(ring, split), ring.source.costs(ring.causal)
     latency = plan.predicted_ms(costs, ring.links, split.prefetch_hops)
-    parts = plan.chunks or (plan,)
-    busy = [0.0] * plan.world_size
-    for part in parts:
-        for rank, busy_ms in zip(part.members, compute_ms(part, costs, part.members), strict=True):
-            busy[rank] += busy_ms
+    busy = plan.busy_ms(costs)
     return Outcome(
         split,
         plan.tokens,
@@ -146,7 +141,7 @@ def run(ring: Ring, split: Split) -> Outcome:
         speedup_over_single=metrics.speedup(latency, min(ring.alone_ms(split.seq_len))),
         efficiency=metrics.efficiency(busy, latency),
         compute_ms=ring.layers * max(busy),
-        transfer_ms=ring.layers * sum(carried_ms(part, ring.links) for part in parts),
+        transfer_ms=ring.layers * sum(carried_ms(part, ring.links) for part in plan.chunks or (plan,)),
     )
 
 
