@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ringexp.config import DEFAULT_TILE
 from ringexp.errors import UserError
 from ringexp.planning import (
     WEIGHTS,
@@ -21,7 +22,7 @@ from ringexp.planning import (
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking import metrics
 
-TILE = 128
+TILE = DEFAULT_TILE["cuda"]
 
 
 @dataclass(frozen=True)
