@@ -77,24 +77,17 @@ class AdaptiveConfig:
 
     min_gain: float = 0.03  # least predicted part of the latency that a new plan has to save
     tolerance: float = 0.005  # part of the time that following may lose to the best static plan
-    horizon: int = (
-        20  # prompts over which re-planning has to pay, and whose tolerance is there from the start
-    )
+    horizon: int = 20  # prompts that re-planning has to pay in, and whose tolerance is there at once
     memory: int = 128  # prompts that are remembered
     probe_after: int = 16  # prompts after which a rank without tokens is tried out; 0: never
 
 
 def validate_adaptive(settings: AdaptiveConfig) -> None:
     """Raises UserError for settings that no planner could use."""
-    for name, least in (
-        ("min_gain", 0),
-        ("tolerance", 0),
-        ("horizon", 1),
-        ("memory", SETTLE),
-        ("probe_after", 0),
-    ):
-        if not getattr(settings, name) >= least:
-            value = getattr(settings, name)
+    leasts = {"min_gain": 0, "tolerance": 0, "horizon": 1, "memory": SETTLE, "probe_after": 0}
+    for name, least in leasts.items():
+        value = getattr(settings, name)
+        if not value >= least:
             raise UserError(f"partitioner.adaptive.{name}={value} must be at least {least}")
 
 
