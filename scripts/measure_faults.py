@@ -11,6 +11,7 @@ need root, a GPU or SLURM (scripts/slurm_dev_cluster.sh) are left out where ther
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -215,7 +216,11 @@ def resumed() -> str:
 
 
 def main() -> None:
-    names = sys.argv[1:] or [name for name, (_, _, possible) in FAULTS.items() if possible]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FAULTS))
+    names = parser.parse_args().names or [name for name, (_, _, possible) in FAULTS.items() if possible]
     print("| fault | ends after s | message | exit code | results.json | left behind |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in names:

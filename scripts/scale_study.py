@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from ringexp.errors import UserError
 from ringexp.report.figures import style
+from ringexp.report.palette import BLACK, BLUE, GREEN, ORANGE, OTHER_COLOUR, VERMILION
 from ringexp.simulate.hardware import Device, Hardware, load_hardware
 from ringexp.simulate.models import model_shape
 from ringexp.simulate.rings import Ring, Split, run
@@ -33,8 +34,8 @@ LENGTHS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 PARTITIONERS = ("even", "lut", "balanced")
 PER_NODE = 8
 MODEL = "llama3_8b"
-COLOURS = ("#000000", "#0072B2", "#009E73", "#E69F00", "#D55E00")
-"""Okabe and Ito's, one a length."""
+COLOURS = (BLACK, BLUE, GREEN, ORANGE, VERMILION)
+"""One a length."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def kept_figure(table: pd.DataFrame) -> Figure:
     table = plain(table, mix=mix, partitioner="balanced")
     lengths = sorted(table.seq_len.unique())
     figure, (axes,) = style.new_figure(1, len(lengths), width=2.7, height=3.2, sharey=True)
-    colours = dict(zip(MIXES[mix], ("#0072B2", "#E69F00", "#999999"), strict=True))
+    colours = dict(zip(MIXES[mix], (BLUE, ORANGE, OTHER_COLOUR), strict=True))
     for axis, seq_len in zip(axes, lengths, strict=True):
         mine = table[table.seq_len == seq_len].sort_values("ranks")
         bottom = 0.0 * mine.ranks

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from ringexp import config as settings
+from ringexp.config import CONF_DIR
 from ringexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ CarryOut = Callable[[Sequence[tuple[settings.Config, Path]], "Console"], "list[O
 
 LOCAL_LAUNCHERS = ("shared_ranks", "basic")
 """Without -m Hydra uses no launcher, whatever is chosen; with these that makes no difference."""
-
-PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
-CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
 
 
 @dataclass

@@ -16,6 +16,8 @@ from ringexp.errors import UserError
 from ringexp.hetero.drift import DriftConfig, drift_label, validate_drift
 from ringexp.planning import AdaptiveConfig, validate_adaptive
 
+PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
+CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton", "flash")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -57,6 +58,17 @@ def test_a_run_follows_a_rank_that_slows_down(adapted):
     assert (results["exact"], results["throttle"]) == (True, "cpu_pacing")
     assert results["tokens"] == prompts[-1]["tokens"]
     assert results["adaptation"]["replans"] == sum(prompt["replan_ms"] > 0 for prompt in prompts) >= 1
+
+
+def test_only_another_plan_counts_as_a_new_one(tmp_path):
+    settings = ("model=attention_tiny", "seq_len=1001", "tracker=disabled", "references=false", "check=false")
+    run = ("partitioner=adaptive", "hetero=none", "hetero.percentages=[100,100]", "warmup=0", "repeats=4")
+    done = ringexp(*settings, *QUICK, *run, root=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = run_dirs(tmp_path)
+    prompts = json.loads((run_dir / "results.json").read_text())["adaptation"]["prompts"]
+    changed = [after["tokens"] != before["tokens"] for before, after in pairwise(prompts)]
+    assert [prompt["replan_ms"] > 0 for prompt in prompts] == [False, *changed]
 
 
 def test_each_prompt_is_held_against_the_speeds_of_its_own_percentages(adapted):

@@ -5,6 +5,7 @@ What records here is PyTorch's tracer, on the CPU: host values are frozen in it 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,14 +67,19 @@ def recordings(monkeypatch):
 
 
 @torch.no_grad()
-def decode(model, starts: tuple[int, ...], kernel: DecodeKernel, reserved: int) -> torch.Tensor:
+def decode(
+    model, starts: tuple[int, ...], kernel: DecodeKernel, reserved: int, reopened: int = NEW_TOKENS
+) -> torch.Tensor:
+    """reopened: the new token from which on there is another transport."""
     ids = torch.randint(1, 64, (len(starts), 21), generator=torch.Generator().manual_seed(3))
     plan = make_plan(21, [21], starts=starts)
     ring = RingContext(plan, 0, LoopbackTransport(), get_kernel("sdpa", "cpu", torch.float32, 16), NoClock())
     local, decoder = local_inputs(ids, plan, 0), Decoder(model, ring, kernel)
     logits, cache = decoder.prefill(local.x, local.positions, reserved)
     tokens = [decoder.choose(logits)]
-    for _ in range(NEW_TOKENS):
+    for index in range(NEW_TOKENS):
+        if index == reopened:
+            decoder = replace(decoder, ring=replace(ring, transport=LoopbackTransport()))
         tokens.append(decoder.step(tokens[-1], cache)[1].clone())
     return torch.cat(tokens, dim=1)
 
@@ -97,6 +103,15 @@ def test_a_cache_that_grows_is_recorded_anew(recordings, monkeypatch):
     static = DecodeKernel(attend_with_mask, merge, replayable=True)
     tokens = decode(model, (0, 4), static, 2)
     assert [recording.replays for recording in recordings] == [2, 4, 3]
+    assert torch.equal(tokens, decode(model, (0, 4), static, NEW_TOKENS))
+
+
+def test_with_another_transport_it_is_recorded_anew(recordings):
+    torch.manual_seed(0)
+    model = get_model("llama", "micro", **TINY["llama"]).eval()
+    static = DecodeKernel(attend_with_mask, merge, replayable=True)
+    tokens = decode(model, (0, 4), static, NEW_TOKENS, reopened=5)
+    assert [recording.replays for recording in recordings] == [4, 6]
     assert torch.equal(tokens, decode(model, (0, 4), static, NEW_TOKENS))
 
 

@@ -15,10 +15,10 @@ from ringexp.planning import (
     balance,
     balanced_plan,
     carried_ms,
-    compute_ms,
     make_plan,
     simulate,
 )
+from ringexp.planning.work import compute_ms
 
 costs_of_a_rank = st.builds(
     RankCost,

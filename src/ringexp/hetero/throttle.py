@@ -84,9 +84,7 @@ class AppliedThrottle:
         """
         if percentage == self.percentage:
             return self
-        assert self.change, (
-            f"hetero.throttle={self.name} cannot change"
-        )  # validate_drift lets no such drift by
+        assert self.change, f"hetero.throttle={self.name} cannot change, and validate_drift lets none by"
         return self.change(self, percentage)
 
     @property

@@ -23,6 +23,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from ringexp.kernels.hopper_softmax import mask, pin, settle, softmax
+
 LN2 = gl.constexpr(0.6931471805599453)
 LOG2E = gl.constexpr(1.4426950408889634)
 ROWS = gl.constexpr(64)  # query rows of one consumer: what one wgmma computes
@@ -142,26 +144,6 @@ def _told(told, place):
 
 
 @gluon.jit
-def _pin(x):
-    """x, but computed no earlier than what the source puts before this call."""
-    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], gl.float32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def _settle(x):
-    """x, none of it negative; what the source puts after this call starts no earlier than x is known.
-
-    The loop never repeats. It ends a basic block, and ptxas, which would wait for a product before the
-    softmax that is to run beside it, moves no wait over that. Its vote keeps the branch uniform in a warp.
-    """
-    SPIN: gl.constexpr = (
-        "{ .reg .pred bad; again: setp.lt.f32 bad, $1, 0f00000000;"
-        " vote.sync.any.pred bad, bad, 0xffffffff; @bad bra.uni again; mov.b32 $0, $1; }"
-    )
-    return gl.inline_asm_elementwise(SPIN, "=f,f", [x], gl.float32, is_pure=False, pack=1)
-
-
-@gluon.jit
 def _start_scores(q_tile, k_ring, k_full, count):
     """Start q @ k.T for key tile `count` of the ring, once it has landed: [ROWS, BLOCK_N] float32."""
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -190,39 +172,6 @@ def _release(empty, stage):
 
 
 @gluon.jit
-def _sum_in_lanes(probs):
-    """[ROWS, N] -> [ROWS, 4]: the sum over what each of the four lanes that share a row holds of it."""
-    pairs = probs.reshape([ROWS, probs.shape[1] // 8, 4, 2])
-    return gl.sum(gl.sum(pairs, 3), 1)
-
-
-@gluon.jit
-def _mask(scores, first_row, first_key, kv_len, CAUSAL: gl.constexpr):
-    """Scores of the first key tile visited, -inf where a row does not see a key."""
-    S_LAYOUT: gl.constexpr = scores.type.layout
-    cols = first_key + gl.arange(0, scores.shape[1], gl.SliceLayout(0, S_LAYOUT))
-    if CAUSAL:
-        rows = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, S_LAYOUT))
-        seen = rows[:, None] >= cols[None, :]
-    else:
-        seen = (cols < kv_len)[None, :]
-    return gl.where(seen, scores, float("-inf"))
-
-
-@gluon.jit
-def _softmax(scores, row_max, scale_log2):
-    """One step of the online softmax: scores -> (float32 probabilities, row_max, shrink, their sums).
-
-    row_max is of scaled base-2 scores; shrink is what the earlier sums and products are to be multiplied
-    with; the sums are those of `_sum_in_lanes`.
-    """
-    new_max = gl.maximum(row_max, gl.max(scores, 1) * scale_log2)
-    shrink = gl.exp2(row_max - new_max)
-    probs = gl.exp2(scores * scale_log2 - new_max[:, None])
-    return probs, new_max, shrink, _sum_in_lanes(probs)
-
-
-@gluon.jit
 def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_ring, k_full, k_empty, v_full,
                 v_empty, scale_log2, num_keys):  # fmt: skip
     """Fold steps 1 and on, which need no mask, into the running statistics.
@@ -235,13 +184,13 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_r
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     for step in range(1, num_keys):
         scores = _start_scores(q_tile, k_ring, k_full, count + step)
-        acc = acc * gl.convert_layout(_pin(shrink), gl.SliceLayout(1, O_LAYOUT))[:, None]
+        acc = acc * gl.convert_layout(pin(shrink), gl.SliceLayout(1, O_LAYOUT))[:, None]
         acc_token = _start_output(probs, acc, v_ring, v_full, count + step - 1)
         scores = warpgroup_mma_wait(1, deps=[scores])
         _release(k_empty, (count + step) % STAGES)
-        wide, row_max, shrink, sums = _softmax(scores, row_max, scale_log2)
+        wide, row_max, shrink, sums = softmax(scores, row_max, scale_log2)
         row_sum = row_sum * gl.convert_layout(shrink, gl.SliceLayout(1, sums.type.layout))[:, None] + sums
-        row_sum = _settle(row_sum)
+        row_sum = settle(row_sum)
         # wide goes through the wait so that probs, an operand until then, is not overwritten before it.
         acc, wide = warpgroup_mma_wait(0, deps=[acc_token, wide])
         _release(v_empty, (count + step - 1) % STAGES)
@@ -278,8 +227,8 @@ def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constex
         scores = _start_scores(q_tile, k_ring, k_full, count)
         scores = warpgroup_mma_wait(0, deps=[scores])
         _release(k_empty, count % STAGES)
-        scores = _mask(scores, first_row, (num_keys - 1) * BLOCK_N, kv_len, CAUSAL)
-        wide, row_max, shrink, row_sum = _softmax(scores, row_max, scale_log2)
+        scores = mask(scores, first_row, (num_keys - 1) * BLOCK_N, kv_len, CAUSAL)
+        wide, row_max, shrink, row_sum = softmax(scores, row_max, scale_log2)
         probs = gl.convert_layout(wide.to(v_ring.dtype), P_LAYOUT)
 
         acc, probs, row_max, row_sum, shrink = _visit_keys(

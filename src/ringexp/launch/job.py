@@ -99,12 +99,13 @@ class _Setting:
         )
 
     def course(self) -> Course:
-        session, config, planner = self.session, self.config, None
+        session, config, plan, planner = self.session, self.config, self.plan, None
         if config.partitioner.name == "adaptive":
             causal, units = self.workload.causal, self.workload.num_units
             device = session.device.type
             planner = adaptive_planner(config, self.source, device, causal, units, self.room, self.hop)
-        return Course(session, config, self.workload, self.x, self.ring, self.plan, planner)
+            plan = planner.plan
+        return Course(session, config, self.workload, self.x, self.ring, plan, planner)
 
     @property
     def checker(self) -> int:

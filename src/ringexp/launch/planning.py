@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ringexp.config import DEFAULT_TILE, Config, num_chunks
 from ringexp.models.prompt import starts_of
@@ -82,8 +81,7 @@ def _in_chunks(config: Config, plan: Plan, tile: int) -> Plan:
 
 def _with_room(costs: Sequence[RankCost], room: Sequence[int | None] | None) -> list[RankCost]:
     """Costs that know what each rank's memory holds."""
-    most = room or [None] * len(costs)
-    return [replace(cost, max_tokens=limit) for cost, limit in zip(costs, most, strict=True)]
+    return [cost.capped(most) for cost, most in zip(costs, room or [None] * len(costs), strict=True)]
 
 
 def _balanced(

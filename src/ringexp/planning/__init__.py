@@ -29,7 +29,6 @@ from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
 from ringexp.planning.spans import Shard, Span, runs
 from ringexp.planning.speeds import SpeedSource
 from ringexp.planning.timeline import Timeline, carried_ms, simulate
-from ringexp.planning.work import compute_ms
 
 __all__ = [
     "BY_COST",
@@ -58,7 +57,6 @@ __all__ = [
     "carried_ms",
     "check_enough_tiles",
     "check_memory",
-    "compute_ms",
     "longest_context",
     "make_plan",
     "next_owner",

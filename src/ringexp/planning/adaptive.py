@@ -48,7 +48,6 @@ from ringexp.planning.cost import RankCost
 from ringexp.planning.estimate import FactorEstimate
 from ringexp.planning.links import HopCost
 from ringexp.planning.plan import Plan
-from ringexp.planning.work import compute_ms
 
 SETTLE, ODD = 12, 2
 """Prompts that a plan for a mix of speeds is tried on, and how many of them do not count."""
@@ -78,24 +77,17 @@ class AdaptiveConfig:
 
     min_gain: float = 0.03  # least predicted part of the latency that a new plan has to save
     tolerance: float = 0.005  # part of the time that following may lose to the best static plan
-    horizon: int = (
-        20  # prompts over which re-planning has to pay, and whose tolerance is there from the start
-    )
+    horizon: int = 20  # prompts that re-planning has to pay in, and whose tolerance is there at once
     memory: int = 128  # prompts that are remembered
     probe_after: int = 16  # prompts after which a rank without tokens is tried out; 0: never
 
 
 def validate_adaptive(settings: AdaptiveConfig) -> None:
     """Raises UserError for settings that no planner could use."""
-    for name, least in (
-        ("min_gain", 0),
-        ("tolerance", 0),
-        ("horizon", 1),
-        ("memory", SETTLE),
-        ("probe_after", 0),
-    ):
-        if not getattr(settings, name) >= least:
-            value = getattr(settings, name)
+    leasts = {"min_gain": 0, "tolerance": 0, "horizon": 1, "memory": SETTLE, "probe_after": 0}
+    for name, least in leasts.items():
+        value = getattr(settings, name)
+        if not value >= least:
             raise UserError(f"partitioner.adaptive.{name}={value} must be at least {least}")
 
 
@@ -293,10 +285,7 @@ class AdaptivePlanner:
         return self._current if plan.tokens == self.plan.tokens else self._candidate(plan)
 
     def _candidate(self, plan: Plan) -> _Candidate:
-        busy_ms = [0.0] * plan.world_size
-        for part in plan.chunks or (plan,):
-            for rank, ms in zip(part.members, compute_ms(part, self._costs, part.members), strict=True):
-                busy_ms[rank] += self._units * ms
+        busy_ms = [self._units * ms for ms in plan.busy_ms(self._costs)]
         late_ms = 0.0
         if self._hop:
             late_ms = self._units * plan.predicted_ms(self._costs, self._hop) - max(busy_ms)

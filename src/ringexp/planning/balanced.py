@@ -10,7 +10,6 @@ from ringexp.planning.cost import RankCost, balance
 from ringexp.planning.links import Links
 from ringexp.planning.plan import Plan, make_plan
 from ringexp.planning.timeline import carried_ms
-from ringexp.planning.work import compute_ms
 
 FINE = 8
 """So many members or fewer: every number is tried; above, in steps of one part in so many."""
@@ -76,5 +75,5 @@ def _member_counts(ranks: int) -> list[int]:
 
 def _earliest_ms(plan: Plan, costs: Sequence[RankCost], links: Links) -> float:
     """No ring is done before each member has computed all, nor before all shards have come to it."""
-    latest = max(*compute_ms(plan, costs, plan.members), carried_ms(plan, links))
+    latest = max(*plan.busy_ms(costs), carried_ms(plan, links))
     return latest * (1 - 1e-9)  # sums in another order round otherwise

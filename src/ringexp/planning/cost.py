@@ -47,6 +47,11 @@ class RankCost:
         fixed_ms, token_ms = self.fixed_ms + hops * self.hop_ms, self.token_ms + hops * self.hop_token_ms
         return replace(self, fixed_ms=fixed_ms, token_ms=token_ms, hop_ms=0.0, hop_token_ms=0.0)
 
+    def capped(self, most: int | None) -> RankCost:
+        """The same with no more than `most` tokens, None: any number."""
+        caps = [cap for cap in (self.max_tokens, most) if cap is not None]
+        return replace(self, max_tokens=min(caps, default=None))
+
     def slower(self, factor: float) -> RankCost:
         """The same rank, all taking so many times as long."""
         times = ("fixed_ms", "token_ms", "pair_ms", "diagonal_ms", "hop_ms", "hop_token_ms")

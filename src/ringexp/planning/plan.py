@@ -66,6 +66,14 @@ class Plan:
         """Query tokens of `rank` that are no padding, a sequence of the batch on average."""
         return fmean(self.q_shards[rank].since(start)[1].num_tokens for start in self.starts or (0,))
 
+    def busy_ms(self, costs: Sequence[RankCost]) -> list[float]:
+        """How long each rank computes, all chunks together; 0 for one without tokens."""
+        busy = [0.0] * self.world_size
+        for part in self.chunks or (self,):
+            for rank, part_ms in zip(part.members, compute_ms(part, costs, part.members), strict=True):
+                busy[rank] += part_ms
+        return busy
+
     def predicted_ms(
         self, costs: Sequence[RankCost], links: Links | None = None, prefetch_hops: int | None = None
     ) -> float:
@@ -76,7 +84,7 @@ class Plan:
         if self.chunks:
             return sum(chunk.predicted_ms(costs, links, prefetch_hops) for chunk in self.chunks)
         if links is None:
-            return max(compute_ms(self, costs, self.members))
+            return max(self.busy_ms(costs))
         return latency_ms(self, costs, links, prefetch_hops)
 
     @property

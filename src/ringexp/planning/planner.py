@@ -6,7 +6,6 @@ plan([1.0, 0.5, 0.25], seq_len=4096)    # shares proportional to speed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from operator import index
 
 from ringexp.errors import UserError
@@ -51,7 +50,7 @@ def plan(
     if not costs:
         tokens = apportion_within(_numbers(known), seq_len, tile, room)
     elif len(costs) == len(known):
-        capped = [_capped(cost, most) for cost, most in zip(costs, room, strict=True)]
+        capped = [cost.capped(most) for cost, most in zip(costs, room, strict=True)]
         tokens = balance(capped, seq_len, tile, layout, causal)
     else:
         raise UserError(f"speeds={known} mixes numbers and costs; give one or the other of every rank")
@@ -78,8 +77,3 @@ def _numbers(speeds: Sequence[object]) -> list[float]:
         return [float(speed) for speed in speeds]  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise UserError(f"speeds={speeds} must be positive numbers, or a RankCost each") from error
-
-
-def _capped(cost: RankCost, most: int | None) -> RankCost:
-    caps = [cap for cap in (cost.max_tokens, most) if cap is not None]
-    return replace(cost, max_tokens=min(caps, default=None))

@@ -71,13 +71,14 @@ class Iteration:
 class Repeated:
     """Work on one tensor, done again and again on the same memory: eagerly, or as a CUDA graph.
 
-    A graph is captured right after the first time, and anew once what it points to has moved.
+    A graph is captured right after the first time, and anew once what it points to has moved or the transport
+    is another one.
     """
 
     def __init__(self) -> None:
         self._input: torch.Tensor | None = None
         self._graph: tuple[torch.cuda.CUDAGraph, Any] | None = None
-        self._epoch: int | None = None
+        self._made_for: tuple[Transport, int] | None = None  # and its epoch
 
     def __call__(self, x: torch.Tensor, work: Callable[[torch.Tensor], T], transport: Transport | None) -> T:
         """`work(x)`, which the next call may overwrite; in a graph if the transport of the work is given.
@@ -87,18 +88,18 @@ class Repeated:
         if self._input is None:
             self._input = torch.empty_like(x)
         mine = self._input.copy_(x)
-        if transport and self._graph and self._epoch == transport.epoch:
+        if transport and self._graph and self._made_for == (transport, transport.epoch):
             graph, output = self._graph
             graph.replay()
             return output
         output = work(mine)
         if transport:
-            self._graph, self._epoch = captured(lambda: work(mine)), transport.epoch
+            self._graph, self._made_for = captured(lambda: work(mine)), (transport, transport.epoch)
         return output
 
     def renew(self) -> None:
         """Memory that the work points to has moved."""
-        self._epoch = None
+        self._made_for = None
 
 
 def captured(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:

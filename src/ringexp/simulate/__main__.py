@@ -12,7 +12,7 @@ from ringexp.simulate import show
 from ringexp.simulate.hardware import Link, load_hardware
 from ringexp.simulate.models import model_shape
 from ringexp.simulate.recorded import find_recorded, ring_of_run, ring_of_table
-from ringexp.simulate.rings import Ring, Split, run, timings
+from ringexp.simulate.rings import TILE, Ring, Split, run, timings
 from ringexp.simulate.specified import ring_of_devices
 
 DESCRIPTION = """\
@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="posted ahead of compute (all); 0: a barrier at each hop",
     )
     parser.add_argument(
-        "--tile", type=_number, default=128, help="tokens that are handed out together (%(default)s)"
+        "--tile", type=_number, default=TILE, help="tokens that are handed out together (%(default)s)"
     )
     parser.add_argument(
         "--chunks", type=_number, default=1, help="work the prompt off in so many (%(default)s)"

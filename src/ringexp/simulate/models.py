@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ringexp.config import AttentionModelConfig, did_you_mean
+from ringexp.config import CONF_DIR, AttentionModelConfig, did_you_mean
 from ringexp.errors import UserError
 from ringexp.planning import MemoryNeed, attention_token_bytes, rotation_bytes
 
@@ -128,8 +128,6 @@ def model_shape(name: str) -> ModelShape:
 def attention_config(name: str) -> AttentionModelConfig | None:
     """conf/model's attention module of that name; None if there is none."""
     from omegaconf import OmegaConf
-
-    from ringexp.cli import CONF_DIR
 
     path = CONF_DIR / "model" / f"{name}.yaml"
     if not path.is_file():

@@ -13,10 +13,10 @@ from typing import Any
 
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedTable
+from ringexp.config import DEFAULT_TILE
 from ringexp.errors import UserError
-from ringexp.launch.planning import DEFAULT_TILE
 from ringexp.models.shapes import shape_of
-from ringexp.planning import HopCost, Plan, RankCost, compute_ms, make_plan
+from ringexp.planning import HopCost, Plan, RankCost, make_plan
 from ringexp.report.frame import complete, load_runs, read_config
 from ringexp.simulate.hardware import Link
 from ringexp.simulate.models import attention_config, model_shape
@@ -72,10 +72,7 @@ class Recorded:
 
         Median over iterations. It is off by its waits alone, not by speeds that calibration got wrong.
         """
-        expected = [0.0] * len(self.costs)
-        for part in self.plan.chunks or (self.plan,):
-            for rank, part_ms in zip(part.members, compute_ms(part, self.costs, part.members), strict=True):
-                expected[rank] += self.layers * part_ms
+        expected = [self.layers * ms for ms in self.plan.busy_ms(self.costs)]
         return median(
             self._latency_ms(
                 [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ringexp.config import DEFAULT_TILE
 from ringexp.errors import UserError
 from ringexp.planning import (
     WEIGHTS,
@@ -15,14 +16,13 @@ from ringexp.planning import (
     apportion,
     balanced_plan,
     carried_ms,
-    compute_ms,
     make_plan,
     simulate,
 )
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking import metrics
 
-TILE = 128
+TILE = DEFAULT_TILE["cuda"]
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,7 @@ def run(ring: Ring, split: Split) -> Outcome:
     """Plan and simulate. Raises UserError for a split that is none."""
     plan, costs = plan_for(ring, split), ring.source.costs(ring.causal)
     latency = plan.predicted_ms(costs, ring.links, split.prefetch_hops)
-    parts = plan.chunks or (plan,)
-    busy = [0.0] * plan.world_size
-    for part in parts:
-        for rank, busy_ms in zip(part.members, compute_ms(part, costs, part.members), strict=True):
-            busy[rank] += busy_ms
+    busy = plan.busy_ms(costs)
     return Outcome(
         split,
         plan.tokens,
@@ -146,7 +142,7 @@ def run(ring: Ring, split: Split) -> Outcome:
         speedup_over_single=metrics.speedup(latency, min(ring.alone_ms(split.seq_len))),
         efficiency=metrics.efficiency(busy, latency),
         compute_ms=ring.layers * max(busy),
-        transfer_ms=ring.layers * sum(carried_ms(part, ring.links) for part in parts),
+        transfer_ms=ring.layers * sum(carried_ms(part, ring.links) for part in plan.chunks or (plan,)),
     )
 
 

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 
 from ringexp.report.figures import style
 from ringexp.report.frame import Run, Runs, ranks_of
+from ringexp.report.palette import VERMILION
 from ringexp.tracking import metrics
 
 BASELINE = ("contiguous", "even")
@@ -157,7 +158,7 @@ def token_distribution(runs: Runs) -> Figure | None:
         Patch(facecolor=style.shade("even", rank, ranks), edgecolor="#555555", label=f"rank {rank}")
         for rank in range(ranks)
     ]
-    mark = {"color": "#D55E00", "marker": "_", "linestyle": "", "markersize": 11, "markeredgewidth": 2.5}
+    mark = {"color": VERMILION, "marker": "_", "linestyle": "", "markersize": 11, "markeredgewidth": 2.5}
     handles.append(Line2D([], [], label="as measured speeds would have it", **mark))  # type: ignore[arg-type]
     style.below(figure, handles)
     return figure
@@ -170,7 +171,7 @@ def _stack(axis: Axes, run: Run, place: int, partitioner: str) -> None:
         axis.bar(place, share, bottom=bottom, width=0.86, facecolor=fill, edgecolor="white", linewidth=0.5)
         bottom += share
     for boundary in np.cumsum(speeds)[:-1] / sum(speeds) if speeds else ():
-        axis.plot([place - 0.43, place + 0.43], [boundary, boundary], color="#D55E00", linewidth=2)
+        axis.plot([place - 0.43, place + 0.43], [boundary, boundary], color=VERMILION, linewidth=2)
 
 
 def extreme_case(runs: Runs) -> Figure | None:
