@@ -20,10 +20,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ringexp.errors import UserError
+from ringexp.models.model_shapes import model_shape
 from ringexp.report.figures import style
 from ringexp.report.palette import BLACK, BLUE, GREEN, ORANGE, OTHER_COLOUR, VERMILION
 from ringexp.simulate.hardware import Device, Hardware, load_hardware
-from ringexp.simulate.models import model_shape
 from ringexp.simulate.rings import Ring, Split, run
 from ringexp.simulate.specified import ring_of_devices
 from ringexp.tracking.files import write_atomically

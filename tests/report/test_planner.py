@@ -154,9 +154,9 @@ def test_shapes_are_those_of_the_models(tmp_path):
     for shape, flops in zip(SHAPES, found, strict=True):
         model = OmegaConf.load(f"conf/model/{shape.name}.yaml")
         if "architecture" in model:
-            whole = get_model(
-                model.architecture, model.variant, device_type="meta", distributed_strategy="none"
-            )
+            overrides = dict(model.get("overrides") or {})
+            how = {"device_type": "meta", "distributed_strategy": "none", **overrides}
+            whole = get_model(model.architecture, model.variant, **how)
             layers = whole.get_submodule("base_model.layers")
         else:
             sizes = (model.emb_dim, model.head_dim, model.head_dim, model.num_heads, model.num_kv_heads)

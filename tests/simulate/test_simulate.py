@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 import pytest
 
 from ringexp.calibration.table import SpeedTable
+from ringexp.models.model_shapes import WHOLE_MODELS, attention_config, model_shape
 from ringexp.models.shapes import shape_of
 from ringexp.planning import HopCost, RankCost, make_plan
 from ringexp.ring.timing import IterationTiming
 from ringexp.simulate import __main__ as command
 from ringexp.simulate.hardware import load_hardware
-from ringexp.simulate.models import WHOLE_MODELS, attention_config, model_shape
 from ringexp.simulate.rings import Split, run, timings
 from ringexp.simulate.specified import ring_of_devices
 from support.calibration_rows import cost_rows

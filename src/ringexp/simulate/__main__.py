@@ -8,9 +8,9 @@ from itertools import product
 from pathlib import Path
 
 from ringexp.errors import UserError
+from ringexp.models.model_shapes import model_shape
 from ringexp.simulate import show
 from ringexp.simulate.hardware import Link, load_hardware
-from ringexp.simulate.models import model_shape
 from ringexp.simulate.recorded import find_recorded, ring_of_run, ring_of_table
 from ringexp.simulate.rings import TILE, Ring, Split, run, timings
 from ringexp.simulate.specified import ring_of_devices

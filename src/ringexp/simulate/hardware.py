@@ -11,8 +11,8 @@ from typing import Any
 
 from ringexp.config import did_you_mean
 from ringexp.errors import UserError
+from ringexp.models.model_shapes import ModelShape
 from ringexp.planning import HopCost, NodeLinks, RankCost
-from ringexp.simulate.models import ModelShape
 
 SHIPPED = Path(__file__).with_name("hardware.yaml")
 

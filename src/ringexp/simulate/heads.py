@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ringexp.errors import UserError
+from ringexp.models.model_shapes import ModelShape
 from ringexp.planning import HopCost, NodeLinks, RankCost
 from ringexp.simulate.hardware import Device, Hardware
-from ringexp.simulate.models import ModelShape
 
 
 def group_costs(

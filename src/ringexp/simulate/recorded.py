@@ -15,11 +15,11 @@ from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedTable
 from ringexp.config import DEFAULT_TILE
 from ringexp.errors import UserError
+from ringexp.models.model_shapes import attention_config, model_shape
 from ringexp.models.shapes import shape_of
 from ringexp.planning import HopCost, Plan, RankCost, make_plan
 from ringexp.report.frame import complete, load_runs, read_config
 from ringexp.simulate.hardware import Link
-from ringexp.simulate.models import attention_config, model_shape
 from ringexp.simulate.rings import KnownSpeeds, Ring
 from ringexp.tracking import metrics
 from ringexp.tracking.files import RESULTS, read_results

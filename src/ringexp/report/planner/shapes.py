@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ringexp.models.model_shapes import WHOLE_MODELS, model_shape
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -24,15 +26,30 @@ class Shape:
     itemsize: int = 2
 
 
-SHAPES = (
-    Shape("attention_mha_4096", num_kv_heads=32),
-    Shape("attention_gqa_4096"),
-    Shape("ring_mha_4096", emb_dim=0, num_kv_heads=32),
-    Shape("ring_gqa_4096", emb_dim=0),
-    Shape("attention_tiny", emb_dim=256, num_heads=4, num_kv_heads=2, head_dim=64, itemsize=4),
-    Shape("llama3_8b", layers=32, ffn_dim=14336),
-    Shape("granite_8b", layers=40, ffn_dim=12800),
-    Shape("mistral_7b", layers=32, ffn_dim=14336),
-    Shape("mixtral_8x7b", layers=32, ffn_dim=2 * 14336),
+def offered(name: str) -> Shape:
+    """The shape under the name of a model config."""
+    shape = model_shape(name)
+    return Shape(
+        name,
+        shape.layers,
+        shape.batch_size,
+        shape.emb_dim if shape.projections else 0,
+        shape.num_heads,
+        shape.num_kv_heads,
+        shape.head_dim,
+        shape.experts_a_token * shape.hidden_dim,
+        shape.itemsize,
+    )
+
+
+SHAPES = tuple(
+    offered(name)
+    for name in (
+        "attention_mha_4096",
+        "attention_gqa_4096",
+        "ring_mha_4096",
+        "ring_gqa_4096",
+        "attention_tiny",
+        *WHOLE_MODELS,
+    )
 )
-"""Under the names of the model configs."""

@@ -9,8 +9,8 @@ from ringexp.cli import CONF_DIR
 from ringexp.config import AttentionModelConfig
 from ringexp.models import facts
 from ringexp.models.attention_workload import AttentionWorkload, BareAttentionWorkload
+from ringexp.models.model_shapes import WHOLE_MODELS, attention_config, model_shape
 from ringexp.planning import make_plan
-from ringexp.simulate.models import WHOLE_MODELS, attention_config, model_shape
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE_MODELS))

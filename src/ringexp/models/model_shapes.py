@@ -1,4 +1,4 @@
-"""The shapes of models that a simulation knows: what a token and a query-key pair take. Free of torch."""
+"""The shapes of models: what a token and a query-key pair take of a layer. Free of torch."""
 
 from __future__ import annotations
 
