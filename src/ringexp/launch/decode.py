@@ -61,8 +61,10 @@ def decode(session: Session, decoder: Decoder, local: LocalInputs, count: int) -
     )
 
 
-def decoder_of(workload: Workload, ring: RingContext, speeds: Sequence[float] = ()) -> Decoder:
-    return _generating(workload).decoder(ring, speeds)
+def decoder_of(
+    workload: Workload, ring: RingContext, speeds: Sequence[float] = (), room: Sequence[int | None] = ()
+) -> Decoder:
+    return _generating(workload).decoder(ring, speeds, room)
 
 
 def _generating(workload: Workload) -> FmsWorkload:
@@ -79,14 +81,18 @@ def decode_together(
     ring: RingContext,
     x: torch.Tensor,
     speeds: Sequence[float],
+    room: Sequence[int | None],
 ) -> list[Decoded | None]:
-    """What every rank has seen, None for one that is not in the ring; x is the whole prompt."""
+    """What every rank has seen, None for one that is not in the ring; x is the whole prompt.
+
+    speeds, room: tokens that a rank's memory holds; they decide who keeps a new one.
+    """
     session.progress.stage(f"decoding {config.decode_tokens} tokens")
     session.barrier()
     mine = None
     if ring.plan.tokens[session.rank]:
         local = local_inputs(x, ring.plan, session.rank)
-        mine = decode(session, decoder_of(workload, ring, speeds), local, config.decode_tokens)
+        mine = decode(session, decoder_of(workload, ring, speeds, room), local, config.decode_tokens)
     return session.gather(mine)
 
 

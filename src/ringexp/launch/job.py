@@ -284,7 +284,8 @@ def _decoding(setting: _Setting) -> Decoding | None:
         return None
     references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
     with session.limited_memory(config):
-        ranks = decode_together(session, config, setting.workload, setting.ring(), setting.x, setting.speeds)
+        how = setting.ring(), setting.x, setting.speeds, setting.room
+        ranks = decode_together(session, config, setting.workload, *how)
     agreeing = None
     if config.check:
         parts = unpadded(setting.x, setting.plan)

@@ -84,10 +84,10 @@ class FmsWorkload:
         logits, _ = model(x, position_ids=positions, last_n_tokens=1, use_cache=True, attn_name="sdpa_causal")
         return logits
 
-    def decoder(self, ring: RingContext, speeds: Sequence[float]) -> Decoder:
+    def decoder(self, ring: RingContext, speeds: Sequence[float], room: Sequence[int | None]) -> Decoder:
         """This rank's part in generating text."""
         kernel = get_decode_kernel(self._device, self.dtype, self.head_dim)
-        return Decoder(self._model, ring, kernel, speeds)
+        return Decoder(self._model, ring, kernel, speeds, room)
 
     def agreeing(self, x: torch.Tensor, tokens: torch.Tensor) -> int:
         """How many of the tokens [B, N] are what this process alone would choose after x and those before.
