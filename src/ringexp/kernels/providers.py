@@ -25,6 +25,7 @@ class Kernel:
     name: str  # never "auto": what was chosen
     block: Block
     block_into: BlockInto | None = None
+    persistent: bool = False  # holds its SMs until the block is over, so no other kernel of the rank gets one
 
 
 def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Kernel:
@@ -43,7 +44,7 @@ def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_d
         others = "kernel=reference" if name == "sdpa" else "kernel=sdpa or kernel=auto"
         raise UserError(f"kernel={name} needs {lacks}; use {others}")
     if name == "triton" and hopper_block.why_unavailable(device, dtype, head_dim) is None:
-        return Kernel(name, hopper_block.block, hopper_block.block_into)
+        return Kernel(name, hopper_block.block, hopper_block.block_into, persistent=True)
     return Kernel(name, _block_of(name, device, dtype, head_dim))
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from ringexp.kernels.triton_block import padded_head_dim
 from ringexp.kernels.triton_kernel import LN2, NOTHING, TAIL, visit_keys
 
-PROGRAMS_PER_SM = 2
 PARTS_AT_ONCE = 32
 _INTERPRETED_PROGRAMS = 12
 
@@ -33,7 +32,7 @@ class DecodeTiles:
     num_stages: int
 
 
-# By padded head_dim, the smallest entry that fits; two programs fit an SM of 227 KiB, one of 99 KiB.
+# By padded head_dim, the smallest entry that fits; a program fits an SM of 99 KiB.
 _16BIT = {64: DecodeTiles(128, 4, 3), 128: DecodeTiles(64, 4, 3), 256: DecodeTiles(32, 4, 3)}
 _FLOAT32 = {64: DecodeTiles(32, 4, 3), 128: DecodeTiles(16, 4, 3), 256: DecodeTiles(16, 4, 3)}
 
@@ -51,8 +50,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, firsts: Tensor, stop: Tensor, softma
     assert q.stride(3) == k.stride(3) == v.stride(3) == 1, "head_dim must be contiguous"
     assert firsts.dtype == stop.dtype == torch.int32, (firsts.dtype, stop.dtype)
     if q.is_cuda:
-        num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
-        programs = PROGRAMS_PER_SM * num_sms
+        programs = torch.cuda.get_device_properties(q.device).multi_processor_count
     else:  # interpreted, where bfloat16 would be multiplied as bit patterns
         programs = _INTERPRETED_PROGRAMS
         q, k, v = q.float(), k.float(), v.float()

@@ -250,7 +250,11 @@ class Calibrator:
                 lambda value: max(self.session.gather(value)),
             )
         direct = self.session.transport.name == "ipc"
-        return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct)
+        shared = direct and self.session.ranks.ranks_per_device > 1  # then a copy is a kernel
+        after_blocks = shared and self.session.kernel(config, workload).persistent
+        return HopCost(
+            self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct, after_blocks
+        )
 
 
 def _matching(rows: list[SpeedRow], **wanted: Any) -> list[SpeedRow]:
