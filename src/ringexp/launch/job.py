@@ -253,13 +253,8 @@ def _measure_single(setting: _Setting) -> tuple[float | None, float | None]:
     """
     session, config, workload = setting.session, setting.config, setting.workload
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.warmup + config.repeats)
-    plan = make_plan(
-        config.seq_len,
-        [config.seq_len],
-        causal=workload.causal,
-        chunks=num_chunks(config),
-        starts=starts_of(config),
-    )
+    chunks, starts = num_chunks(config), starts_of(config)
+    plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal, chunks=chunks, starts=starts)
     ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock())
     local = local_inputs(setting.x, plan, 0)
     times, decode_ms = [], None
