@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ringexp.calibration.kernel_choice import BlockShape, fastest, is_right, local_length, times_ms
+from ringexp.calibration.kernel_choice import (
+    BlockShape,
+    fastest,
+    in_the_running,
+    is_right,
+    local_length,
+    times_ms,
+)
 from ringexp.kernels import Kernel, get_kernel, oracle
 
 CPU = torch.device("cpu")
@@ -30,6 +37,15 @@ def test_a_kernel_that_is_wrong_on_one_rank_is_out():
     assert fastest([{"triton": 1.0, "cudnn": 2.0}, {"cudnn": 2.0}])[0] == "cudnn"
     with pytest.raises(ValueError, match="no kernel is right on every rank"):
         fastest([{"triton": 1.0}, {"cudnn": 2.0}])
+
+
+def test_a_kernel_is_out_of_the_running_after_it_was_slow_twice():
+    assert in_the_running({"triton": [], "sdpa": []}) == ["triton", "sdpa"]
+    assert in_the_running({"triton": [1.0], "sdpa": [9.0]}) == ["triton", "sdpa"]
+    assert in_the_running({"triton": [1.1, 1.0], "cudnn": [9.0, 1.5], "sdpa": [2.0, 1.6]}) == [
+        "triton",
+        "cudnn",
+    ]
 
 
 def broken(q, k, v, causal, softmax_scale):
