@@ -33,6 +33,11 @@ def test_paced_ranks_take_up_every_profile_and_its_references(tmp_path):
     assert roles.count("single") == roles.count("homogeneous") == 1
 
 
+def test_equal_ranks_are_their_own_even_reference(tmp_path):
+    (ranks,) = sets_of(tmp_path, HeteroConfig([100.0, 100.0], "none"))
+    assert [job.role for job in ranks.jobs] == ["single", "homogeneous", "run"]
+
+
 def test_other_numbers_of_ranks_and_other_throttles_have_ranks_of_their_own(tmp_path):
     sets = sets_of(
         tmp_path,

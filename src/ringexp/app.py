@@ -190,7 +190,10 @@ def rank_sets(runs: Sequence[tuple[Config, Path]], place: Place) -> list[RankSet
             add(replace(even, hetero=_one_device(config), shard="tokens"), "single", machine)
         mixed = config.hetero.is_measured  # there is no ring of equal devices to measure against
         if not mixed and lacking("homogeneous", homogeneous_facts(config, machine), config):
-            add(replace(even, hetero=_full_speed(config, place), shard="tokens"), "homogeneous", machine)
+            homogeneous = replace(even, hetero=_full_speed(config, place), shard="tokens")
+            add(homogeneous, "homogeneous", machine)
+            # it is the even reference of its own profile, too
+            asked.add(ReferenceStore(config.references_dir).path("even", even_facts(homogeneous, machine)))
         if config.partitioner.name == "even":
             asked.add(ReferenceStore(config.references_dir).path("even", even_facts(config, machine)))
         elif lacking("even", even_facts(config, machine), config):
