@@ -26,6 +26,17 @@ def test_percentages_of_a_shared_gpu_are_relative_to_the_fastest_rank(tmp_path):
     assert load_runs([tmp_path]).slow_percent.tolist() == [10.0]
 
 
+def test_runs_in_chunks_are_kept_apart(tmp_path):
+    write_run(tmp_path, 0)
+    path = write_run(tmp_path, 1, latency_ms=20.0) / "config.yaml"
+    config = OmegaConf.load(path)
+    config.model = {"name": "attention_mha_4096", "kind": "fms", "chunk_tokens": 1024}
+    OmegaConf.save(config, path)
+    runs = load_runs([tmp_path])
+    assert runs.settings.tolist() == ["", "chunk_tokens=1024"]
+    assert [len(group) for _, group in contexts(runs)] == [1, 1]
+
+
 def test_speedup_is_over_contiguous_even_of_the_same_profile_and_length(tmp_path):
     write_run(tmp_path, 0, layout="contiguous", partitioner="even", latency_ms=12.0)
     write_run(tmp_path, 1, layout="contiguous", partitioner="even", latency_ms=40.0, seq_len=8192)

@@ -261,6 +261,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     shape = _shape(model)
     asked = {"prefetch_hops": config["transport"].get("prefetch_hops"), "tile": config.get("tile")}
     asked |= {name: config.get(name) for name in ("cuda_graph", "prompt_lengths")}
+    asked |= {"chunk_tokens": model.get("chunk_tokens")}
     return {
         "model": model["name"],
         "profile": f"{profile}, {drift}" if drift else profile,
