@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from ringexp.calibration.table import SpeedTable
+from ringexp.launch.calibrator import enough_in_a_row
 from ringexp.launch.planning import plan_for
 from support import sessions
 from support.sessions import attention_config
@@ -115,3 +117,10 @@ def test_speeds_of_other_software_are_measured_again_but_for_mode_table(pools, t
     pools[2].run(sessions.speeds, config, [100, 100])
     assert "calibrating" in told(tmp_path)
     assert "torch 1.0" not in config.speeds_file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("unit_ms", "in_a_row"), [(4.0, 8), (24.9, 8), (25.0, 8), (42.0, 5), (110.0, 2), (900.0, 1)]
+)
+def test_long_units_are_timed_few_in_a_row(unit_ms, in_a_row):
+    assert enough_in_a_row(unit_ms, 8) == in_a_row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 
 MOST_IN_A_ROW = 8
+
+LONG_SAMPLE_MS = 200.0
+"""What the host needs to begin is nothing beside it, so no more units are timed together."""
 
 
 def lengths_of(config: Config) -> list[int]:
@@ -195,6 +199,10 @@ class Calibrator:
         ring = RingContext(plan, 0, LoopbackTransport(), kernel, self.session.clock())
         local = local_inputs(workload.inputs(length, config.seed), plan, 0)
         unit, in_a_row = workload.unit(local, ring), self._in_a_row(config, workload)
+        if in_a_row > 1:
+            once = self.session.iteration(config, unit, ring)
+            once.run()  # may compile
+            in_a_row = enough_in_a_row(once.run()[1].busy_ms, in_a_row)
         piece = self.session.iteration(config, lambda: [unit() for _ in range(in_a_row)][-1], ring)
         self._measurements += 1
         counter = f"calibrated/{self._measurements}"
@@ -231,8 +239,8 @@ class Calibrator:
         )
 
     def _in_a_row(self, config: Config, workload: Workload) -> int:
-        """How many units are timed together: where kernels are launched one by one, the device waits for the
-        first of them, but in a model of many layers only once."""
+        """How many units are timed together at most: where kernels are launched one by one, the device waits
+        for the first of them, but in a model of many layers only once."""
         eager_cuda = self.session.device.type == "cuda" and not self.session.captures(config)
         return min(workload.num_units, MOST_IN_A_ROW) if eager_cuda else 1
 
@@ -255,6 +263,11 @@ class Calibrator:
         return HopCost(
             self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct, after_blocks
         )
+
+
+def enough_in_a_row(unit_ms: float, most: int) -> int:
+    """How many units of so many ms are timed together: as many as make a long sample, `most` at most."""
+    return min(max(ceil(LONG_SAMPLE_MS / unit_ms), 1), most)
 
 
 def _matching(rows: list[SpeedRow], **wanted: Any) -> list[SpeedRow]:
