@@ -12,8 +12,9 @@ over ranks x the ring's time. Writes ring.md and ring.csv to --out.
     python scripts/bench_ring.py --blocks 2,4,8 --out docs/benchmarks/ring-blocks-h200
 
 What splitting alone costs: one process on one whole GPU computes the blocks of every rank of such rings in
-turn, with its own keys and values in place of those that would arrive. Efficiency is the time of the whole
-prompt over ranks x that of the slowest rank: what is left for transfers to lose.
+turn, with its own keys and values in place of those that would arrive: shard by shard, and as many shards
+together as one launch takes. Efficiency is the time of the whole prompt over ranks x that of the slowest
+rank: what is left for transfers to lose.
 """
 
 from __future__ import annotations
@@ -131,8 +132,8 @@ class Bench:
                 kernel = get_kernel(other, self.device, torch.bfloat16, 128)
                 ways[f"{name}, {other}"] = self.ours(local, seq_len, transport, kernel)
         ways[f"{name}, {self.kernel.name}, no graph"] = self.ours(local, seq_len, transport, graph=False)
-        if self.settings.ranks > 2:
-            ways[f"{name}, {self.kernel.name}, lock-step"] = self.ours(local, seq_len, transport, hops=1)
+        if self.settings.shared or self.settings.ranks > 2:
+            ways[f"{name}, {self.kernel.name}, shard by shard"] = self.ours(local, seq_len, transport, hops=1)
         if not self.settings.shared:
             ways["PyTorch context_parallel"] = self.foreign(self._context_parallel(x, stack), seq_len)
             if importlib.util.find_spec("ring_flash_attn"):
@@ -236,31 +237,36 @@ def blocks_alone(settings: Settings, rank_counts: list[int]) -> list[dict[str, A
     for seq_len in settings.lengths:
         x = workload.inputs(seq_len, seed=0)
 
-        def part(ranks: int, rank: int, x: torch.Tensor = x) -> Iteration:
+        def part(ranks: int, rank: int, together: bool, x: torch.Tensor = x) -> Iteration:
             plan = make_plan(x.shape[1], [x.shape[1] // ranks] * ranks)
-            ring = RingContext(plan, rank, LoopbackTransport(rank), kernel, CudaClock())
+            ring = RingContext(plan, rank, LoopbackTransport(rank, together), kernel, CudaClock())
             local = local_inputs(x, plan, rank)
             iteration = Iteration(lambda: workload.forward(local, ring), ring)
             iteration.capture()
             return iteration
 
-        parts = {(ranks, rank): part(ranks, rank) for ranks in (1, *rank_counts) for rank in range(ranks)}
-        times: dict[tuple[int, int], list[float]] = {key: [] for key in parts}
+        asked = [(1, 0, False)]
+        asked += [(n, rank, joined) for n in rank_counts for rank in range(n) for joined in (False, True)]
+        parts = {key: part(*key) for key in asked}
+        times: dict[tuple[int, int, bool], list[float]] = {key: [] for key in parts}
         for turn in range(settings.repeats + 2):
             for key, iteration in parts.items():
                 torch.cuda.synchronize()
                 sample = iteration.back_to_back_ms(3)
                 times[key] += [sample] if turn >= 2 else []
         ms = {key: median(samples) for key, samples in times.items()}
+        whole = ms[1, 0, False]
         for ranks in rank_counts:
-            slowest = max(ms[ranks, rank] for rank in range(ranks))
+            each, joined = (max(ms[ranks, rank, way] for rank in range(ranks)) for way in (False, True))
             rows.append(
                 {
                     "tokens": seq_len,
                     "ranks": ranks,
-                    "whole prompt ms": round(ms[1, 0], 4),
-                    "slowest rank ms": round(slowest, 4),
-                    "efficiency": round(ms[1, 0] / ranks / slowest, 3),
+                    "whole prompt ms": round(whole, 4),
+                    "shard by shard, slowest rank ms": round(each, 4),
+                    "efficiency": round(whole / ranks / each, 3),
+                    "together, slowest rank ms": round(joined, 4),
+                    "efficiency together": round(whole / ranks / joined, 3),
                 }
             )
             print(*rows[-1].values(), sep="  ", flush=True)

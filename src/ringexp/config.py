@@ -24,7 +24,7 @@ KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton", "flash")
 TRANSPORTS = ("auto", "nccl", "ipc", "gloo")
 TRACKER_MODES = ("offline", "online", "disabled")
 CALIBRATION_MODES = ("auto", "table", "refresh")
-DEFAULT_TILE = {"cuda": 128, "cpu": 16}
+DEFAULT_TILE = {"cuda": 256, "cpu": 16}
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Config:
     prompt_lines: bool = False  # each line of the text is a prompt of its own, all of them one batch
     prompt_lengths: list[int] | None = None  # tokens of each random prompt of a batch, padded on the left
     decode_tokens: int = 0  # whole models: decode so many tokens after prefill, and measure that too
-    tile: int | None = None  # tokens are handed out in whole tiles; null: 128 on CUDA, 16 on CPU
+    tile: int | None = None  # tokens are handed out in whole tiles; null: 256 on CUDA, 16 on CPU
     memory_limit_gib: Any = None  # a number, or one a rank; null: what is free on CUDA, no limit on CPU
     device: str = "auto"
     seed: int = 0

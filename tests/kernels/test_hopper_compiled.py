@@ -17,7 +17,7 @@ def fresh_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def compile_block(dtype, head_dim, causal, merge):
+def compile_block(dtype, head_dim, causal, merge, spans=1):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile
     from triton.experimental.gluon import language as gl
@@ -34,9 +34,19 @@ def compile_block(dtype, head_dim, causal, merge):
 
     consumers = hopper_block._consumers(16384, 32, head_dim, causal, num_sms=132)
     consumer_regs, producer_regs = hopper_block._REGISTERS[consumers]
-    constants = {"CAUSAL": causal, "MERGE": merge, "FINAL": merge, "CONSUMERS": consumers}
+    constants = {
+        "SPANS": spans,
+        "CAUSAL": causal,
+        "MERGE": merge,
+        "FINAL": merge,
+        "CONSUMERS": consumers,
+    }
     constants |= {"CONSUMER_REGS": consumer_regs, "PRODUCER_REGS": producer_regs}
+    absent = [f"{x}{span}_desc" for span in range(spans, 4) for x in "kv"]
+    constants |= dict.fromkeys(absent)
+    further = {f"{x}{span}_desc": descriptor(BLOCK_N.value) for span in range(1, spans) for x in "kv"}
     types = {
+        **further,
         "q_desc": descriptor(ROWS.value),
         "k_desc": descriptor(BLOCK_N.value),
         "v_desc": descriptor(BLOCK_N.value),
@@ -45,7 +55,7 @@ def compile_block(dtype, head_dim, causal, merge):
         "final_ptr": f"*{short}",
         "next_ptr": "*i32",
         "scale_log2": "fp32",
-        **dict.fromkeys(constants, "constexpr"),
+        **dict.fromkeys(constants, "constexpr"),  # also what is absent
     }
     names = attention_block.arg_names
     aligned = {
@@ -59,16 +69,17 @@ def compile_block(dtype, head_dim, causal, merge):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "causal", "merge"),
+    ("dtype", "head_dim", "causal", "merge", "spans"),
     [
-        (torch.bfloat16, 128, True, True),
-        (torch.bfloat16, 128, False, False),
-        (torch.float16, 64, True, False),
-        (torch.bfloat16, 64, False, True),
+        (torch.bfloat16, 128, True, True, 1),
+        (torch.bfloat16, 128, False, False, 1),
+        (torch.bfloat16, 128, True, False, 4),
+        (torch.float16, 64, True, False, 2),
+        (torch.bfloat16, 64, False, True, 1),
     ],
 )
-def test_it_compiles_for_hopper(dtype, head_dim, causal, merge):
-    compiled = compile_block(dtype, head_dim, causal, merge)
+def test_it_compiles_for_hopper(dtype, head_dim, causal, merge, spans):
+    compiled = compile_block(dtype, head_dim, causal, merge, spans)
     assert compiled.metadata.shared <= SHARED_MEMORY_BYTES
     ptx = compiled.asm["ptx"]
     for instruction in ("wgmma.mma_async", "cp.async.bulk.tensor.4d", "setmaxnreg"):
@@ -88,6 +99,6 @@ def test_tensors_that_tma_cannot_load_are_told_apart():
 
 @pytest.mark.parametrize(("q_len", "consumers"), [(2048, 2), (4096, 2), (16384, 3), (65536, 3)])
 def test_a_third_consumer_where_its_larger_tiles_fill_the_device(q_len, consumers):
-    assert hopper_block._consumers(q_len, 32, 64, causal=False, num_sms=132) == consumers
-    assert hopper_block._consumers(q_len, 32, 64, causal=True, num_sms=132) == 2
-    assert hopper_block._consumers(q_len, 32, 128, causal=False, num_sms=132) == 2
+    assert hopper_block._consumers(q_len, 32, 64, staggered=False, num_sms=132) == consumers
+    assert hopper_block._consumers(q_len, 32, 64, staggered=True, num_sms=132) == 2
+    assert hopper_block._consumers(q_len, 32, 128, staggered=False, num_sms=132) == 2

@@ -9,8 +9,13 @@ import torch
 
 from kernels.cases import FLOAT32_EPS, LIBRARY_LSE_SLACK, Case, inputs, measure, shape_cases
 from ringexp.errors import UserError
-from ringexp.kernels import OnlineSoftmax, get_kernel, oracle
+from ringexp.kernels import KeySpan, OnlineSoftmax, get_kernel, oracle
+from ringexp.planning import make_plan
+from ringexp.ring.clock import NoClock
 from ringexp.ring.iteration import captured
+from ringexp.ring.prefill import RingContext, ring_attention
+from ringexp.ring.shards import positions, shard
+from ringexp.ring.transport import LoopbackTransport, Route
 
 pytestmark = [
     pytest.mark.gpu,
@@ -90,16 +95,62 @@ def test_merging_within_the_kernel_is_as_exact_as_one_block(num_parts, head_dim)
     blocks = [(0, 500), (500, 1001), *[(500, 1001)] * (num_parts - 1)]
     state = OnlineSoftmax(2, 4, 1001, head_dim, "cuda", blocks=blocks, dtype=BF16)
     tail, bounds = slice(500, None), torch.linspace(0, 500, num_parts).int().tolist()
-    state.attend(kernel, q[:, :, :500], k[:, :, :500], v[:, :, :500], True, scale, slice(0, 500))
-    state.attend(kernel, q[:, :, tail], k[:, :, tail], v[:, :, tail], True, scale, tail)
+    state.attend(kernel, q[:, :, :500], [KeySpan(k[:, :, :500], v[:, :, :500])], True, scale, slice(0, 500))
+    state.attend(kernel, q[:, :, tail], [KeySpan(k[:, :, tail], v[:, :, tail])], True, scale, tail)
     for start, stop in pairwise(bounds):
-        state.attend(kernel, q[:, :, tail], k[:, :, start:stop], v[:, :, start:stop], False, scale, tail)
+        state.attend(
+            kernel, q[:, :, tail], [KeySpan(k[:, :, start:stop], v[:, :, start:stop])], False, scale, tail
+        )
     single = kernel.block(q, k, v, True, scale)[0]
 
     def rms(out):
         return (out.double() - exact).square().mean().sqrt().item()
 
     assert rms(state.output(BF16).transpose(1, 2)) <= 1.1 * rms(single)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 4, 128), (8, 2, 128), (8, 2, 64)])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
+    causal, layout, ranks, heads, kv_heads, head_dim
+):
+    """Uneven rings, rank by rank, with what would arrive at hand."""
+    kernel = kernel_or_skip("triton", Case(1, 1, dtype=BF16, head_dim=head_dim))
+    if kernel.joint is None:
+        pytest.skip("needs a Hopper GPU")
+    tokens = [256 * (1 + (5 * rank) % 7) for rank in range(ranks)]
+    plan = make_plan(sum(tokens), tokens, layout, causal=causal)
+    case = Case(plan.seq_len, plan.seq_len, causal, BF16, 1, heads, kv_heads, head_dim)
+    whole = [x.transpose(1, 2) for x in inputs(case, "cuda")]
+    shards = [[shard(x, plan, rank) for x in whole] for rank in range(ranks)]
+    outputs = []
+    for rank, (q, k, v) in enumerate(shards):
+        transport = AtHand(rank, [torch.stack(found[1:]) for found in shards])
+        outputs.append(ring_attention(q, k, v, RingContext(plan, rank, transport, kernel, NoClock())))
+    exact = oracle.block_fp64(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
+    single = kernel.block(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
+    found = torch.empty_like(single)
+    for rank, out in enumerate(outputs):
+        found[:, positions(plan, rank, "cuda")] = out
+
+    def rms(out):
+        return (out.double() - exact).square().mean().sqrt().item()
+
+    assert rms(found) <= 1.1 * rms(single)
+
+
+class AtHand(LoopbackTransport):
+    """Shards of all ranks, there from the start."""
+
+    def __init__(self, rank, shards):
+        super().__init__(rank, together=True)
+        self._of_rank, self._shards = rank, shards
+
+    def circulate(self, k, v, tokens, prefetch_hops):
+        for source in Route.of(tokens, self._of_rank).sources:
+            yield source, lambda source=source: self._shards[source]
 
 
 @pytest.mark.parametrize("consumers", [2, 3])

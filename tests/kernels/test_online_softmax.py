@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.cases import FLOAT32_EPS, Case, inputs
-from ringexp.kernels import Kernel, OnlineSoftmax, oracle
+from ringexp.kernels import KeySpan, OnlineSoftmax, oracle
 from ringexp.kernels.merge import rows_done
 from ringexp.planning import make_plan
 from ringexp.ring.transport import Route
+from support.joining import joining_kernel
 
 SCALE = 0.25
 
@@ -72,42 +73,28 @@ def test_one_error_bound_holds_for_any_number_of_parts(num_parts):
     assert_exact(merged(q, k, v, pieces), q, k, v)
 
 
-def block_into(q, k, v, causal, softmax_scale, acc, acc_lse, fresh, final, done):
-    """`contract`'s block_into, by the oracle and the merge of two blocks."""
-    out, lse = oracle.block(q, k, v, causal, softmax_scale)
-    state = OnlineSoftmax(q.shape[0], q.shape[1], q.shape[2], q.shape[3], q.device)
-    if not fresh:
-        state.merge(acc.transpose(1, 2).clone(), acc_lse.clone())
-    state.merge(out.float(), lse)
-    acc.copy_(state.output(torch.float32))
-    acc_lse.copy_(state.lse)
-    over = slice(*done)
-    final[:, over] = acc[:, over]
-    acc[:, over] = float("nan")
-
-
 @pytest.mark.parametrize("blocks", [[(0, 16)], [(8, 16), (8, 16), (0, 8)]], ids=["one", "three"])
 def test_a_kernel_that_merges_its_own_blocks(blocks):
-    kernel = Kernel("merging", oracle.block, block_into)
+    kernel = joining_kernel()
     q, k, v = inputs(Case(16, 16, causal=True, head_dim=16))
     state = OnlineSoftmax(2, 4, 16, 16, "cpu", blocks=blocks)
     if len(blocks) == 1:
-        state.attend(kernel, q, k, v, True, SCALE)
+        state.attend(kernel, q, [KeySpan(k, v)], True, SCALE)
     else:  # the rows of the second half first, so that the state begins with nothing for the others
         tail = slice(8, 16)
-        state.attend(kernel, q[:, :, 8:], k[:, :, :8], v[:, :, :8], False, SCALE, tail)
-        state.attend(kernel, q[:, :, 8:], k[:, :, 8:], v[:, :, 8:], True, SCALE, tail)
-        state.attend(kernel, q[:, :, :8], k[:, :, :8], v[:, :, :8], True, SCALE, slice(0, 8))
+        state.attend(kernel, q[:, :, 8:], [KeySpan(k[:, :, :8], v[:, :, :8])], False, SCALE, tail)
+        state.attend(kernel, q[:, :, 8:], [KeySpan(k[:, :, 8:], v[:, :, 8:])], True, SCALE, tail)
+        state.attend(kernel, q[:, :, :8], [KeySpan(k[:, :, :8], v[:, :, :8])], True, SCALE, slice(0, 8))
     assert_exact(state, q, k, v, causal=True)
 
 
 def test_rows_that_no_block_covers_are_zero_beside_those_that_are_done():
-    kernel = Kernel("merging", oracle.block, block_into)
+    kernel = joining_kernel()
     q, k, v = inputs(Case(16, 16, head_dim=16))
     state = OnlineSoftmax(2, 4, 16, 16, "cpu", blocks=[(4, 16), (8, 12)], dtype=torch.bfloat16)
     for start, stop, keys in ((4, 16, slice(0, 8)), (8, 12, slice(8, 16))):
         rows = slice(start, stop)
-        state.attend(kernel, q[:, :, rows], k[:, :, keys], v[:, :, keys], False, SCALE, rows)
+        state.attend(kernel, q[:, :, rows], [KeySpan(k[:, :, keys], v[:, :, keys])], False, SCALE, rows)
     out = state.output(torch.bfloat16)
     assert out.dtype == torch.bfloat16
     assert not out[:, :4].any()

@@ -98,3 +98,16 @@ def test_cuda_transports_pass_over_ranks_that_hold_nothing(pools, transport):
         assert [transfers for _, transfers in results] == [
             len(members) - 1 if rank in members else 0 for rank in range(4)
         ]
+
+
+@pytest.mark.parametrize("prefetch_hops", [None, 1])
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+@pytest.mark.parametrize("tokens", [(8, 40), (16, 8, 24), (16, 24, 8, 40), (8, 5, 8, 16)], ids=str)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_ranks_on_one_gpu_compute_with_what_is_in_the_outbox(pools, devices, tokens, layout, prefetch_hops):
+    """All blocks at once where all ranks share a GPU; beside copies where only some do."""
+    case = Case(tokens, layout, prefetch_hops=prefetch_hops, kernel="joining")
+    cases = [Case(tuple(reversed(tokens)), num_kv_heads=1), case, case]
+    results = pools[len(tokens)].run(attend_over_stand_ins, "ipc", cases, devices)
+    assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6
+    assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)

@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 
 from ringexp.calibration.link import LinkCost, measure_link
-from ringexp.kernels import get_kernel
+from ringexp.kernels import Kernel, get_kernel
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import CpuClock, CudaClock
 from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.prefill import RingContext, ring_attention
 from support import stand_ins
+from support.joining import joining_kernel
 
 _transports: list[GlooTransport] = []
 
@@ -52,6 +53,11 @@ class Case:
         )
         return q, k, v
 
+    def attention_kernel(self) -> Kernel:
+        if self.kernel == "joining":
+            return joining_kernel()
+        return get_kernel(self.kernel, "cpu", getattr(torch, self.dtype), self.head_dim)
+
     def nothing(self) -> torch.Tensor:
         """The output of a rank that is not in the ring."""
         return torch.empty(self.batch, 0, self.num_heads, self.head_dim)
@@ -71,7 +77,7 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
         dist.barrier()
         return case.nothing(), 0, 0
     clock = CpuClock(NoPacer())
-    kernel = get_kernel(case.kernel, "cpu", getattr(torch, case.dtype), case.head_dim)
+    kernel = case.attention_kernel()
     ring = RingContext(plan, rank, transport(), kernel, clock, case.prefetch_hops)
     mine = torch.tensor(plan.q_shards[rank].positions())
     q, k, v = (x[:, mine] for x in case.qkv())
@@ -85,11 +91,13 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
 
 
 @torch.inference_mode()
-def attend_over_stand_ins(rank: int, name: str, cases: list[Case]) -> tuple[torch.Tensor, int]:
+def attend_over_stand_ins(
+    rank: int, name: str, cases: list[Case], devices: int = 1 << 30
+) -> tuple[torch.Tensor, int]:
     """As `attend` for the last of the cases, over a CUDA transport with stand-ins for CUDA."""
     from ringexp.ring.transport import make_transport
 
-    with stand_ins.cuda():
+    with stand_ins.cuda(devices):
         transport = make_transport(name, torch.device("cpu"))
         for case in cases:
             plan = case.plan()
@@ -98,7 +106,7 @@ def attend_over_stand_ins(rank: int, name: str, cases: list[Case]) -> tuple[torc
                 out, transfers = case.nothing(), 0
                 transport.barrier()
                 continue
-            kernel = get_kernel(case.kernel, "cpu", getattr(torch, case.dtype), case.head_dim)
+            kernel = case.attention_kernel()
             ring = RingContext(plan, rank, transport, kernel, CpuClock(NoPacer()), case.prefetch_hops)
             ring.clock.start()
             mine = torch.tensor(plan.q_shards[rank].positions())

@@ -13,6 +13,7 @@ from typing import ClassVar
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 
 from ringexp.ring.cuda_driver import SharedMemory
 
@@ -46,7 +47,8 @@ class _Driver:
 
     SharedMemory = SharedMemory
 
-    def __init__(self) -> None:
+    def __init__(self, devices: int) -> None:
+        self._devices = devices
         self._mapped: dict[int, torch.Tensor] = {}
         self.files: list[str] = []
 
@@ -82,6 +84,13 @@ class _Driver:
             assert time.monotonic() < deadline, "a flag was never set"
             time.sleep(0)
 
+    def device_id(self, device: torch.device) -> int:
+        return dist.get_rank() % self._devices
+
+    @staticmethod
+    def view(address: int, num_bytes: int, device: torch.device) -> torch.Tensor:
+        return torch.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), dtype=torch.uint8)
+
     @staticmethod
     def copy(stream: object, destination: int, source: int, num_bytes: int) -> None:
         ctypes.memmove(destination, source, num_bytes)
@@ -98,9 +107,9 @@ def forget_events() -> None:
 
 
 @contextmanager
-def cuda() -> Iterator[None]:
-    """Let NcclTransport and IpcTransport run on CPU tensors and the CPU group."""
-    stream, driver = _Stream(), _Driver()
+def cuda(devices: int = 1 << 30) -> Iterator[None]:
+    """Let NcclTransport and IpcTransport run on CPU tensors and the CPU group, on so many devices in turn."""
+    stream, driver = _Stream(), _Driver(devices)
     forget_events()
     with ExitStack() as stack:
         for target, stand_in in {

@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from ringexp.kernels import Kernel, OnlineSoftmax
+from ringexp.kernels import Kernel, KeySpan, OnlineSoftmax
 from ringexp.kernels.oracle import relative_errors
 from ringexp.ring.iteration import captured
 
@@ -64,8 +64,8 @@ def times_ms(kernels: Sequence[Kernel], shape: BlockShape, device: torch.device)
             blocks=[(0, shape.length)] * 2,
             dtype=shape.dtype,
         )
-        state.attend(kernel, q, k, v, True, scale)
-        state.attend(kernel, q, k, v, False, scale)
+        state.attend(kernel, q, [KeySpan(k, v)], True, scale)
+        state.attend(kernel, q, [KeySpan(k, v)], False, scale)
         return state.output(shape.dtype)
 
     right = [kernel for kernel in kernels if is_right(kernel, q, k, v, scale)]

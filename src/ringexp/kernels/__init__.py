@@ -1,11 +1,12 @@
 """Block attention kernels behind one signature: (q, k, v, causal, softmax_scale) -> (out, lse).
 
 `get_kernel` picks one by name; `OnlineSoftmax` merges the results of several blocks. The signature is
-spelled out in `contract`, its exact meaning in `oracle`. One token over a cache has kernels of its own, in
-`decode`. Importing this does not import triton.
+spelled out in `contract`, with that of kernels that merge, and take several blocks at once; its exact meaning
+is in `oracle`. One token over a cache has kernels of its own, in `decode`. Importing this does not import
+triton.
 """
 
-from ringexp.kernels.contract import Block
+from ringexp.kernels.contract import Block, Joint, KeySpan
 from ringexp.kernels.decode import DecodeKernel, Slots, get_decode_kernel
 from ringexp.kernels.merge import OnlineSoftmax
 from ringexp.kernels.providers import KERNEL_NAMES, Kernel, candidates, get_kernel
@@ -14,7 +15,9 @@ __all__ = [
     "KERNEL_NAMES",
     "Block",
     "DecodeKernel",
+    "Joint",
     "Kernel",
+    "KeySpan",
     "OnlineSoftmax",
     "Slots",
     "candidates",

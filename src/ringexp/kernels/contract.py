@@ -10,19 +10,21 @@ A block is one attention call of the ring: all queries of one span against all k
 - softmax_scale > 0 multiplies the scores.
 - out [B, H, Lq, D] in q's dtype; lse [B, H, Lq] float32, the natural log of the sum of exp(scores).
 
-A kernel may also have `block_into(q, k, v, causal, softmax_scale, acc, acc_lse, fresh, final, done)`: it puts
-its result into acc [B, Lq, H, D] and acc_lse [B, H, Lq], both float32 and unrounded, possibly views. If
-fresh, it writes them; else they hold the result over other keys, and it merges into them, as in `merge`. Rows
-done[0] to done[1] get no further block: they go to final, of q's dtype and acc's shape and strides, instead
-of to acc.
+A kernel may also have `block_into(q, spans, causal, softmax_scale, acc, acc_lse, fresh, final, done)`, for
+one block or several at once: the keys of the first span are for all rows of q, and causal is about them
+alone; those of a further one are for the rows from its from_row on. `Joint` says what may be a further one.
+It puts its result into acc [B, Lq, H, D] and acc_lse [B, H, Lq], both float32 and unrounded, possibly views.
+If fresh, it writes them; else they hold the result over other keys, and it merges into them, as in `merge`.
+Rows done[0] to done[1] get no further block: they go to final, of q's dtype and acc's shape and strides,
+instead of to acc; if those are all rows of a fresh call, acc may be of any dtype.
 
 Forward only: call under torch.no_grad() or torch.inference_mode().
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -30,8 +32,24 @@ Block: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor,
 Rows: TypeAlias = tuple[int, int]
 """Rows [start, stop) of a tensor."""
 
+
+class KeySpan(NamedTuple):
+    """Keys and values [B, Hkv, Lk, D] that the query rows from from_row on attend to, all of them."""
+
+    k: Tensor
+    v: Tensor
+    from_row: int = 0
+
+
+class Joint(NamedTuple):
+    """What a `block_into` takes: so many spans; Lk and from_row of further ones are multiples of `tile`."""
+
+    spans: int
+    tile: int
+
+
 BlockInto: TypeAlias = Callable[
-    [Tensor, Tensor, Tensor, bool, float, Tensor, Tensor, bool, Tensor, Rows], None
+    [Tensor, Sequence[KeySpan], bool, float, Tensor, Tensor, bool, Tensor, Rows], None
 ]
 
 

@@ -1,7 +1,8 @@
 """Our attention block kernel for Hopper GPUs (H100, H200): warp specialised, TMA loads, asynchronous wgmma.
 
 float16 and bfloat16, head_dim 64 and 128. `block_into` keeps results in float32 and merges them into those of
-earlier blocks as it writes them. The device code is in `hopper_kernel`, which is imported at the first call.
+earlier blocks as it writes them, and takes the keys of several blocks at once. The device code is in
+`hopper_kernel`, which is imported at the first call.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,12 +19,13 @@ import torch
 from torch import Tensor
 
 from ringexp.kernels import triton_block
-from ringexp.kernels.contract import Rows, check_block
+from ringexp.kernels.contract import Joint, KeySpan, Rows, check_block
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.float16, torch.bfloat16)
 CAPABILITY = (9, 0)
 MIN_TRITON = (3, 6)
+JOINT = Joint(spans=4, tile=128)
 _ALIGNMENT_BYTES = 16  # what TMA asks of every address and stride
 
 
@@ -43,14 +46,13 @@ def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -
     batch, num_heads, q_len, head_dim = q.shape
     out = q.new_empty(batch, q_len, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
-    _launch(q, k, v, causal, softmax_scale, out, lse)
+    _launch(q, [KeySpan(k, v)], causal, softmax_scale, out, lse)
     return out.transpose(1, 2), lse
 
 
 def block_into(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    spans: Sequence[KeySpan],
     causal: bool,
     softmax_scale: float,
     acc: Tensor,
@@ -59,19 +61,35 @@ def block_into(
     final: Tensor,
     done: Rows,
 ) -> None:
-    """One block as in `contract`, merged into the float32 results of earlier ones as it is written."""
-    if fits(q, k, v):
-        _launch(q, k, v, causal, softmax_scale, acc, acc_lse, merge=not fresh, final=final, done=done)
-        return
-    out, lse = triton_block.block(q, k, v, causal, softmax_scale)
-    if fresh:
-        acc.copy_(out.transpose(1, 2))
-        acc_lse.copy_(lse)
+    """Blocks as in `contract`, merged into the float32 results of earlier ones as they are written."""
+    if not fits(q, *(x for span in spans for x in (span.k, span.v))):
+        _by_portable_kernel(q, spans, causal, softmax_scale, acc, acc_lse, fresh)
+        final[:, slice(*done)] = acc[:, slice(*done)]
+    elif fresh and done == (0, q.shape[2]):
+        _launch(q, spans, causal, softmax_scale, final, acc_lse)
     else:
-        from ringexp.kernels.triton_merge import merge_rows
+        _launch(q, spans, causal, softmax_scale, acc, acc_lse, merge=not fresh, final=final, done=done)
 
-        merge_rows((acc, acc_lse), (out.transpose(1, 2), lse), 0, acc.shape[1], (acc, acc_lse))
-    final[:, slice(*done)] = acc[:, slice(*done)]
+
+def _by_portable_kernel(
+    q: Tensor,
+    spans: Sequence[KeySpan],
+    causal: bool,
+    softmax_scale: float,
+    acc: Tensor,
+    acc_lse: Tensor,
+    fresh: bool,
+) -> None:
+    from ringexp.kernels.triton_merge import merge_rows
+
+    for number, (k, v, from_row) in enumerate(spans):
+        out, lse = triton_block.block(q[:, :, from_row:], k, v, causal and not number, softmax_scale)
+        if fresh and not number:
+            acc.copy_(out.transpose(1, 2))
+            acc_lse.copy_(lse)
+        else:
+            so_far = acc, acc_lse
+            merge_rows(so_far, (out.transpose(1, 2), lse), from_row, acc.shape[1], so_far)
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -109,8 +127,7 @@ def why_unavailable(device: torch.device | str, dtype: torch.dtype, head_dim: in
 
 def _launch(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    spans: Sequence[KeySpan],
     causal: bool,
     softmax_scale: float,
     out: Tensor,
@@ -120,7 +137,12 @@ def _launch(
     done: Rows = (0, 0),
 ) -> None:
     """out [B, Lq, H, D], D contiguous; lse [B, H, Lq] float32, rows evenly apart; final, done: `contract`."""
+    (k, v, _), *further = spans
     check_block(q, k, v, causal, softmax_scale)
+    assert len(spans) <= JOINT.spans, len(spans)
+    for span in further:
+        check_block(q[:, :, span.from_row :], span.k, span.v, False, softmax_scale)
+        assert span.from_row % JOINT.tile == span.k.shape[2] % JOINT.tile == 0, (span.from_row, span.k.shape)
     batch, num_heads, q_len, head_dim = q.shape
     num_kv_heads, kv_len = k.shape[1:3]
     assert out.shape == (batch, q_len, num_heads, head_dim), out.shape
@@ -132,17 +154,22 @@ def _launch(
     assert final is None or final.stride() == out.stride(), (final.stride(), out.stride())
     kernel = _kernel()
     num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
-    consumers = _consumers(q_len, batch * num_heads, head_dim, causal, num_sms)
+    staggered = causal or any(span.from_row for span in further)
+    consumers = _consumers(q_len, batch * num_heads, head_dim, staggered, num_sms)
     consumer_regs, producer_regs = _REGISTERS[consumers]
     num_tiles = -(-q_len // (consumers * kernel.ROWS.value))
     total = num_tiles * num_heads * batch
     group = num_heads // num_kv_heads
-    band = _band(batch * num_heads, group, 2 * k.element_size() * kv_len * head_dim) if causal else 1
+    keys = sum(span.k.shape[2] for span in spans)
+    band = _band(batch * num_heads, group, 2 * k.element_size() * keys * head_dim) if staggered else 1
+    descriptors = [_descriptor(x, kernel.BLOCK_N.value) for span in spans for x in (span.k, span.v)]
+    seen = [n for span in further for n in (span.from_row, span.k.shape[2] // kernel.BLOCK_N.value)]
+    absent = 2 * (JOINT.spans - len(spans))
     with torch.cuda.device_of(q):
         kernel.attention_block[(min(total, num_sms),)](
             _descriptor(q, kernel.ROWS.value),
-            _descriptor(k, kernel.BLOCK_N.value),
-            _descriptor(v, kernel.BLOCK_N.value),
+            *descriptors,
+            *[None] * absent,
             out,
             lse,
             out if final is None else final,
@@ -158,8 +185,11 @@ def _launch(
             group,
             q_len,
             kv_len,
+            *seen,
+            *[0] * absent,
             *done,
             softmax_scale * math.log2(math.e),
+            SPANS=len(spans),
             CAUSAL=causal,
             MERGE=merge,
             FINAL=final is not None,
@@ -171,13 +201,14 @@ def _launch(
         )
 
 
-def _consumers(q_len: int, heads: int, head_dim: int, causal: bool, num_sms: int) -> int:
+def _consumers(q_len: int, heads: int, head_dim: int, staggered: bool, num_sms: int) -> int:
     """How many warpgroups compute, each ROWS query rows of a tile; heads: over the batch.
 
     At head_dim 64 a third one hides more of the exponentials and makes full tiles faster, unless its larger
-    tiles leave more SMs idle at the end. Causal tiles need the rows of two, which divide the keys of a tile.
+    tiles leave more SMs idle at the end. Where tiles see different keys they need the rows of two, which
+    divide the keys of a tile.
     """
-    if head_dim != 64 or causal:
+    if head_dim != 64 or staggered:
         return 2
 
     def busy(consumers: int) -> float:

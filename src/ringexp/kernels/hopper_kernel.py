@@ -9,7 +9,8 @@ visited need a mask.
 Barriers: `full` ones complete when a tile has landed, `empty` ones when every consumer has read it. A ring
 counts its tiles from 0: tile c is in stage c % STAGES and completes phase (c // STAGES) % 2 of its barriers.
 Every consumer has a ring of query tiles of its own: of two if CAUSAL, so that after a short tile the next one
-is there already, else of one.
+is there already, else of one. Key tiles of several spans of memory follow each other like those of one: only
+the producer tells them apart.
 """
 
 from __future__ import annotations
@@ -37,21 +38,40 @@ _meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
 @gluon.jit
-def _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):
-    """Query tile `index` -> batch, head, its first row and how many key tiles it sees.
+def _locate(index, sizes, CONSUMERS: gl.constexpr):
+    """Query tile `index` -> batch, head and its first row.
 
-    Heads, over the batch, go `band` at a time: the longest tiles of all of them first, then shorter ones.
+    Heads, over the batch, go `band` at a time: the last tiles of all of them, which see most, go first.
     """
+    num_tiles, _, num_heads, band, _, _ = sizes
     place = index % (num_tiles * band)
-    tile = place // band
-    if CAUSAL:
-        tile = num_tiles - 1 - tile
+    tile = num_tiles - 1 - place // band
     head = index // (num_tiles * band) * band + place % band
-    first_row = tile * CONSUMERS * ROWS
-    seen = kv_len
-    if CAUSAL:
-        seen = gl.minimum(first_row + CONSUMERS * ROWS, kv_len)
-    return head // num_heads, head % num_heads, first_row, gl.cdiv(seen, BLOCK_N)
+    return head // num_heads, head % num_heads, tile * CONSUMERS * ROWS
+
+
+@gluon.jit
+def _tiles_of_span(
+    first_row, sizes, spans, SPAN: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr
+):
+    """How many key tiles of a span the query tile from first_row on sees; of further ones all or none."""
+    if SPAN == 0:
+        kv_len = sizes[5]
+        seen = gl.minimum(first_row + CONSUMERS * ROWS, kv_len) if CAUSAL else kv_len
+        tiles = gl.cdiv(seen, BLOCK_N)
+    else:
+        tiles = gl.where(first_row >= spans[2 * SPAN - 2], spans[2 * SPAN - 1], 0)
+    return tiles
+
+
+@gluon.jit
+def _tiles(first_row, sizes, spans, SPANS: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):
+    """How many it sees of the first span, and of all."""
+    first = _tiles_of_span(first_row, sizes, spans, 0, CAUSAL, CONSUMERS)
+    tiles = first
+    for span in gl.static_range(1, SPANS):
+        tiles += _tiles_of_span(first_row, sizes, spans, span, CAUSAL, CONSUMERS)
+    return first, tiles
 
 
 @gluon.jit
@@ -68,24 +88,37 @@ def _query_stage(turn, consumer, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
-def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL: gl.constexpr,
-             CONSUMERS: gl.constexpr):  # fmt: skip
+def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, full, tile, SPANS: gl.constexpr,
+               CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
+    """Start loading the tile of keys or values that a query tile sees at `step`: span after span, each from
+    its last tile to its first.
+    """
+    start = step * 0
+    for span in gl.static_range(SPANS):
+        tiles = _tiles_of_span(first_row, sizes, spans, span, CAUSAL, CONSUMERS)
+        if (step >= start) & (step < start + tiles):
+            _load_tile(descs[span], [batch, kv_head, (start + tiles - 1 - step) * BLOCK_N, 0], full, tile)
+        start += tiles
+
+
+@gluon.jit
+def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, sizes, spans, group, SPANS: gl.constexpr,
+             CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
     """The producer warp takes the next query tile when it has loaded all for the one before.
 
     Keys come one tile ahead of values, the order in which the consumers ask for them.
     """
-    HEAD_DIM: gl.constexpr = k_desc.block_shape[3]
+    HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
     KV_BYTES: gl.constexpr = BLOCK_N * HEAD_DIM * 2
     Q_BYTES: gl.constexpr = ROWS * HEAD_DIM * 2
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
-    num_tiles, total, num_heads, band, _, kv_len = sizes
     loaded = 0
     turn = 0
-    total = _after_predecessor(total)
+    total = _after_predecessor(sizes[1])
     index = gl.atomic_add(next_ptr, 1)
     while index < total:
-        batch, head, first_row, num_keys = _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL,
-                                                   CONSUMERS)  # fmt: skip
+        batch, head, first_row = _locate(index, sizes, CONSUMERS)
+        _, num_keys = _tiles(first_row, sizes, spans, SPANS, CAUSAL, CONSUMERS)
         kv_head = head // group
         for consumer in gl.static_range(CONSUMERS):
             place, phase = _query_stage(turn, consumer, CAUSAL)
@@ -99,14 +132,14 @@ def _produce(q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL
                 stage, phase = _stage(loaded + step)
                 mbarrier.wait(k_empty.index(stage), phase ^ 1)
                 mbarrier.expect(k_full.index(stage), KV_BYTES)
-                _load_tile(k_desc, [batch, kv_head, (num_keys - 1 - step) * BLOCK_N, 0], k_full.index(stage),
-                           k_ring.index(stage))  # fmt: skip
+                _load_step(k_descs, batch, kv_head, first_row, step, sizes, spans, k_full.index(stage),
+                           k_ring.index(stage), SPANS, CAUSAL, CONSUMERS)  # fmt: skip
             if step > 0:
                 stage, phase = _stage(loaded + step - 1)
                 mbarrier.wait(v_empty.index(stage), phase ^ 1)
                 mbarrier.expect(v_full.index(stage), KV_BYTES)
-                _load_tile(v_desc, [batch, kv_head, (num_keys - step) * BLOCK_N, 0], v_full.index(stage),
-                           v_ring.index(stage))  # fmt: skip
+                _load_step(v_descs, batch, kv_head, first_row, step - 1, sizes, spans, v_full.index(stage),
+                           v_ring.index(stage), SPANS, CAUSAL, CONSUMERS)  # fmt: skip
         loaded += num_keys
         turn += 1
         index = gl.atomic_add(next_ptr, 1)
@@ -176,7 +209,6 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_r
                 v_empty, scale_log2, num_keys):  # fmt: skip
     """Fold steps 1 and on, which need no mask, into the running statistics.
 
-    Step i is key tile num_keys - 1 - i.
     `count` is the ring count of step 0. On entry and exit the softmax is one step ahead of acc: probs and
     shrink are those of the step before, not yet applied.
     """
@@ -199,11 +231,12 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_r
 
 
 @gluon.jit
-def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constexpr, FINAL: gl.constexpr,
-             CONSUMERS: gl.constexpr, CONSUMER: gl.constexpr):  # fmt: skip
+def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.constexpr,
+             MERGE: gl.constexpr, FINAL: gl.constexpr, CONSUMERS: gl.constexpr,
+             CONSUMER: gl.constexpr):  # fmt: skip
     """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile."""
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
-    num_tiles, total, num_heads, band, q_len, kv_len = sizes
+    _, total, num_heads, _, q_len, kv_len = sizes
     (out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start, done_stop,
      scale_log2) = result  # fmt: skip
     HEAD_DIM: gl.constexpr = q_mem.shape[4]
@@ -217,8 +250,8 @@ def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constex
     mbarrier.wait(q_full.index(place), phase)
     index = _told(told, place)
     while index < total:
-        batch, head, tile_row, num_keys = _locate(index, num_tiles, num_heads, band, kv_len, CAUSAL,
-                                                  CONSUMERS)  # fmt: skip
+        batch, head, tile_row = _locate(index, sizes, CONSUMERS)
+        first_keys, num_keys = _tiles(tile_row, sizes, spans, SPANS, CAUSAL, CONSUMERS)
         first_row = tile_row + CONSUMER * ROWS
         q_tile = q_mem.index(place).reshape([ROWS, HEAD_DIM])
         acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
@@ -227,7 +260,7 @@ def _consume(rings, told, sizes, result, CAUSAL: gl.constexpr, MERGE: gl.constex
         scores = _start_scores(q_tile, k_ring, k_full, count)
         scores = warpgroup_mma_wait(0, deps=[scores])
         _release(k_empty, count % STAGES)
-        scores = mask(scores, first_row, (num_keys - 1) * BLOCK_N, kv_len, CAUSAL)
+        scores = mask(scores, first_row, (first_keys - 1) * BLOCK_N, kv_len, CAUSAL)
         wide, row_max, shrink, row_sum = softmax(scores, row_max, scale_log2)
         probs = gl.convert_layout(wide.to(v_ring.dtype), P_LAYOUT)
 
@@ -289,22 +322,27 @@ def _write(acc, row_max, row_sum, out_base, final_base, stride_ol, lse_base, fir
 
 
 @gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len",
-                              "done_start", "done_stop"])  # fmt: skip
-def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, final_ptr, next_ptr, stride_ob, stride_oh,
-                    stride_ol, stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len,
-                    done_start, done_stop, scale_log2, CAUSAL: gl.constexpr, MERGE: gl.constexpr,
-                    FINAL: gl.constexpr, CONSUMERS: gl.constexpr, CONSUMER_REGS: gl.constexpr,
-                    PRODUCER_REGS: gl.constexpr):  # fmt: skip
+                              "done_start", "done_stop", "from1", "tiles1", "from2", "tiles2", "from3",
+                              "tiles3"])  # fmt: skip
+def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, k3_desc, v3_desc, out_ptr,
+                    lse_ptr, final_ptr, next_ptr, stride_ob, stride_oh, stride_ol, stride_lse, num_tiles,
+                    total, num_heads, band, group, q_len, kv_len, from1, tiles1, from2, tiles2, from3, tiles3,
+                    done_start, done_stop, scale_log2, SPANS: gl.constexpr, CAUSAL: gl.constexpr,
+                    MERGE: gl.constexpr, FINAL: gl.constexpr, CONSUMERS: gl.constexpr,
+                    CONSUMER_REGS: gl.constexpr, PRODUCER_REGS: gl.constexpr):  # fmt: skip
     """One program: query tiles of CONSUMERS * ROWS rows of one head each, against all keys they see.
 
     Descriptors over q [B, H, Lq, D] with blocks [1, 1, ROWS, D] and over k, v [B, H / group, Lk, D] with
     blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous; lse [B, H, Lq], the heads
     stride_lse apart; final like out, see `_write`. num_tiles query tiles a head, `total` in all; scale_log2
     is softmax_scale * log2(e).
-    CAUSAL needs q_len == kv_len, and a tile's rows to divide BLOCK_N: then only the first key tile visited is
-    masked. Launch with num_warps=4: that is the first consumer. Any number of programs share the tiles: each
-    takes the next one, counted at next_ptr, when it is ready for it, so one that starts late, because its SM
-    is busy, does less. next_ptr holds 0 at the launch and again at the end. `band`, a divisor of B * H: see
+    All rows see the first span, kv_len keys of k_desc, v_desc. The other SPANS - 1 are whole key tiles,
+    tiles1 of k1_desc, v1_desc and so on, for the rows from from1 on, whole query tiles. CAUSAL is about the
+    first span; it needs q_len == kv_len, and a tile's rows to divide BLOCK_N: then only the first key tile
+    visited is masked.
+    Launch with num_warps=4: that is the first consumer. Any number of programs share the tiles: each takes
+    the next one, counted at next_ptr, when it is ready for it, so one that starts late, because its SM is
+    busy, does less. next_ptr holds 0 at the launch and again at the end. `band`, a divisor of B * H: see
     `_locate`.
     """
     dtype: gl.constexpr = q_desc.dtype
@@ -334,25 +372,28 @@ def attention_block(q_desc, k_desc, v_desc, out_ptr, lse_ptr, final_ptr, next_pt
     sizes = (num_tiles, total, num_heads, band, q_len, kv_len)
     result = (out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start, done_stop,
               scale_log2)  # fmt: skip
+    spans = (from1, tiles1, from2, tiles2, from3, tiles3)
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
-                (_produce, (q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL, CONSUMERS)),
+                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
+                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
+                (_produce, (q_desc, (k_desc, k1_desc, k2_desc, k3_desc), (v_desc, v1_desc, v2_desc, v3_desc),
+                            rings, told, next_ptr, sizes, spans, group, SPANS, CAUSAL, CONSUMERS)),
             ],
             [4, 1],
             [CONSUMER_REGS, PRODUCER_REGS],
-        )
+        )  # fmt: skip
     else:
         gl.static_assert(CONSUMERS == 3)
         gl.warp_specialize(
             [
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
-                (_consume, (rings, told, sizes, result, CAUSAL, MERGE, FINAL, CONSUMERS, 2)),
-                (_produce, (q_desc, k_desc, v_desc, rings, told, next_ptr, sizes, group, CAUSAL, CONSUMERS)),
+                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
+                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
+                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 2)),
+                (_produce, (q_desc, (k_desc, k1_desc, k2_desc, k3_desc), (v_desc, v1_desc, v2_desc, v3_desc),
+                            rings, told, next_ptr, sizes, spans, group, SPANS, CAUSAL, CONSUMERS)),
             ],
             [4, 4, 1],
             [CONSUMER_REGS, CONSUMER_REGS, PRODUCER_REGS],
-        )
+        )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ringexp.kernels.contract import Rows
+from ringexp.kernels.contract import KeySpan, Rows
 
 if TYPE_CHECKING:
     from ringexp.kernels.providers import Kernel
@@ -90,33 +90,36 @@ class OnlineSoftmax:
         self,
         kernel: Kernel,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        spans: Sequence[KeySpan],
         causal: bool,
         softmax_scale: float,
         rows: slice = _ALL,
     ) -> None:
-        """Compute one block, as in `contract`, and merge it; q holds the query rows `rows` alone.
+        """Compute a block, or those that the kernel joins, and merge it; q holds the query rows `rows` alone.
 
-        A kernel with `block_into` merges what it computes before it is rounded; the result is then as exact
-        as a single block's, however many there are. Needs `blocks` for that.
+        spans, causal: as for `block_into` in `contract`. A kernel that has it merges what it computes before
+        it is rounded; the result is then as exact as a single block's, however many there are. Needs `blocks`
+        for that.
         """
-        if kernel.block_into is None or self._blocks is None or len(self._blocks) == 1:
+        if kernel.block_into is None or self._blocks is None:
+            ((k, v, _),) = spans
             self.merge(*kernel.block(q, k, v, causal, softmax_scale), rows)
             return
         start, stop, _ = rows.indices(self._shape[1])
         assert self._blocks[self._attended] == (start, stop), (self._blocks, self._attended, rows)
+        first, last = self._done[self._attended]
+        if self._final is None:
+            self._final = torch.empty(self._shape, dtype=self._dtype, device=self._device)
         fresh = self._out is None and stop - start == self._shape[1]
         if fresh:
-            self._out = torch.empty(self._shape, dtype=torch.float32, device=self._device)
-            self._lse = self._out.new_empty(self._shape[0], self._shape[2], self._shape[1])
+            all_done = last - first == self._shape[1]
+            self._out = self._final if all_done else self._final.new_empty(self._shape, dtype=torch.float32)
+            lse_shape = self._shape[0], self._shape[2], self._shape[1]
+            self._lse = self._final.new_empty(lse_shape, dtype=torch.float32)
         out, lse = self._old()
         assert not self._adopted, "a kernel either merges every block or none"
-        if self._final is None:
-            self._final = out.new_empty(self._shape, dtype=self._dtype)
-        first, last = self._done[self._attended]
         final, done = self._final[:, rows], (first - start, last - start)
-        kernel.block_into(q, k, v, causal, softmax_scale, out[:, rows], lse[:, :, rows], fresh, final, done)
+        kernel.block_into(q, spans, causal, softmax_scale, out[:, rows], lse[:, :, rows], fresh, final, done)
         self._attended += 1
 
     def output(self, dtype: torch.dtype) -> Tensor:

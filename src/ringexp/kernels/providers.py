@@ -9,7 +9,7 @@ import torch
 from ringexp.config import KERNELS as KERNEL_NAMES
 from ringexp.errors import UserError
 from ringexp.kernels import aten, flash, hopper_block, oracle, triton_block
-from ringexp.kernels.contract import Block, BlockInto
+from ringexp.kernels.contract import Block, BlockInto, Joint
 
 _HALF = (torch.float16, torch.bfloat16)
 _FAST = (*_HALF, torch.float32)
@@ -25,7 +25,7 @@ class Kernel:
     name: str  # never "auto": what was chosen
     block: Block
     block_into: BlockInto | None = None
-    persistent: bool = False  # holds its SMs until the block is over, so no other kernel of the rank gets one
+    joint: Joint | None = None  # what block_into takes at once; None: one block
 
 
 def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Kernel:
@@ -44,7 +44,7 @@ def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_d
         others = "kernel=reference" if name == "sdpa" else "kernel=sdpa or kernel=auto"
         raise UserError(f"kernel={name} needs {lacks}; use {others}")
     if name == "triton" and hopper_block.why_unavailable(device, dtype, head_dim) is None:
-        return Kernel(name, hopper_block.block, hopper_block.block_into, persistent=True)
+        return Kernel(name, hopper_block.block, hopper_block.block_into, hopper_block.JOINT)
     return Kernel(name, _block_of(name, device, dtype, head_dim))
 
 

@@ -196,7 +196,8 @@ class Calibrator:
         """
         length, tokens = point
         plan = make_plan(length, [tokens, length - tokens], causal=workload.causal)
-        ring = RingContext(plan, 0, LoopbackTransport(), kernel, self.session.clock())
+        transport = LoopbackTransport(together=self.session.transport.together)
+        ring = RingContext(plan, 0, transport, kernel, self.session.clock())
         local = local_inputs(workload.inputs(length, config.seed), plan, 0)
         unit, in_a_row = workload.unit(local, ring), self._in_a_row(config, workload)
         if in_a_row > 1:
@@ -258,11 +259,7 @@ class Calibrator:
                 lambda value: max(self.session.gather(value)),
             )
         direct = self.session.transport.name == "ipc"
-        shared = direct and self.session.ranks.ranks_per_device > 1  # then a copy is a kernel
-        after_blocks = shared and self.session.kernel(config, workload).persistent
-        return HopCost(
-            self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct, after_blocks
-        )
+        return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct)
 
 
 def enough_in_a_row(unit_ms: float, most: int) -> int:

@@ -13,7 +13,7 @@ from ringexp.planning.cost import RankCost, balance
 from ringexp.planning.partitioners import apportion_within
 from ringexp.planning.plan import Plan, make_plan
 
-LARGEST_TILE = 128
+LARGEST_TILE = 256
 TILES_A_RANK = 16
 """As fine as tiles have to be for shares to be near what speeds ask for."""
 
@@ -31,7 +31,7 @@ def plan(
 
     speeds: positive numbers in any unit, to which the ranks' shares are proportional, each at least one tile;
     or a `RankCost` each, for the shares with which the slowest rank is done first, where a rank that does
-    not pay gets none. tile: tokens that are given out together; by default 128, or fewer for short prompts.
+    not pay gets none. tile: tokens that are given out together; by default 256, or fewer for short prompts.
     max_tokens: the most that each rank's memory holds, None: any number; 0 leaves a rank out.
 
     Raises UserError, in one line, for what cannot be planned. Needs no torch.

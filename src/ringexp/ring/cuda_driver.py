@@ -87,6 +87,24 @@ def open_shared(memory: SharedMemory) -> tuple[int, int]:
     return base.value, base.value + memory.offset
 
 
+class _Span:
+    """Device memory as numpy's protocol describes it."""
+
+    def __init__(self, address: int, num_bytes: int) -> None:
+        shape, data = (num_bytes,), (address, False)
+        self.__cuda_array_interface__ = {"shape": shape, "typestr": "|u1", "data": data, "version": 3}
+
+
+def view(address: int, num_bytes: int, device: torch.device) -> torch.Tensor:
+    """Mapped memory of this GPU as a tensor [num_bytes] uint8, valid as long as the mapping is."""
+    return torch.as_tensor(_Span(address, num_bytes), device=device)
+
+
+def device_id(device: torch.device) -> str:
+    """What tells a GPU, or a MIG instance, from all others."""
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
 def close_shared(mapping: int) -> None:
     """Undo `open_shared`."""
     _call("cuIpcCloseMemHandle", mapping)

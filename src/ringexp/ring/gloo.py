@@ -23,6 +23,7 @@ class GlooTransport:
 
     name = "gloo"
     capturable = False
+    together = False
     epoch = 0
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:

@@ -1,14 +1,17 @@
 """The CUDA transport on one machine: ranks copy from each other's memory, several to a GPU if need be.
 
 Every rank has an outbox that its peers have mapped. It lays its shard there and tells each peer; each peer
-copies it when it likes and tells back, and only then is the outbox filled anew. Told is by flags in device
-memory that streams set and await (`cuda_driver`), so nobody's host waits, no kernel spins while a peer is
-late, and an iteration can be captured in a CUDA graph. Copies run on copy engines between GPUs.
+copies it when it likes and tells back, and only then is the outbox filled anew. A peer on the same GPU copies
+nothing: it computes with what is in the outbox. Told is by flags in device memory that streams set and await
+(`cuda_driver`), so nobody's host waits, no kernel spins while a peer is late, and a CUDA graph can capture an
+iteration. Between GPUs copy engines do the copying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -43,8 +46,16 @@ class IpcTransport:
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)  # flags, then the outbox
         self._mappings: dict[int, int] = {}
         self._addresses: dict[int, int] = {}  # of the peers' memory
+        self._near = self._on_one_device()
+        self.together = len(self._near) == len(self._peers)
         self._barriers = 0
         self.epoch = 0
+
+    def _on_one_device(self) -> list[int]:
+        """The peers whose GPU is this rank's, too; all ranks ask together."""
+        devices: list[object] = [None] * self._world
+        dist.all_gather_object(devices, driver.device_id(self._device), self._group)
+        return [peer for peer in self._peers if devices[peer] == devices[self._rank]]
 
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
@@ -57,7 +68,25 @@ class IpcTransport:
             self._reclaim(peers)
             lay_out(k, v, sent)
             self._publish(peers)
-        return self._hops.circulate(k, v, sent, tokens, prefetch_hops, self._receive)
+        near = {peer: partial(self._at_hand, peer, k, tokens[peer]) for peer in peers if peer in self._near}
+        return self._circulate(
+            self._hops.circulate(k, v, sent, tokens, prefetch_hops, self._receive, near), near
+        )
+
+    def _circulate(
+        self, hops: Iterator[tuple[int, Arrival]], near: Iterable[int]
+    ) -> Iterator[tuple[int, Arrival]]:
+        yield from hops
+        for peer in near:  # what was computed with its outbox is over when the stream gets here
+            self._take(peer, None)
+
+    def _at_hand(self, source: int, k: torch.Tensor, tokens: int) -> torch.Tensor:
+        """The shard [2, B, tokens, Hkv, D] in the source's outbox, once it is filled."""
+        self._await(source)
+        shape = shard_shape(k, tokens)
+        num_bytes = math.prod(shape) * k.element_size()
+        memory = driver.view(self._addresses[source] + self._flags_bytes, num_bytes, self._device)
+        return memory.view(k.dtype).view(shape)
 
     def _receive(self, shards: Sequence[torch.Tensor], hop: int, route: Route) -> torch.cuda.Event:
         source = route.source(hop)

@@ -17,6 +17,7 @@ class NcclTransport:
 
     name = "nccl"
     capturable = True
+    together = False
     epoch = 0
 
     def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:

@@ -7,14 +7,20 @@ so its blocks are full or causal rectangles like any others, and no kernel needs
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import torch
 
-from ringexp.kernels import Kernel, OnlineSoftmax
+from ringexp.kernels import Kernel, KeySpan, OnlineSoftmax
 from ringexp.planning import Plan, runs
 from ringexp.ring.clock import Clock
+from ringexp.ring.launches import launches
 from ringexp.ring.transport import Route, Transport
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,31 +55,61 @@ def ring_attention(
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     if not ring.plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
-    groups = runs(ring.plan.starts or [0] * q.shape[0])
-    states = [_new_state(q[sequences], ring, start) for sequences, start in groups]
-    for source, arrival in ring.transport.circulate(k, v, ring.plan.kv_tokens, ring.prefetch_hops):
-        with ring.clock.waiting(source):
-            keys, values = (x.transpose(1, 2) for x in arrival())  # [B, Hkv, L, D] each
-        for (sequences, start), state in zip(groups, states, strict=True):
-            for block in ring.plan.blocks(ring.rank, source, start):
-                rows, columns = slice(block.q_start, block.q_stop), slice(block.kv_start, block.kv_stop)
-                queries = q[sequences, rows].transpose(1, 2)
-                selected = keys[sequences, :, columns], values[sequences, :, columns]
-                state.attend(ring.kernel, queries, *selected, block.causal, scale, rows)
-    outputs = [state.output(q.dtype) for state in states]
+    starts = runs(ring.plan.starts or [0] * q.shape[0])
+    arriving = ring.transport.circulate(k, v, ring.plan.kv_tokens, ring.prefetch_hops)
+    rounds = _rounds(ring)
+    groups = [(sequences, _Rows(q[sequences], start, ring, rounds)) for sequences, start in starts]
+    for number, arrivals in enumerate(_batches(arriving, len(rounds[0]))):
+        shards = {}
+        for source, arrival in arrivals:
+            with ring.clock.waiting(source):
+                keys, values = (x.transpose(1, 2) for x in arrival())  # [B, Hkv, L, D] each
+            shards[source] = keys, values
+        for sequences, rows in groups:
+            rows.attend(
+                number, {source: (k[sequences], v[sequences]) for source, (k, v) in shards.items()}, scale
+            )
+    outputs = [rows.state.output(q.dtype) for _, rows in groups]
     ring.clock.attended()
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _new_state(q: torch.Tensor, ring: RingContext, start: int) -> OnlineSoftmax:
-    """For sequences that start at one slot; q is theirs alone."""
-    batch, length, heads, dim = q.shape
-    blocks = [
-        (block.q_start, block.q_stop)
-        for source in Route.of(ring.plan.kv_tokens, ring.rank).sources
-        for block in ring.plan.blocks(ring.rank, source, start)
-    ]
-    return OnlineSoftmax(batch, heads, length, dim, q.device, blocks=blocks, dtype=q.dtype)
+def _rounds(ring: RingContext) -> list[list[int]]:
+    """Whose shards are computed with together: all, where that delays nothing, else one by one."""
+    sources = Route.of(ring.plan.kv_tokens, ring.rank).sources
+    together = ring.transport.together and ring.kernel.joint and ring.prefetch_hops is None
+    return [sources] if together else [[source] for source in sources]
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+class _Rows:
+    """The queries [b, Lq, H, D] of sequences that start at one slot, and their result so far."""
+
+    def __init__(self, q: torch.Tensor, start: int, ring: RingContext, rounds: list[list[int]]) -> None:
+        batch, length, heads, dim = q.shape
+        self._q, self._kernel = q, ring.kernel
+        self._rounds = [
+            launches(ring.plan, ring.rank, sources, start, ring.kernel.joint) for sources in rounds
+        ]
+        blocks = [launch.rows for found in self._rounds for launch in found]
+        self.state = OnlineSoftmax(batch, heads, length, dim, q.device, blocks=blocks, dtype=q.dtype)
+
+    def attend(
+        self, number: int, shards: Mapping[int, tuple[torch.Tensor, torch.Tensor]], scale: float
+    ) -> None:
+        """Compute with the keys and values, [b, Hkv, L, D] each, of the round's shards."""
+        for launch in self._rounds[number]:
+            rows, spans = slice(*launch.rows), []
+            for source, block in launch.parts:
+                keys, values = (x[:, :, block.kv_start : block.kv_stop] for x in shards[source])
+                spans.append(KeySpan(keys, values, block.q_start - rows.start))
+            queries = self._q[:, rows].transpose(1, 2)
+            self.state.attend(self._kernel, queries, spans, launch.first.causal, scale, rows)
 
 
 def reshard(kv: torch.Tensor, ring: RingContext) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -34,22 +34,31 @@ class HopStream:
         tokens: Sequence[int],
         prefetch_hops: int | None,
         receive: ReceiveHop,
+        near: Mapping[int, Callable[[], torch.Tensor]] | None = None,
     ) -> Iterator[tuple[int, Arrival]]:
-        """As `Transport.circulate`; `sent` is the rank's own shard [2, B, L, Hkv, D] as it goes to others."""
-        route = Route.of(tokens, self._rank)
+        """As `Transport.circulate`; `sent` is the rank's own shard [2, B, L, Hkv, D] as it goes to others.
+
+        near: of ranks whose shards need no transfer, how to get at them.
+        """
+        route, near = Route.of(tokens, self._rank), near or {}
         compute = torch.cuda.current_stream(self._device)
         shards = [sent]
-        arrived: list[torch.cuda.Event] = []
+        arrived: list[torch.cuda.Event | None] = []
 
         def post() -> None:  # the next hop, in order on the transfer stream
             hop = len(shards)
+            if route.source(hop) in near:
+                shards.append(sent)
+                arrived.append(None)
+                self._transfers.append(_nothing)
+                return
             shards.append(k.new_empty(shard_shape(k, tokens[route.source(hop)])))
             self.stream.wait_stream(compute)  # the buffer is free, and lock-step hops wait for compute
             with torch.cuda.stream(self.stream):
                 begun = receive(shards, hop, route)
                 ended = recorded()
-                arrived.append(torch.cuda.Event())
-                arrived[-1].record()
+                arrived.append(there := torch.cuda.Event())
+                there.record()
             shards[hop - 1].record_stream(self.stream)
             shards[hop].record_stream(self.stream)
             self._transfers.append(partial(_since, begun, ended))
@@ -59,11 +68,12 @@ class HopStream:
         yield self._rank, lambda: (k, v)
         for hop in range(1, route.hops + 1):
 
-            def arrival(hop: int = hop) -> torch.Tensor:
-                compute.wait_event(arrived[hop - 1])
+            def arrival(hop: int = hop, source: int = route.source(hop)) -> torch.Tensor:
+                if there := arrived[hop - 1]:
+                    compute.wait_event(there)
                 if len(shards) <= route.hops:
                     post()
-                return shards[hop]
+                return near[source]() if source in near else shards[hop]
 
             yield route.source(hop), arrival
 
@@ -75,6 +85,10 @@ class HopStream:
 
 def _since(begun: torch.cuda.Event, ended: torch.cuda.Event, origin: Origin) -> tuple[float, float]:
     return origin.event.elapsed_time(begun), begun.elapsed_time(ended)
+
+
+def _nothing(origin: Origin) -> tuple[float, float]:
+    return 0.0, 0.0
 
 
 def recorded() -> torch.cuda.Event:

@@ -60,6 +60,9 @@ class Route:
 class Transport(Protocol):
     name: str
     capturable: bool  # in a CUDA graph
+    together: (
+        bool  # all shards are there as soon as they have been laid out: asking for all at once loses nothing
+    )
     epoch: int  # another one once memory that a captured graph points to has moved, on all ranks alike
 
     def circulate(
@@ -119,14 +122,17 @@ def resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
 
 
 class LoopbackTransport:
-    """A ring of one process: shards that would arrive are the rank's own again. For measuring compute."""
+    """A ring of one process: shards that would arrive are the rank's own again. For measuring compute.
+
+    together: as of the transport whose rings it stands for.
+    """
 
     name = "loopback"
     capturable = True
     epoch = 0
 
-    def __init__(self, rank: int = 0) -> None:
-        self._rank = rank
+    def __init__(self, rank: int = 0, together: bool = False) -> None:
+        self._rank, self.together = rank, together
         self._repeated: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def circulate(
