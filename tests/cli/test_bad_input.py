@@ -107,5 +107,5 @@ def test_dry_run_plans_and_starts_nothing(tmp_path):
     done = ringexp("dry_run=true", "hetero=mps_50_100", "device=cuda", "seq_len=65536", root=tmp_path)
     assert done.returncode == 0
     assert "dry_run=true: nothing was started" in done.stdout
-    assert "22016" in done.stdout  # 65536 / 3, to a tile of 256
+    assert "21760" in done.stdout  # 65536 / 3, to a tile of 256
     assert not list(tmp_path.glob("runs/*/*/ranks"))
