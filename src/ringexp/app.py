@@ -17,7 +17,7 @@ from ringexp.launch.local import run_ranks
 from ringexp.launch.planning import plan_for
 from ringexp.launch.spec import Job, RankSet
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
-from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count
+from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
 from ringexp.models.shapes import shape_of
 from ringexp.planning import BY_COST, Plan, check_enough_tiles
 from ringexp.report.console import Console
@@ -252,9 +252,11 @@ def _transport(config: Config, device: str, place: Place) -> str:
     if name == "auto":
         if device == "cpu":
             return "gloo"
-        if config.world_size <= place.num_gpus:
-            return "nccl"
-        return "ipc" if place.num_nodes == 1 else "gloo"  # IPC is for ranks on one machine
+        separate = config.world_size <= place.num_gpus
+        # NCCL's kernels find no SM beside a block, IPC's copies need none; but IPC is for one machine.
+        if place.num_nodes == 1 and (not separate or gpus_reach_each_other()):
+            return "ipc"
+        return "nccl" if separate else "gloo"
     return name
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
+import subprocess
 from pathlib import Path
 
 
@@ -13,6 +16,26 @@ def gpu_count() -> int:
     if visible is None:
         return present
     return min(present, len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")]))
+
+
+@functools.cache
+def gpus_reach_each_other() -> bool:
+    """Whether every GPU here can write into every other's memory by itself; False where nobody can tell."""
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "topo", "-p2p", "w"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return all_ok(told)
+
+
+def all_ok(matrix: str) -> bool:
+    """Whether `nvidia-smi topo -p2p` says OK of every pair of GPUs."""
+    rows = [line.split() for line in re.sub(r"\x1b\[\d*m", "", matrix).splitlines()]
+    of_gpus = [cells for name, *cells in filter(None, rows) if re.fullmatch(r"GPU\d+", name)]
+    pairs = [cell for cells in of_gpus for cell in cells if not re.fullmatch(r"X|GPU\d+", cell)]
+    return bool(of_gpus) and all(cell == "OK" for cell in pairs)
 
 
 def default_device() -> str:

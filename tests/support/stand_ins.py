@@ -92,6 +92,11 @@ class _Driver:
         return torch.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), dtype=torch.uint8)
 
     @staticmethod
+    def copy_rows(stream: object, destination: int, source: torch.Tensor) -> None:
+        contiguous = source.contiguous()
+        ctypes.memmove(destination, contiguous.data_ptr(), contiguous.nbytes)
+
+    @staticmethod
     def copy(stream: object, destination: int, source: int, num_bytes: int) -> None:
         ctypes.memmove(destination, source, num_bytes)
 
@@ -113,7 +118,7 @@ def cuda(devices: int = 1 << 30) -> Iterator[None]:
     forget_events()
     with ExitStack() as stack:
         for target, stand_in in {
-            "torch.cuda.Stream": lambda device: stream,
+            "torch.cuda.Stream": lambda device, priority=0: stream,
             "torch.cuda.current_stream": lambda device: stream,
             "torch.cuda.stream": lambda stream: nullcontext(),
             "torch.cuda.synchronize": lambda device: None,

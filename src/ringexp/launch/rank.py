@@ -99,7 +99,9 @@ def _main() -> None:
     timeout = timedelta(seconds=ranks.jobs[0].config.launch.timeout_s)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
-    backend = "cpu:gloo,cuda:nccl" if ranks.transport == "nccl" else "gloo"
+    # Weights and inputs are handed out over it; NCCL takes one rank a GPU.
+    separate = ranks.transport in ("nccl", "ipc") and ranks.ranks_per_device == 1
+    backend = "cpu:gloo,cuda:nccl" if separate else "gloo"
     dist.init_process_group(
         backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout
     )

@@ -214,7 +214,7 @@ class Session:
             # The ring sends all keys and values of a layer; all else is there for one chunk at a time.
             activations = need.kv_token + -(-(need.own_token - need.kv_token) // chunks)
             need = replace(need, own_token=cache + activations)
-        # An outbox is of the longest shard, which others may have. On one GPU their shards are in theirs only.
+        # Slots are of the longest shard, which others may have. On one GPU theirs are in their outboxes only.
         if self.transport.name == "ipc" and not self.transport.together:
             need = replace(need, kv_token=2 * need.kv_token)
         return need

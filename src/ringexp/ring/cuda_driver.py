@@ -17,6 +17,7 @@ from ringexp.errors import UserError
 _WAIT_EQUAL = 1  # CU_STREAM_WAIT_VALUE_EQ
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 _HANDLE_BYTES = 64
+_ANY_DEVICE = 4  # CU_MEMORYTYPE_UNIFIED
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,29 @@ class _Handle(ctypes.Structure):
     _fields_ = (("reserved", ctypes.c_byte * _HANDLE_BYTES),)
 
 
+class _Copy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("source_x", ctypes.c_size_t),
+        ("source_y", ctypes.c_size_t),
+        ("source_type", ctypes.c_uint),
+        ("source_host", ctypes.c_void_p),
+        ("source", ctypes.c_uint64),
+        ("source_array", ctypes.c_void_p),
+        ("source_pitch", ctypes.c_size_t),
+        ("destination_x", ctypes.c_size_t),
+        ("destination_y", ctypes.c_size_t),
+        ("destination_type", ctypes.c_uint),
+        ("destination_host", ctypes.c_void_p),
+        ("destination", ctypes.c_uint64),
+        ("destination_array", ctypes.c_void_p),
+        ("destination_pitch", ctypes.c_size_t),
+        ("width", ctypes.c_size_t),
+        ("height", ctypes.c_size_t),
+    )
+
+
 @functools.cache
 def _driver() -> ctypes.CDLL:
     driver = ctypes.CDLL("libcuda.so.1")
@@ -38,6 +62,7 @@ def _driver() -> ctypes.CDLL:
     driver.cuStreamWriteValue32_v2.argtypes = (ctypes.c_void_p, pointer, ctypes.c_uint32, word)
     driver.cuStreamWaitValue32_v2.argtypes = (ctypes.c_void_p, pointer, ctypes.c_uint32, word)
     driver.cuMemcpyDtoDAsync_v2.argtypes = (pointer, pointer, ctypes.c_size_t, ctypes.c_void_p)
+    driver.cuMemcpy2DAsync_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     driver.cuMemGetAddressRange_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p, pointer)
     driver.cuIpcGetMemHandle.argtypes = (ctypes.c_void_p, pointer)
     driver.cuIpcOpenMemHandle_v2.argtypes = (ctypes.c_void_p, _Handle, word)
@@ -118,6 +143,32 @@ def set_flag(stream: torch.cuda.Stream, address: int, value: int) -> None:
 def await_flag(stream: torch.cuda.Stream, address: int, value: int) -> None:
     """Hold later work of the stream until the flag has the value."""
     _call("cuStreamWaitValue32_v2", stream.cuda_stream, address, value, _WAIT_EQUAL)
+
+
+def copy_rows(stream: torch.cuda.Stream, destination: int, source: torch.Tensor) -> None:
+    """Copy a tensor [B, L, ...] to where it is contiguous, also on another GPU.
+
+    Of its strides only those of B and L may be other than a contiguous tensor's.
+    """
+    row, batch = source[0, 0], source.nbytes // len(source)
+    assert row.is_contiguous(), source.stride()
+    pitch = source.stride(1) * source.element_size()
+    for number, sequence in enumerate(source):
+        start = destination + number * batch
+        if pitch == row.nbytes or len(sequence) == 1:
+            copy(stream, start, sequence.data_ptr(), batch)
+            continue
+        rows = _Copy2D(
+            source_type=_ANY_DEVICE,
+            source=sequence.data_ptr(),
+            source_pitch=pitch,
+            destination_type=_ANY_DEVICE,
+            destination=start,
+            destination_pitch=row.nbytes,
+            width=row.nbytes,
+            height=len(sequence),
+        )
+        _call("cuMemcpy2DAsync_v2", ctypes.byref(rows), stream.cuda_stream)
 
 
 def copy(stream: torch.cuda.Stream, destination: int, source: int, num_bytes: int) -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from ringexp.config import TRANSPORTS
 from ringexp.errors import UserError
+from ringexp.ring.cuda_driver import device_id
 from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
 
 _BACKENDS = {"nccl": "cuda", "gloo": "cpu"}
@@ -83,14 +84,30 @@ def _resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
 
 
 def _fitting(group: dist.ProcessGroup | None, device: torch.device) -> str:
-    """nccl where the group has it for the device; else ipc for CUDA ranks on one machine, or gloo."""
-    if _backends(group).get(device.type) == "nccl":
-        return "nccl"
-    if device.type != "cuda":
-        return "gloo"
-    hosts = [""] * dist.get_world_size(group)
-    dist.all_gather_object(hosts, platform.node(), group)
-    return "ipc" if len(set(hosts)) == 1 else "gloo"
+    """For CUDA ipc where ranks are on one machine and reach each other's memory, if the group has gloo.
+
+    Else nccl if the group has that, or gloo.
+    """
+    backends = _backends(group)
+    if device.type == "cuda" and backends.get("cpu") == "gloo" and _all_reach(group, device):
+        return "ipc"
+    return "nccl" if backends.get(device.type) == "nccl" else "gloo"
+
+
+def _all_reach(group: dist.ProcessGroup | None, device: torch.device) -> bool:
+    """Whether the group's ranks are on one machine whose GPUs, theirs, can access each other."""
+    known = {device_id(torch.device("cuda", index)): index for index in range(torch.cuda.device_count())}
+    own = device_id(device)
+    reached = [
+        name
+        for name, index in known.items()
+        if name == own or torch.cuda.can_device_access_peer(known[own], index)
+    ]
+    ranks: list[tuple[str, str, list[str]]] = [("", "", [])] * dist.get_world_size(group)
+    dist.all_gather_object(ranks, (platform.node(), own, reached), group)
+    return len({host for host, _, _ in ranks}) == 1 and all(
+        name in there for _, name, _ in ranks for _, _, there in ranks
+    )
 
 
 def _backends(group: dist.ProcessGroup | None) -> dict[str, str]:

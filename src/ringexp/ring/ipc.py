@@ -1,16 +1,17 @@
-"""The CUDA transport on one machine: ranks copy from each other's memory, several to a GPU if need be.
+"""The CUDA transport on one machine: ranks write into each other's memory, several to a GPU if need be.
 
-Every rank has an outbox that its peers have mapped. It lays its shard there and tells each peer; each peer
-copies it when it likes and tells back, and only then is the outbox filled anew. A peer on the same GPU copies
-nothing: it computes with what is in the outbox. Told is by flags in device memory that streams set and await
-(`cuda_driver`), so nobody's host waits, no kernel spins while a peer is late, and a CUDA graph can capture an
-iteration. Between GPUs copy engines do the copying.
+A rank's memory is mapped by its peers: an inbox, with a slot for the shard of each peer on another GPU, and
+an outbox for those on its own. A shard goes straight from keys and values into the slots of peers, beside the
+first block, copied by engines that take no SM. Peers on the rank's own GPU copy nothing: they compute with
+what it has laid out in its outbox. Each peer tells when it is done with a shard, and only then gets the next.
+Told is by flags in device memory that streams set and await (`cuda_driver`), so no host waits, no kernel
+spins while a peer is late, and a CUDA graph can capture an iteration.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from ringexp.planning import ring_members
 from ringexp.ring import cuda_driver as driver
-from ringexp.ring.stream import HopStream, recorded
+from ringexp.ring.stream import nothing, recorded, since
 from ringexp.ring.transport import Arrival, Route, Transfer, lay_out, shard_shape
 
 _FLAG_BYTES = 4
@@ -28,9 +29,10 @@ _ROWS = 4
 
 
 class IpcTransport:
-    """Shards straight from their owner's memory; `group` needs a gloo backend to exchange handles over.
+    """`group` needs a gloo backend to exchange handles over.
 
-    Memory beside the shards in flight: one outbox of the longest shard, kept between iterations.
+    Memory, kept between iterations: a slot of the longest shard for every peer if any two ranks are on
+    different GPUs, and an outbox as long if any two share one.
     """
 
     name = "ipc"
@@ -41,77 +43,101 @@ class IpcTransport:
         self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
         self._peers = [peer for peer in range(self._world) if peer != self._rank]
         self._device = device
-        self._hops = HopStream(device, self._rank)
-        self._flags_bytes = -(-_ROWS * self._world * _FLAG_BYTES // _ALIGNMENT) * _ALIGNMENT
-        self._memory = torch.empty(0, dtype=torch.uint8, device=device)  # flags, then the outbox
+        self._stream = torch.cuda.Stream(device)  # of what is sent
+        self._transfers: list[Transfer] = []
+        self._flags_bytes = _aligned(_ROWS * self._world * _FLAG_BYTES)
+        self._outbox_bytes = self._slot_bytes = 0
+        self._memory = torch.empty(0, dtype=torch.uint8, device=device)  # flags, outbox, inbox
         self._mappings: dict[int, int] = {}
         self._addresses: dict[int, int] = {}  # of the peers' memory
-        self._near = self._on_one_device()
-        self.together = len(self._near) == len(self._peers)
+        devices: list[object] = [None] * self._world
+        dist.all_gather_object(devices, driver.device_id(device), group)
+        self._near = {peer for peer in self._peers if devices[peer] == devices[self._rank]}
+        self._any_near, self._any_far = len(set(devices)) < self._world, len(set(devices)) > 1
+        self.together = not self._any_far
         self._barriers = 0
         self.epoch = 0
-
-    def _on_one_device(self) -> list[int]:
-        """The peers whose GPU is this rank's, too; all ranks ask together."""
-        devices: list[object] = [None] * self._world
-        dist.all_gather_object(devices, driver.device_id(self._device), self._group)
-        return [peer for peer in self._peers if devices[peer] == devices[self._rank]]
 
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        num_bytes = 2 * k.nbytes
-        self.reserve(num_bytes // k.shape[1] * max(tokens))
-        peers = [peer for peer in ring_members(tokens) if peer != self._rank]
-        sent = self._outbox(num_bytes).view(k.dtype).view(shard_shape(k, k.shape[1]))
-        if peers:
-            self._reclaim(peers)
-            lay_out(k, v, sent)
-            self._publish(peers)
-        near = {peer: partial(self._at_hand, peer, k, tokens[peer]) for peer in peers if peer in self._near}
-        return self._circulate(
-            self._hops.circulate(k, v, sent, tokens, prefetch_hops, self._receive, near), near
-        )
+        self.reserve(2 * k.nbytes // k.shape[1] * max(tokens))
+        near = [peer for peer in ring_members(tokens) if peer in self._near]
+        if near:
+            self._reclaim(near)
+            lay_out(k, v, _shaped(self._outbox(2 * k.nbytes), k, k.shape[1]))
+            self._publish(near)
+        return self._circulate(k, v, tokens, prefetch_hops)
 
     def _circulate(
-        self, hops: Iterator[tuple[int, Arrival]], near: Iterable[int]
+        self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        yield from hops
-        for peer in near:  # what was computed with its outbox is over when the stream gets here
-            self._take(peer, None)
+        route = Route.of(tokens, self._rank)
+        k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
+        compute = torch.cuda.current_stream(self._device)
+        sent = list[torch.cuda.Event]()
 
-    def _at_hand(self, source: int, k: torch.Tensor, tokens: int) -> torch.Tensor:
-        """The shard [2, B, tokens, Hkv, D] in the source's outbox, once it is filled."""
-        self._await(source)
-        shape = shard_shape(k, tokens)
-        num_bytes = math.prod(shape) * k.element_size()
-        memory = driver.view(self._addresses[source] + self._flags_bytes, num_bytes, self._device)
-        return memory.view(k.dtype).view(shape)
+        def post(hop: int) -> None:
+            peer = route.source(-hop)
+            if peer in self._near:
+                self._transfers.append(nothing)
+                return
+            self._stream.wait_stream(compute)  # for keys and values, and lock-step hops for compute
+            with torch.cuda.stream(self._stream):
+                self._send(k, v, peer)
+                sent.append(torch.cuda.Event())
+                sent[-1].record()
+            for x in (k, v):
+                x.record_stream(self._stream)
 
-    def _receive(self, shards: Sequence[torch.Tensor], hop: int, route: Route) -> torch.cuda.Event:
-        source = route.source(hop)
-        self._await(source)
-        begun = recorded()
-        self._take(source, shards[hop])
-        return begun
+        ahead = min(prefetch_hops or route.hops, route.hops)
+        for hop in range(1, ahead + 1):
+            post(hop)
+        yield self._rank, lambda: (k, v)
+        for hop, source in enumerate(route.sources[1:], start=1):
+
+            def arrival(hop: int = hop, source: int = source) -> torch.Tensor:
+                self._await(source)
+                if hop + ahead <= route.hops:
+                    post(hop + ahead)
+                return self._shard_of(source, k, tokens[source])
+
+            yield source, arrival
+        for source in route.sources[1:]:  # what was computed with its shard is over when the stream gets here
+            self._hand_back(source)
+        for event in sent:
+            compute.wait_event(event)
+
+    def _send(self, k: torch.Tensor, v: torch.Tensor, peer: int) -> None:
+        """Copy a shard into a peer's slot, on the current stream, once that is free, and say so."""
+        self._reclaim([peer])
+        begun, start = recorded(), self._slot(peer, self._rank)
+        for number, x in enumerate((k, v)):
+            driver.copy_rows(torch.cuda.current_stream(self._device), start + number * k.nbytes, x)
+        self._publish([peer])
+        self._transfers.append(partial(since, begun, recorded()))
+
+    def _shard_of(self, source: int, k: torch.Tensor, tokens: int) -> torch.Tensor:
+        """Another rank's shard, like keys k but for its length, where this rank finds it."""
+        near = source in self._near
+        address = self._address(source) + self._flags_bytes if near else self._slot(self._rank, source)
+        num_bytes = 2 * k.nbytes // k.shape[1] * tokens
+        return _shaped(driver.view(address, num_bytes, self._device), k, tokens)
 
     def _await(self, source: int) -> None:
-        """Hold the current stream until the source's outbox is filled for this rank."""
+        """Hold the current stream until there is something from the source for this rank."""
         stream = torch.cuda.current_stream(self._device)
         ready = self._flag(self._rank, _READY, source)
         driver.await_flag(stream, ready, 1)
         driver.set_flag(stream, ready, 0)
 
-    def _take(self, source: int, into: torch.Tensor | None, offset: int = 0) -> None:
-        """Copy from the source's outbox, on the current stream, and say so."""
+    def _hand_back(self, source: int) -> None:
+        """Say that this rank is done with what the source had for it."""
         stream = torch.cuda.current_stream(self._device)
-        if into is not None:
-            start = self._addresses[source] + self._flags_bytes + offset
-            driver.copy(stream, into.data_ptr(), start, into.nbytes)
         driver.set_flag(stream, self._flag(source, _TAKEN, self._rank), 1)
 
     def _reclaim(self, peers: Sequence[int]) -> None:
-        """Hold the current stream until these peers have copied what was last in the outbox for them."""
+        """Hold the current stream until these peers are done with what this rank last had for them."""
         stream = torch.cuda.current_stream(self._device)
         for peer in peers:
             taken = self._flag(self._rank, _TAKEN, peer)
@@ -130,22 +156,27 @@ class IpcTransport:
         sizes: Sequence[Sequence[int]],
     ) -> None:
         starts = [[sum(row[:peer]) for peer in range(self._world)] for row in sizes]
-        self.reserve(max(map(sum, sizes)))
+        self._make_room(outbox_bytes=max(map(sum, sizes)), slot_bytes=0)
         self._reclaim(self._peers)
         for peer, tensor in sends.items():
             start, size = starts[self._rank][peer], sizes[self._rank][peer]
             assert tensor.nbytes == size, (peer, tensor.nbytes, size)
             self._outbox(start + size)[start:].copy_(tensor.contiguous().view(-1).view(torch.uint8))
         self._publish(self._peers)
+        stream = torch.cuda.current_stream(self._device)
         for peer in self._peers:
             self._await(peer)
-            self._take(peer, receives.get(peer), starts[peer][self._rank])
+            if peer in receives:
+                source = self._addresses[peer] + self._flags_bytes + starts[peer][self._rank]
+                driver.copy(stream, receives[peer].data_ptr(), source, receives[peer].nbytes)
+            self._hand_back(peer)
 
     def take_transfers(self) -> list[Transfer]:
-        return self._hops.take_transfers()
+        taken, self._transfers = self._transfers, []
+        return taken
 
     def barrier(self) -> None:
-        self.reserve(0)
+        self._make_room(0, 0)
         stream = torch.cuda.current_stream(self._device)
         row = _BARRIER + self._barriers % 2  # a peer may reach the next barrier before this rank leaves this
         self._barriers += 1
@@ -164,20 +195,32 @@ class IpcTransport:
         dist.barrier(self._group)  # peers let go before the memory does
         self._memory = self._memory.new_empty(0)
 
+    def _address(self, owner: int) -> int:
+        return self._memory.data_ptr() if owner == self._rank else self._addresses[owner]
+
     def _flag(self, owner: int, row: int, peer: int) -> int:
         """Address of a flag in `owner`'s memory about `peer`."""
-        base = self._memory.data_ptr() if owner == self._rank else self._addresses[owner]
-        return base + (row * self._world + peer) * _FLAG_BYTES
+        return self._address(owner) + (row * self._world + peer) * _FLAG_BYTES
+
+    def _slot(self, owner: int, source: int) -> int:
+        """Address of what `source` writes into `owner`'s inbox."""
+        inbox = self._address(owner) + self._flags_bytes + self._outbox_bytes
+        return inbox + (source - (source > owner)) * self._slot_bytes
 
     def _outbox(self, num_bytes: int) -> torch.Tensor:
         return self._memory[self._flags_bytes :][:num_bytes]
 
     def reserve(self, num_bytes: int) -> None:
-        """Make the outboxes of all ranks at least this long; all call it with the same number."""
-        needed = self._flags_bytes + num_bytes
-        if self._memory.nbytes >= needed:
+        self._make_room(num_bytes if self._any_near else 0, num_bytes if self._any_far else 0)
+
+    def _make_room(self, outbox_bytes: int, slot_bytes: int) -> None:
+        """Make outboxes and slots of all ranks at least this long; all call it with the same numbers."""
+        if self._memory.nbytes and outbox_bytes <= self._outbox_bytes and slot_bytes <= self._slot_bytes:
             return
         self.close()
+        self._outbox_bytes = max(self._outbox_bytes, _aligned(outbox_bytes))
+        self._slot_bytes = max(self._slot_bytes, _aligned(slot_bytes))
+        needed = self._flags_bytes + self._outbox_bytes + self._slot_bytes * len(self._peers)
         self._memory = torch.empty(needed, dtype=torch.uint8, device=self._device)
         flags = self._memory[: self._flags_bytes].view(torch.int32)
         flags.zero_()
@@ -192,3 +235,13 @@ class IpcTransport:
         self._barriers = 0
         self.epoch += 1
         dist.barrier(self._group)
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _shaped(memory: torch.Tensor, k: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Bytes as a shard [2, B, tokens, Hkv, D] of the same model as the keys k."""
+    shape = shard_shape(k, tokens)
+    return memory[: math.prod(shape) * k.element_size()].view(k.dtype).view(shape)

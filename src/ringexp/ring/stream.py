@@ -1,8 +1,8 @@
-"""What the CUDA transports share: hops on a stream of their own, posted ahead of compute."""
+"""Hops on a stream of their own, posted ahead of compute, and events that time them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -23,7 +23,7 @@ class HopStream:
 
     def __init__(self, device: torch.device, rank: int) -> None:
         self._device, self._rank = device, rank
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device, priority=-1)  # kernels that carry go before blocks
         self._transfers: list[Transfer] = []
 
     def circulate(
@@ -34,46 +34,36 @@ class HopStream:
         tokens: Sequence[int],
         prefetch_hops: int | None,
         receive: ReceiveHop,
-        near: Mapping[int, Callable[[], torch.Tensor]] | None = None,
     ) -> Iterator[tuple[int, Arrival]]:
-        """As `Transport.circulate`; `sent` is the rank's own shard [2, B, L, Hkv, D] as it goes to others.
-
-        near: of ranks whose shards need no transfer, how to get at them.
-        """
-        route, near = Route.of(tokens, self._rank), near or {}
+        """As `Transport.circulate`; `sent` is the rank's own shard [2, B, L, Hkv, D] as it goes to others."""
+        route = Route.of(tokens, self._rank)
         compute = torch.cuda.current_stream(self._device)
         shards = [sent]
-        arrived: list[torch.cuda.Event | None] = []
+        arrived: list[torch.cuda.Event] = []
 
         def post() -> None:  # the next hop, in order on the transfer stream
             hop = len(shards)
-            if route.source(hop) in near:
-                shards.append(sent)
-                arrived.append(None)
-                self._transfers.append(_nothing)
-                return
             shards.append(k.new_empty(shard_shape(k, tokens[route.source(hop)])))
             self.stream.wait_stream(compute)  # the buffer is free, and lock-step hops wait for compute
             with torch.cuda.stream(self.stream):
                 begun = receive(shards, hop, route)
                 ended = recorded()
-                arrived.append(there := torch.cuda.Event())
-                there.record()
+                arrived.append(torch.cuda.Event())
+                arrived[-1].record()
             shards[hop - 1].record_stream(self.stream)
             shards[hop].record_stream(self.stream)
-            self._transfers.append(partial(_since, begun, ended))
+            self._transfers.append(partial(since, begun, ended))
 
         for _ in range(min(prefetch_hops or route.hops, route.hops)):
             post()
         yield self._rank, lambda: (k, v)
         for hop in range(1, route.hops + 1):
 
-            def arrival(hop: int = hop, source: int = route.source(hop)) -> torch.Tensor:
-                if there := arrived[hop - 1]:
-                    compute.wait_event(there)
+            def arrival(hop: int = hop) -> torch.Tensor:
+                compute.wait_event(arrived[hop - 1])
                 if len(shards) <= route.hops:
                     post()
-                return near[source]() if source in near else shards[hop]
+                return shards[hop]
 
             yield route.source(hop), arrival
 
@@ -83,11 +73,13 @@ class HopStream:
         return taken
 
 
-def _since(begun: torch.cuda.Event, ended: torch.cuda.Event, origin: Origin) -> tuple[float, float]:
+def since(begun: torch.cuda.Event, ended: torch.cuda.Event, origin: Origin) -> tuple[float, float]:
+    """A `Transfer`, but for the origin."""
     return origin.event.elapsed_time(begun), begun.elapsed_time(ended)
 
 
-def _nothing(origin: Origin) -> tuple[float, float]:
+def nothing(origin: Origin) -> tuple[float, float]:
+    """As `since`, of a hop for which nothing was carried."""
     return 0.0, 0.0
 
 

@@ -70,6 +70,7 @@ class Transport(Protocol):
     ) -> Iterator[tuple[int, Arrival]]:
         """Pass k and v [B, L, Hkv, D] round as one shard [2, B, L, Hkv, D]; `tokens[r]` is rank r's L.
 
+        A shard is there for what is launched until the iterator has ended, to which it has to be brought.
         Ranks with 0 tokens are not in the ring and do not call it.
         """
         ...
