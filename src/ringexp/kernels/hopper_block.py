@@ -62,34 +62,15 @@ def block_into(
     done: Rows,
 ) -> None:
     """Blocks as in `contract`, merged into the float32 results of earlier ones as they are written."""
-    if not fits(q, *(x for span in spans for x in (span.k, span.v))):
-        _by_portable_kernel(q, spans, causal, softmax_scale, acc, acc_lse, fresh)
-        final[:, slice(*done)] = acc[:, slice(*done)]
-    elif fresh and done == (0, q.shape[2]):
+    q, spans = _fitting(q), [span._replace(k=_fitting(span.k), v=_fitting(span.v)) for span in spans]
+    if fresh and done == (0, q.shape[2]):
         _launch(q, spans, causal, softmax_scale, final, acc_lse)
     else:
         _launch(q, spans, causal, softmax_scale, acc, acc_lse, merge=not fresh, final=final, done=done)
 
 
-def _by_portable_kernel(
-    q: Tensor,
-    spans: Sequence[KeySpan],
-    causal: bool,
-    softmax_scale: float,
-    acc: Tensor,
-    acc_lse: Tensor,
-    fresh: bool,
-) -> None:
-    from ringexp.kernels.triton_merge import merge_rows
-
-    for number, (k, v, from_row) in enumerate(spans):
-        out, lse = triton_block.block(q[:, :, from_row:], k, v, causal and not number, softmax_scale)
-        if fresh and not number:
-            acc.copy_(out.transpose(1, 2))
-            acc_lse.copy_(lse)
-        else:
-            so_far = acc, acc_lse
-            merge_rows(so_far, (out.transpose(1, 2), lse), from_row, acc.shape[1], so_far)
+def _fitting(x: Tensor) -> Tensor:
+    return x if fits(x) else x.contiguous()
 
 
 def fits(*tensors: Tensor) -> bool:

@@ -60,9 +60,7 @@ class Route:
 class Transport(Protocol):
     name: str
     capturable: bool  # in a CUDA graph
-    together: (
-        bool  # all shards are there as soon as they have been laid out: asking for all at once loses nothing
-    )
+    together: bool  # all shards are there once they are laid out, so asking for all at once loses nothing
     epoch: int  # another one once memory that a captured graph points to has moved, on all ranks alike
 
     def circulate(
