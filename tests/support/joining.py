@@ -40,4 +40,4 @@ def block_into(
 
 
 def joining_kernel(spans: int = 3, tile: int = 4) -> Kernel:
-    return Kernel("joining", oracle.block, block_into, Joint(spans, tile))
+    return Kernel("joining", oracle.block, block_into, joint=Joint(spans, tile))

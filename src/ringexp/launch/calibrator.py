@@ -258,8 +258,13 @@ class Calibrator:
                 self.session.clock,
                 lambda value: max(self.session.gather(value)),
             )
-        direct = self.session.transport.name == "ipc"
-        return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct)
+        name, kernel = self.session.transport.name, self.session.kernel(config, workload)
+        return HopCost(
+            self.link.latency_ms,
+            self.link.byte_ms * workload.memory.kv_token,
+            direct=name == "ipc",
+            after_blocks=name == "nccl" and kernel.persistent,
+        )
 
 
 def enough_in_a_row(unit_ms: float, most: int) -> int:
