@@ -135,8 +135,10 @@ def link_over_stand_ins(rank: int, name: str) -> tuple[LinkCost, LinkCost]:
     with stand_ins.cuda():
         device = torch.device("cpu")
         transport = make_transport(name, device)
-        clock = CudaClock if name != "gloo" else partial(CpuClock, NoPacer())
-        measure = partial(measure_link, transport, device, dist.get_world_size(), clock, slowest)
+        clock = CudaClock() if name != "gloo" else CpuClock(NoPacer())
+        plan = make_plan(dist.get_world_size(), [1] * dist.get_world_size())
+        kernel = get_kernel("sdpa", device, torch.float32, 16)
+        measure = partial(measure_link, RingContext(plan, rank, transport, kernel, clock), device, slowest)
         links = measure(), measure()
         transport.close()
     dist.barrier()

@@ -8,8 +8,8 @@ from statistics import median
 
 import torch
 
-from ringexp.ring.clock import Clock
-from ringexp.ring.transport import Transport
+from ringexp.ring.iteration import Iteration
+from ringexp.ring.prefill import RingContext
 
 REPEATS = 5
 SHARD_BYTES = {"cpu": (1 << 14, 1 << 22), "cuda": (1 << 16, 1 << 26)}
@@ -29,40 +29,38 @@ class LinkCost:
         return 1e-6 / self.byte_ms if self.byte_ms else None
 
 
-def measure_link(
-    transport: Transport,
-    device: torch.device,
-    world_size: int,
-    make_clock: Callable[[], Clock],
-    slowest: Callable[[float], float],
-) -> LinkCost:
-    """All ranks call it in step. slowest: the largest of all ranks' values, so that all get one answer."""
+def measure_link(ring: RingContext, device: torch.device, slowest: Callable[[float], float]) -> LinkCost:
+    """All ranks call it in step. ring: of all ranks, one token each.
+
+    slowest: the largest of all ranks' values, so that all get one answer.
+    """
     small, large = SHARD_BYTES[device.type]
-    times = [slowest(_hop_ms(transport, device, world_size, make_clock, size)) for size in (small, large)]
+    times = [slowest(_hop_ms(ring, device, size)) for size in (small, large)]
     byte_ms = max(times[1] - times[0], 0.0) / (large - small)
     return LinkCost(max(times[0] - byte_ms * small, 0.0), byte_ms)
 
 
-def _hop_ms(
-    transport: Transport,
-    device: torch.device,
-    world_size: int,
-    make_clock: Callable[[], Clock],
-    num_bytes: int,
-) -> float:
-    """Median time in flight of the hops of an even ring of such shards; the first round does not count."""
+def _hop_ms(ring: RingContext, device: torch.device, num_bytes: int) -> float:
+    """Median time in flight of the hops of an even ring of such shards; the first round does not count.
+
+    On CUDA as a graph where that can be: launched one by one, a short hop would be as long as that takes the
+    host, which in a ring is ahead of the device.
+    """
     half = torch.zeros(1, 1, 1, num_bytes // 2, dtype=torch.uint8, device=device)
-    transport.reserve(num_bytes)
+    ring.transport.reserve(num_bytes)
+
+    def carry() -> torch.Tensor:
+        for source, arrival in ring.transport.circulate(half, half, ring.plan.kv_tokens, None):
+            with ring.clock.waiting(source):
+                arrival()
+        return half
+
+    iteration = Iteration(carry, ring)
+    if device.type == "cuda" and ring.transport.capturable:
+        iteration.capture()
     hops: list[float] = []
     for repeat in range(REPEATS + 1):
-        transport.barrier()
-        clock = make_clock()
-        clock.start()
-        for source, arrival in transport.circulate(half, half, [1] * world_size, None):
-            with clock.waiting(source):
-                arrival()
-        clock.stop()
-        clock.read()
-        transfers = [transfer(clock.origin)[1] for transfer in transport.take_transfers()]
-        hops += transfers if repeat else []
+        ring.transport.barrier()
+        timing = iteration.run()[1]
+        hops += [hop.transfer_ms for hop in timing.hops if repeat and hop.source != ring.rank]
     return median(hops)

@@ -245,20 +245,23 @@ class Calibrator:
         eager_cuda = self.session.device.type == "cuda" and not self.session.captures(config)
         return min(workload.num_units, MOST_IN_A_ROW) if eager_cuda else 1
 
+    def _even_ring(self, kernel: Kernel) -> RingContext:
+        """The ring of all ranks, a token each."""
+        session = self.session
+        plan = make_plan(session.world_size, [1] * session.world_size)
+        return RingContext(plan, session.rank, session.transport, kernel, session.clock())
+
     def hop_cost(self, config: Config, workload: Workload) -> HopCost | None:
         """What passing on a shard of this workload costs; None where nothing may be measured."""
         if self.session.world_size == 1 or config.calibration.mode == "table":
             return None
+        kernel = self.session.kernel(config, workload)
         if self.link is None:
             self.session.progress.stage(f"measuring hops over {self.session.transport.name}")
             self.link = measure_link(
-                self.session.transport,
-                self.session.device,
-                self.session.world_size,
-                self.session.clock,
-                lambda value: max(self.session.gather(value)),
+                self._even_ring(kernel), self.session.device, lambda value: max(self.session.gather(value))
             )
-        name, kernel = self.session.transport.name, self.session.kernel(config, workload)
+        name = self.session.transport.name
         return HopCost(
             self.link.latency_ms,
             self.link.byte_ms * workload.memory.kv_token,

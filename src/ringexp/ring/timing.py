@@ -20,9 +20,10 @@ class HopTiming:
     """One arrival of keys/values, and the blocks computed with them.
 
     wait_ms: computing stood still for it. compute_ms: attention, from its arrival to the next wait or the
-    end of the layer's attention. transfer_ms: how long the hop was in flight on this rank, hidden or not; 0
-    for the rank's own shard. transfer_start_ms: when that began, from the start of the iteration. layer:
-    whose attention it was for, counted from 0.
+    end of the layer's attention. transfer_ms: how long the hop was in flight on this rank, hidden or
+    not; over IPC, where shards are sent to all, that of what the rank sent; 0 for its own shard.
+    transfer_start_ms: when that began, from the start of the iteration. layer: whose attention it was for,
+    counted from 0.
     """
 
     source: int
