@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringexp.kernels import triton_block
 from ringexp.kernels.contract import Joint, KeySpan, Rows, check_block
 
 HEAD_DIMS = (64, 128)
@@ -37,16 +36,11 @@ _THIRD_CONSUMER = 1.1  # times as fast, as measured at 16,384 tokens
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """One block as in `contract`; tensors that do not fit TMA go to the portable kernel.
-
-    out is [B, L, H, D] contiguous in memory.
-    """
-    if not fits(q, k, v):
-        return triton_block.block(q, k, v, causal, softmax_scale)
+    """One block as in `contract`; out is [B, L, H, D] contiguous in memory."""
     batch, num_heads, q_len, head_dim = q.shape
     out = q.new_empty(batch, q_len, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
-    _launch(q, [KeySpan(k, v)], causal, softmax_scale, out, lse)
+    _launch(_fitting(q), [KeySpan(_fitting(k), _fitting(v))], causal, softmax_scale, out, lse)
     return out.transpose(1, 2), lse
 
 
@@ -70,19 +64,19 @@ def block_into(
 
 
 def _fitting(x: Tensor) -> Tensor:
-    return x if fits(x) else x.contiguous()
+    """x, or a copy of it that TMA can load."""
+    return x if fits(x) else x.clone(memory_format=torch.contiguous_format)
 
 
-def fits(*tensors: Tensor) -> bool:
-    """Whether TMA can load these [B, H, L, D] tensors: D contiguous, the rest on 16-byte boundaries."""
-    return all(
+def fits(x: Tensor) -> bool:
+    """Whether TMA can load a [B, H, L, D] tensor: D contiguous, the rest on 16-byte boundaries."""
+    return (
         x.data_ptr() % _ALIGNMENT_BYTES == 0
         and x.stride(3) == 1
         and all(
             size == 1 or (stride > 0 and stride * x.element_size() % _ALIGNMENT_BYTES == 0)
             for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
         )
-        for x in tensors
     )
 
 
