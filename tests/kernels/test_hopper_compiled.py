@@ -92,9 +92,14 @@ def test_what_it_lacks_is_named():
 
 def test_tensors_that_tma_cannot_load_are_told_apart():
     fitting = torch.zeros(1, 5, 2, 64, dtype=torch.bfloat16).transpose(1, 2)
-    assert hopper_block.fits(fitting, fitting)
+    assert hopper_block._fitting(fitting) is fitting
     shifted = torch.zeros(1, 5, 2, 65, dtype=torch.bfloat16).transpose(1, 2)[..., 1:]
-    assert not hopper_block.fits(fitting, shifted)
+    off_by_one = torch.zeros(129, dtype=torch.bfloat16)[1:].view(1, 1, 2, 64)
+    for x in (shifted, off_by_one):
+        assert not hopper_block.fits(x)
+        copy = hopper_block._fitting(x)
+        assert hopper_block.fits(copy)
+        assert copy.equal(x)
 
 
 @pytest.mark.parametrize(("q_len", "consumers"), [(2048, 2), (4096, 2), (16384, 3), (65536, 3)])
