@@ -3,7 +3,7 @@
 The rules are those of the transports (`ring/stream.py`, `ring/gloo.py`). Linear layers come first, then the
 own shard's blocks. Shards are worked on in order of arrival. A hop of a forwarding ring is a send to the next
 member and a receive from the one before: it begins when both ends are at it, and is over on a member when it
-has done both. With direct links each member copies from the owner instead, once that has laid its shard out.
+has done both. With direct links it comes from the owner itself, once that is done with its linear layers.
 How much transfers and compute slow each other down is not in it, but for links that carry nothing beside a
 block (`HopCost.after_blocks`).
 """
