@@ -253,7 +253,7 @@ def _transport(config: Config, device: str, place: Place) -> str:
         if device == "cpu":
             return "gloo"
         separate = config.world_size <= place.num_gpus
-        # NCCL's kernels find no SM beside a block, IPC's copies need none; but IPC is for one machine.
+        # NCCL's kernels may find no SM beside a block, IPC's copies need none; but IPC is for one machine.
         if place.num_nodes == 1 and (not separate or gpus_reach_each_other()):
             return "ipc"
         return "nccl" if separate else "gloo"

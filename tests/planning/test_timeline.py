@@ -29,7 +29,7 @@ costs_of_a_rank = st.builds(
     hop_ms=st.floats(0, 2),
     hop_token_ms=st.floats(0, 0.1),
 )
-hop_costs = st.builds(HopCost, st.floats(0, 20), st.floats(0, 2), st.booleans(), st.booleans())
+hop_costs = st.builds(HopCost, st.floats(0, 20), st.floats(0, 2), st.booleans())
 
 
 @st.composite
@@ -42,7 +42,7 @@ def rings(draw, causal=None):
     costs = [draw(costs_of_a_rank) for _ in tokens]
     links = draw(hop_costs)
     if draw(st.booleans()):
-        sent_on = replace(links, direct=False, after_blocks=False)
+        sent_on = replace(links, direct=False)
         nodes = [draw(st.integers(0, 1)) for _ in tokens]
         within = [HopCost(draw(st.floats(0, 5)), draw(st.floats(0, 1))) for _ in tokens]
         links = NodeLinks(nodes, within, sent_on)
@@ -67,11 +67,10 @@ def event_by_event(plan, costs, links, prefetch_hops):
         if what == "linear":
             return [], costs[rank].fixed_ms + costs[rank].token_ms * plan.tokens[rank]
         if what == "posted":
-            ahead = 0 if links.after_blocks else prefetch_hops
-            if ahead is None or hop <= ahead:
+            if prefetch_hops is None or hop <= prefetch_hops:
                 return [("linear", rank, 0)], 0.0
-            if ahead:
-                return [("taken up", rank, hop - ahead)], 0.0
+            if prefetch_hops:
+                return [("taken up", rank, hop - prefetch_hops)], 0.0
             return [("computed", rank, hop - 1)], 0.0
         if what == "ready":
             return [("posted", rank, hop), ("arrived", rank, hop - 1)], 0.0
@@ -228,16 +227,6 @@ def test_direct_copies_make_no_detour_over_a_slow_rank():
     assert arrival[False][0] == pytest.approx(502.0)
     assert arrival[True][1] == pytest.approx(501.0)
     assert arrival[True][0] == pytest.approx(502.0)  # in the order of the ring, after the slow rank's
-
-
-def test_a_link_that_carries_nothing_beside_blocks_adds_every_hop_to_the_latency():
-    plan = make_plan(4096, [1024] * 4)
-    costs = [RankCost(0.1, 1e-4, 1e-5)] * 4
-    beside = HopCost(0.05, 1e-4, direct=True)
-    after = replace(beside, after_blocks=True)
-    busy_ms = max(compute_ms(plan, costs, plan.members))
-    assert plan.predicted_ms(costs, beside) == pytest.approx(busy_ms)
-    assert plan.predicted_ms(costs, after) == pytest.approx(busy_ms + 3 * after.time_ms(1024))
 
 
 @pytest.mark.parametrize("layout", ["zigzag", "contiguous"])

@@ -25,7 +25,6 @@ class Kernel:
     name: str  # never "auto": what was chosen
     block: Block
     block_into: BlockInto | None = None
-    persistent: bool = False  # holds its SMs until the block is over, so no other kernel of the rank gets one
     joint: Joint | None = None  # what block_into takes at once; None: one block
 
 
@@ -45,9 +44,7 @@ def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_d
         others = "kernel=reference" if name == "sdpa" else "kernel=sdpa or kernel=auto"
         raise UserError(f"kernel={name} needs {lacks}; use {others}")
     if name == "triton" and hopper_block.why_unavailable(device, dtype, head_dim) is None:
-        return Kernel(
-            name, hopper_block.block, hopper_block.block_into, persistent=True, joint=hopper_block.JOINT
-        )
+        return Kernel(name, hopper_block.block, hopper_block.block_into, hopper_block.JOINT)
     return Kernel(name, _block_of(name, device, dtype, head_dim))
 
 

@@ -255,19 +255,14 @@ class Calibrator:
         """What passing on a shard of this workload costs; None where nothing may be measured."""
         if self.session.world_size == 1 or config.calibration.mode == "table":
             return None
-        kernel = self.session.kernel(config, workload)
         if self.link is None:
+            kernel = self.session.kernel(config, workload)
             self.session.progress.stage(f"measuring hops over {self.session.transport.name}")
             self.link = measure_link(
                 self._even_ring(kernel), self.session.device, lambda value: max(self.session.gather(value))
             )
-        name = self.session.transport.name
-        return HopCost(
-            self.link.latency_ms,
-            self.link.byte_ms * workload.memory.kv_token,
-            direct=name == "ipc",
-            after_blocks=name == "nccl" and kernel.persistent,
-        )
+        direct = self.session.transport.name == "ipc"
+        return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct)
 
 
 def enough_in_a_row(unit_ms: float, most: int) -> int:

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 class HopCost:
     """Milliseconds that passing a shard on takes: once, and for each of its tokens.
 
-    direct: shards come straight from their owner (IPC), not from rank to rank. after_blocks: nothing is
-    carried while the rank computes a block: NCCL's kernels find no SM while a persistent one runs.
+    direct: shards come straight from their owner (IPC), not from rank to rank.
     """
 
     latency_ms: float
     token_ms: float
     direct: bool = False
-    after_blocks: bool = False
 
     def time_ms(self, tokens: int) -> float:
         return self.latency_ms + self.token_ms * tokens
@@ -37,7 +35,7 @@ class NodeLinks:
     nodes: Sequence[int]
     within: Sequence[HopCost]
     across: HopCost
-    direct = after_blocks = False
+    direct = False
 
     def into(self, members: Sequence[int]) -> list[HopCost]:
         """As `HopCost.into`."""

@@ -4,8 +4,7 @@ The rules are those of the transports (`ring/stream.py`, `ring/gloo.py`). Linear
 own shard's blocks. Shards are worked on in order of arrival. A hop of a forwarding ring is a send to the next
 member and a receive from the one before: it begins when both ends are at it, and is over on a member when it
 has done both. With direct links it comes from the owner itself, once that is done with its linear layers.
-How much transfers and compute slow each other down is not in it, but for links that carry nothing beside a
-block (`HopCost.after_blocks`).
+How much transfers and compute slow each other down is not in it.
 """
 
 from __future__ import annotations
@@ -126,7 +125,6 @@ def _play(
     held, hops = [kv_tokens[rank] for rank in members], links.into(members)
     once, each = [hop.latency_ms for hop in hops], [hop.token_ms for hop in hops]
     arrivals, ends = linear, list(map(add, linear, next(rows)))
-    prefetch_hops = 0 if links.after_blocks else prefetch_hops
     begun = deque([linear], maxlen=prefetch_hops or 1)  # blocks, of so many hops before
     yield linear, linear, linear, ends
     for number, row in enumerate(rows, start=1):

@@ -108,9 +108,8 @@ def read_recorded(folder: Path) -> Recorded:
         )
     hop = results.get("hop")
     costs = [RankCost(**cost) for cost in results["costs"]]
-    return Recorded(
-        folder, config, results, costs, HopCost(**hop) if hop else None, _busy_ms(folder, len(costs))
-    )
+    link = HopCost(hop["latency_ms"], hop["token_ms"], hop["direct"]) if hop else None
+    return Recorded(folder, config, results, costs, link, _busy_ms(folder, len(costs)))
 
 
 def _busy_ms(folder: Path, ranks: int) -> list[list[float]]:
