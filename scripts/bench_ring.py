@@ -7,7 +7,7 @@ Attention alone, causal, zigzag. With fewer GPUs than ranks the ranks share them
 transport runs: PyTorch's context_parallel and ring-flash-attn (if installed) need NCCL, so a GPU a rank.
 Every output is first compared with one process in float32. Then all ways take turns: isolated, each from a
 barrier, and in a row. Efficiency is the time one rank needs for the whole prompt while the others do it too,
-over ranks x the ring's time. Writes ring.md and ring.csv to --out.
+over ranks x the ring's time. Writes ring.md, ring.csv and ring.png to --out.
 
     python scripts/bench_ring.py --blocks 2,4,8 --out docs/benchmarks/ring-blocks-h200
 
@@ -38,6 +38,7 @@ import pandas
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from matplotlib.figure import Figure
 from torch.nn import functional
 
 from ringexp.config import AttentionModelConfig
@@ -47,6 +48,8 @@ from ringexp.machine import gpu_count
 from ringexp.models.attention_workload import BareAttentionWorkload
 from ringexp.models.workload import LocalInputs, local_inputs
 from ringexp.planning import make_plan
+from ringexp.report.figures.style import IDEAL, LENGTH_AXIS, panels
+from ringexp.report.palette import COLOURS, OTHER_COLOUR
 from ringexp.ring.clock import CudaClock
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
@@ -54,6 +57,8 @@ from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
 from ringexp.tracking.environment import PACKAGES, _version
 from ringexp.tracking.files import write_atomically
 
+OTHERS = ("PyTorch context_parallel", "ring-flash-attn zigzag")
+LARGEST_ERROR = 1e-2  # relative to the output
 DTYPE = "bfloat16"
 
 
@@ -89,10 +94,9 @@ class Bench:
 
     def __init__(self, rank: int, settings: Settings, device: torch.device) -> None:
         self.rank, self.settings, self.device = rank, settings, device
-        transport = "ipc" if settings.shared else "nccl"
-        self.transports = {transport: make_transport(transport, device)}
+        self.transports = {"ipc": make_transport("ipc", device)}
         if not settings.shared:
-            self.transports["ipc"] = make_transport("ipc", device)
+            self.transports["nccl"] = make_transport("nccl", device)
         self.kernel = get_kernel(settings.kernel, device, torch.bfloat16, 128)
         self.workload = BareAttentionWorkload(model_config(settings), device)
 
@@ -138,9 +142,9 @@ class Bench:
         ipc = self.transports["ipc"]
         ways[f"ipc, {self.kernel.name}, shard by shard"] = self.ours(local, seq_len, ipc, hops=1)
         if not self.settings.shared:
-            ways["PyTorch context_parallel"] = self.foreign(self._context_parallel(x, stack), seq_len)
+            ways[OTHERS[0]] = self.foreign(self._context_parallel(x, stack), seq_len)
             if importlib.util.find_spec("ring_flash_attn"):
-                ways["ring-flash-attn zigzag"] = self.foreign(self._ring_flash_attn(local), seq_len)
+                ways[OTHERS[1]] = self.foreign(self._ring_flash_attn(local), seq_len)
         return ways
 
     def _context_parallel(self, x: torch.Tensor, stack: ExitStack) -> Callable[[], torch.Tensor]:
@@ -173,7 +177,11 @@ class Bench:
         exact = self.workload.part_of(self.workload.reference(x, torch.float32), plan, self.rank)
         with ExitStack() as stack:
             ways = self.ways(x, local, stack)
-            errors = {name: self._error(name, way.run()[0], exact) for name, way in ways.items()}
+            errors = {name: self._error(way.run()[0], exact) for name, way in ways.items()}
+            for name in [name for name, error in errors.items() if not error < LARGEST_ERROR]:
+                assert name in OTHERS, f"{name} is wrong by {errors[name]:.1%}"
+                print(f"{name} is wrong by {errors[name]:.1%} and left out", file=sys.stderr)
+                del ways[name]
             del exact
             times = self._times(ways, local_inputs(x, make_plan(seq_len, [seq_len]), 0))
         alone_ms = times.pop("alone")[0]
@@ -193,13 +201,11 @@ class Bench:
             )
         return rows
 
-    def _error(self, name: str, out: torch.Tensor, exact: torch.Tensor) -> float:
-        """|out - exact| / |exact| over all ranks; fails if the output is wrong."""
+    def _error(self, out: torch.Tensor, exact: torch.Tensor) -> float:
+        """|out - exact| / |exact| over all ranks."""
         sums = torch.stack([(out.float() - exact).square().sum(), exact.square().sum()]).double().cpu()
         dist.all_reduce(sums, group=self._control)
-        error = (sums[0] / sums[1]).sqrt().item()
-        assert error < 1e-2, f"{name}: {error}"
-        return error
+        return (sums[0] / sums[1]).sqrt().item()
 
     @property
     def _control(self) -> dist.ProcessGroup:
@@ -350,6 +356,7 @@ def main() -> None:
     sharing = f", {settings.ranks} ranks sharing {settings.gpus} under MPS" if settings.shared else ""
     rows = measured_by_ranks(settings)
     write_table(rows, heading(settings, "Ways to run one ring", sharing), arguments.out / "ring")
+    efficiency_figure(pandas.DataFrame(rows)).savefig(arguments.out / "ring.png")
 
 
 def measured_by_ranks(settings: Settings) -> list[dict[str, Any]]:
@@ -377,6 +384,37 @@ def write_table(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
     text = heading + table.to_markdown(index=False) + "\n"
     write_atomically(path.with_suffix(".md"), text)
     print(text)
+
+
+def efficiency_figure(table: pandas.DataFrame) -> Figure:
+    """Efficiency by length, from a barrier and in a row, a line for each way to run the ring."""
+    figure, axes = panels(2, width=4.8, sharey=True)
+    rings = list(dict.fromkeys(table["ring"]))
+    palette = [*COLOURS.values(), OTHER_COLOUR]
+    for axis, column, title in zip(
+        axes, ("efficiency", "in a row"), ("from a barrier", "in a row"), strict=True
+    ):
+        for number, ring in enumerate(rings):
+            rows = table[table["ring"] == ring]
+            ours = ring not in OTHERS
+            axis.plot(
+                rows["tokens"],
+                rows[column],
+                label=ring,
+                color=palette[number % len(palette)],
+                linestyle="-" if ours else "--",
+                marker="o" if ours else "s",
+                linewidth=2.5 if number == 0 else 1.5,
+            )
+        axis.axhline(1.0, **IDEAL)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sorted(set(table["tokens"])), [f"{n // 1024}k" for n in sorted(set(table["tokens"]))])
+        axis.set_ylim(0, 1.05)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel(LENGTH_AXIS)
+    axes[0].set_ylabel("efficiency")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    return figure
 
 
 if __name__ == "__main__":
