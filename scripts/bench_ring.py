@@ -136,11 +136,10 @@ class Bench:
             if other not in (self.kernel.name, "sdpa"):
                 kernel = get_kernel(other, self.device, torch.bfloat16, 128)
                 ways[f"{name}, {other}"] = self.ours(local, seq_len, transport, kernel)
-        ways[f"ipc, {self.kernel.name}, no graph"] = self.ours(
-            local, seq_len, self.transports["ipc"], graph=False
-        )
         ipc = self.transports["ipc"]
-        ways[f"ipc, {self.kernel.name}, shard by shard"] = self.ours(local, seq_len, ipc, hops=1)
+        ways[f"ipc, {self.kernel.name}, no graph"] = self.ours(local, seq_len, ipc, graph=False)
+        if self.settings.shared or self.settings.ranks > 2:
+            ways[f"ipc, {self.kernel.name}, shard by shard"] = self.ours(local, seq_len, ipc, hops=1)
         if not self.settings.shared:
             ways[OTHERS[0]] = self.foreign(self._context_parallel(x, stack), seq_len)
             if importlib.util.find_spec("ring_flash_attn"):
