@@ -131,12 +131,11 @@ class Bench:
         ways = {}
         for name, transport in self.transports.items():
             ways[f"{name}, {self.kernel.name}"] = self.ours(local, seq_len, transport)
-        name, transport = next(iter(self.transports.items()))
+        ipc = self.transports["ipc"]
         for other in candidates(self.device, torch.bfloat16, 128):
             if other not in (self.kernel.name, "sdpa"):
                 kernel = get_kernel(other, self.device, torch.bfloat16, 128)
-                ways[f"{name}, {other}"] = self.ours(local, seq_len, transport, kernel)
-        ipc = self.transports["ipc"]
+                ways[f"ipc, {other}"] = self.ours(local, seq_len, ipc, kernel)
         ways[f"ipc, {self.kernel.name}, no graph"] = self.ours(local, seq_len, ipc, graph=False)
         if self.settings.shared or self.settings.ranks > 2:
             ways[f"ipc, {self.kernel.name}, shard by shard"] = self.ours(local, seq_len, ipc, hops=1)
@@ -216,7 +215,7 @@ class Bench:
         ring = RingContext(plan, 0, LoopbackTransport(), self.kernel, CudaClock())
         alone = self._iteration(lambda: self.workload.forward(whole, ring), ring, graph=True)
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("alone", *ways)}
-        transport = next(iter(self.transports.values()))
+        transport = self.transports["ipc"]
         for turn in range(self.settings.repeats + 2):
             for name, way in {"alone": alone, **ways}.items():
                 dist.barrier(self._control)
@@ -388,7 +387,7 @@ def write_table(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
 def efficiency_figure(table: pandas.DataFrame) -> Figure:
     """Efficiency by length, from a barrier and in a row, a line for each way to run the ring."""
     figure, axes = panels(2, width=4.8, sharey=True)
-    rings = list(dict.fromkeys(table["ring"]))
+    rings, lengths = list(dict.fromkeys(table["ring"])), sorted(set(table["tokens"]))
     palette = [*COLOURS.values(), OTHER_COLOUR]
     for axis, column, title in zip(
         axes, ("efficiency", "in a row"), ("from a barrier", "in a row"), strict=True
@@ -407,7 +406,7 @@ def efficiency_figure(table: pandas.DataFrame) -> Figure:
             )
         axis.axhline(1.0, **IDEAL)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted(set(table["tokens"])), [f"{n // 1024}k" for n in sorted(set(table["tokens"]))])
+        axis.set_xticks(lengths, [f"{n // 1024}k" for n in lengths])
         axis.set_ylim(0, 1.05)
         axis.set_title(title, fontsize=11)
         axis.set_xlabel(LENGTH_AXIS)

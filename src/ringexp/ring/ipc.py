@@ -10,7 +10,6 @@ spins while a peer is late, and a CUDA graph can capture an iteration.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
@@ -61,7 +60,7 @@ class IpcTransport:
     def circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
     ) -> Iterator[tuple[int, Arrival]]:
-        self.reserve(2 * k.nbytes // k.shape[1] * max(tokens))
+        self.reserve(_shard_bytes(k, max(tokens)))
         near = [peer for peer in ring_members(tokens) if peer in self._near]
         if near:
             self._reclaim(near)
@@ -75,7 +74,6 @@ class IpcTransport:
         route = Route.of(tokens, self._rank)
         k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
         compute = torch.cuda.current_stream(self._device)
-        sent = list[torch.cuda.Event]()
 
         def post(hop: int) -> None:
             peer = route.source(-hop)
@@ -85,8 +83,6 @@ class IpcTransport:
             self._stream.wait_stream(compute)  # for keys and values, and lock-step hops for compute
             with torch.cuda.stream(self._stream):
                 self._send(k, v, peer)
-                sent.append(torch.cuda.Event())
-                sent[-1].record()
             for x in (k, v):
                 x.record_stream(self._stream)
 
@@ -105,8 +101,8 @@ class IpcTransport:
             yield source, arrival
         for source in route.sources[1:]:  # what was computed with its shard is over when the stream gets here
             self._hand_back(source)
-        for event in sent:
-            compute.wait_event(event)
+        if not self._near.issuperset(route.sources[1:]):  # else a graph would not know the stream
+            compute.wait_stream(self._stream)
 
     def _send(self, k: torch.Tensor, v: torch.Tensor, peer: int) -> None:
         """Copy a shard into a peer's slot, on the current stream, once that is free, and say so."""
@@ -121,8 +117,7 @@ class IpcTransport:
         """Another rank's shard, like keys k but for its length, where this rank finds it."""
         near = source in self._near
         address = self._address(source) + self._flags_bytes if near else self._slot(self._rank, source)
-        num_bytes = 2 * k.nbytes // k.shape[1] * tokens
-        return _shaped(driver.view(address, num_bytes, self._device), k, tokens)
+        return _shaped(driver.view(address, _shard_bytes(k, tokens), self._device), k, tokens)
 
     def _await(self, source: int) -> None:
         """Hold the current stream until there is something from the source for this rank."""
@@ -241,7 +236,11 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
+def _shard_bytes(k: torch.Tensor, tokens: int) -> int:
+    """Keys and values of so many tokens of the model of the keys k."""
+    return 2 * k.nbytes // k.shape[1] * tokens
+
+
 def _shaped(memory: torch.Tensor, k: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Bytes as a shard [2, B, tokens, Hkv, D] of the same model as the keys k."""
-    shape = shard_shape(k, tokens)
-    return memory[: math.prod(shape) * k.element_size()].view(k.dtype).view(shape)
+    """A shard's bytes as the shard [2, B, tokens, Hkv, D], of the same model as the keys k."""
+    return memory.view(k.dtype).view(shard_shape(k, tokens))
