@@ -292,6 +292,7 @@ _CONTROL: list[dist.ProcessGroup] = []
 def rank_main(rank: int, settings: Settings, environments: list[dict[str, str]], results: Any) -> None:
     os.environ.update(environments[rank])
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # as ranks of `ringexp` have it
     device = torch.device("cuda", rank % settings.gpus)
     torch.cuda.set_device(device)
     dist.init_process_group(

@@ -54,6 +54,8 @@ def main() -> None:
         die_with_parent(int(parent))
     for signum in ASKED_TO_END:
         signal.signal(signum, _interrupt)
+    # Of CUDA's usual 8 hardware queues a copy and the computing beside it now and then got the same one.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     try:
         _main()
     except BaseException as error:
