@@ -137,7 +137,7 @@ class Bench:
                 kernel = get_kernel(other, self.device, torch.bfloat16, 128)
                 ways[f"ipc, {other}"] = self.ours(local, seq_len, ipc, kernel)
         ways[f"ipc, {self.kernel.name}, no graph"] = self.ours(local, seq_len, ipc, graph=False)
-        if self.settings.shared or self.settings.ranks > 2:
+        if not self.settings.shared:
             ways[f"ipc, {self.kernel.name}, shard by shard"] = self.ours(local, seq_len, ipc, hops=1)
         if not self.settings.shared:
             ways[OTHERS[0]] = self.foreign(self._context_parallel(x, stack), seq_len)
@@ -246,7 +246,7 @@ def blocks_alone(settings: Settings, rank_counts: list[int]) -> list[dict[str, A
 
         def part(ranks: int, rank: int, together: bool, x: torch.Tensor = x) -> Iteration:
             plan = make_plan(x.shape[1], [x.shape[1] // ranks] * ranks)
-            ring = RingContext(plan, rank, LoopbackTransport(rank, together), kernel, CudaClock())
+            ring = RingContext(plan, rank, LoopbackTransport(rank, announces=together), kernel, CudaClock())
             local = local_inputs(x, plan, rank)
             iteration = Iteration(lambda: workload.forward(local, ring), ring)
             iteration.capture()

@@ -17,7 +17,7 @@ def fresh_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def compile_block(dtype, head_dim, causal, merge, spans=1):
+def compile_block(dtype, head_dim, causal, merge, spans=1, arriving=False):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile
     from triton.experimental.gluon import language as gl
@@ -36,6 +36,7 @@ def compile_block(dtype, head_dim, causal, merge, spans=1):
     consumer_regs, producer_regs = hopper_block._REGISTERS[consumers]
     constants = {
         "SPANS": spans,
+        "AWAIT": arriving,
         "CAUSAL": causal,
         "MERGE": merge,
         "FINAL": merge,
@@ -43,10 +44,13 @@ def compile_block(dtype, head_dim, causal, merge, spans=1):
     }
     constants |= {"CONSUMER_REGS": consumer_regs, "PRODUCER_REGS": producer_regs}
     absent = [f"{x}{span}_desc" for span in range(spans, 4) for x in "kv"]
+    absent += [f"words{span}_ptr" for span in range(spans if arriving else 1, 4)]
+    absent += [] if arriving else ["waited_ptr"]
     constants |= dict.fromkeys(absent)
     further = {f"{x}{span}_desc": descriptor(BLOCK_N.value) for span in range(1, spans) for x in "kv"}
     types = {
         **further,
+        **dict.fromkeys(("words1_ptr", "words2_ptr", "words3_ptr", "waited_ptr"), "*i32"),
         "q_desc": descriptor(ROWS.value),
         "k_desc": descriptor(BLOCK_N.value),
         "v_desc": descriptor(BLOCK_N.value),
@@ -61,7 +65,7 @@ def compile_block(dtype, head_dim, causal, merge, spans=1):
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if name.endswith("_ptr") or name.startswith("stride_o")
+        if (name.endswith("_ptr") or name.startswith("stride_o")) and name not in absent
     }
     signature = {name: types.get(name, "i32") for name in names}
     source = GluonASTSource(attention_block, signature, constants, aligned)
@@ -69,17 +73,17 @@ def compile_block(dtype, head_dim, causal, merge, spans=1):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "causal", "merge", "spans"),
+    ("dtype", "head_dim", "causal", "merge", "spans", "arriving"),
     [
-        (torch.bfloat16, 128, True, True, 1),
-        (torch.bfloat16, 128, False, False, 1),
-        (torch.bfloat16, 128, True, False, 4),
-        (torch.float16, 64, True, False, 2),
-        (torch.bfloat16, 64, False, True, 1),
+        (torch.bfloat16, 128, True, True, 1, False),
+        (torch.bfloat16, 128, False, False, 1, False),
+        (torch.bfloat16, 128, True, False, 4, True),
+        (torch.float16, 64, True, False, 2, False),
+        (torch.bfloat16, 64, False, True, 1, False),
     ],
 )
-def test_it_compiles_for_hopper(dtype, head_dim, causal, merge, spans):
-    compiled = compile_block(dtype, head_dim, causal, merge, spans)
+def test_it_compiles_for_hopper(dtype, head_dim, causal, merge, spans, arriving):
+    compiled = compile_block(dtype, head_dim, causal, merge, spans, arriving)
     assert compiled.metadata.shared <= SHARED_MEMORY_BYTES
     ptx = compiled.asm["ptx"]
     for instruction in ("wgmma.mma_async", "cp.async.bulk.tensor.4d", "setmaxnreg"):

@@ -11,7 +11,8 @@ from kernels.cases import FLOAT32_EPS, LIBRARY_LSE_SLACK, Case, inputs, measure,
 from ringexp.errors import UserError
 from ringexp.kernels import KeySpan, OnlineSoftmax, get_kernel, oracle
 from ringexp.planning import make_plan
-from ringexp.ring.clock import NoClock
+from ringexp.ring import cuda_driver
+from ringexp.ring.clock import CudaClock
 from ringexp.ring.iteration import captured
 from ringexp.ring.prefill import RingContext, ring_attention
 from ringexp.ring.shards import positions, shard
@@ -23,6 +24,7 @@ pytestmark = [
 ]
 
 FP16, BF16 = torch.float16, torch.bfloat16
+DELAY_MS = 2.0
 LONG_CASES = [
     Case(q_len, kv_len, q_len == kv_len, dtype, 1, 8, num_kv_heads, head_dim)
     for dtype in (FP16, BF16)
@@ -113,10 +115,11 @@ def test_merging_within_the_kernel_is_as_exact_as_one_block(num_parts, head_dim)
 @pytest.mark.parametrize("ranks", [2, 3, 4, 7])
 @pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("pieces", [None, 1, 2])
 def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
-    causal, layout, ranks, heads, kv_heads, head_dim
+    pieces, causal, layout, ranks, heads, kv_heads, head_dim
 ):
-    """Uneven rings, rank by rank, with what would arrive at hand."""
+    """Uneven rings, rank by rank, with what would arrive at hand, or coming in pieces meanwhile."""
     kernel = kernel_or_skip("triton", Case(1, 1, dtype=BF16, head_dim=head_dim))
     if kernel.joint is None:
         pytest.skip("needs a Hopper GPU")
@@ -127,8 +130,14 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
     shards = [[shard(x, plan, rank) for x in whole] for rank in range(ranks)]
     outputs = []
     for rank, (q, k, v) in enumerate(shards):
-        transport = AtHand(rank, [torch.stack(found[1:]) for found in shards])
-        outputs.append(ring_attention(q, k, v, RingContext(plan, rank, transport, kernel, NoClock())))
+        transport = AtHand(rank, [torch.stack(found[1:]) for found in shards], pieces)
+        clock = CudaClock()
+        clock.start()
+        outputs.append(ring_attention(q, k, v, RingContext(plan, rank, transport, kernel, clock)))
+        clock.stop()
+        waited = sum(hop.wait_ms for hop in clock.read().hops)
+        if transport.awaited and (rank or layout == "zigzag" or not causal):
+            assert waited > DELAY_MS / 4  # on average: programs whose tiles see none of it do not wait
     exact = oracle.block_fp64(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
     single = kernel.block(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
     found = torch.empty_like(single)
@@ -142,15 +151,53 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
 
 
 class AtHand(LoopbackTransport):
-    """Shards of all ranks, there from the start."""
+    """Shards of all ranks, there from the start; if pieces, on their way from the host, after a while."""
 
-    def __init__(self, rank, shards):
-        super().__init__(rank, together=True)
-        self._of_rank, self._shards = rank, shards
+    def __init__(self, rank, shards, pieces):
+        super().__init__(rank, announces=True)
+        self._of_rank, self._shards, self._pieces = rank, shards, pieces
+        self._stream = torch.cuda.Stream()
+        self.awaited = False
 
-    def circulate(self, k, v, tokens, prefetch_hops):
+    def circulate(self, k, v, tokens, prefetch_hops, by_heads=False):
         for source in Route.of(tokens, self._of_rank).sources:
-            yield source, lambda source=source: self._shards[source]
+            at_hand = self._pieces is None or source == self._of_rank
+            yield source, (lambda source=source: self._shards[source]) if at_hand else Coming(self, source)
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+    def send(self, source):
+        """A shard that copy engines bring, heads after heads, and the words of its pieces."""
+        kept = self._shards[source].cpu().pin_memory()
+        coming = torch.full_like(self._shards[source], float("nan"))
+        words = torch.zeros(self._pieces, 4, dtype=torch.int32, device="cuda")[:, 0]
+        rows, heads = kept.flatten(0, 1), kept.shape[3] // self._pieces
+        row_bytes = kept[0, 0, 0].nbytes
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            if not self.awaited:
+                torch.cuda._sleep(int(DELAY_MS * 2e6))
+            for piece in range(self._pieces):
+                columns, start = slice(piece * heads, (piece + 1) * heads), piece * row_bytes // self._pieces
+                cuda_driver.copy_rows(self._stream, coming.data_ptr() + start, row_bytes, rows[:, :, columns])
+                cuda_driver.flags(self._stream, given=[words[piece:].data_ptr()])
+        self.awaited = True
+        self._kept = [*getattr(self, "_kept", []), kept, coming, words]
+        return coming, words
+
+
+class Coming:
+    """A shard that a kernel may await; where none does, a stream."""
+
+    def __init__(self, transport, source):
+        self._transport, self._source = transport, source
+
+    def announced(self):
+        return self._transport.send(self._source)
+
+    def __call__(self):
+        shard, _ = self._transport.send(self._source)
+        torch.cuda.current_stream().wait_stream(self._transport._stream)
+        return shard
 
 
 @pytest.mark.parametrize("consumers", [2, 3])

@@ -103,9 +103,9 @@ def test_cuda_transports_pass_over_ranks_that_hold_nothing(pools, transport):
 @pytest.mark.parametrize("prefetch_hops", [None, 1])
 @pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
 @pytest.mark.parametrize("tokens", [(8, 40), (16, 8, 24), (16, 24, 8, 40), (8, 5, 8, 16)], ids=str)
-@pytest.mark.parametrize("devices", [1, 2])
-def test_ranks_on_one_gpu_compute_with_what_is_in_the_outbox(pools, devices, tokens, layout, prefetch_hops):
-    """All blocks at once where all ranks share a GPU; beside copies where only some do."""
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_shards_come_over_ipc_however_ranks_share_gpus(pools, devices, tokens, layout, prefetch_hops):
+    """Out of outboxes on one GPU, by copies beside them on two, and as kernels await them on four."""
     case = Case(tokens, layout, prefetch_hops=prefetch_hops, kernel="joining")
     cases = [Case(tuple(reversed(tokens)), num_kv_heads=1), case, case]
     results = pools[len(tokens)].run(attend_over_stand_ins, "ipc", cases, devices)

@@ -6,7 +6,7 @@ import ctypes
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import ClassVar
@@ -74,15 +74,15 @@ class _Driver:
         del self._mapped[mapping]
 
     @staticmethod
-    def set_flag(stream: object, address: int, value: int) -> None:
-        ctypes.c_uint32.from_address(address).value = value
-
-    @staticmethod
-    def await_flag(stream: object, address: int, value: int) -> None:
+    def flags(stream: object, taken: Sequence[int] = (), given: Sequence[int] = ()) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while ctypes.c_uint32.from_address(address).value != value:
-            assert time.monotonic() < deadline, "a flag was never set"
-            time.sleep(0)
+        for flag in map(ctypes.c_uint32.from_address, taken):
+            while not flag.value:
+                assert time.monotonic() < deadline, "a flag was never set"
+                time.sleep(0)
+            flag.value = 0
+        for flag in map(ctypes.c_uint32.from_address, given):
+            flag.value = 1
 
     def device_id(self, device: torch.device) -> int:
         return dist.get_rank() % self._devices
@@ -92,9 +92,10 @@ class _Driver:
         return torch.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), dtype=torch.uint8)
 
     @staticmethod
-    def copy_rows(stream: object, destination: int, source: torch.Tensor) -> None:
-        contiguous = source.contiguous()
-        ctypes.memmove(destination, contiguous.data_ptr(), contiguous.nbytes)
+    def copy_rows(stream: object, destination: int, pitch: int, source: torch.Tensor) -> None:
+        for number, row in enumerate(source.flatten(0, 1)):
+            contiguous = row.contiguous()
+            ctypes.memmove(destination + number * pitch, contiguous.data_ptr(), contiguous.nbytes)
 
     @staticmethod
     def copy(stream: object, destination: int, source: int, num_bytes: int) -> None:
@@ -125,6 +126,8 @@ def cuda(devices: int = 1 << 30) -> Iterator[None]:
             "torch.cuda.Event": _Event,
             "torch.Tensor.record_stream": lambda tensor, stream: None,
             "ringexp.ring.ipc.driver": driver,
+            "ringexp.ring.ipc._PIECE_ROW_BYTES": 32,  # short shards come in pieces, too
+            "ringexp.ring.ipc._PIECE_BYTES": 1,
         }.items():
             stack.enter_context(patch(target, stand_in))
         yield

@@ -33,16 +33,32 @@ Rows: TypeAlias = tuple[int, int]
 """Rows [start, stop) of a tensor."""
 
 
+class Arriving(NamedTuple):
+    """Keys and values that may still be on their way when a kernel starts, heads after heads.
+
+    words, int32 [P], 16 bytes apart, P a divisor of Hkv: the first Hkv / P heads are there once words[0] is
+    not 0, and so on. waited, int32 [1]: where a launch leaves how long its programs waited, us, on average;
+    one for all its spans.
+    """
+
+    words: Tensor
+    waited: Tensor
+
+
 class KeySpan(NamedTuple):
     """Keys and values [B, Hkv, Lk, D] that the query rows from from_row on attend to, all of them."""
 
     k: Tensor
     v: Tensor
     from_row: int = 0
+    arriving: Arriving | None = None
 
 
 class Joint(NamedTuple):
-    """What a `block_into` takes: so many spans; Lk and from_row of further ones are multiples of `tile`."""
+    """What a `block_into` takes: so many spans; Lk and from_row of further ones are multiples of `tile`.
+
+    It awaits further ones that are `arriving`, either all of a call or none.
+    """
 
     spans: int
     tile: int

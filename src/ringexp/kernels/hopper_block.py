@@ -112,7 +112,9 @@ def _launch(
     done: Rows = (0, 0),
 ) -> None:
     """out [B, Lq, H, D], D contiguous; lse [B, H, Lq] float32, rows evenly apart; final, done: `contract`."""
-    (k, v, _), *further = spans
+    (k, v, *_), *further = spans
+    arriving = [span.arriving for span in further if span.arriving]
+    assert len(arriving) in (0, len(further)), "further spans are awaited, all or none"
     check_block(q, k, v, causal, softmax_scale)
     assert len(spans) <= JOINT.spans, len(spans)
     for span in further:
@@ -139,16 +141,22 @@ def _launch(
     band = _band(batch * num_heads, group, 2 * k.element_size() * keys * head_dim) if staggered else 1
     descriptors = [_descriptor(x, kernel.BLOCK_N.value) for span in spans for x in (span.k, span.v)]
     seen = [n for span in further for n in (span.from_row, span.k.shape[2] // kernel.BLOCK_N.value)]
-    absent = 2 * (JOINT.spans - len(spans))
+    absent = JOINT.spans - len(spans)
+    words = [each.words for each in arriving] + [None] * (JOINT.spans - 1 - len(arriving))
+    pieces = {len(each.words) for each in arriving} or {1}
+    assert len(pieces) == 1, pieces
+    assert all(each.words.stride(0) == kernel.WORD.value for each in arriving if len(each.words) > 1)
     with torch.cuda.device_of(q):
         kernel.attention_block[(min(total, num_sms),)](
             _descriptor(q, kernel.ROWS.value),
             *descriptors,
-            *[None] * absent,
+            *[None] * (2 * absent),
             out,
             lse,
             out if final is None else final,
             _counters(q.device).next(),
+            *words,
+            arriving[0].waited if arriving else None,
             out.stride(0),
             out.stride(2),
             out.stride(1),
@@ -161,10 +169,12 @@ def _launch(
             q_len,
             kv_len,
             *seen,
-            *[0] * absent,
+            *[0] * (2 * absent),
+            num_kv_heads // pieces.pop(),
             *done,
             softmax_scale * math.log2(math.e),
             SPANS=len(spans),
+            AWAIT=bool(arriving),
             CAUSAL=causal,
             MERGE=merge,
             FINAL=final is not None,
@@ -200,6 +210,7 @@ class _Counters:
 
     Launches on one stream follow each other and share one. Each launch that a graph captured has its own,
     since the graph may be replayed beside anything else; where those are used up the graph fills one itself.
+    The word after it sums up how long they wait.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -31,6 +31,7 @@ LOG2E = gl.constexpr(1.4426950408889634)
 ROWS = gl.constexpr(64)  # query rows of one consumer: what one wgmma computes
 BLOCK_N = gl.constexpr(128)  # keys of a tile
 STAGES = gl.constexpr(2)  # key tiles, and value tiles, in shared memory at a time
+WORD = gl.constexpr(4)  # how many int32 a word is from the next one
 
 # By the names of triton 3.6, where those of later versions are not there.
 _load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
@@ -88,22 +89,57 @@ def _query_stage(turn, consumer, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
-def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, full, tile, SPANS: gl.constexpr,
-               CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
+def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, arriving, full, tile,
+               SPANS: gl.constexpr, AWAIT: gl.constexpr, CAUSAL: gl.constexpr,
+               CONSUMERS: gl.constexpr):  # fmt: skip
     """Start loading the tile of keys or values that a query tile sees at `step`: span after span, each from
-    its last tile to its first.
+    its last tile to its first. AWAIT: once a further span's heads are there. Returns the us that took.
     """
+    words, heads_a_piece = arriving
     start = step * 0
+    waited = step * 0
     for span in gl.static_range(SPANS):
         tiles = _tiles_of_span(first_row, sizes, spans, span, CAUSAL, CONSUMERS)
         if (step >= start) & (step < start + tiles):
+            if AWAIT and span > 0:  # noqa: SIM102, as one is known when this is compiled
+                if step == start:
+                    waited += _await(words[span - 1] + kv_head // heads_a_piece * WORD)
             _load_tile(descs[span], [batch, kv_head, (start + tiles - 1 - step) * BLOCK_N, 0], full, tile)
         start += tiles
+    return waited
 
 
 @gluon.jit
-def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, sizes, spans, group, SPANS: gl.constexpr,
-             CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
+def _await(word_ptr):
+    """Wait until the word there is not 0; TMA loads that follow find what was written before it was set.
+
+    Returns how many us it took, 0 if it was set already. After 5 minutes it traps: nobody will
+    set it.
+    """
+    SPIN: gl.constexpr = """{
+        .reg .pred p; .reg .u32 word; .reg .u64 began, passed;
+        mov.u64 began, %globaltimer;
+        mov.u64 passed, 0;
+        again: ld.acquire.sys.global.u32 word, [$1];
+        setp.ne.u32 p, word, 0;
+        vote.sync.any.pred p, p, 0xffffffff;
+        @p bra.uni there;
+        mov.u64 passed, %globaltimer;
+        sub.u64 passed, passed, began;
+        setp.gt.u64 p, passed, 300000000000;
+        @p trap;
+        bra.uni again;
+        there: fence.proxy.async;
+        div.u64 passed, passed, 1000;
+        cvt.u32.u64 $0, passed;
+    }"""
+    return gl.inline_asm_elementwise(SPIN, "=r,l", [word_ptr], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, arriving, sizes, spans, group,
+             SPANS: gl.constexpr, AWAIT: gl.constexpr, CAUSAL: gl.constexpr,
+             CONSUMERS: gl.constexpr):  # fmt: skip
     """The producer warp takes the next query tile when it has loaded all for the one before.
 
     Keys come one tile ahead of values, the order in which the consumers ask for them.
@@ -132,14 +168,19 @@ def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, sizes, spans, grou
                 stage, phase = _stage(loaded + step)
                 mbarrier.wait(k_empty.index(stage), phase ^ 1)
                 mbarrier.expect(k_full.index(stage), KV_BYTES)
-                _load_step(k_descs, batch, kv_head, first_row, step, sizes, spans, k_full.index(stage),
-                           k_ring.index(stage), SPANS, CAUSAL, CONSUMERS)  # fmt: skip
+                waited = _load_step(k_descs, batch, kv_head, first_row, step, sizes, spans, arriving,
+                                    k_full.index(stage), k_ring.index(stage), SPANS, AWAIT, CAUSAL,
+                                    CONSUMERS)  # fmt: skip
+                if AWAIT:  # noqa: SIM102, as above
+                    if waited > 0:
+                        gl.atomic_add(next_ptr + 1, waited)
             if step > 0:
                 stage, phase = _stage(loaded + step - 1)
                 mbarrier.wait(v_empty.index(stage), phase ^ 1)
                 mbarrier.expect(v_full.index(stage), KV_BYTES)
-                _load_step(v_descs, batch, kv_head, first_row, step - 1, sizes, spans, v_full.index(stage),
-                           v_ring.index(stage), SPANS, CAUSAL, CONSUMERS)  # fmt: skip
+                _load_step(v_descs, batch, kv_head, first_row, step - 1, sizes, spans, arriving,
+                           v_full.index(stage), v_ring.index(stage), SPANS, False, CAUSAL,
+                           CONSUMERS)  # fmt: skip
         loaded += num_keys
         turn += 1
         index = gl.atomic_add(next_ptr, 1)
@@ -150,6 +191,8 @@ def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, sizes, spans, grou
         mbarrier.arrive(q_full.index(place))
     if index == total + gl.num_programs(0) - 1:  # all programs have asked once more than there are tiles
         gl.store(next_ptr, 0)
+        if AWAIT:
+            gl.store(waited_ptr, gl.atomic_xchg(next_ptr + 1, 0) // gl.num_programs(0))
 
 
 @gluon.jit
@@ -322,13 +365,14 @@ def _write(acc, row_max, row_sum, out_base, final_base, stride_ol, lse_base, fir
 
 
 @gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len",
-                              "done_start", "done_stop", "from1", "tiles1", "from2", "tiles2", "from3",
-                              "tiles3"])  # fmt: skip
+                              "heads_a_piece", "done_start", "done_stop", "from1", "tiles1", "from2",
+                              "tiles2", "from3", "tiles3"])  # fmt: skip
 def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, k3_desc, v3_desc, out_ptr,
-                    lse_ptr, final_ptr, next_ptr, stride_ob, stride_oh, stride_ol, stride_lse, num_tiles,
-                    total, num_heads, band, group, q_len, kv_len, from1, tiles1, from2, tiles2, from3, tiles3,
-                    done_start, done_stop, scale_log2, SPANS: gl.constexpr, CAUSAL: gl.constexpr,
-                    MERGE: gl.constexpr, FINAL: gl.constexpr, CONSUMERS: gl.constexpr,
+                    lse_ptr, final_ptr, next_ptr, words1_ptr, words2_ptr, words3_ptr, waited_ptr, stride_ob,
+                    stride_oh, stride_ol, stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len,
+                    from1, tiles1, from2, tiles2, from3, tiles3, heads_a_piece, done_start, done_stop,
+                    scale_log2, SPANS: gl.constexpr, AWAIT: gl.constexpr,
+                    CAUSAL: gl.constexpr, MERGE: gl.constexpr, FINAL: gl.constexpr, CONSUMERS: gl.constexpr,
                     CONSUMER_REGS: gl.constexpr, PRODUCER_REGS: gl.constexpr):  # fmt: skip
     """One program: query tiles of CONSUMERS * ROWS rows of one head each, against all keys they see.
 
@@ -340,9 +384,13 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
     tiles1 of k1_desc, v1_desc and so on, for the rows from from1 on, whole query tiles. CAUSAL is about the
     first span; it needs q_len == kv_len, and a tile's rows to divide BLOCK_N: then only the first key tile
     visited is masked.
+    AWAIT: of each further span, heads_a_piece heads of keys and values are loaded once their word is not 0;
+    words lie WORD apart from words1_ptr on and so on. How long a program waited for them, us, on average,
+    goes to waited_ptr. What sets the words must need no SM, since programs that wait keep theirs.
     Launch with num_warps=4: that is the first consumer. Any number of programs share the tiles: each takes
     the next one, counted at next_ptr, when it is ready for it, so one that starts late, because its SM is
-    busy, does less. next_ptr holds 0 at the launch and again at the end. `band`, a divisor of B * H: see
+    busy, does less. next_ptr holds 0 at the launch and again at the end, and so does the
+    word after it, where waiting is summed up. `band`, a divisor of B * H: see
     `_locate`.
     """
     dtype: gl.constexpr = q_desc.dtype
@@ -372,6 +420,7 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
     sizes = (num_tiles, total, num_heads, band, q_len, kv_len)
     result = (out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start, done_stop,
               scale_log2)  # fmt: skip
+    arriving = ((words1_ptr, words2_ptr, words3_ptr), heads_a_piece)
     spans = (from1, tiles1, from2, tiles2, from3, tiles3)
     if CONSUMERS == 2:
         gl.warp_specialize(
@@ -379,7 +428,8 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
                 (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
                 (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
                 (_produce, (q_desc, (k_desc, k1_desc, k2_desc, k3_desc), (v_desc, v1_desc, v2_desc, v3_desc),
-                            rings, told, next_ptr, sizes, spans, group, SPANS, CAUSAL, CONSUMERS)),
+                            rings, told, next_ptr, waited_ptr, arriving, sizes, spans, group, SPANS, AWAIT,
+                            CAUSAL, CONSUMERS)),
             ],
             [4, 1],
             [CONSUMER_REGS, PRODUCER_REGS],
@@ -392,7 +442,8 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
                 (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
                 (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 2)),
                 (_produce, (q_desc, (k_desc, k1_desc, k2_desc, k3_desc), (v_desc, v1_desc, v2_desc, v3_desc),
-                            rings, told, next_ptr, sizes, spans, group, SPANS, CAUSAL, CONSUMERS)),
+                            rings, told, next_ptr, waited_ptr, arriving, sizes, spans, group, SPANS, AWAIT,
+                            CAUSAL, CONSUMERS)),
             ],
             [4, 4, 1],
             [CONSUMER_REGS, CONSUMER_REGS, PRODUCER_REGS],

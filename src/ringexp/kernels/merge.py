@@ -102,8 +102,8 @@ class OnlineSoftmax:
         for that.
         """
         if kernel.block_into is None or self._blocks is None:
-            ((k, v, _),) = spans
-            self.merge(*kernel.block(q, k, v, causal, softmax_scale), rows)
+            (span,) = spans
+            self.merge(*kernel.block(q, span.k, span.v, causal, softmax_scale), rows)
             return
         start, stop, _ = rows.indices(self._shape[1])
         assert self._blocks[self._attended] == (start, stop), (self._blocks, self._attended, rows)

@@ -196,7 +196,7 @@ class Calibrator:
         """
         length, tokens = point
         plan = make_plan(length, [tokens, length - tokens], causal=workload.causal)
-        transport = LoopbackTransport(together=self.session.transport.together)
+        transport = LoopbackTransport(announces=self.session.transport.announces)
         ring = RingContext(plan, 0, transport, kernel, self.session.clock())
         local = local_inputs(workload.inputs(length, config.seed), plan, 0)
         unit, in_a_row = workload.unit(local, ring), self._in_a_row(config, workload)

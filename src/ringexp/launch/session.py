@@ -23,6 +23,7 @@ from ringexp.models.workload import Workload, make_workload
 from ringexp.planning import MemoryNeed
 from ringexp.planning.memory import GIB
 from ringexp.ring.clock import Clock, make_clock
+from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import Transport
@@ -215,7 +216,7 @@ class Session:
             activations = need.kv_token + -(-(need.own_token - need.kv_token) // chunks)
             need = replace(need, own_token=cache + activations)
         # Slots are of the longest shard, which others may have. On one GPU theirs are in their outboxes only.
-        if self.transport.name == "ipc" and not self.transport.together:
+        if isinstance(self.transport, IpcTransport) and self.transport.any_far:
             need = replace(need, kv_token=2 * need.kv_token)
         return need
 

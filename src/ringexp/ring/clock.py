@@ -3,6 +3,7 @@
     clock.start()
     ... linear layers ...
     with clock.waiting(source): ...     # not counted as busy
+    clock.awaits(waited)                # if what follows also waits by itself
     ... attention ...
     clock.attended()                    # what follows is linear layers again, up to the next wait
     ... linear layers ...
@@ -44,6 +45,10 @@ class Clock(Protocol):
 
     def waiting(self, source: int) -> AbstractContextManager[None]: ...
 
+    def awaits(self, waited: torch.Tensor) -> None:
+        """What is computed up to the next wait includes waiting: `waited`, int32 [1], us, when it is over."""
+        ...
+
     def attended(self) -> None:
         """The attention of a layer is over."""
         ...
@@ -59,17 +64,25 @@ class _Stretches:
     def __init__(self) -> None:
         self._sources: list[int | None] = []  # whose shard was waited for; None: computing
         self._linear: list[bool] = []
+        self._inside: list[torch.Tensor | None] = []  # waiting that a stretch of compute includes
         self._attending = False
+        self._awaits: torch.Tensor | None = None
 
     def computed(self) -> None:
         """A stretch of compute is over."""
         self._sources.append(None)
         self._linear.append(not self._attending)
+        self._inside.append(self._awaits)
+        self._awaits = None
 
     def waited(self, source: int) -> None:
         self._sources.append(source)
         self._linear.append(False)
+        self._inside.append(None)
         self._attending = True
+
+    def awaits(self, waited: torch.Tensor) -> None:
+        self._awaits = waited
 
     def attended(self) -> None:
         self.computed()
@@ -80,13 +93,16 @@ class _Stretches:
         hops: list[HopTiming] = []
         linear: list[float] = []
         wait_ms, waited_for = 0.0, 0
-        for source, is_linear, ms in zip(self._sources, self._linear, durations_ms, strict=True):
+        stretches = zip(self._sources, self._linear, self._inside, durations_ms, strict=True)
+        for source, is_linear, inside, ms in stretches:
             if source is not None:
                 wait_ms, waited_for = ms, source
             elif is_linear:
                 linear.append(ms)
             else:
-                hops.append(HopTiming(waited_for, wait_ms, ms, layer=len(linear) - 1))
+                inside_ms = 0.0 if inside is None else min(inside.item() / 1e3, ms)
+                waits_ms, compute_ms = wait_ms + inside_ms, ms - inside_ms
+                hops.append(HopTiming(waited_for, waits_ms, compute_ms, layer=len(linear) - 1))
         busy = sum(linear) + sum(hop.compute_ms for hop in hops)
         return IterationTiming(busy + sum(hop.wait_ms for hop in hops), busy, hops, linear)
 
@@ -123,6 +139,9 @@ class CpuClock:
         self._end()
         self._stretches.waited(source)
 
+    def awaits(self, waited: torch.Tensor) -> None:
+        self._stretches.awaits(waited)
+
     def attended(self) -> None:
         self._settle()
         self._stretches.attended()
@@ -158,6 +177,9 @@ class CudaClock:
         self._events.append(recorded())
         self._stretches.waited(source)
 
+    def awaits(self, waited: torch.Tensor) -> None:
+        self._stretches.awaits(waited)
+
     def attended(self) -> None:
         self._events.append(recorded())
         self._stretches.attended()
@@ -181,6 +203,8 @@ class NoClock:
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
         yield
+
+    def awaits(self, waited: torch.Tensor) -> None: ...
 
     def attended(self) -> None: ...
 

@@ -1,20 +1,24 @@
 """The few CUDA driver calls that PyTorch does not offer: memory shared with other processes, stream flags.
 
-A flag is a 32-bit word of device memory, this process's own or a peer's. Setting one and waiting for one are
-operations of a stream like any other: the host does not wait, no SM is taken, and a CUDA graph captures them.
+A flag is a 32-bit word of device memory, this process's own or a peer's, 0 or 1. Setting some and waiting for
+some are operations of a stream like any other: the host does not wait, no SM is taken, and a CUDA graph
+captures them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ringexp.errors import UserError
 
+_WAIT, _WRITE = 1, 2  # CU_STREAM_MEM_OP_WAIT_VALUE_32 and _WRITE_VALUE_32
 _WAIT_EQUAL = 1  # CU_STREAM_WAIT_VALUE_EQ
+_MOST_OPERATIONS = 128  # in a batch; CUDA takes 256
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 _HANDLE_BYTES = 64
 _ANY_DEVICE = 4  # CU_MEMORYTYPE_UNIFIED
@@ -55,12 +59,23 @@ class _Copy2D(ctypes.Structure):
     )
 
 
+class _Operation(ctypes.Structure):
+    """CUstreamBatchMemOpParams: its members for waiting and for writing are alike."""
+
+    _fields_ = (
+        ("operation", ctypes.c_uint),
+        ("address", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+        ("flags", ctypes.c_uint),
+        ("padding", ctypes.c_uint64 * 2),
+    )
+
+
 @functools.cache
 def _driver() -> ctypes.CDLL:
     driver = ctypes.CDLL("libcuda.so.1")
     pointer, word = ctypes.c_uint64, ctypes.c_uint
-    driver.cuStreamWriteValue32_v2.argtypes = (ctypes.c_void_p, pointer, ctypes.c_uint32, word)
-    driver.cuStreamWaitValue32_v2.argtypes = (ctypes.c_void_p, pointer, ctypes.c_uint32, word)
+    driver.cuStreamBatchMemOp_v2.argtypes = (ctypes.c_void_p, word, ctypes.c_void_p, word)
     driver.cuMemcpyDtoDAsync_v2.argtypes = (pointer, pointer, ctypes.c_size_t, ctypes.c_void_p)
     driver.cuMemcpy2DAsync_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     driver.cuMemGetAddressRange_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p, pointer)
@@ -135,38 +150,43 @@ def close_shared(mapping: int) -> None:
     _call("cuIpcCloseMemHandle", mapping)
 
 
-def set_flag(stream: torch.cuda.Stream, address: int, value: int) -> None:
-    """Write a flag once all earlier work of the stream is done and visible."""
-    _call("cuStreamWriteValue32_v2", stream.cuda_stream, address, value, 0)
+def flags(stream: torch.cuda.Stream, taken: Sequence[int] = (), given: Sequence[int] = ()) -> None:
+    """Hold later work of the stream until each flag of `taken` is 1, and make it 0; then make `given` 1.
+
+    Given ones are seen after all earlier work of the stream.
+    """
+    operations = []
+    for address in taken:
+        operations += [(_WAIT, address, 1, _WAIT_EQUAL), (_WRITE, address, 0, 0)]
+    operations += [(_WRITE, address, 1, 0) for address in given]
+    for start in range(0, len(operations), _MOST_OPERATIONS):
+        batch = [_Operation(*operation) for operation in operations[start : start + _MOST_OPERATIONS]]
+        array = (_Operation * len(batch))(*batch)
+        _call("cuStreamBatchMemOp_v2", stream.cuda_stream, len(batch), array, 0)
 
 
-def await_flag(stream: torch.cuda.Stream, address: int, value: int) -> None:
-    """Hold later work of the stream until the flag has the value."""
-    _call("cuStreamWaitValue32_v2", stream.cuda_stream, address, value, _WAIT_EQUAL)
-
-
-def copy_rows(stream: torch.cuda.Stream, destination: int, source: torch.Tensor) -> None:
-    """Copy a tensor [B, L, ...] to where it is contiguous, also on another GPU.
+def copy_rows(stream: torch.cuda.Stream, destination: int, pitch: int, source: torch.Tensor) -> None:
+    """Copy a tensor [B, L, ...] to rows, [B, L], that begin `pitch` bytes apart, also on another GPU.
 
     Of its strides only those of B and L may be other than a contiguous tensor's.
     """
-    row, batch = source[0, 0], source.nbytes // len(source)
+    row, length = source[0, 0], source.shape[1]
     assert row.is_contiguous(), source.stride()
-    pitch = source.stride(1) * source.element_size()
+    from_pitch = source.stride(1) * source.element_size()
     for number, sequence in enumerate(source):
-        start = destination + number * batch
-        if pitch == row.nbytes or len(sequence) == 1:
-            copy(stream, start, sequence.data_ptr(), batch)
+        start = destination + number * length * pitch
+        if from_pitch == pitch == row.nbytes or length == 1:
+            copy(stream, start, sequence.data_ptr(), sequence.nbytes)
             continue
         rows = _Copy2D(
             source_type=_ANY_DEVICE,
             source=sequence.data_ptr(),
-            source_pitch=pitch,
+            source_pitch=from_pitch,
             destination_type=_ANY_DEVICE,
             destination=start,
-            destination_pitch=row.nbytes,
+            destination_pitch=pitch,
             width=row.nbytes,
-            height=len(sequence),
+            height=length,
         )
         _call("cuMemcpy2DAsync_v2", ctypes.byref(rows), stream.cuda_stream)
 

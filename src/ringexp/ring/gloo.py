@@ -23,7 +23,7 @@ class GlooTransport:
 
     name = "gloo"
     capturable = False
-    together = False
+    announces = False
     epoch = 0
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -33,7 +33,12 @@ class GlooTransport:
         self._transfers: list[Transfer] = []
 
     def circulate(
-        self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tokens: Sequence[int],
+        prefetch_hops: int | None,
+        by_heads: bool = False,
     ) -> Iterator[tuple[int, Arrival]]:
         route = Route.of(tokens, self._rank)
         arrivals: list[Future[torch.Tensor]] = [Future() for _ in range(route.hops)]

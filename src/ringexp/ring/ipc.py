@@ -4,13 +4,14 @@ A rank's memory is mapped by its peers: an inbox, with a slot for the shard of e
 an outbox for those on its own. A shard goes straight from keys and values into the slots of peers, beside the
 first block, copied by engines that take no SM. Peers on the rank's own GPU copy nothing: they compute with
 what it has laid out in its outbox. Each peer tells when it is done with a shard, and only then gets the next.
-Told is by flags in device memory that streams set and await (`cuda_driver`), so no host waits, no kernel
-spins while a peer is late, and a CUDA graph can capture an iteration.
+Told is by flags in device memory that streams set and await (`cuda_driver`), so no host waits, and a CUDA
+graph can capture an iteration. A shard may be sent in pieces, heads after heads, each with a flag that a
+kernel can await by itself: that of the first heads is up long before the shard is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -21,10 +22,28 @@ from ringexp.ring import cuda_driver as driver
 from ringexp.ring.stream import nothing, recorded, since
 from ringexp.ring.transport import Arrival, Route, Transfer, lay_out, shard_shape
 
-_FLAG_BYTES = 4
+_FLAG_BYTES = 16  # as far apart as kernels want words to be
 _ALIGNMENT = 512
-_READY, _TAKEN, _BARRIER = range(3)  # rows of flags, a flag a peer; the barrier has two rows, used in turn
-_ROWS = 4
+_PIECES = 8  # of a shard, at most
+_TAKEN, _READY = 0, 1  # flags about a peer; ready has one a piece
+_BARRIER = _READY + _PIECES  # two flags, used in turn
+_FLAGS = _BARRIER + 2
+_PIECE_ROW_BYTES = 2048
+"""A token's keys, or values, of a piece: copy engines are slower with shorter rows."""
+_PIECE_BYTES = 1 << 20
+"""Of a piece's keys, or values: a copy of its own costs some us."""
+
+
+class _Arrival:
+    """As `transport.Announced`."""
+
+    def __init__(
+        self, held: Callable[[], torch.Tensor], announced: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        self._held, self.announced = held, announced
+
+    def __call__(self) -> torch.Tensor:
+        return self._held()
 
 
 class IpcTransport:
@@ -44,7 +63,7 @@ class IpcTransport:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # of what is sent
         self._transfers: list[Transfer] = []
-        self._flags_bytes = _aligned(_ROWS * self._world * _FLAG_BYTES)
+        self._flags_bytes = _aligned(_FLAGS * self._world * _FLAG_BYTES)
         self._outbox_bytes = self._slot_bytes = 0
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)  # flags, outbox, inbox
         self._mappings: dict[int, int] = {}
@@ -52,13 +71,19 @@ class IpcTransport:
         devices: list[object] = [None] * self._world
         dist.all_gather_object(devices, driver.device_id(device), group)
         self._near = {peer for peer in self._peers if devices[peer] == devices[self._rank]}
-        self._any_near, self._any_far = len(set(devices)) < self._world, len(set(devices)) > 1
-        self.together = not self._any_far
+        self._any_near, self.any_far = len(set(devices)) < self._world, len(set(devices)) > 1
+        # On a shared GPU kernels that wait could keep the SMs that a rank needs to get as far as sending.
+        self.announces = not self._any_near
         self._barriers = 0
         self.epoch = 0
 
     def circulate(
-        self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tokens: Sequence[int],
+        prefetch_hops: int | None,
+        by_heads: bool = False,
     ) -> Iterator[tuple[int, Arrival]]:
         self.reserve(_shard_bytes(k, max(tokens)))
         near = [peer for peer in ring_members(tokens) if peer in self._near]
@@ -66,52 +91,77 @@ class IpcTransport:
             self._reclaim(near)
             lay_out(k, v, _shaped(self._outbox(2 * k.nbytes), k, k.shape[1]))
             self._publish(near)
-        return self._circulate(k, v, tokens, prefetch_hops)
+        pieces = _pieces(k, max(tokens)) if by_heads and self.announces else 1
+        return self._circulate(k, v, tokens, prefetch_hops, pieces)
 
     def _circulate(
-        self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
+        self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None, pieces: int
     ) -> Iterator[tuple[int, Arrival]]:
         route = Route.of(tokens, self._rank)
         k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
         compute = torch.cuda.current_stream(self._device)
+        announced: list[int] = []
 
-        def post(hop: int) -> None:
-            peer = route.source(-hop)
-            if peer in self._near:
-                self._transfers.append(nothing)
-                return
-            self._stream.wait_stream(compute)  # for keys and values, and lock-step hops for compute
-            with torch.cuda.stream(self._stream):
-                self._send(k, v, peer)
-            for x in (k, v):
-                x.record_stream(self._stream)
+        def post(hops: Iterable[int]) -> None:
+            peers = [route.source(-hop) for hop in hops]
+            sent = {}
+            if far := [peer for peer in peers if peer not in self._near]:
+                self._stream.wait_stream(compute)  # for keys and values, and lock-step hops for compute
+                with torch.cuda.stream(self._stream):
+                    sent = self._send(k, v, far, pieces)
+                for x in (k, v):
+                    x.record_stream(self._stream)
+            self._transfers += [sent.get(peer, nothing) for peer in peers]
 
         ahead = min(prefetch_hops or route.hops, route.hops)
-        for hop in range(1, ahead + 1):
-            post(hop)
+        post(range(1, ahead + 1))
         yield self._rank, lambda: (k, v)
         for hop, source in enumerate(route.sources[1:], start=1):
 
-            def arrival(hop: int = hop, source: int = source) -> torch.Tensor:
-                self._await(source)
+            def held(hop: int = hop, source: int = source) -> torch.Tensor:
+                self._await(source, 1 if source in self._near else pieces)
                 if hop + ahead <= route.hops:
-                    post(hop + ahead)
+                    post([hop + ahead])
                 return self._shard_of(source, k, tokens[source])
 
-            yield source, arrival
-        for source in route.sources[1:]:  # what was computed with its shard is over when the stream gets here
-            self._hand_back(source)
+            def announce(source: int = source) -> tuple[torch.Tensor, torch.Tensor]:
+                announced.append(source)
+                return self._shard_of(source, k, tokens[source]), self._words(source, pieces)
+
+            yield source, _Arrival(held, announce)
+        # What was computed with these shards is over when the stream gets here; none may have been about one.
+        self._hand_back(route.sources[1:], arrived=announced, pieces=pieces)
         if not self._near.issuperset(route.sources[1:]):  # else a graph would not know the stream
             compute.wait_stream(self._stream)
 
-    def _send(self, k: torch.Tensor, v: torch.Tensor, peer: int) -> None:
-        """Copy a shard into a peer's slot, on the current stream, once that is free, and say so."""
-        self._reclaim([peer])
-        begun, start = recorded(), self._slot(peer, self._rank)
-        for number, x in enumerate((k, v)):
-            driver.copy_rows(torch.cuda.current_stream(self._device), start + number * k.nbytes, x)
-        self._publish([peer])
-        self._transfers.append(partial(since, begun, recorded()))
+    def _send(
+        self, k: torch.Tensor, v: torch.Tensor, peers: Sequence[int], pieces: int
+    ) -> dict[int, Transfer]:
+        """Copy a shard into the peers' slots, on the current stream, once those are free, and say so.
+
+        Returns when which transfer was under way.
+        """
+        stream = torch.cuda.current_stream(self._device)
+        heads, row_bytes = k.shape[2] // pieces, k[0, 0].nbytes
+        self._reclaim(peers)
+        begun, ended = {}, {}
+        for piece in range(pieces):
+            columns, start = slice(piece * heads, (piece + 1) * heads), piece * row_bytes // pieces
+            for peer in peers:
+                if not piece:
+                    begun[peer] = recorded()
+                for number, x in enumerate((k, v)):
+                    slot = self._slot(peer, self._rank) + number * k.nbytes
+                    driver.copy_rows(stream, slot + start, row_bytes, x[:, :, columns])
+                driver.flags(stream, given=[self._flag(peer, _READY + piece, self._rank)])
+                if piece == pieces - 1:
+                    ended[peer] = recorded()
+        return {peer: partial(since, begun[peer], ended[peer]) for peer in peers}
+
+    def _words(self, source: int, pieces: int) -> torch.Tensor:
+        """The flags of a source's pieces as tensor, int32 [pieces]."""
+        flags = self._memory[: self._flags_bytes].view(-1, _FLAG_BYTES).view(torch.int32)[:, 0]
+        return flags[source * _FLAGS + _READY :][:pieces]
 
     def _shard_of(self, source: int, k: torch.Tensor, tokens: int) -> torch.Tensor:
         """Another rank's shard, like keys k but for its length, where this rank finds it."""
@@ -119,30 +169,29 @@ class IpcTransport:
         address = self._address(source) + self._flags_bytes if near else self._slot(self._rank, source)
         return _shaped(driver.view(address, _shard_bytes(k, tokens), self._device), k, tokens)
 
-    def _await(self, source: int) -> None:
+    def _await(self, source: int, pieces: int = 1) -> None:
         """Hold the current stream until there is something from the source for this rank."""
         stream = torch.cuda.current_stream(self._device)
-        ready = self._flag(self._rank, _READY, source)
-        driver.await_flag(stream, ready, 1)
-        driver.set_flag(stream, ready, 0)
+        driver.flags(stream, taken=self._ready(source, pieces))
 
-    def _hand_back(self, source: int) -> None:
-        """Say that this rank is done with what the source had for it."""
+    def _ready(self, source: int, pieces: int) -> list[int]:
+        return [self._flag(self._rank, _READY + piece, source) for piece in range(pieces)]
+
+    def _hand_back(self, sources: Sequence[int], arrived: Sequence[int] = (), pieces: int = 1) -> None:
+        """Say that this rank is done with what the sources had for it, and await first what was announced."""
         stream = torch.cuda.current_stream(self._device)
-        driver.set_flag(stream, self._flag(source, _TAKEN, self._rank), 1)
+        ready = [flag for source in arrived for flag in self._ready(source, pieces)]
+        taken = [self._flag(source, _TAKEN, self._rank) for source in sources]
+        driver.flags(stream, taken=ready, given=taken)
 
     def _reclaim(self, peers: Sequence[int]) -> None:
         """Hold the current stream until these peers are done with what this rank last had for them."""
         stream = torch.cuda.current_stream(self._device)
-        for peer in peers:
-            taken = self._flag(self._rank, _TAKEN, peer)
-            driver.await_flag(stream, taken, 1)
-            driver.set_flag(stream, taken, 0)
+        driver.flags(stream, taken=[self._flag(self._rank, _TAKEN, peer) for peer in peers])
 
     def _publish(self, peers: Sequence[int]) -> None:
         stream = torch.cuda.current_stream(self._device)
-        for peer in peers:
-            driver.set_flag(stream, self._flag(peer, _READY, self._rank), 1)
+        driver.flags(stream, given=[self._flag(peer, _READY, self._rank) for peer in peers])
 
     def exchange(
         self,
@@ -164,7 +213,7 @@ class IpcTransport:
             if peer in receives:
                 source = self._addresses[peer] + self._flags_bytes + starts[peer][self._rank]
                 driver.copy(stream, receives[peer].data_ptr(), source, receives[peer].nbytes)
-            self._hand_back(peer)
+            self._hand_back([peer])
 
     def take_transfers(self) -> list[Transfer]:
         taken, self._transfers = self._transfers, []
@@ -173,14 +222,10 @@ class IpcTransport:
     def barrier(self) -> None:
         self._make_room(0, 0)
         stream = torch.cuda.current_stream(self._device)
-        row = _BARRIER + self._barriers % 2  # a peer may reach the next barrier before this rank leaves this
+        flag = _BARRIER + self._barriers % 2  # a peer may reach the next barrier before this rank leaves this
         self._barriers += 1
-        for peer in self._peers:
-            driver.set_flag(stream, self._flag(peer, row, self._rank), 1)
-        for peer in self._peers:
-            flag = self._flag(self._rank, row, peer)
-            driver.await_flag(stream, flag, 1)
-            driver.set_flag(stream, flag, 0)
+        driver.flags(stream, given=[self._flag(peer, flag, self._rank) for peer in self._peers])
+        driver.flags(stream, taken=[self._flag(self._rank, flag, peer) for peer in self._peers])
 
     def close(self) -> None:
         torch.cuda.synchronize(self._device)
@@ -193,9 +238,9 @@ class IpcTransport:
     def _address(self, owner: int) -> int:
         return self._memory.data_ptr() if owner == self._rank else self._addresses[owner]
 
-    def _flag(self, owner: int, row: int, peer: int) -> int:
+    def _flag(self, owner: int, flag: int, peer: int) -> int:
         """Address of a flag in `owner`'s memory about `peer`."""
-        return self._address(owner) + (row * self._world + peer) * _FLAG_BYTES
+        return self._address(owner) + (peer * _FLAGS + flag) * _FLAG_BYTES
 
     def _slot(self, owner: int, source: int) -> int:
         """Address of what `source` writes into `owner`'s inbox."""
@@ -206,7 +251,7 @@ class IpcTransport:
         return self._memory[self._flags_bytes :][:num_bytes]
 
     def reserve(self, num_bytes: int) -> None:
-        self._make_room(num_bytes if self._any_near else 0, num_bytes if self._any_far else 0)
+        self._make_room(num_bytes if self._any_near else 0, num_bytes if self.any_far else 0)
 
     def _make_room(self, outbox_bytes: int, slot_bytes: int) -> None:
         """Make outboxes and slots of all ranks at least this long; all call it with the same numbers."""
@@ -217,9 +262,9 @@ class IpcTransport:
         self._slot_bytes = max(self._slot_bytes, _aligned(slot_bytes))
         needed = self._flags_bytes + self._outbox_bytes + self._slot_bytes * len(self._peers)
         self._memory = torch.empty(needed, dtype=torch.uint8, device=self._device)
-        flags = self._memory[: self._flags_bytes].view(torch.int32)
+        flags = self._memory[: self._flags_bytes].view(-1, _FLAG_BYTES).view(torch.int32)
         flags.zero_()
-        flags[_TAKEN * self._world :][: self._world] = 1
+        flags[_TAKEN : _FLAGS * self._world : _FLAGS] = 1
         torch.cuda.synchronize(self._device)
         shared: list[driver.SharedMemory | None] = [None] * self._world
         dist.all_gather_object(shared, driver.export(self._memory), self._group)
@@ -234,6 +279,13 @@ class IpcTransport:
 
 def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _pieces(k: torch.Tensor, tokens: int) -> int:
+    """How many pieces a shard like the keys k, of so many tokens, is sent in: the heads of each alike."""
+    heads, row_bytes = k.shape[2], k[0, 0].nbytes
+    most = min(_PIECES, row_bytes // _PIECE_ROW_BYTES, k.shape[0] * tokens * row_bytes // _PIECE_BYTES)
+    return next(pieces for pieces in range(max(most, 1), 0, -1) if heads % pieces == 0)
 
 
 def _shard_bytes(k: torch.Tensor, tokens: int) -> int:

@@ -17,7 +17,7 @@ class NcclTransport:
 
     name = "nccl"
     capturable = True
-    together = False
+    announces = False
     epoch = 0
 
     def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
@@ -27,7 +27,12 @@ class NcclTransport:
         self._hops = HopStream(device, self._rank)
 
     def circulate(
-        self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tokens: Sequence[int],
+        prefetch_hops: int | None,
+        by_heads: bool = False,
     ) -> Iterator[tuple[int, Arrival]]:
         sent = k.new_empty(shard_shape(k, k.shape[1]))
         if len(ring_members(tokens)) > 1:

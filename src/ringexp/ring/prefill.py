@@ -7,20 +7,17 @@ so its blocks are full or causal rectangles like any others, and no kernel needs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 import torch
 
-from ringexp.kernels import Kernel, KeySpan, OnlineSoftmax
+from ringexp.kernels import Arriving, Kernel, KeySpan, OnlineSoftmax
 from ringexp.planning import Plan, runs
 from ringexp.ring.clock import Clock
 from ringexp.ring.launches import launches
-from ringexp.ring.transport import Route, Transport
-
-T = TypeVar("T")
+from ringexp.ring.transport import Announced, Arrival, Route, Transport
 
 
 @dataclass(frozen=True)
@@ -56,35 +53,74 @@ def ring_attention(
     if not ring.plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
     starts = runs(ring.plan.starts or [0] * q.shape[0])
-    arriving = ring.transport.circulate(k, v, ring.plan.kv_tokens, ring.prefetch_hops)
-    rounds = _rounds(ring)
+    kv_tokens, hops = ring.plan.kv_tokens, ring.prefetch_hops
+    arriving = ring.transport.circulate(k, v, kv_tokens, hops, by_heads=_joins(ring))
+    rounds = _rounds(ring, [start for _, start in starts])
     groups = [(sequences, _Rows(q[sequences], start, ring, rounds)) for sequences, start in starts]
-    for number, arrivals in enumerate(_batches(arriving, len(rounds[0]))):
-        shards = {}
-        for source, arrival in arrivals:
-            with ring.clock.waiting(source):
-                keys, values = (x.transpose(1, 2) for x in arrival())  # [B, Hkv, L, D] each
-            shards[source] = keys, values
+    for number, sources in enumerate(rounds):
+        wanted = {source for _, rows in groups for source in rows.sources(number)}
+        shards = _taken_up(dict(islice(arriving, len(sources))), wanted, ring)
         for sequences, rows in groups:
-            rows.attend(
-                number, {source: (k[sequences], v[sequences]) for source, (k, v) in shards.items()}, scale
-            )
+            rows.attend(number, {source: shard.of(sequences) for source, shard in shards.items()}, scale)
+    next(arriving, None)
     outputs = [rows.state.output(q.dtype) for _, rows in groups]
     ring.clock.attended()
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _rounds(ring: RingContext) -> list[list[int]]:
-    """Whose shards are computed with together: all, where that delays nothing, else one by one."""
-    sources = Route.of(ring.plan.kv_tokens, ring.rank).sources
-    together = ring.transport.together and ring.kernel.joint and ring.prefetch_hops is None
-    return [sources] if together else [[source] for source in sources]
+def _joins(ring: RingContext) -> bool:
+    """Whether the kernel computes with shards that are still on their way, on some ranks at least."""
+    return ring.transport.announces and ring.kernel.joint is not None and ring.prefetch_hops is None
 
 
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch
+def _rounds(ring: RingContext, starts: Sequence[int]) -> list[list[int]]:
+    """Whose shards are computed with together: one by one, but for the first ones that one launch takes."""
+    sources, joint = Route.of(ring.plan.kv_tokens, ring.rank).sources, ring.kernel.joint
+    one_by_one = [[source] for source in sources]
+    if joint is None or not _joins(ring) or len(starts) > 1:
+        return one_by_one
+    first = sources[: joint.spans]
+    found = launches(ring.plan, ring.rank, first, starts[0], joint)
+    in_one = len(found) == 1 and found[0].parts[0][0] == ring.rank
+    return [first, *one_by_one[len(first) :]] if in_one else one_by_one
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Keys and values [b, Hkv, L, D] each."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    arriving: Arriving | None = None
+
+    def of(self, sequences: slice) -> _Shard:
+        return _Shard(self.keys[sequences], self.values[sequences], self.arriving)
+
+
+def _taken_up(
+    arrivals: Mapping[int, Arrival], wanted: Collection[int], ring: RingContext
+) -> dict[int, _Shard]:
+    """The shards of a round by source; of several, those that are announced may still be to come.
+
+    wanted: sources that blocks are about.
+    """
+    shards: dict[int, _Shard] = {}
+    waited = None
+    for source, arrival in arrivals.items():
+        arriving = None
+        with ring.clock.waiting(source):
+            if len(arrivals) > 1 and isinstance(arrival, Announced):
+                shard, words = arrival.announced()
+                if source in wanted:
+                    waited = words.new_empty(1) if waited is None else waited
+                    arriving = Arriving(words, waited)
+            else:
+                shard = arrival()
+        keys, values = (x.transpose(1, 2) for x in shard)
+        shards[source] = _Shard(keys, values, arriving)
+    if waited is not None:
+        ring.clock.awaits(waited)
+    return shards
 
 
 class _Rows:
@@ -99,15 +135,18 @@ class _Rows:
         blocks = [launch.rows for found in self._rounds for launch in found]
         self.state = OnlineSoftmax(batch, heads, length, dim, q.device, blocks=blocks, dtype=q.dtype)
 
-    def attend(
-        self, number: int, shards: Mapping[int, tuple[torch.Tensor, torch.Tensor]], scale: float
-    ) -> None:
-        """Compute with the keys and values, [b, Hkv, L, D] each, of the round's shards."""
+    def sources(self, number: int) -> set[int]:
+        """Whose shards the round's blocks are about."""
+        return {source for launch in self._rounds[number] for source, _ in launch.parts}
+
+    def attend(self, number: int, shards: Mapping[int, _Shard], scale: float) -> None:
+        """Compute with the round's shards."""
         for launch in self._rounds[number]:
             rows, spans = slice(*launch.rows), []
             for source, block in launch.parts:
-                keys, values = (x[:, :, block.kv_start : block.kv_stop] for x in shards[source])
-                spans.append(KeySpan(keys, values, block.q_start - rows.start))
+                shard, columns = shards[source], slice(block.kv_start, block.kv_stop)
+                keys, values = (x[:, :, columns] for x in (shard.keys, shard.values))
+                spans.append(KeySpan(keys, values, block.q_start - rows.start, shard.arriving))
             queries = self._q[:, rows].transpose(1, 2)
             self.state.attend(self._kernel, queries, spans, launch.first.causal, scale, rows)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,19 @@ from ringexp.ring.timing import Origin
 
 Arrival = Callable[[], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
 """Keys and values: a pair for the rank's own, one tensor [2, B, L, Hkv, D] for those of others."""
+
+
+@runtime_checkable
+class Announced(Protocol):
+    """An `Arrival` that kernels can await by themselves, instead of the stream."""
+
+    def __call__(self) -> torch.Tensor: ...
+
+    def announced(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """In place of the call: the shard, which is still to come, and its words as in `kernels.Arriving`."""
+        ...
+
+
 Transfer = Callable[[Origin], tuple[float, float]]
 """When a hop began, from a clock's `origin`, and how long it took, in ms; to be asked once it has arrived."""
 
@@ -60,15 +73,21 @@ class Route:
 class Transport(Protocol):
     name: str
     capturable: bool  # in a CUDA graph
-    together: bool  # all shards are there once they are laid out, so asking for all at once loses nothing
+    announces: bool  # what arrives `by_heads` is `Announced`
     epoch: int  # another one once memory that a captured graph points to has moved, on all ranks alike
 
     def circulate(
-        self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tokens: Sequence[int],
+        prefetch_hops: int | None,
+        by_heads: bool = False,
     ) -> Iterator[tuple[int, Arrival]]:
         """Pass k and v [B, L, Hkv, D] round as one shard [2, B, L, Hkv, D]; `tokens[r]` is rank r's L.
 
-        A shard is there for what is launched until the iterator has ended, to which it has to be brought.
+        by_heads: some heads of all shards before others, if the transport announces them. A shard is there
+        for what is launched until the iterator has ended, to which it has to be brought.
         Ranks with 0 tokens are not in the ring and do not call it.
         """
         ...
@@ -123,19 +142,24 @@ def resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
 class LoopbackTransport:
     """A ring of one process: shards that would arrive are the rank's own again. For measuring compute.
 
-    together: as of the transport whose rings it stands for.
+    announces: as of the transport whose rings it stands for; here everything is there at once.
     """
 
     name = "loopback"
     capturable = True
     epoch = 0
 
-    def __init__(self, rank: int = 0, together: bool = False) -> None:
-        self._rank, self.together = rank, together
+    def __init__(self, rank: int = 0, announces: bool = False) -> None:
+        self._rank, self.announces = rank, announces
         self._repeated: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def circulate(
-        self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tokens: Sequence[int],
+        prefetch_hops: int | None,
+        by_heads: bool = False,
     ) -> Iterator[tuple[int, Arrival]]:
         for source in Route.of(tokens, self._rank).sources:
             if source == self._rank:
