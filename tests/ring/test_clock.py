@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 
 from ringexp.ring.clock import CpuClock
 from ringexp.ring.timing import HopTiming, IterationTiming
@@ -74,3 +75,23 @@ def test_transfers_go_to_the_hops_of_other_ranks_in_order():
         (0.1, 0.5),
         (0.6, 0.7),
     ]
+
+
+def test_what_a_kernel_waited_itself_is_waiting_and_not_computing():
+    clock = CpuClock(CountingPacer())
+    clock.start()
+    for source in (0, 1):
+        with clock.waiting(source):
+            pass
+    clock.awaits(torch.tensor([2000], dtype=torch.int32))
+    time.sleep(0.01)
+    clock.attended()
+    time.sleep(0.002)
+    clock.stop()
+    timing = clock.read()
+    own, other = timing.hops
+    assert own.wait_ms < 1
+    assert other.wait_ms == pytest.approx(2, abs=0.5)
+    assert other.compute_ms >= 8
+    assert timing.latency_ms == pytest.approx(timing.busy_ms + own.wait_ms + other.wait_ms)
+    assert timing.linear_ms[1] >= 2
