@@ -65,6 +65,13 @@ def test_figures_that_need_two_others_are_their_ratios(tmp_path):
     assert run.speedup_over_single == 2.5
 
 
+def test_iterations_in_a_row_are_held_against_one_device_in_a_row(tmp_path):
+    references = {"single_ms": 25.0, "single_back_to_back_ms": 30.0}
+    more = {"latency_ms_back_to_back": 16.0, "capacity_efficiency": 0.8, "references": references}
+    write_run(tmp_path, latency_ms=10.0, **more)
+    assert load_runs([tmp_path]).iloc[0].capacity_efficiency_back_to_back == pytest.approx(0.6)
+
+
 def test_a_run_says_why_it_is_not_complete(tmp_path):
     write_run(tmp_path, 0)
     write_run(tmp_path, 1, status="failed", reason="out of memory")

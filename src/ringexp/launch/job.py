@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from math import prod
+from math import ceil, prod
 from statistics import median
 
 import torch
@@ -37,6 +37,10 @@ from ringexp.tracking.environment import environment
 from ringexp.tracking.metrics import Accuracy, Decoding, Prompt, References, RunResult
 from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
 from ringexp.tracking.tracker import Tracker
+
+WARM_MS = 300.0
+"""A GPU that meets its power limit shows it by then."""
+MOST_WARM = 50
 
 
 @torch.inference_mode()
@@ -168,7 +172,8 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
     references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
     iterations: list[list[IterationTiming]] = []
     prompts: list[Prompt] = []
-    for index in range(-config.warmup, config.repeats):
+    index, warmed_up = -config.warmup, False
+    while index < config.repeats:
         course.begin(index)
         plan = course.plan
         gathered = session.gather((course.run(), course.replan_ms))
@@ -180,7 +185,12 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
                 tracker.iteration(index, ranks, prompts[-1])
         if index + 1 < config.repeats:  # the output stays one of the latest plan
             course.learn([timing.busy_ms for timing in ranks], replan_ms)
-        session.progress.advance()
+        if not warmed_up:
+            latency_ms = metrics.latency_ms(ranks)
+            index, warmed_up = -enough_warmup(config.warmup, session.device.type, latency_ms), True
+        index += 1
+        if index > -config.warmup:
+            session.progress.advance()
     session.barrier()
     session.transport.barrier()
     back_to_back_ms = max(session.gather(course.iteration.back_to_back_ms(config.repeats)))
@@ -201,9 +211,7 @@ def _prompt(
     calibrated = setting.drift_speeds.get(tuple(percentages))
     efficiency = None
     if calibrated:
-        single_ms, single_speed = references.single_ms, references.single_speed_tflops
-        latency_ms = metrics.latency_ms(ranks)
-        efficiency = metrics.capacity_efficiency(latency_ms, calibrated, single_ms, single_speed)
+        efficiency = _capacity_efficiency(setting, metrics.latency_ms(ranks), calibrated, references)
     return Prompt(
         percentages=percentages,
         tokens=plan.tokens,
@@ -215,6 +223,17 @@ def _prompt(
         capacity_efficiency=efficiency,
         replan_ms=replan_ms,
     )
+
+
+def _capacity_efficiency(
+    setting: _Setting, latency_ms: float, speeds: list[float], references: References
+) -> float | None:
+    """`metrics.capacity_efficiency`, for ranks at the session's present percentages with these speeds."""
+    session = setting.session
+    own_devices = session.ranks.ranks_per_device == 1 and not setting.config.hetero.is_measured
+    percentages = session.percentages if own_devices else []
+    single_speed = metrics.full_speed(speeds, percentages) or references.single_speed_tflops
+    return metrics.capacity_efficiency(latency_ms, speeds, references.single_ms, single_speed)
 
 
 def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
@@ -233,9 +252,13 @@ def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
 def _remember_single(setting: _Setting) -> None:
     """Keep the latency of the whole workload on one full-speed device, and the speed of that device."""
     session, config = setting.session, setting.config
-    latency_ms, decode_ms = _measure_single(setting)
+    latency_ms, in_a_row_ms, decode_ms = _measure_single(setting)
     if session.rank == 0:
-        figures = {"latency_ms_median": latency_ms, "speed_tflops": setting.speeds[0]}
+        figures = {
+            "latency_ms_median": latency_ms,
+            "latency_ms_back_to_back": in_a_row_ms,
+            "speed_tflops": setting.speeds[0],
+        }
         if config.decode_tokens:
             figures["decode_ms_per_token"] = decode_ms
         facts = single_facts(config, session.ranks.machine)
@@ -243,16 +266,16 @@ def _remember_single(setting: _Setting) -> None:
     session.barrier()
 
 
-def _measure_single(setting: _Setting) -> tuple[float | None, float | None]:
+def _measure_single(setting: _Setting) -> tuple[float | None, float | None, float | None]:
     """Median latency, ms, of the whole workload on one full-speed device; None if it does not fit there.
 
-    With it the time of a decoded token, None if none are to be decoded.
+    With it the latency in a row, and the time of a decoded token, None if none are to be decoded.
 
     On a GPU that is a set of one rank. CPU ranks are parts of one device and their speeds are measured while
     all run, so all run the whole workload, each for itself, and rank 0's time counts.
     """
     session, config, workload = setting.session, setting.config, setting.workload
-    session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.warmup + config.repeats)
+    session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.repeats)
     chunks, starts = num_chunks(config), starts_of(config)
     plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal, chunks=chunks, starts=starts)
     ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock())
@@ -260,16 +283,28 @@ def _measure_single(setting: _Setting) -> tuple[float | None, float | None]:
     times, decode_ms = [], None
     try:
         iteration = session.iteration(config, lambda: workload.forward(local, ring), ring)
-        for _ in range(config.warmup + config.repeats):
+        warmup = enough_warmup(config.warmup, session.device.type, iteration.run()[1].latency_ms)
+        for _ in range(warmup - 1):
+            iteration.run()
+        for _ in range(config.repeats):
             times.append(iteration.run()[1].latency_ms)
             session.progress.advance()
+        in_a_row_ms = iteration.back_to_back_ms(config.repeats)
         if config.decode_tokens:
             decoder = decoder_of(workload, ring)
             decode_ms = decode(session, decoder, local, config.decode_tokens).ms_per_token
     except torch.OutOfMemoryError:
         session.progress.warn(f"{config.seq_len} tokens do not fit one device: no capacity efficiency")
-        return None, None
-    return median(times[config.warmup :]), decode_ms
+        return None, None, None
+    return median(times), in_a_row_ms, decode_ms
+
+
+def enough_warmup(asked: int, device: str, latency_ms: float) -> int:
+    """How many iterations are not timed, the first of which took so long: on a GPU at least WARM_MS of them,
+    but for very short ones. None if none are asked for."""
+    if not asked or device == "cpu":
+        return asked
+    return max(asked, min(ceil(WARM_MS / latency_ms), MOST_WARM))
 
 
 def _decoding(setting: _Setting) -> Decoding | None:
@@ -351,8 +386,7 @@ def _result(
     adaptation = metrics.adaptation(measured.prompts, measured.latencies_ms)
     efficiency = adaptation.capacity_efficiency
     if not config.hetero.drift:
-        single_ms, single_speed = references.single_ms, references.single_speed_tflops
-        efficiency = metrics.capacity_efficiency(latency, setting.speeds, single_ms, single_speed)
+        efficiency = _capacity_efficiency(setting, latency, setting.speeds, references)
     even_ms = latency if config.partitioner.name == "even" else references.even_ms
     return RunResult(
         latency_ms_median=latency,

@@ -61,6 +61,8 @@ FIGURES = (
 )
 """Columns that every table has, whatever the runs lack."""
 
+SINGLE = ("references.single_ms", "references.single_back_to_back_ms")
+
 CONTEXT = ("model", "shape", "settings", "world_size", "hardware", "kernel_asked", "transport")
 """Runs that differ in one of these are never compared; kernel=auto may choose another for another length."""
 
@@ -90,7 +92,7 @@ def load_runs(folders: Sequence[Path]) -> Runs:
         )
     frame = pd.DataFrame(rows)
     wanted = [*IDENTITY, *FIGURES, "resumed_from", "reason", "exact", "slow_percent", "fast_percent"]
-    wanted += [*CONTEXT, "pattern", "drift", "references.single_ms", "adaptation.total_ms"]
+    wanted += [*CONTEXT, "pattern", "drift", *SINGLE, "adaptation.total_ms"]
     missing = [name for name in dict.fromkeys(wanted) if name not in frame]
     frame = frame.assign(**dict.fromkeys(missing))
     for name in (*CONTEXT, *IDENTITY, "drift", "run", "reason"):
@@ -101,7 +103,7 @@ def load_runs(folders: Sequence[Path]) -> Runs:
         "fast_percent",
         "seq_len",
         "world_size",
-        "references.single_ms",
+        *SINGLE,
     ]
     for name in numbers:
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
@@ -116,6 +118,7 @@ def with_comparisons(frame: Runs) -> Runs:
     """
     latency = frame["latency_ms_median"]
     keys = [*CONTEXT, "throttle", "profile", "seq_len"]
+    in_a_row = frame["references.single_back_to_back_ms"] / frame["references.single_ms"]
     is_base = (frame.layout == "contiguous") & (frame.partitioner == "even") & (frame["shard"] == "tokens")
     base = frame[is_base & (frame.status == COMPLETE)].groupby(keys, dropna=False).latency_ms_median.last()
     base_ms = frame[keys].merge(base.rename("base_ms").reset_index(), on=keys, how="left").base_ms
@@ -124,7 +127,8 @@ def with_comparisons(frame: Runs) -> Runs:
         speedup_over_single=metrics.speedup(latency, frame["references.single_ms"]),
         prediction_error=metrics.prediction_error(frame["latency_ms_predicted"], latency),
         capacity_efficiency_back_to_back=frame["capacity_efficiency"]
-        * metrics.speedup(frame["latency_ms_back_to_back"], latency),
+        * metrics.speedup(frame["latency_ms_back_to_back"], latency)
+        * in_a_row.fillna(1.0),
     )
 
 

@@ -87,11 +87,18 @@ def capacity_efficiency(
 ) -> float | None:
     """Capacity-ideal time / latency; the headline figure.
 
-    Capacity-ideal time = T(one full-speed device alone) x its speed / sum(speeds).
+    Capacity-ideal time = T(one full-speed device alone) x its speed / sum(speeds). Its speed is that of the
+    ranks that are at full speed, or as measured alone if there are none.
     """
     if single is None or single_speed is None:
         return None
     return single * single_speed / sum(speeds) / latency
+
+
+def full_speed(speeds: Sequence[float], percentages: Sequence[float]) -> float | None:
+    """Mean speed of the ranks that are at 100 %: measured beside the others, it compares best with theirs."""
+    full = [speed for speed, percentage in zip(speeds, percentages, strict=False) if percentage == 100]
+    return sum(full) / len(full) if full else None
 
 
 def tflops(flops: float, latency: float) -> float:
@@ -192,6 +199,7 @@ class References:
     homogeneous_ms: float | None = None
     even_ms: float | None = None
     single_ms: float | None = None
+    single_back_to_back_ms: float | None = None
     single_speed_tflops: float | None = None
     single_decode_ms: float | None = None
 

@@ -50,6 +50,7 @@ class ReferenceStore:
             homogeneous_ms=(homogeneous or {}).get("latency_ms_median"),
             even_ms=even.get("latency_ms_median"),
             single_ms=single.get("latency_ms_median"),
+            single_back_to_back_ms=single.get("latency_ms_back_to_back"),
             single_speed_tflops=single.get("speed_tflops"),
             single_decode_ms=single.get("decode_ms_per_token"),
         )
