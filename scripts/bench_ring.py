@@ -9,6 +9,10 @@ Every output is first compared with one process in float32. Then all ways take t
 barrier, and in a row. Efficiency is the time one rank needs for the whole prompt while the others do it too,
 over ranks x the ring's time. Writes ring.md, ring.csv and ring.png to --out.
 
+    python scripts/bench_ring.py --pieces 1,2,4,8 --out OUT
+
+Our ring alone, by the number of pieces that shards are sent in.
+
     python scripts/bench_ring.py --blocks 2,4,8 --out docs/benchmarks/ring-blocks-h200
 
 What splitting alone costs: one process on one whole GPU computes the blocks of every rank of such rings in
@@ -51,6 +55,7 @@ from ringexp.planning import make_plan
 from ringexp.report.figures.style import IDEAL, LENGTH_AXIS, panels
 from ringexp.report.palette import COLOURS, OTHER_COLOUR
 from ringexp.ring.clock import CudaClock
+from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
@@ -71,6 +76,7 @@ class Settings:
     num_kv_heads: int
     repeats: int
     port: int
+    pieces: list[int]
 
     @property
     def shared(self) -> bool:
@@ -85,6 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kernel", default="auto", help="of our ring; auto: the one to be expected fastest")
     parser.add_argument("--kv-heads", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--pieces", default="", help="numbers of pieces of a shard: our ring with each")
     parser.add_argument("--blocks", default="", help="numbers of ranks: blocks alone, nothing is transferred")
     return parser.parse_args()
 
@@ -128,6 +135,8 @@ class Bench:
 
     def ways(self, x: torch.Tensor, local: LocalInputs, stack: ExitStack) -> dict[str, Iteration]:
         seq_len = x.shape[1]
+        if self.settings.pieces:
+            return self.by_pieces(local, seq_len)
         ways = {}
         for name, transport in self.transports.items():
             ways[f"{name}, {self.kernel.name}"] = self.ours(local, seq_len, transport)
@@ -144,6 +153,15 @@ class Bench:
             if importlib.util.find_spec("ring_flash_attn"):
                 ways[OTHERS[1]] = self.foreign(self._ring_flash_attn(local), seq_len)
         return ways
+
+    def by_pieces(self, local: LocalInputs, seq_len: int) -> dict[str, Iteration]:
+        ipc = self.transports["ipc"]
+        assert isinstance(ipc, IpcTransport)
+        ways = {}
+        for pieces in self.settings.pieces:
+            ipc.pieces = pieces  # of what is captured from here on
+            ways[f"{pieces} pieces"] = self.ours(local, seq_len, ipc)
+        return ways | {"shard by shard": self.ours(local, seq_len, ipc, hops=1)}
 
     def _context_parallel(self, x: torch.Tensor, stack: ExitStack) -> Callable[[], torch.Tensor]:
         from torch.distributed.device_mesh import init_device_mesh
@@ -346,6 +364,7 @@ def main() -> None:
         num_kv_heads=arguments.kv_heads,
         repeats=arguments.repeats,
         port=port,
+        pieces=[int(pieces) for pieces in arguments.pieces.split(",") if pieces],
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.blocks:

@@ -1,10 +1,11 @@
 """When each member of a ring receives, waits and computes: a plan, its costs and its links, played through.
 
-The rules are those of the transports (`ring/stream.py`, `ring/gloo.py`). Linear layers come first, then the
-own shard's blocks. Shards are worked on in order of arrival. A hop of a forwarding ring is a send to the next
-member and a receive from the one before: it begins when both ends are at it, and is over on a member when it
-has done both. With direct links it comes from the owner itself, once that is done with its linear layers.
-How much transfers and compute slow each other down is not in it.
+The rules are those of the transports (`ring/nccl.py`, `ring/ipc.py`, `ring/gloo.py`). Linear layers come
+first, then the own shard's blocks. Shards are worked on in order of arrival. A hop of a forwarding ring is a
+send to the next member and a receive from the one before: it begins when both ends are at it, and is over on a
+member when it has done both. With direct links it comes from the owner itself, once that is done with its
+linear layers. That a shard may come heads after heads, and how much transfers and compute slow each other down,
+is not in it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from typing import Protocol
 
 import torch
 
-from ringexp.ring.stream import recorded
+from ringexp.ring.events import recorded
 from ringexp.ring.timing import HopTiming, IterationTiming, Origin
 
 

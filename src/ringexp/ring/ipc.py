@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from ringexp.planning import ring_members
 from ringexp.ring import cuda_driver as driver
-from ringexp.ring.stream import nothing, recorded, since
+from ringexp.ring.events import nothing, recorded, since
 from ringexp.ring.transport import Arrival, Route, Transfer, lay_out, shard_shape
 
 _FLAG_BYTES = 16  # as far apart as kernels want words to be
@@ -74,6 +74,8 @@ class IpcTransport:
         self._any_near, self.any_far = len(set(devices)) < self._world, len(set(devices)) > 1
         # On a shared GPU kernels that wait could keep the SMs that a rank needs to get as far as sending.
         self.announces = not self._any_near
+        self.pieces: int | None = None
+        """In how many pieces shards are sent by heads, a divisor of their number; None: by their size."""
         self._barriers = 0
         self.epoch = 0
 
@@ -91,7 +93,7 @@ class IpcTransport:
             self._reclaim(near)
             lay_out(k, v, _shaped(self._outbox(2 * k.nbytes), k, k.shape[1]))
             self._publish(near)
-        pieces = _pieces(k, max(tokens)) if by_heads and self.announces else 1
+        pieces = (self.pieces or _pieces(k, max(tokens))) if by_heads and self.announces else 1
         return self._circulate(k, v, tokens, prefetch_hops, pieces)
 
     def _circulate(

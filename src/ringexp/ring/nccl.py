@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from ringexp.planning import ring_members
-from ringexp.ring.stream import HopStream, recorded
+from ringexp.ring.events import recorded, since
 from ringexp.ring.transport import Arrival, Route, Transfer, lay_out, resolved, shard_shape
 
 
@@ -24,7 +25,8 @@ class NcclTransport:
         self._group = group
         self._rank = dist.get_rank(group)
         self._device = device
-        self._hops = HopStream(device, self._rank)
+        self._stream = torch.cuda.Stream(device, priority=-1)  # kernels that carry go before blocks
+        self._transfers: list[Transfer] = []
 
     def circulate(
         self,
@@ -37,14 +39,50 @@ class NcclTransport:
         sent = k.new_empty(shard_shape(k, k.shape[1]))
         if len(ring_members(tokens)) > 1:
             lay_out(k, v, sent)
-        return self._hops.circulate(k, v, sent, tokens, prefetch_hops, self._receive)
+        return self._circulate(k, v, sent, tokens, prefetch_hops)
+
+    def _circulate(
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        sent: torch.Tensor,
+        tokens: Sequence[int],
+        prefetch_hops: int | None,
+    ) -> Iterator[tuple[int, Arrival]]:
+        """sent: k and v as they go to others."""
+        route = Route.of(tokens, self._rank)
+        compute = torch.cuda.current_stream(self._device)
+        shards = [sent]
+        arrived: list[torch.cuda.Event] = []
+
+        def post() -> None:  # the next hop, in order on the transfer stream
+            hop = len(shards)
+            shards.append(k.new_empty(shard_shape(k, tokens[route.source(hop)])))
+            self._stream.wait_stream(compute)  # the buffer is free, and lock-step hops wait for compute
+            with torch.cuda.stream(self._stream):
+                begun = recorded()
+                self._swap({route.after: shards[hop - 1]}, {route.before: shards[hop]})
+                ended = recorded()
+                arrived.append(torch.cuda.Event())
+                arrived[-1].record()
+            shards[hop - 1].record_stream(self._stream)
+            shards[hop].record_stream(self._stream)
+            self._transfers.append(partial(since, begun, ended))
+
+        for _ in range(min(prefetch_hops or route.hops, route.hops)):
+            post()
+        yield self._rank, lambda: (k, v)
+        for hop in range(1, route.hops + 1):
+
+            def arrival(hop: int = hop) -> torch.Tensor:
+                compute.wait_event(arrived[hop - 1])
+                if len(shards) <= route.hops:
+                    post()
+                return shards[hop]
+
+            yield route.source(hop), arrival
 
     def reserve(self, num_bytes: int) -> None: ...
-
-    def _receive(self, shards: Sequence[torch.Tensor], hop: int, route: Route) -> torch.cuda.Event:
-        begun = recorded()
-        self._swap({route.after: shards[hop - 1]}, {route.before: shards[hop]})
-        return begun
 
     def _swap(self, sends: Mapping[int, torch.Tensor], receives: Mapping[int, torch.Tensor]) -> None:
         world = resolved(self._group)
@@ -65,7 +103,8 @@ class NcclTransport:
         self._swap({peer: tensor.contiguous() for peer, tensor in sends.items()}, receives)
 
     def take_transfers(self) -> list[Transfer]:
-        return self._hops.take_transfers()
+        taken, self._transfers = self._transfers, []
+        return taken
 
     def barrier(self) -> None:
         dist.all_reduce(torch.zeros(1, device=self._device), group=self._group)
