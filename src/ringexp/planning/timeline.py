@@ -2,10 +2,10 @@
 
 The rules are those of the transports (`ring/nccl.py`, `ring/ipc.py`, `ring/gloo.py`). Linear layers come
 first, then the own shard's blocks. Shards are worked on in order of arrival. A hop of a forwarding ring is a
-send to the next member and a receive from the one before: it begins when both ends are at it, and is over on a
-member when it has done both. With direct links it comes from the owner itself, once that is done with its
-linear layers. That a shard may come heads after heads, and how much transfers and compute slow each other down,
-is not in it.
+send to the next member and a receive from the one before: it begins when both ends are at it, and is over on
+a member when it has done both. With direct links it comes from the owner itself, once that is done with its
+linear layers. That a shard may come heads after heads, and how much transfers and compute slow each other
+down, is not in it.
 """
 
 from __future__ import annotations

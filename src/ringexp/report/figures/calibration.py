@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ringexp.calibration.speed_models import FormulaModel, LookupTable
 from ringexp.calibration.table import SpeedRow
@@ -46,10 +47,13 @@ def calibration_curves(rows: Sequence[SpeedRow]) -> Figure | None:
         speeds = [(table.speed(round(n), percent), formula.speed(round(n), percent)) for n in asked]
         _curves(by_length, shade, measured, asked, speeds, f"{percent:g} %")
     style.length_axis(by_length, lengths)
-    by_length.legend(title="percentage", fontsize=8, title_fontsize=8, frameon=False)
     for axis in (by_percent, by_length):
         axis.set_ylabel("speed, TFLOP/s")
         axis.set_ylim(0)
+    by_length.set_ylim(top=1.15 * by_length.get_ylim()[1])  # for the legend, in a row above the curves
+    by_length.legend(
+        loc="upper center", ncols=len(shown), fontsize=8, handletextpad=0, columnspacing=1, frameon=False
+    )
     _surface(figure, surface, rows, formula, lengths, percents)
     by_percent.set_title("over the percentage", fontsize=11)
     by_length.set_title("over the length", fontsize=11)
@@ -91,7 +95,10 @@ def _surface(
     speeds = [[formula.speed(round(2**e), p) for e in exponents] for p in asked]
     norm = Normalize(0, max(row.speed_tflops for row in rows))
     image = axis.pcolormesh(2**exponents, asked, speeds, norm=norm, cmap="cividis", shading="gouraud")
-    lines = axis.contour(2**exponents, asked, speeds, colors="white", linewidths=0.7)
+    # A line through the fastest corner alone would have its label cut off by the frame.
+    top = 0.95 * np.max(speeds)
+    levels = [level for level in MaxNLocator(8).tick_values(0, top) if 0 < level < top]
+    lines = axis.contour(2**exponents, asked, speeds, levels=levels, colors="white", linewidths=0.7)
     axis.clabel(lines, fontsize=8, fmt="%g")
     axis.scatter(
         [row.length for row in rows],
@@ -103,6 +110,7 @@ def _surface(
         s=42,
         linewidths=0.8,
         zorder=3,
+        clip_on=False,
     )
     style.length_axis(axis, lengths)
     axis.set_ylabel("percentage asked for")
