@@ -1,18 +1,9 @@
 """FMS models through the ring equal the same weights on one process."""
 
 import pytest
-import torch
 
-from ringexp.tracking.metrics import Accuracy
+from ringexp.launch.accuracy import accuracy_of
 from support.model_ranks import TINY, ask_for_model, chunked_logits, fms_logits
-
-
-def accuracy(ring: torch.Tensor, alone: torch.Tensor, exact: torch.Tensor) -> Accuracy:
-    return Accuracy(
-        error_max_abs=(ring.float() - exact).abs().max().item(),
-        error_single_max_abs=(alone.float() - exact).abs().max().item(),
-        reference_spread=(exact.max() - exact.min()).item(),
-    )
 
 
 @pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
@@ -29,8 +20,8 @@ def test_ring_logits_equal_single_process_logits(pools, architecture, block_lens
 @pytest.mark.parametrize("architecture", TINY)
 def test_bfloat16_is_no_further_from_float32_than_one_process(pools, architecture):
     arguments = (architecture, TINY[architecture], [70, 41], "zigzag", 0, "bfloat16")
-    for results in pools[2].run(fms_logits, *arguments):
-        assert accuracy(*results).exact
+    for ring, alone, exact in pools[2].run(fms_logits, *arguments):
+        assert accuracy_of([(ring, exact)], alone, exact).exact
 
 
 def test_every_rank_gets_the_last_tokens_logits(pools):

@@ -13,6 +13,7 @@ from ringexp.config import Config, num_chunks
 from ringexp.errors import UserError
 from ringexp.hetero.drift import drift_label
 from ringexp.kernels import Kernel
+from ringexp.launch.accuracy import accuracy_of
 from ringexp.launch.adapt import Course
 from ringexp.launch.decode import (
     continuations,
@@ -359,11 +360,7 @@ def _accuracy(setting: _Setting, outputs: dict[int, torch.Tensor]) -> Accuracy:
     workload, plan = setting.workload, setting.plan
     exact, single = setting.session.expected(setting.config, workload, unpadded(setting.x, plan))
     parts = [(workload.part_of(exact, plan, rank), out) for rank, out in outputs.items()]
-    return Accuracy(
-        error_max_abs=max((out.float() - part).abs().max().item() for part, out in parts if part is not None),
-        error_single_max_abs=(single.float() - exact).abs().max().item(),
-        reference_spread=(exact.max() - exact.min()).item(),
-    )
+    return accuracy_of([(out, part) for part, out in parts if part is not None], single, exact)
 
 
 def _costs(setting: _Setting) -> list[RankCost]:
@@ -415,6 +412,8 @@ def _result(
         peak_memory_bytes=measured.peak_memory_bytes,
         error_max_abs=accuracy.error_max_abs if accuracy else None,
         error_single_max_abs=accuracy.error_single_max_abs if accuracy else None,
+        error_token=accuracy.error_token if accuracy else None,
+        error_single_token=accuracy.error_single_token if accuracy else None,
         exact=accuracy.exact if accuracy else None,
         kernel=setting.kernel.name,
         transport=session.transport.name,
