@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +16,15 @@ from ringexp.planning import RankCost
 
 @dataclass(frozen=True)
 class TableSpeeds:
-    """Speeds of all ranks for one length; rank i reads the rows of its own hardware, `rows[i]`."""
+    """Speeds of all ranks for one length; rank i reads the rows of its own hardware, `rows[i]`.
+
+    alone_ms: as `RankCost` has it, of ranks at 100 %; None: not known.
+    """
 
     seq_len: int
     percentages: Sequence[float]
     rows: Sequence[Sequence[SpeedRow]]
+    alone_ms: float | None = None
 
     def _of_ranks(self) -> Iterator[tuple[list[SpeedRow], float]]:
         """Each rank's rows of speeds, and its percentage."""
@@ -35,12 +39,16 @@ class TableSpeeds:
         """What work costs each rank, fitted to the rows around this length."""
         lengths = calibration_lengths(self.seq_len, for_fit=False)
         points = {(length, length // 2) for length in lengths} | set(cost_points(lengths))
-        return [
+        costs = [
             fit_cost(
                 [row for row in rows if row.percentage == percentage and (row.length, row.tokens) in points],
                 causal,
             )
             for rows, percentage in zip(self.rows, self.percentages, strict=True)
+        ]
+        return [
+            replace(cost, alone_ms=self.alone_ms if percentage == 100 else None)
+            for cost, percentage in zip(costs, self.percentages, strict=True)
         ]
 
     @cached_property

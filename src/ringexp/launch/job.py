@@ -123,7 +123,9 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
     """What a reference needs is less: no costs, and no check of what it takes."""
     workload = session.workload(config)
     kernel = session.kernel(config, workload)
-    source = session.calibrator.speeds(config, costs=is_run)
+    source = replace(
+        session.calibrator.speeds(config, costs=is_run), alone_ms=_alone_ms(session, config, workload)
+    )
     room = session.room(config, workload, config.seq_len)
     hop = session.calibrator.hop_cost(config, workload) if is_run else None
     plan = plan_for(config, source, session.device.type, workload.causal, room, hop)
@@ -139,6 +141,13 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
     drifting = session.calibrator.drift_speeds(config) if is_run and config.hetero.drift else {}
     drift_speeds = {tuple(config.hetero.percentages): speeds} | drifting
     return _Setting(session, config, workload, kernel, source, speeds, drift_speeds, room, plan, hop, x)
+
+
+def _alone_ms(session: Session, config: Config, workload: Workload) -> float | None:
+    """What a unit of the workload took one full-speed device, where ranks at 100 % are such devices."""
+    single_ms = ReferenceStore(config.references_dir).collect(config, session.ranks.machine).single_ms
+    shared = session.ranks.ranks_per_device > 1 or config.hetero.is_measured or config.hetero.drift
+    return None if shared or single_ms is None else single_ms / workload.num_units
 
 
 @dataclass(frozen=True)

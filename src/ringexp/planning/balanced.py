@@ -75,5 +75,7 @@ def _member_counts(ranks: int) -> list[int]:
 
 def _earliest_ms(plan: Plan, costs: Sequence[RankCost], links: Links) -> float:
     """No ring is done before each member has computed all, nor before all shards have come to it."""
+    if len(plan.members) == 1:
+        return plan.predicted_ms(costs, links)
     latest = max(*plan.busy_ms(costs), carried_ms(plan, links))
     return latest * (1 - 1e-9)  # sums in another order round otherwise

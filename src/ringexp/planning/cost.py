@@ -27,7 +27,8 @@ class RankCost:
     each query-key pair it computes, and diagonal_ms on top for one in a causal block, which kernels do less
     well. hop_ms is paid for every shard of the others that it computes with (launches), hop_token_ms for each
     own token then (merging); in costs from calibration, which is of one such shard, fixed_ms and token_ms
-    have them.
+    have them. alone_ms is what the whole prompt of the plan takes the rank alone, measured; None: as these
+    parts say.
     """
 
     fixed_ms: float
@@ -37,6 +38,7 @@ class RankCost:
     max_tokens: int | None = None
     hop_ms: float = 0.0
     hop_token_ms: float = 0.0
+    alone_ms: float | None = None
 
     def time_ms(self, tokens: int, pairs: float, causal_pairs: float) -> float:
         """A rank without tokens takes no time."""
@@ -55,7 +57,8 @@ class RankCost:
     def slower(self, factor: float) -> RankCost:
         """The same rank, all taking so many times as long."""
         times = ("fixed_ms", "token_ms", "pair_ms", "diagonal_ms", "hop_ms", "hop_token_ms")
-        return replace(self, **{name: factor * getattr(self, name) for name in times})
+        alone_ms = None if self.alone_ms is None else factor * self.alone_ms
+        return replace(self, alone_ms=alone_ms, **{name: factor * getattr(self, name) for name in times})
 
     def linear_ms(self, tokens: int) -> float:
         return self.fixed_ms + self.token_ms * tokens

@@ -81,6 +81,9 @@ class Plan:
 
         Without `links`, if nobody ever waits for keys and values. Chunks follow each other.
         """
+        alone_ms = costs[self.members[0]].alone_ms if len(self.members) == 1 else None
+        if alone_ms is not None:
+            return alone_ms
         if self.chunks:
             return sum(chunk.predicted_ms(costs, links, prefetch_hops) for chunk in self.chunks)
         if links is None:
