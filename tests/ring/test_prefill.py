@@ -111,3 +111,10 @@ def test_shards_come_over_ipc_however_ranks_share_gpus(pools, devices, tokens, l
     results = pools[len(tokens)].run(attend_over_stand_ins, "ipc", cases, devices)
     assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6
     assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)
+
+
+def test_gpus_of_two_kinds_agree_on_how_shards_are_sent(pools):
+    """One has a kernel that awaits shards heads after heads, the others have not."""
+    case = Case((16, 24, 8, 40), kernel="joining on rank 0")
+    results = pools[4].run(attend_over_stand_ins, "ipc", [case, case], 4, 2)
+    assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6

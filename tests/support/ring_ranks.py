@@ -53,10 +53,11 @@ class Case:
         )
         return q, k, v
 
-    def attention_kernel(self) -> Kernel:
-        if self.kernel == "joining":
+    def attention_kernel(self, rank: int) -> Kernel:
+        if self.kernel == "joining" or (self.kernel == "joining on rank 0" and not rank):
             return joining_kernel()
-        return get_kernel(self.kernel, "cpu", getattr(torch, self.dtype), self.head_dim)
+        name = "sdpa" if self.kernel == "joining on rank 0" else self.kernel
+        return get_kernel(name, "cpu", getattr(torch, self.dtype), self.head_dim)
 
     def nothing(self) -> torch.Tensor:
         """The output of a rank that is not in the ring."""
@@ -77,7 +78,7 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
         dist.barrier()
         return case.nothing(), 0, 0
     clock = CpuClock(NoPacer())
-    kernel = case.attention_kernel()
+    kernel = case.attention_kernel(rank)
     ring = RingContext(plan, rank, transport(), kernel, clock, case.prefetch_hops)
     mine = torch.tensor(plan.q_shards[rank].positions())
     q, k, v = (x[:, mine] for x in case.qkv())
@@ -92,12 +93,12 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
 
 @torch.inference_mode()
 def attend_over_stand_ins(
-    rank: int, name: str, cases: list[Case], devices: int = 1 << 30
+    rank: int, name: str, cases: list[Case], devices: int = 1 << 30, kinds: int = 1
 ) -> tuple[torch.Tensor, int]:
     """As `attend` for the last of the cases, over a CUDA transport with stand-ins for CUDA."""
     from ringexp.ring.transport import make_transport
 
-    with stand_ins.cuda(devices):
+    with stand_ins.cuda(devices, kinds):
         transport = make_transport(name, torch.device("cpu"))
         for case in cases:
             plan = case.plan()
@@ -106,7 +107,7 @@ def attend_over_stand_ins(
                 out, transfers = case.nothing(), 0
                 transport.barrier()
                 continue
-            kernel = case.attention_kernel()
+            kernel = case.attention_kernel(rank)
             ring = RingContext(plan, rank, transport, kernel, CpuClock(NoPacer()), case.prefetch_hops)
             ring.clock.start()
             mine = torch.tensor(plan.q_shards[rank].positions())

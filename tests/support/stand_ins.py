@@ -47,8 +47,8 @@ class _Driver:
 
     SharedMemory = SharedMemory
 
-    def __init__(self, devices: int) -> None:
-        self._devices = devices
+    def __init__(self, devices: int, kinds: int) -> None:
+        self._devices, self._kinds = devices, kinds
         self._mapped: dict[int, torch.Tensor] = {}
         self.files: list[str] = []
 
@@ -87,6 +87,9 @@ class _Driver:
     def device_id(self, device: torch.device) -> int:
         return dist.get_rank() % self._devices
 
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        return 9, dist.get_rank() % self._kinds
+
     @staticmethod
     def view(address: int, num_bytes: int, device: torch.device) -> torch.Tensor:
         return torch.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), dtype=torch.uint8)
@@ -113,9 +116,10 @@ def forget_events() -> None:
 
 
 @contextmanager
-def cuda(devices: int = 1 << 30) -> Iterator[None]:
-    """Let NcclTransport and IpcTransport run on CPU tensors and the CPU group, on so many devices in turn."""
-    stream, driver = _Stream(), _Driver(devices)
+def cuda(devices: int = 1 << 30, kinds: int = 1) -> Iterator[None]:
+    """Let NcclTransport and IpcTransport run on CPU tensors and the CPU group, on so many devices in turn, of
+    so many kinds in turn."""
+    stream, driver = _Stream(), _Driver(devices, kinds)
     forget_events()
     with ExitStack() as stack:
         for target, stand_in in {

@@ -145,6 +145,11 @@ def device_id(device: torch.device) -> str:
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """Which kernels a GPU runs."""
+    return torch.cuda.get_device_capability(device)
+
+
 def close_shared(mapping: int) -> None:
     """Undo `open_shared`."""
     _call("cuIpcCloseMemHandle", mapping)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,12 +69,14 @@ class IpcTransport:
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)  # flags, outbox, inbox
         self._mappings: dict[int, int] = {}
         self._addresses: dict[int, int] = {}  # of the peers' memory
-        devices: list[object] = [None] * self._world
-        dist.all_gather_object(devices, driver.device_id(device), group)
+        facts: list[Any] = [None] * self._world
+        dist.all_gather_object(facts, (driver.device_id(device), driver.capability(device)), group)
+        devices, capabilities = zip(*facts, strict=True)
         self._near = {peer for peer in self._peers if devices[peer] == devices[self._rank]}
         self._any_near, self.any_far = len(set(devices)) < self._world, len(set(devices)) > 1
-        # On a shared GPU kernels that wait could keep the SMs that a rank needs to get as far as sending.
-        self.announces = not self._any_near
+        # On a shared GPU kernels that wait could keep the SMs that a rank needs to get as far as sending. All
+        # ranks have to agree on pieces, so on a kernel that awaits them.
+        self.announces = not self._any_near and len(set(capabilities)) == 1
         self.pieces: int | None = None
         """In how many pieces shards are sent by heads, a divisor of their number; None: by their size."""
         self._barriers = 0
