@@ -145,9 +145,11 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
 
 def _alone_ms(session: Session, config: Config, workload: Workload) -> float | None:
     """What a unit of the workload took one full-speed device, where ranks at 100 % are such devices."""
-    single_ms = ReferenceStore(config.references_dir).collect(config, session.ranks.machine).single_ms
-    shared = session.ranks.ranks_per_device > 1 or config.hetero.is_measured or config.hetero.drift
-    return None if shared or single_ms is None else single_ms / workload.num_units
+    if session.ranks.ranks_per_device > 1 or config.hetero.is_measured or config.hetero.drift:
+        return None
+    store = ReferenceStore(config.references_dir)  # another launch may be writing there
+    single_ms = session.from_rank_zero(lambda: store.collect(config, session.ranks.machine).single_ms)
+    return None if single_ms is None else single_ms / workload.num_units
 
 
 @dataclass(frozen=True)
