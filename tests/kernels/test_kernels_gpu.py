@@ -9,7 +9,7 @@ import torch
 
 from kernels.cases import FLOAT32_EPS, LIBRARY_LSE_SLACK, Case, inputs, measure, shape_cases
 from ringexp.errors import UserError
-from ringexp.kernels import KeySpan, OnlineSoftmax, get_kernel, oracle
+from ringexp.kernels import Arriving, KeySpan, OnlineSoftmax, get_kernel, oracle
 from ringexp.planning import make_plan
 from ringexp.ring import cuda_driver
 from ringexp.ring.clock import CudaClock
@@ -148,6 +148,30 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
         return (out.double() - exact).square().mean().sqrt().item()
 
     assert rms(found) <= 1.1 * rms(single)
+
+
+def test_a_span_that_is_there_goes_beside_one_that_is_awaited():
+    """As in a later chunk of a prompt: own keys of earlier chunks, and another rank's."""
+    case = Case(512, 3 * 512, False, BF16, 1, 8, 4, 128)
+    kernel = kernel_or_skip("triton", case)
+    if kernel.joint is None:
+        pytest.skip("needs a Hopper GPU")
+    q, k, v = inputs(case, "cuda")
+    own, earlier, other = zip(k.split(512, dim=2), v.split(512, dim=2), strict=True)
+    words = torch.ones(2, 4, dtype=torch.int32, device="cuda")[:, 0]
+    arriving = Arriving(words, torch.full((1,), -1, dtype=torch.int32, device="cuda"))
+    spans = [KeySpan(*own), KeySpan(*earlier), KeySpan(*other, 256, arriving)]
+    state = OnlineSoftmax(1, 8, 512, 128, "cuda", blocks=[(0, 512)], dtype=BF16)
+    state.attend(kernel, q, spans, True, 0.1)
+    expected = OnlineSoftmax(1, 8, 512, 128, "cuda")
+    expected.merge(*oracle.block(q.float(), *(x.float() for x in own), True, 0.1))
+    expected.merge(*oracle.block(q.float(), *(x.float() for x in earlier), False, 0.1))
+    late = slice(256, 512)
+    expected.merge(*oracle.block(q[:, :, late].float(), *(x.float() for x in other), False, 0.1), late)
+    torch.testing.assert_close(
+        state.output(torch.float32), expected.output(torch.float32), rtol=2e-2, atol=2e-3
+    )
+    assert arriving.waited.item() == 0
 
 
 class AtHand(LoopbackTransport):

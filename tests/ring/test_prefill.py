@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ringexp.kernels.oracle import block_fp64
-from support.ring_ranks import Case, attend, attend_over_stand_ins
+from ringexp.planning import make_plan
+from support.ring_ranks import Case, attend, attend_in_chunks_over_stand_ins, attend_over_stand_ins
 
 TOKENS = {
     1: [(37,)],
@@ -118,3 +119,14 @@ def test_gpus_of_two_kinds_agree_on_how_shards_are_sent(pools):
     case = Case((16, 24, 8, 40), kernel="joining on rank 0")
     results = pools[4].run(attend_over_stand_ins, "ipc", [case, case], 4, 2)
     assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+def test_a_launch_takes_shards_on_their_way_beside_own_keys_of_earlier_chunks(pools, layout):
+    case = Case((32, 32), layout, kernel="joining")
+    plan = make_plan(64, case.tokens, layout, tile=4, chunks=2)
+    found = pools[2].run(attend_in_chunks_over_stand_ins, case, 2)
+    expected = oracle(case)
+    for rank, out in enumerate(found):
+        positions = [p for chunk in plan.chunks for p in chunk.q_shards[rank].positions()]
+        assert (out - expected[:, positions]).abs().max() < 2e-6

@@ -92,6 +92,28 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
 
 
 @torch.inference_mode()
+def attend_in_chunks_over_stand_ins(rank: int, case: Case, chunks: int) -> torch.Tensor:
+    """This rank's output of all chunks of the prompt, a ring each, over IPC with stand-ins for CUDA."""
+    from ringexp.ring.ipc import IpcTransport
+
+    whole = make_plan(sum(case.tokens), case.tokens, case.layout, tile=4, chunks=chunks)
+    with stand_ins.cuda():
+        transport, outputs = IpcTransport(torch.device("cpu")), []
+        for plan in whole.chunks:
+            ring = RingContext(plan, rank, transport, case.attention_kernel(rank), CpuClock(NoPacer()))
+            ring.clock.start()
+            queries, keys = (
+                torch.tensor(shards[rank].positions()) for shards in (plan.q_shards, plan.kv_shards)
+            )
+            q, k, v = case.qkv()
+            outputs.append(ring_attention(q[:, queries], k[:, keys], v[:, keys], ring))
+            transport.barrier()
+        transport.close()
+    dist.barrier()
+    return torch.cat(outputs, dim=1)
+
+
+@torch.inference_mode()
 def attend_over_stand_ins(
     rank: int, name: str, cases: list[Case], devices: int = 1 << 30, kinds: int = 1
 ) -> tuple[torch.Tensor, int]:

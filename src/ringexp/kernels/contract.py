@@ -57,7 +57,7 @@ class KeySpan(NamedTuple):
 class Joint(NamedTuple):
     """What a `block_into` takes: so many spans; Lk and from_row of further ones are multiples of `tile`.
 
-    It awaits further ones that are `arriving`, either all of a call or none.
+    It awaits those further ones that are `arriving`, all of a call in as many pieces.
     """
 
     spans: int

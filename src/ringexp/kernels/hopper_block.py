@@ -114,7 +114,6 @@ def _launch(
     """out [B, Lq, H, D], D contiguous; lse [B, H, Lq] float32, rows evenly apart; final, done: `contract`."""
     (k, v, *_), *further = spans
     arriving = [span.arriving for span in further if span.arriving]
-    assert len(arriving) in (0, len(further)), "further spans are awaited, all or none"
     check_block(q, k, v, causal, softmax_scale)
     assert len(spans) <= JOINT.spans, len(spans)
     for span in further:
@@ -142,10 +141,11 @@ def _launch(
     descriptors = [_descriptor(x, kernel.BLOCK_N.value) for span in spans for x in (span.k, span.v)]
     seen = [n for span in further for n in (span.from_row, span.k.shape[2] // kernel.BLOCK_N.value)]
     absent = JOINT.spans - len(spans)
-    words = [each.words for each in arriving] + [None] * (JOINT.spans - 1 - len(arriving))
-    pieces = {len(each.words) for each in arriving} or {1}
-    assert len(pieces) == 1, pieces
-    assert all(each.words.stride(0) == kernel.WORD.value for each in arriving if len(each.words) > 1)
+    pieces = len(arriving[0].words) if arriving else 1
+    words = [span.arriving.words if span.arriving else _there(q.device, pieces) for span in further]
+    words = (words if arriving else [None] * len(further)) + [None] * absent
+    assert all(each.words.shape == (pieces,) for each in arriving), arriving
+    assert pieces == 1 or all(each.words.stride(0) == kernel.WORD.value for each in arriving), arriving
     with torch.cuda.device_of(q):
         kernel.attention_block[(min(total, num_sms),)](
             _descriptor(q, kernel.ROWS.value),
@@ -170,7 +170,7 @@ def _launch(
             kv_len,
             *seen,
             *[0] * (2 * absent),
-            num_kv_heads // pieces.pop(),
+            num_kv_heads // pieces,
             *done,
             softmax_scale * math.log2(math.e),
             SPANS=len(spans),
@@ -233,6 +233,12 @@ class _Counters:
         if stream not in self._of_streams:
             self._of_streams[stream] = self._unused()
         return self._of_streams[stream]
+
+
+@functools.cache
+def _there(device: torch.device, pieces: int) -> Tensor:
+    """Words of what need not be awaited, in a launch that awaits something else."""
+    return torch.ones(pieces, _kernel().WORD.value, dtype=torch.int32, device=device)[:, 0]
 
 
 @functools.cache
