@@ -148,7 +148,6 @@ class Bench:
         ways[f"ipc, {self.kernel.name}, no graph"] = self.ours(local, seq_len, ipc, graph=False)
         if not self.settings.shared:
             ways[f"ipc, {self.kernel.name}, shard by shard"] = self.ours(local, seq_len, ipc, hops=1)
-        if not self.settings.shared:
             ways[OTHERS[0]] = self.foreign(self._context_parallel(x, stack), seq_len)
             if importlib.util.find_spec("ring_flash_attn"):
                 ways[OTHERS[1]] = self.foreign(self._ring_flash_attn(local), seq_len)

@@ -39,17 +39,12 @@ class TableSpeeds:
         """What work costs each rank, fitted to the rows around this length."""
         lengths = calibration_lengths(self.seq_len, for_fit=False)
         points = {(length, length // 2) for length in lengths} | set(cost_points(lengths))
-        costs = [
-            fit_cost(
-                [row for row in rows if row.percentage == percentage and (row.length, row.tokens) in points],
-                causal,
-            )
-            for rows, percentage in zip(self.rows, self.percentages, strict=True)
-        ]
-        return [
-            replace(cost, alone_ms=self.alone_ms if percentage == 100 else None)
-            for cost, percentage in zip(costs, self.percentages, strict=True)
-        ]
+        costs = []
+        for rows, percentage in zip(self.rows, self.percentages, strict=True):
+            own = [row for row in rows if row.percentage == percentage and (row.length, row.tokens) in points]
+            alone_ms = self.alone_ms if percentage == 100 else None
+            costs.append(replace(fit_cost(own, causal), alone_ms=alone_ms))
+        return costs
 
     @cached_property
     def _formulas(self) -> list[FormulaModel]:

@@ -140,22 +140,23 @@ def _launch(
     band = _band(batch * num_heads, group, 2 * k.element_size() * keys * head_dim) if staggered else 1
     descriptors = [_descriptor(x, kernel.BLOCK_N.value) for span in spans for x in (span.k, span.v)]
     seen = [n for span in further for n in (span.from_row, span.k.shape[2] // kernel.BLOCK_N.value)]
-    absent = JOINT.spans - len(spans)
+    absent = 2 * (JOINT.spans - len(spans))
     pieces = len(arriving[0].words) if arriving else 1
-    words = [span.arriving.words if span.arriving else _there(q.device, pieces) for span in further]
-    words = (words if arriving else [None] * len(further)) + [None] * absent
+    awaited = further if arriving else []
+    words = [span.arriving.words if span.arriving else _there(q.device, pieces) for span in awaited]
     assert all(each.words.shape == (pieces,) for each in arriving), arriving
     assert pieces == 1 or all(each.words.stride(0) == kernel.WORD.value for each in arriving), arriving
     with torch.cuda.device_of(q):
         kernel.attention_block[(min(total, num_sms),)](
             _descriptor(q, kernel.ROWS.value),
             *descriptors,
-            *[None] * (2 * absent),
+            *[None] * absent,
             out,
             lse,
             out if final is None else final,
             _counters(q.device).next(),
             *words,
+            *[None] * (JOINT.spans - 1 - len(words)),
             arriving[0].waited if arriving else None,
             out.stride(0),
             out.stride(2),
@@ -169,7 +170,7 @@ def _launch(
             q_len,
             kv_len,
             *seen,
-            *[0] * (2 * absent),
+            *[0] * absent,
             num_kv_heads // pieces,
             *done,
             softmax_scale * math.log2(math.e),

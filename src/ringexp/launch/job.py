@@ -123,9 +123,9 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
     """What a reference needs is less: no costs, and no check of what it takes."""
     workload = session.workload(config)
     kernel = session.kernel(config, workload)
-    source = replace(
-        session.calibrator.speeds(config, costs=is_run), alone_ms=_alone_ms(session, config, workload)
-    )
+    source = session.calibrator.speeds(config, costs=is_run)
+    if is_run:
+        source = replace(source, alone_ms=_alone_ms(session, config, workload))
     room = session.room(config, workload, config.seq_len)
     hop = session.calibrator.hop_cost(config, workload) if is_run else None
     plan = plan_for(config, source, session.device.type, workload.causal, room, hop)
@@ -145,11 +145,16 @@ def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
 
 def _alone_ms(session: Session, config: Config, workload: Workload) -> float | None:
     """What a unit of the workload took one full-speed device, where ranks at 100 % are such devices."""
-    if session.ranks.ranks_per_device > 1 or config.hetero.is_measured or config.hetero.drift:
+    if config.hetero.drift or not _are_devices(session, config):
         return None
     store = ReferenceStore(config.references_dir)  # another launch may be writing there
     single_ms = session.from_rank_zero(lambda: store.collect(config, session.ranks.machine).single_ms)
     return None if single_ms is None else single_ms / workload.num_units
+
+
+def _are_devices(session: Session, config: Config) -> bool:
+    """Whether a rank at 100 % is one full-speed device."""
+    return session.ranks.ranks_per_device == 1 and not config.hetero.is_measured
 
 
 @dataclass(frozen=True)
@@ -242,8 +247,7 @@ def _capacity_efficiency(
 ) -> float | None:
     """`metrics.capacity_efficiency`, for ranks at the session's present percentages with these speeds."""
     session = setting.session
-    own_devices = session.ranks.ranks_per_device == 1 and not setting.config.hetero.is_measured
-    percentages = session.percentages if own_devices else []
+    percentages = session.percentages if _are_devices(session, setting.config) else []
     single_speed = metrics.full_speed(speeds, percentages) or references.single_speed_tflops
     return metrics.capacity_efficiency(latency_ms, speeds, references.single_ms, single_speed)
 

@@ -16,7 +16,7 @@ import torch
 from ringexp.kernels import Arriving, Kernel, KeySpan, OnlineSoftmax
 from ringexp.planning import Plan, runs
 from ringexp.ring.clock import Clock
-from ringexp.ring.launches import launches
+from ringexp.ring.launches import Launch, launches
 from ringexp.ring.transport import Announced, Arrival, Route, Transport
 
 
@@ -56,10 +56,12 @@ def ring_attention(
     kv_tokens, hops = ring.plan.kv_tokens, ring.prefetch_hops
     arriving = ring.transport.circulate(k, v, kv_tokens, hops, by_heads=_joins(ring))
     rounds = _rounds(ring, [start for _, start in starts])
-    groups = [(sequences, _Rows(q[sequences], start, ring, rounds)) for sequences, start in starts]
-    for number, sources in enumerate(rounds):
-        wanted = {source for _, rows in groups for source in rows.sources(number)}
-        shards = _taken_up(dict(islice(arriving, len(sources))), wanted, ring)
+    groups = [
+        (sequences, _Rows(q[sequences], [each.launches[number] for each in rounds], ring.kernel))
+        for number, (sequences, _) in enumerate(starts)
+    ]
+    for number, each in enumerate(rounds):
+        shards = _taken_up(dict(islice(arriving, len(each.sources))), each.wanted, ring)
         for sequences, rows in groups:
             rows.attend(number, {source: shard.of(sequences) for source, shard in shards.items()}, scale)
     next(arriving, None)
@@ -73,16 +75,32 @@ def _joins(ring: RingContext) -> bool:
     return ring.transport.announces and ring.kernel.joint is not None and ring.prefetch_hops is None
 
 
-def _rounds(ring: RingContext, starts: Sequence[int]) -> list[list[int]]:
-    """Whose shards are computed with together: one by one, but for the first ones that one launch takes."""
+@dataclass(frozen=True)
+class _Round:
+    """Shards that are computed with together: whose, and the launches for sequences of each start."""
+
+    sources: Sequence[int]
+    launches: Sequence[Sequence[Launch]]
+
+    @property
+    def wanted(self) -> set[int]:
+        """Whose shards blocks are about."""
+        return {source for found in self.launches for launch in found for source, _ in launch.parts}
+
+
+def _rounds(ring: RingContext, starts: Sequence[int]) -> list[_Round]:
+    """One source a round, but for the first ones if one launch takes them."""
     sources, joint = Route.of(ring.plan.kv_tokens, ring.rank).sources, ring.kernel.joint
-    one_by_one = [[source] for source in sources]
-    if joint is None or not _joins(ring) or len(starts) > 1:
-        return one_by_one
-    first = sources[: joint.spans]
-    found = launches(ring.plan, ring.rank, first, starts[0], joint)
-    in_one = len(found) == 1 and found[0].parts[0][0] == ring.rank
-    return [first, *one_by_one[len(first) :]] if in_one else one_by_one
+
+    def together(sources: Sequence[int]) -> _Round:
+        return _Round(sources, [launches(ring.plan, ring.rank, sources, start, joint) for start in starts])
+
+    if joint is not None and _joins(ring) and len(starts) == 1:
+        first = together(sources[: joint.spans])
+        (found,) = first.launches
+        if len(found) == 1 and found[0].parts[0][0] == ring.rank:
+            return [first, *(together([source]) for source in sources[joint.spans :])]
+    return [together([source]) for source in sources]
 
 
 @dataclass(frozen=True)
@@ -124,20 +142,16 @@ def _taken_up(
 
 
 class _Rows:
-    """The queries [b, Lq, H, D] of sequences that start at one slot, and their result so far."""
+    """The queries [b, Lq, H, D] of sequences that start at one slot, and their result so far.
 
-    def __init__(self, q: torch.Tensor, start: int, ring: RingContext, rounds: list[list[int]]) -> None:
+    rounds: the launches of each.
+    """
+
+    def __init__(self, q: torch.Tensor, rounds: Sequence[Sequence[Launch]], kernel: Kernel) -> None:
         batch, length, heads, dim = q.shape
-        self._q, self._kernel = q, ring.kernel
-        self._rounds = [
-            launches(ring.plan, ring.rank, sources, start, ring.kernel.joint) for sources in rounds
-        ]
+        self._q, self._kernel, self._rounds = q, kernel, rounds
         blocks = [launch.rows for found in self._rounds for launch in found]
         self.state = OnlineSoftmax(batch, heads, length, dim, q.device, blocks=blocks, dtype=q.dtype)
-
-    def sources(self, number: int) -> set[int]:
-        """Whose shards the round's blocks are about."""
-        return {source for launch in self._rounds[number] for source, _ in launch.parts}
 
     def attend(self, number: int, shards: Mapping[int, _Shard], scale: float) -> None:
         """Compute with the round's shards."""
