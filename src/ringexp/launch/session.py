@@ -109,14 +109,14 @@ class Session:
     def iteration(self, config: Config, work: Callable[[], torch.Tensor], ring: RingContext) -> Iteration:
         """`work` as it is run and measured: as a CUDA graph if the config says so."""
         iteration = Iteration(work, ring)
-        if self.captures(config) and ring.transport.capturable:
+        if self.captures(config, ring.transport):
             iteration.capture()
         return iteration
 
-    def captures(self, config: Config) -> bool:
-        """Whether iterations are to be CUDA graphs."""
+    def captures(self, config: Config, transport: Transport | None = None) -> bool:
+        """Whether iterations are to be CUDA graphs, and over a transport can be."""
         wanted = config.model.kind == "attention" if config.cuda_graph is None else config.cuda_graph
-        return wanted and self.device.type == "cuda"
+        return wanted and self.device.type == "cuda" and (transport is None or transport.capturable)
 
     def workload(self, config: Config) -> Workload:
         """The workload of a config; kept, since making it anew costs seconds for a large model."""

@@ -18,6 +18,7 @@ from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.workload import LocalInputs, broadcast_weights
 from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, ring_token_bytes, rotation_bytes
+from ringexp.ring.groups import broadcast
 from ringexp.ring.prefill import RingContext, ring_attention
 from ringexp.ring.shards import shard
 
@@ -164,5 +165,5 @@ def _random_inputs(
     if not dist.is_initialized() or dist.get_rank() == 0:
         x.normal_(generator=torch.Generator(device).manual_seed(seed))
     if dist.is_initialized():
-        dist.broadcast(x, 0)
+        broadcast(x, 0)
     return x

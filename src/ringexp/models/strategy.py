@@ -28,7 +28,7 @@ from ringexp.models.rotary import fuse_rotary
 from ringexp.models.workload import broadcast_weights, rope_positions
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import NoClock
-from ringexp.ring.groups import place_in, transport_of
+from ringexp.ring.groups import broadcast, place_in, transport_of
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.shards import positions, shard, unshard
 
@@ -164,7 +164,7 @@ class RingModel(nn.Module):
         """The logits of the rank with the last position, on every rank, so that all choose one token."""
         strategy, logits = self.distributed_strategy, logits.contiguous()
         if dist.is_initialized():
-            dist.broadcast(logits, group=strategy.group, group_src=strategy.plan.owner_of_last)
+            broadcast(logits, strategy.plan.owner_of_last, strategy.group)
         return logits
 
 

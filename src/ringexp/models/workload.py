@@ -16,6 +16,7 @@ from torch import nn
 
 from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
 from ringexp.planning import MemoryNeed, Plan
+from ringexp.ring.groups import broadcast
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.shards import positions, shard
 
@@ -109,7 +110,7 @@ def broadcast_weights(model: nn.Module, group: dist.ProcessGroup | None = None) 
         return
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor, group=group, group_src=0)
+            broadcast(tensor, 0, group)
 
 
 def make_workload(config: ModelConfig, seq_len: int, device: torch.device, seed: int) -> Workload:

@@ -73,6 +73,20 @@ def close(group: dist.ProcessGroup | None = None) -> None:
                 transport.close()
 
 
+def broadcast(x: torch.Tensor, source: int, group: dist.ProcessGroup | None = None) -> None:
+    """Make x, on every rank of the group, what it is on its rank `source`.
+
+    CUDA tensors go over gloo by way of the host: on a GPU other than the first, gloo's own threads would take
+    memory of the first one, too, and end the process where MPS refuses it.
+    """
+    if x.is_cuda and _backends(group).get("cuda") == "gloo":
+        staged = x.cpu() if dist.get_rank(group) == source else torch.empty_like(x, device="cpu")
+        dist.broadcast(staged, group=group, group_src=source)
+        x.copy_(staged)
+    else:
+        dist.broadcast(x, group=group, group_src=source)
+
+
 def current(device: torch.device) -> AbstractContextManager[object]:
     """Makes a CUDA device the current one, which events and the driver's calls are about."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -44,12 +44,17 @@ class Iteration:
         origin = self._ring.clock.origin
         return output, timing.with_transfers([transfer(origin) for transfer in transfers], self._ring.rank)
 
-    def capture(self) -> None:
-        """Replay a CUDA graph in later runs. The work is done twice here: once to warm up, once to try."""
-        self.run()
+    def capture(self, warm: bool = False) -> None:
+        """Replay a CUDA graph in later runs.
+
+        warm: the work has been done before. Else it is done twice here: once to warm up, once to try.
+        """
+        if not warm:
+            self.run()
         torch.cuda.synchronize()
         self._graph, self._captured = captured(self._perform)
-        self.run()
+        if not warm:
+            self.run()
 
     def back_to_back_ms(self, count: int) -> float:
         """Time of one of `count` runs that nothing separates, as the layers of a model follow each other."""

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from ringexp.errors import UserError
 from ringexp.planning import Plan
-from ringexp.ring.groups import place_in
+from ringexp.ring.groups import broadcast, place_in
 
 
 def positions(plan: Plan, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -42,7 +42,7 @@ def unshard(
         shape[dim] = tokens[source]
         part = local.detach().contiguous() if source == rank else local.new_empty(shape)
         if plan.world_size > 1:
-            dist.broadcast(part, group=group, group_src=source)
+            broadcast(part, source, group)
         for offset, span in plan.q_shards[source].placed():
             whole.narrow(dim, span.start, len(span)).copy_(part.narrow(dim, offset, len(span)))
     return whole

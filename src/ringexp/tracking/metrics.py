@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median, quantiles
 from typing import Any
 
@@ -159,7 +160,7 @@ class Prompt:
 
     speeds: TFLOP/s while it computed, by its busy time; None without tokens. calibrated_speeds: measured
     before the run at these percentages, None where they were not. capacity_efficiency: by those. replan_ms:
-    what the slowest rank took to change to this plan; 0: it was there already.
+    what the slowest rank took to change to this plan, or to capture its graph; 0: it had both already.
     """
 
     percentages: list[float]
@@ -187,14 +188,15 @@ class Adaptation:
 
 def adaptation(prompts: Sequence[Prompt], latencies: Sequence[float]) -> Adaptation:
     """The iterations of a run taken together."""
-    replan = [prompt.replan_ms for prompt in prompts if prompt.replan_ms]
+    replans = sum(before.tokens != prompt.tokens for before, prompt in pairwise(prompts))
+    replan_ms = sum(prompt.replan_ms for prompt in prompts)
     known = [
         (prompt.capacity_efficiency * latency, latency)
         for prompt, latency in zip(prompts, latencies, strict=True)
         if prompt.capacity_efficiency is not None
     ]
     efficiency = sum(ideal for ideal, _ in known) / sum(latencies) if len(known) == len(latencies) else None
-    return Adaptation(len(replan), sum(replan), sum(latencies) + sum(replan), efficiency, list(prompts))
+    return Adaptation(replans, replan_ms, sum(latencies) + replan_ms, efficiency, list(prompts))
 
 
 @dataclass(frozen=True)
