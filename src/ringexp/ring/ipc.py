@@ -141,8 +141,8 @@ class IpcTransport:
     ) -> dict[int, Transfer]:
         """Copy a shard into the peers' slots, once those are free, and say so piece by piece.
 
-        After what is on the stream of keys so far. Keys and values go side by side, since one copy engine does
-        not fill a link. Returns when which transfer was under way.
+        After what is on the stream of keys so far. Keys and values go side by side, since one engine does not
+        fill a link. Returns when which transfer was under way.
         """
         heads, row_bytes = k.shape[2] // pieces, k[0, 0].nbytes
         begun, ended = {}, {}
