@@ -2,15 +2,17 @@
 
     clock.start()
     ... linear layers ...
+    clock.takes([rank])                 # keys/values that nothing is to be waited for
+    ... attention ...
     with clock.waiting(source): ...     # not counted as busy
-    clock.awaits(waited)                # if what follows also waits by itself
     ... attention ...
     clock.attended()                    # what follows is linear layers again, up to the next wait
     ... linear layers ...
     clock.stop()
     timing = clock.read()
 
-On CUDA both are read from events on the compute stream, so nothing is synchronised before `read`. On CPU the
+On CUDA both are read from events on the compute stream, so nothing is synchronised before `read`; each takes
+2 us between kernels, so there are no more than have to be. On CPU the
 clock also is where an emulated slow rank takes its extra time: after each stretch of compute the pacer waits
 until the stretch has lasted as long as it would on a slower rank.
 """
@@ -43,11 +45,14 @@ class Clock(Protocol):
 
     def start(self) -> None: ...
 
-    def waiting(self, source: int) -> AbstractContextManager[None]: ...
+    def takes(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
+        """What follows computes with these shards together.
 
-    def awaits(self, waited: torch.Tensor) -> None:
-        """What is computed up to the next wait includes waiting: `waited`, int32 [1], us, when it is over."""
+        waited: how long it will have waited for them by itself, int32 [1], us.
+        """
         ...
+
+    def waiting(self, source: int) -> AbstractContextManager[None]: ...
 
     def attended(self) -> None:
         """The attention of a layer is over."""
@@ -81,8 +86,14 @@ class _Stretches:
         self._inside.append(None)
         self._attending = True
 
-    def awaits(self, waited: torch.Tensor) -> None:
+    def taken(self, sources: Sequence[int], waited: torch.Tensor | None) -> int:
+        """Work with these shards begins; returns how many stretches of no length that is."""
+        for number, source in enumerate(sources):
+            if number:
+                self.computed()
+            self.waited(source)
         self._awaits = waited
+        return 2 * len(sources) - 1
 
     def attended(self) -> None:
         self.computed()
@@ -131,6 +142,11 @@ class CpuClock:
         self._durations_ms.append((now - self._mark) * 1e3)
         self._mark = now
 
+    def takes(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
+        self._settle()
+        self._stretches.computed()
+        self._durations_ms += [0.0] * self._stretches.taken(sources, waited)
+
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
         self._settle()
@@ -138,9 +154,6 @@ class CpuClock:
         yield
         self._end()
         self._stretches.waited(source)
-
-    def awaits(self, waited: torch.Tensor) -> None:
-        self._stretches.awaits(waited)
 
     def attended(self) -> None:
         self._settle()
@@ -169,6 +182,11 @@ class CudaClock:
         self._began = time.perf_counter()
         self._events = [recorded()]
 
+    def takes(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
+        self._events.append(recorded())
+        self._stretches.computed()
+        self._events += [self._events[-1]] * self._stretches.taken(sources, waited)
+
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
         self._events.append(recorded())
@@ -176,9 +194,6 @@ class CudaClock:
         yield
         self._events.append(recorded())
         self._stretches.waited(source)
-
-    def awaits(self, waited: torch.Tensor) -> None:
-        self._stretches.awaits(waited)
 
     def attended(self) -> None:
         self._events.append(recorded())
@@ -200,11 +215,11 @@ class NoClock:
 
     def start(self) -> None: ...
 
+    def takes(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None: ...
+
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
         yield
-
-    def awaits(self, waited: torch.Tensor) -> None: ...
 
     def attended(self) -> None: ...
 

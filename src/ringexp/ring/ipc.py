@@ -62,7 +62,7 @@ class IpcTransport:
         self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
         self._peers = [peer for peer in range(self._world) if peer != self._rank]
         self._device = device
-        self._keys, self._values, self._sent = (torch.cuda.Stream(device) for _ in range(3))  # on their way
+        self._stream = torch.cuda.Stream(device)  # of what is sent
         self._transfers: list[Transfer] = []
         self._flags_bytes = _aligned(_FLAGS * self._world * _FLAG_BYTES)
         self._outbox_bytes = self._slot_bytes = 0
@@ -111,8 +111,11 @@ class IpcTransport:
             peers = [route.source(-hop) for hop in hops]
             sent = {}
             if far := [peer for peer in peers if peer not in self._near]:
-                self._keys.wait_stream(compute)  # for keys and values, and lock-step hops for compute
-                sent = self._send(k, v, far, pieces)
+                self._stream.wait_stream(compute)  # for keys and values, and lock-step hops for compute
+                with torch.cuda.stream(self._stream):
+                    sent = self._send(k, v, far, pieces)
+                for x in (k, v):
+                    x.record_stream(self._stream)
             self._transfers += [sent.get(peer, nothing) for peer in peers]
 
         ahead = min(prefetch_hops or route.hops, route.hops)
@@ -134,37 +137,30 @@ class IpcTransport:
         # What was computed with these shards is over when the stream gets here; none may have been about one.
         self._hand_back(route.sources[1:], arrived=announced, pieces=pieces)
         if not self._near.issuperset(route.sources[1:]):  # else a graph would not know the stream
-            compute.wait_stream(self._sent)
+            compute.wait_stream(self._stream)
 
     def _send(
         self, k: torch.Tensor, v: torch.Tensor, peers: Sequence[int], pieces: int
     ) -> dict[int, Transfer]:
-        """Copy a shard into the peers' slots, once those are free, and say so piece by piece.
+        """Copy a shard into the peers' slots, on the current stream, once those are free, and say so.
 
-        After what is on the stream of keys so far. Keys and values go side by side, since one engine does not
-        fill a link. Returns when which transfer was under way.
+        Returns when which transfer was under way.
         """
+        stream = torch.cuda.current_stream(self._device)
         heads, row_bytes = k.shape[2] // pieces, k[0, 0].nbytes
+        self._reclaim(peers)
         begun, ended = {}, {}
-        with torch.cuda.stream(self._keys):
-            self._reclaim(peers)
-        self._values.wait_stream(self._keys)
         for piece in range(pieces):
             columns, start = slice(piece * heads, (piece + 1) * heads), piece * row_bytes // pieces
             for peer in peers:
                 if not piece:
-                    with torch.cuda.stream(self._keys):
-                        begun[peer] = recorded()
-                for number, (x, stream) in enumerate(((k, self._keys), (v, self._values))):
+                    begun[peer] = recorded()
+                for number, x in enumerate((k, v)):
                     slot = self._slot(peer, self._rank) + number * k.nbytes
                     driver.copy_rows(stream, slot + start, row_bytes, x[:, :, columns])
-                    self._sent.wait_stream(stream)
-                driver.flags(self._sent, given=[self._flag(peer, _READY + piece, self._rank)])
+                driver.flags(stream, given=[self._flag(peer, _READY + piece, self._rank)])
                 if piece == pieces - 1:
-                    with torch.cuda.stream(self._sent):
-                        ended[peer] = recorded()
-        for x, stream in ((k, self._keys), (v, self._values)):
-            x.record_stream(stream)
+                    ended[peer] = recorded()
         return {peer: partial(since, begun[peer], ended[peer]) for peer in peers}
 
     def _words(self, source: int, pieces: int) -> torch.Tensor:

@@ -111,6 +111,14 @@ class _Shard:
     values: torch.Tensor
     arriving: Arriving | None = None
 
+    @classmethod
+    def made_of(
+        cls, shard: torch.Tensor | tuple[torch.Tensor, torch.Tensor], arriving: Arriving | None = None
+    ) -> _Shard:
+        """Of keys and values [b, L, Hkv, D] each."""
+        keys, values = (x.transpose(1, 2) for x in shard)
+        return cls(keys, values, arriving)
+
     def of(self, sequences: slice) -> _Shard:
         return _Shard(self.keys[sequences], self.values[sequences], self.arriving)
 
@@ -122,22 +130,23 @@ def _taken_up(
 
     wanted: sources that blocks are about.
     """
+    (first, *further) = arrivals
+    if not further and first != ring.rank:
+        with ring.clock.waiting(first):
+            return {first: _Shard.made_of(arrivals[first]())}
     shards: dict[int, _Shard] = {}
     waited = None
     for source, arrival in arrivals.items():
         arriving = None
-        with ring.clock.waiting(source):
-            if len(arrivals) > 1 and isinstance(arrival, Announced):
-                shard, words = arrival.announced()
-                if source in wanted:
-                    waited = words.new_empty(1) if waited is None else waited
-                    arriving = Arriving(words, waited)
-            else:
-                shard = arrival()
-        keys, values = (x.transpose(1, 2) for x in shard)
-        shards[source] = _Shard(keys, values, arriving)
-    if waited is not None:
-        ring.clock.awaits(waited)
+        if isinstance(arrival, Announced):
+            shard, words = arrival.announced()
+            if source in wanted:
+                waited = words.new_empty(1) if waited is None else waited
+                arriving = Arriving(words, waited)
+        else:
+            shard = arrival()
+        shards[source] = _Shard.made_of(shard, arriving)
+    ring.clock.takes(list(arrivals), waited)
     return shards
 
 
