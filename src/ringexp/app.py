@@ -12,6 +12,7 @@ from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
 from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config, HeteroConfig
 from ringexp.errors import RunFailed, UserError
+from ringexp.hetero.profiles import beside
 from ringexp.hetero.throttle import IN_PROCESS, resolve_throttle
 from ringexp.launch.local import run_ranks
 from ringexp.launch.planning import plan_for
@@ -320,8 +321,17 @@ def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | Non
         for row in table.load()
         if row.hardware in hardware and row.throttle == throttle and row.shape.startswith(prefix)
     ]
-    kinds = {(row.hardware, row.ranks_per_device, row.shape) for row in rows}
     percentages = [float(p) for p in config.hetero.percentages]
-    if len(kinds) != 1 or not set(percentages) <= {row.percentage for row in rows}:
+    count = gpu_count() if device == "cuda" else config.world_size
+    devices = [rank % max(count, 1) for rank in range(config.world_size)]
+    own = [
+        [row for row in rows if row.beside == beside(percentages, devices, rank)]
+        for rank in range(config.world_size)
+    ]
+    kinds = {(row.hardware, row.ranks_per_device, row.shape) for mine in own for row in mine}
+    covered = [
+        any(row.percentage == asked for row in mine) for mine, asked in zip(own, percentages, strict=True)
+    ]
+    if len(kinds) != 1 or not all(covered):
         return None
-    return TableSpeeds(config.seq_len, percentages, [rows] * config.world_size)
+    return TableSpeeds(config.seq_len, percentages, own)

@@ -28,6 +28,16 @@ def test_without_it_devices_of_one_name_are_taken_for_equal(pools, tmp_path):
     assert len(set(known.lut())) == 1
 
 
+def test_a_rank_beside_another_is_not_taken_for_one_that_is_alone(pools, tmp_path):
+    config = attention_config(tmp_path, "none", 3, seq_len=512)
+    config.hetero.percentages = [50.0, 20.0, 50.0]
+    known, *others = pools[3].run(sessions.speeds, config, [25, 25, 100], True, ["a", "a", "b"])
+    assert all(other == known for other in others)
+    assert [{row.beside for row in rows} for rows in known.rows] == [{"20"}, {"50"}, {""}]
+    assert known.lut()[2] > 1.5 * known.lut()[0]
+    assert known.costs(causal=True)[0].pair_ms > 1.5 * known.costs(causal=True)[2].pair_ms
+
+
 def test_ranks_agree_on_what_a_hop_costs(pools, tmp_path):
     config = attention_config(tmp_path, "none", 3)
     costs = pools[3].run(sessions.hop_cost, config)

@@ -14,7 +14,6 @@ from fms.models import get_model
 from fms.modules.attention import MultiHeadAttention
 from omegaconf import OmegaConf
 
-from ringexp.calibration.table import SpeedTable
 from ringexp.config import Config, LayoutConfig, PartitionerConfig
 from ringexp.errors import UserError
 from ringexp.launch.planning import plan_for
@@ -24,7 +23,6 @@ from ringexp.report.build import write_report
 from ringexp.report.planner import FOLDER, planner_page
 from ringexp.report.planner.shapes import SHAPES
 from support.browser import dom
-from support.calibration_rows import cost_rows
 from support.run_folders import write_run
 
 CASES = 600
@@ -246,20 +244,14 @@ def test_the_page_needs_no_network(page):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The folder of a report of three runs, with hops and rows of what their ranks cost."""
+    """The folder of a report of three runs, with hops and what their ranks cost."""
     root = tmp_path_factory.mktemp("outputs")
     folder = root / "sweeps" / "2026-03-01" / "12-00-00-abc"
     ways = (("zigzag", "balanced"), ("contiguous", "lut"), ("zigzag", "even"))
     for number, (layout, partitioner) in enumerate(ways):
         figures = {"speeds": [600.0, 240.0], "hop_latency_ms": 0.02, "hop_gbps": 340.0, "transport": "ipc"}
+        figures["costs"] = [asdict(cost) for cost in COSTS]
         write_run(folder, number, layout=layout, partitioner=partitioner, latency_ms=2.0 + number, **figures)
-    shape = "attention-b1-e4096-h32-kv32-d128-causal-bfloat16-triton"
-    rows = [
-        replace(row, percentage=percentage, shape=shape)
-        for percentage, cost in zip((100.0, 50.0), COSTS, strict=True)
-        for row in cost_rows(cost, [2048, 4096, 8192], causal=True)
-    ]
-    SpeedTable(root / "calibration" / "speeds.csv").add(rows)
     return write_report([folder], folder / "report").page.parent
 
 

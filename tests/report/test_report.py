@@ -144,7 +144,7 @@ def test_a_figure_that_fails_is_said_and_the_rest_is_there(sweep, monkeypatch, c
 
 
 def test_a_planner_that_cannot_take_the_runs_is_said_and_there_without_them(sweep, monkeypatch):
-    monkeypatch.setattr(build, "measured_runs", lambda groups, rows: 1 / 0)
+    monkeypatch.setattr(build, "measured_runs", lambda groups: 1 / 0)
     written = write_report([sweep], sweep / "report").page
     assert "The planner has no runs: ZeroDivisionError" in written.read_text()
     assert '"runs": []' in written.with_name("planner.html").read_text()

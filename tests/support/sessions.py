@@ -62,9 +62,14 @@ def open_session(rank: int, config: Config, really: list[float]) -> Session:
 
 
 @torch.inference_mode()
-def speeds(rank: int, config: Config, really: list[float], costs: bool = False) -> TableSpeeds:
-    """What one session after another would know of the ranks' speeds."""
-    return open_session(rank, config, really).calibrator.speeds(config, costs)
+def speeds(
+    rank: int, config: Config, really: list[float], costs: bool = False, devices: list[str] | None = None
+) -> TableSpeeds:
+    """What one session after another would know of the ranks' speeds, on GPUs of these names if given."""
+    session = open_session(rank, config, really)
+    if devices:
+        session._devices = devices
+    return session.calibrator.speeds(config, costs)
 
 
 class Turns:

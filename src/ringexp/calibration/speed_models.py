@@ -43,7 +43,7 @@ class LookupTable:
             if row.length in speeds:
                 raise UserError(
                     f"two calibration rows for {row.shape} at {row.percentage:g} % and {row.length} tokens; "
-                    f"give the rows of one throttle and one number of ranks per device"
+                    f"give the rows of one throttle, with the same ranks on one device"
                 )
             speeds[row.length] = row.speed_tflops
         self._percentages = list(measured)

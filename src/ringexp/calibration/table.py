@@ -20,7 +20,7 @@ from ringexp.errors import UserError
 LOCK_TIMEOUT_S = 60.0
 """How long `add` waits for other writers; one write takes milliseconds."""
 
-Key = tuple[str, str, str, int, float, int, int]
+Key = tuple[str, str, str, int, float, int, int, str]
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class SpeedRow:
     """ISO 8601 time; UTC where it names no zone."""
     versions: str
     """Software that was measured; may be empty."""
+    beside: str = ""
+    """Percentages of the other ranks on its GPU, such as 50+10; empty: none, or no GPU."""
 
     def __post_init__(self) -> None:
-        for name in ("hardware", "throttle", "shape", "versions"):
+        for name in ("hardware", "throttle", "shape", "versions", "beside"):
             text = getattr(self, name)
-            if not text.isprintable() or not (text.strip() or name == "versions"):
+            if not text.isprintable() or not (text.strip() or name in ("versions", "beside")):
                 raise ValueError(f"{name}={text!r} must be one line of readable text")
         for name in ("ranks_per_device", "length", "tokens", "samples"):
             if getattr(self, name) < 1:
@@ -84,6 +86,7 @@ class SpeedRow:
             self.percentage,
             self.length,
             self.tokens,
+            self.beside,
         )
 
     @property
@@ -146,9 +149,10 @@ class SpeedTable:
         ranks_per_device: int | None = None,
         shape: str | None = None,
         length: int | None = None,
+        beside: str | None = None,
     ) -> list[SpeedRow]:
         """The rows that have every given value; None is any."""
-        asked = (hardware, shape, throttle, ranks_per_device, percentage, length, None)
+        asked = (hardware, shape, throttle, ranks_per_device, percentage, length, None, beside)
         return [
             row
             for row in self.load()

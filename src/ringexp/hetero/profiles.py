@@ -43,6 +43,19 @@ def label(percentages: Sequence[float]) -> str:
     return "_".join(format_percentage(value) for value in percentages)
 
 
+def beside(percentages: Sequence[float], devices: Sequence[object], rank: int) -> str:
+    """Percentages of the other ranks on a rank's device, largest first, such as "50+10"; "" for none.
+
+    devices: of all ranks, alike for those that share one.
+    """
+    others = [
+        percentage
+        for other, percentage in enumerate(percentages)
+        if other != rank and devices[other] == devices[rank]
+    ]
+    return "+".join(format_percentage(value) for value in sorted(others, reverse=True))
+
+
 def named_profiles() -> dict[str, list[float]]:
     """Every profile that has a name in the `hetero` config group, in the order of a sweep."""
     slow = range(10, 100, 10)

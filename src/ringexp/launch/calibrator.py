@@ -126,6 +126,7 @@ class Calibrator:
             "hardware": self.session.hardware(),
             "throttle": self.session.throttle.name,
             "ranks_per_device": self.session.ranks.ranks_per_device,
+            "beside": self.session.beside,
             "shape": f"{workload.shape}-{kernel.name}",
         }
 

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
 from ringexp.config import Config, num_chunks
+from ringexp.hetero.profiles import beside
 from ringexp.hetero.throttle import AppliedThrottle
 from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.launch.calibrator import Calibrator, lengths_of
@@ -23,6 +25,7 @@ from ringexp.models.workload import Workload, make_workload
 from ringexp.planning import MemoryNeed
 from ringexp.planning.memory import GIB
 from ringexp.ring.clock import Clock, make_clock
+from ringexp.ring.cuda_driver import device_id
 from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
@@ -83,6 +86,17 @@ class Session:
             return f"{properties.name} {properties.uuid}" if itself else properties.name
         kind = f"{cpu_name()} x{torch.get_num_threads()}"
         return f"{kind} {platform.node()} rank {self.rank}" if itself else kind
+
+    @cached_property
+    def _devices(self) -> list[str]:
+        """The device of each rank; CPU ranks have cores of their own."""
+        on_gpu = self.device.type == "cuda"
+        return self.gather(device_id(self.device) if on_gpu else f"cores of rank {self.rank}")
+
+    @property
+    def beside(self) -> str:
+        """As calibration rows have it. All ranks ask together."""
+        return beside(self.percentages, self._devices, self.rank)
 
     def take_up(self, job: Job) -> None:
         """Slow the ranks as a job asks; all ranks call it."""

@@ -78,7 +78,7 @@ def write_report(folders: Sequence[Path], out: Path, tracker_mode: str | None = 
     title = f"ringexp: {', '.join(folder.resolve().name for folder in folders)}"
     measured: list[MeasuredRun] = []
     try:
-        measured = measured_runs(groups, [row for rows in tables.values() for row in rows])
+        measured = measured_runs(groups)
     except Exception as error:  # the planner without runs is better than no report
         notes.append(f"The planner has no runs: {type(error).__name__}: {error}")
     write_atomically(out / "planner.html", planner_page(measured, report="index.html"))
@@ -142,6 +142,7 @@ def _calibrations(folders: Sequence[Path], runs: Runs) -> dict[str, list[SpeedRo
         for row in SpeedTable(path).load():
             if row.shape in shapes and row.throttle in throttles:
                 where = f"{row.hardware}, throttle {row.throttle}, ranks a device: {row.ranks_per_device}"
+                where += f", beside {row.beside} %" if row.beside else ""
                 found.setdefault(f"{where}, {row.shape}", []).append(row)
     return found
 

@@ -162,7 +162,9 @@ def ring_of_table(
         raise UserError(f"--costs {path} has no hops; give --hop MICROSECONDS:GBPS")
     shape = shape_of(config)
     rows = [row for row in SpeedTable(path).load() if row.shape.startswith(f"{shape}-")]
-    kinds = sorted({(row.hardware, row.throttle, row.ranks_per_device, row.shape) for row in rows})
+    kinds = sorted(
+        {(row.hardware, row.throttle, row.ranks_per_device, row.beside, row.shape) for row in rows}
+    )
     if len(kinds) != 1:
         found = "; ".join(", ".join(map(str, kind)) for kind in kinds) or "none"
         raise UserError(f"--costs {path} must have one kind of rows of {shape}, and has {found}")

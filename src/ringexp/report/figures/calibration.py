@@ -23,7 +23,8 @@ SAMPLES = 60
 def calibration_curves(rows: Sequence[SpeedRow]) -> Figure | None:
     """Speeds over the percentage and over the length, and the regression as a surface.
 
-    rows: of one hardware, throttle, ranks a device and shape. None with one percentage or length only.
+    rows: of one hardware, throttle and shape, with the same other ranks on the device. None with one
+    percentage or length only.
     """
     rows = [row for row in rows if row.is_half]
     percents, lengths = sorted({row.percentage for row in rows}), sorted({row.length for row in rows})

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ringexp.calibration.source import TableSpeeds
-from ringexp.calibration.table import SpeedRow
 from ringexp.config import DEFAULT_TILE, AttentionModelConfig
-from ringexp.errors import UserError
 from ringexp.planning import RankCost
 from ringexp.report.frame import Run, Runs, complete, ranks_of, read_config
 from ringexp.report.palette import RANK_COLOURS
 from ringexp.report.planner.shapes import SHAPES, Shape
+from ringexp.tracking.files import read_results
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 PARTITIONERS = ("even", "lut", "balanced")
@@ -26,7 +24,7 @@ PARTITIONERS = ("even", "lut", "balanced")
 class MeasuredRun:
     """Ranks, prompt and hops of some runs, as the page's settings; what it is not told is None.
 
-    costs: fitted, one a rank, or None: there are too few rows. measured: latency in ms by layout and
+    costs: that the plans were made by, one a rank, or None: not known. measured: latency in ms by layout and
     partitioner, of every run with these ranks and this prompt.
     """
 
@@ -36,16 +34,16 @@ class MeasuredRun:
     measured: dict[str, dict[str, float]]
 
 
-def measured_runs(groups: Iterable[tuple[str, Runs]], rows: Sequence[SpeedRow]) -> list[MeasuredRun]:
+def measured_runs(groups: Iterable[tuple[str, Runs]]) -> list[MeasuredRun]:
     """One for each profile and length of each group (`frame.contexts`), in their order.
 
-    rows: of the calibration tables these runs planned with. Runs of shapes that the page cannot describe,
-    without measured speeds, or with more ranks than it has room for, are left out.
+    Runs of shapes that the page cannot describe, without measured speeds, or with more ranks than it has room
+    for, are left out.
     """
-    return [run for context, group in groups for run in _of_group(context, group, rows)]
+    return [run for context, group in groups for run in _of_group(context, group)]
 
 
-def _of_group(context: str, group: Runs, rows: Sequence[SpeedRow]) -> Iterator[MeasuredRun]:
+def _of_group(context: str, group: Runs) -> Iterator[MeasuredRun]:
     runs = complete(group)
     runs = runs[(runs["shard"] == "tokens") & runs.partitioner.isin(PARTITIONERS)]
     for (profile, seq_len), alike in runs.groupby(["profile", "seq_len"], sort=False):
@@ -56,7 +54,7 @@ def _of_group(context: str, group: Runs, rows: Sequence[SpeedRow]) -> Iterator[M
         speeds = ranks_of(run, "speeds")
         if shape is None or not 0 < len(speeds) <= len(RANK_COLOURS):
             continue
-        costs = _costs(run, config, rows)
+        costs = _costs(run)
         measured: dict[str, dict[str, float]] = {}
         for way in ways:
             measured.setdefault(way.layout, {})[way.partitioner] = float(way.latency_ms_median)
@@ -104,14 +102,7 @@ def _shape(model: dict[str, Any]) -> Shape | None:
     return replace(known, batch=model["batch_size"], itemsize=itemsize) if known and as_named else None
 
 
-def _costs(run: Run, config: dict[str, Any], rows: Sequence[SpeedRow]) -> list[RankCost] | None:
-    """As the run's plan had them, where the rows of its ranks are of one kind of hardware."""
-    shape = f"{run['shape']}-{run.kernel}"
-    mine = [row for row in rows if (row.shape, row.throttle) == (shape, run.throttle)]
-    percentages = config["hetero"]["percentages"]
-    if len({(row.hardware, row.ranks_per_device) for row in mine}) != 1:
-        return None
-    try:
-        return TableSpeeds(int(run.seq_len), percentages, [mine] * len(percentages)).costs(causal=True)
-    except UserError:  # too few rows
-        return None
+def _costs(run: Run) -> list[RankCost] | None:
+    """As the run's plan had them; the page knows of no measured time of one device."""
+    found = (read_results(Path(run.folder)) or {}).get("costs")
+    return [RankCost(**cost | {"alone_ms": None}) for cost in found] if found else None
