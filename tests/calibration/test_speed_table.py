@@ -172,7 +172,7 @@ def test_impossible_row_is_refused(values):
 
 
 HEADER = ",".join(COLUMNS).encode() + b"\n"
-GOOD = b"cpu,none,100.0,1,shape,64,32,0.5,1.0,0.0,3,2026-03-01T10:00:00,torch,\n"
+GOOD = b"cpu,none,100.0,1,shape,64,32,0.5,1.0,0.0,3,2026-03-01T10:00:00,torch,,1\n"
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ GOOD = b"cpu,none,100.0,1,shape,64,32,0.5,1.0,0.0,3,2026-03-01T10:00:00,torch,\n
         (HEADER.replace(b"\n", b",colour\n") + GOOD, "unknown: .'colour'"),
         (HEADER.replace(b",samples", b"") + GOOD, "columns missing: .'samples'"),
         (HEADER.replace(b"time_ms", b"length") + GOOD, "columns missing: .'time_ms'"),
-        (HEADER + GOOD + GOOD[:30], "line 3: the row must have 14 fields"),
-        (HEADER + GOOD.replace(b"torch,", b"torch,50,more"), "line 2: the row must have 14 fields"),
+        (HEADER + GOOD + GOOD[:30], "line 3: the row must have 15 fields"),
+        (HEADER + GOOD.replace(b"torch,,1", b"torch,50,1,more"), "line 2: the row must have 15 fields"),
         (HEADER + GOOD.replace(b"0.5", b"fast"), "line 2: speed_tflops='fast' is not a number"),
         (HEADER + GOOD.replace(b"64,", b"64.5,"), "line 2: length='64.5' is not a whole number"),
         (HEADER + GOOD.replace(b"0.5", b"-0.5"), "line 2: speed_tflops=-0.5 must be positive"),

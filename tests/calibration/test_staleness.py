@@ -17,22 +17,22 @@ def row(length: int, tokens: int, time_ms: float = 1.0, spread: float = 0.0):
 
 def test_the_point_is_of_the_length_nearest_to_the_run():
     rows = [row(1024, 512), row(4096, 2048), row(16384, 8192)]
-    assert spot_point([rows, rows], 5000) == (4096, 2048)
+    assert spot_point([rows, rows], 5000) == (4096, 2048, 1)
 
 
 def test_the_largest_share_within_the_budget_is_taken():
     rows = [row(4096, 2048, 200.0), row(4096, 512, 50.0), row(4096, 128, 10.0)]
-    assert spot_point([rows], 4096) == (4096, 512)
+    assert spot_point([rows], 4096) == (4096, 512, 1)
 
 
 def test_a_slow_rank_counts_for_the_budget_of_all():
     fast = [row(4096, 2048, 20.0), row(4096, 512, 5.0)]
     slow = [row(4096, 2048, 200.0), row(4096, 512, 50.0)]
-    assert spot_point([fast, slow], 4096) == (4096, 512)
+    assert spot_point([fast, slow], 4096) == (4096, 512, 1)
 
 
 def test_beyond_the_budget_the_quickest_is_taken():
-    assert spot_point([[row(4096, 2048, 900.0), row(4096, 512, 300.0)]], 4096) == (4096, 512)
+    assert spot_point([[row(4096, 2048, 900.0), row(4096, 512, 300.0)]], 4096) == (4096, 512, 1)
 
 
 def test_a_point_that_a_rank_lacks_is_none_for_all():

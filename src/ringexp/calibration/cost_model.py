@@ -33,7 +33,8 @@ def cost_points(lengths: Sequence[int]) -> list[tuple[int, int]]:
 def fit_cost(rows: Sequence[SpeedRow], causal: bool) -> RankCost:
     """The cost that explains the rows best, none of its parts negative; relative errors count.
 
-    rows: of one rank's hardware, throttle, percentage and shape, at different lengths and shares.
+    rows: of one rank's hardware, throttle, percentage and shape, at different lengths and shares. What each
+    own token costs for every shard of others is told from the rest if some have those of several ranks.
     Raises UserError if they do not tell tokens from pairs.
     """
     import numpy as np
@@ -42,14 +43,18 @@ def fit_cost(rows: Sequence[SpeedRow], causal: bool) -> RankCost:
     terms = []
     for row in rows:
         plan = make_plan(row.length, [row.tokens, row.length - row.tokens], causal=causal)
-        terms.append((1.0, row.tokens, plan.pairs(0), plan.causal_pairs(0)))
-    if len(set(terms)) < 4:
+        hops = row.others if row.tokens < row.length else 0
+        terms.append((1.0, row.tokens, plan.pairs(0), plan.causal_pairs(0), hops * row.tokens))
+    found = len({term[:4] for term in terms})
+    if found < 4:
         raise UserError(
             "costs need calibration rows at four lengths or shares, and the table has "
-            f"{len(set(terms))}; calibration.mode=auto measures what is missing"
+            f"{found}; calibration.mode=auto measures what is missing"
         )
+    if all(row.others == 1 for row in rows):
+        terms = [term[:4] for term in terms]
     times = np.array([row.time_ms for row in rows])
     scale = np.maximum(np.array(terms).max(axis=0), 1.0)  # without a mask nothing is on the diagonal
     solution, _ = nnls(np.array(terms) / scale / times[:, None], np.ones(len(rows)))
-    fixed, token, pair, diagonal = (float(value) for value in solution / scale)
-    return RankCost(fixed, token, pair, diagonal)
+    fixed, token, pair, diagonal, *hop = (float(value) for value in solution / scale)
+    return RankCost(fixed, token, pair, diagonal, hop_token_ms=sum(hop))

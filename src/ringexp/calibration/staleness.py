@@ -13,20 +13,21 @@ SPOT_CHECK = Effort(min_samples=3, min_seconds=0.0, max_seconds=0.0, precision=0
 BUDGET_MS = 500.0
 """What a spot check should take at most, by the stored times."""
 
-Point = tuple[int, int]
+Point = tuple[int, int, int]
+"""What is measured: tokens of the prompt, the rank's own, ranks that have the others."""
 
 
 def spot_point(rows: Sequence[Sequence[SpeedRow]], seq_len: int) -> Point | None:
-    """The point (length, own tokens) to measure again: one that all ranks have, nearest to the run.
+    """The point to measure again: one that all ranks have, nearest to the run.
 
     rows: each rank's stored rows, at its own percentage. Of the nearest length it is the point with the most
     tokens that fits the budget, else the quickest. None if there is no point that all have.
     """
-    times = [{(row.length, row.tokens): row.time_ms for row in mine} for mine in rows]
+    times = [{(row.length, row.tokens, row.others): row.time_ms for row in mine} for mine in rows]
     shared = set.intersection(*(set(mine) for mine in times))
     if not shared:
         return None
-    nearest = min((length for length, _ in shared), key=lambda length: (abs(length - seq_len), length))
+    nearest = min((length for length, *_ in shared), key=lambda length: (abs(length - seq_len), length))
     needs_ms = {
         point: (WARMUP + SPOT_CHECK.min_samples) * max(mine[point] for mine in times)
         for point in shared

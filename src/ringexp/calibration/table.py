@@ -20,7 +20,7 @@ from ringexp.errors import UserError
 LOCK_TIMEOUT_S = 60.0
 """How long `add` waits for other writers; one write takes milliseconds."""
 
-Key = tuple[str, str, str, int, float, int, int, str]
+Key = tuple[str, str, str, int, float, int, int, str, int]
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,15 @@ class SpeedRow:
     """Software that was measured; may be empty."""
     beside: str = ""
     """Percentages of the other ranks on its GPU, such as 50+10; empty: none, or no GPU."""
+    others: int = 1
+    """Ranks that had the rest of the prompt: so many shards of others it computed with."""
 
     def __post_init__(self) -> None:
         for name in ("hardware", "throttle", "shape", "versions", "beside"):
             text = getattr(self, name)
             if not text.isprintable() or not (text.strip() or name in ("versions", "beside")):
                 raise ValueError(f"{name}={text!r} must be one line of readable text")
-        for name in ("ranks_per_device", "length", "tokens", "samples"):
+        for name in ("ranks_per_device", "length", "tokens", "samples", "others"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.tokens > self.length:
@@ -87,12 +89,13 @@ class SpeedRow:
             self.length,
             self.tokens,
             self.beside,
+            self.others,
         )
 
     @property
     def is_half(self) -> bool:
-        """Whether it is of one of two equal ranks, as speeds are; others tell what fewer tokens cost."""
-        return self.tokens == self.length // 2
+        """Whether it is of one of two equal ranks, as speeds are; others tell what parts of the work cost."""
+        return self.tokens == self.length // 2 and self.others == 1
 
     @property
     def time(self) -> datetime:
@@ -110,6 +113,7 @@ _NUMBERS = {"percentage": float, "speed_tflops": float, "time_ms": float, "sprea
     "length": int,
     "tokens": int,
     "samples": int,
+    "others": int,
 }
 
 
@@ -152,7 +156,7 @@ class SpeedTable:
         beside: str | None = None,
     ) -> list[SpeedRow]:
         """The rows that have every given value; None is any."""
-        asked = (hardware, shape, throttle, ranks_per_device, percentage, length, None, beside)
+        asked = (hardware, shape, throttle, ranks_per_device, percentage, length, None, beside, None)
         return [
             row
             for row in self.load()

@@ -14,11 +14,11 @@ from ringexp.calibration.measure import Effort, calibration_lengths, measure_spe
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.staleness import SPOT_CHECK, Point, deviation, is_stale, spot_point
 from ringexp.calibration.table import SpeedRow, SpeedTable
-from ringexp.config import Config
+from ringexp.config import DEFAULT_TILE, Config
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.workload import Workload, local_inputs
-from ringexp.planning import HopCost, make_plan
+from ringexp.planning import HopCost, apportion, make_plan
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import LoopbackTransport
 
@@ -38,10 +38,13 @@ def lengths_of(config: Config) -> list[int]:
 
 
 def points_of(config: Config, costs: bool) -> list[Point]:
-    """(length, own tokens) that a config needs measured; with `costs` what predictions take, too."""
-    halves = [(length, length // 2) for length in lengths_of(config)]
-    around = calibration_lengths(config.seq_len, for_fit=False)
-    return sorted({*halves, *(cost_points(around) if costs else [])})
+    """What a config needs measured; with `costs` what predictions take, too."""
+    points = {(length, length // 2, 1) for length in lengths_of(config)}
+    if costs:
+        around, others = calibration_lengths(config.seq_len, for_fit=False), config.world_size - 1
+        points |= {(length, tokens, 1) for length, tokens in cost_points(around)}
+        points |= {(length, length // 2, others) for length in around if 1 < others <= length - length // 2}
+    return sorted(points)
 
 
 class Calibrator:
@@ -69,7 +72,7 @@ class Calibrator:
             rows = self._stored(config, keys)
         missing = points if mode == "refresh" else []
         if mode == "auto":
-            have = [{(row.length, row.tokens) for row in self._own(rows, rank)} for rank in self._everyone]
+            have = [{_point(row) for row in self._own(rows, rank)} for rank in self._everyone]
             missing = [point for point in points if not all(point in mine for mine in have)]
         if missing:
             self.session.progress.stage(
@@ -103,10 +106,10 @@ class Calibrator:
 
     def _fitting(self, points: list[Point], config: Config, workload: Workload) -> list[Point]:
         """The points without those large shares that some rank's memory does not hold."""
-        rooms = {length: self.session.room(config, workload, length) for length in dict(points)}
+        rooms = {length: self.session.room(config, workload, length) for length, *_ in points}
         return [
-            (length, tokens)
-            for length, tokens in points
+            (length, tokens, others)
+            for length, tokens, others in points
             if 2 * tokens <= config.seq_len or all(most is None or tokens <= most for most in rooms[length])
         ]
 
@@ -170,7 +173,7 @@ class Calibrator:
         spots = self.session.gather(self._measure(config, workload, kernel, point, SPOT_CHECK))
         stale = False
         for rank, spot in enumerate(spots):
-            (stored,) = (row for row in own[rank] if (row.length, row.tokens) == point)
+            (stored,) = (row for row in own[rank] if _point(row) == point)
             if is_stale(stored, spot, config.calibration.tolerance):
                 stale = True
                 self.session.progress.warn(
@@ -190,13 +193,16 @@ class Calibrator:
         point: Point,
         effort: Effort,
     ) -> SpeedRow:
-        """This rank's row: one shard of a two-way zigzag ring, with its own K/V for the peer's.
+        """This rank's row: one shard of a zigzag ring, mostly of two, with its own K/V for the peers'.
 
         That is what a rank of the ring computes with so many tokens of that length, linear layers, causal
         block, full blocks and merges in the run's own proportions, and nothing is transferred.
         """
-        length, tokens = point
-        plan = make_plan(length, [tokens, length - tokens], causal=workload.causal)
+        length, tokens, others = point
+        rest, tile = length - tokens, config.tile or DEFAULT_TILE[self.session.device.type]
+        tile = tile if rest >= others * tile else 1
+        peers = apportion([1.0] * others, rest, tile) if rest else [0]
+        plan = make_plan(length, [tokens, *peers], causal=workload.causal)
         transport = LoopbackTransport(announces=self.session.transport.announces)
         ring = RingContext(plan, 0, transport, kernel, self.session.clock())
         local = local_inputs(workload.inputs(length, config.seed), plan, 0)
@@ -232,6 +238,7 @@ class Calibrator:
             percentage=self.session.throttle.percentage,
             length=length,
             tokens=tokens,
+            others=others,
             speed_tflops=sample.speed_tflops,
             time_ms=sample.time_ms,
             spread=sample.spread,
@@ -264,6 +271,10 @@ class Calibrator:
             )
         direct = self.session.transport.name == "ipc"
         return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct)
+
+
+def _point(row: SpeedRow) -> Point:
+    return row.length, row.tokens, row.others
 
 
 def enough_in_a_row(unit_ms: float, most: int) -> int:

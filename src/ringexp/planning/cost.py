@@ -26,8 +26,8 @@ class RankCost:
     fixed_ms is paid once by a rank with tokens; token_ms, linear layers, for each; pair_ms, attention, for
     each query-key pair it computes, and diagonal_ms on top for one in a causal block, which kernels do less
     well. hop_ms is paid for every shard of the others that it computes with (launches), hop_token_ms for each
-    own token then (merging); in costs from calibration, which is of one such shard, fixed_ms and token_ms
-    have them. alone_ms is what the whole prompt of the plan takes the rank alone, measured; None: as these
+    own token then (merging); in costs from calibration with one such shard, the other parts have them.
+    alone_ms is what the whole prompt of the plan takes the rank alone, measured; None: as these
     parts say.
     """
 
