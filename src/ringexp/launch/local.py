@@ -123,15 +123,19 @@ def _failed(processes: SubprocessContext) -> dict[int, int]:
 def _explain(
     processes: SubprocessContext, path: Path, failed: dict[int, int]
 ) -> UserError | RunFailed | Interrupted:
-    """What ended the ranks: a signal one of them got, else the earliest exception, else an exit code.
+    """What ended the ranks: what one refused, else a signal one of them got, else the earliest exception,
+    else an exit code.
 
     A rank that told of an exception may still die of a signal while it ends: the exception came first.
     """
     logs = processes.stderrs
+    error = earliest_error(path, failed, logs)
+    if isinstance(error, UserError):
+        return error
     for rank, code in failed.items():
         if code < 0 and not error_file(path, rank).exists():
             return RunFailed(killed(rank, -code, processes.pids()[rank], logs[rank]))
-    if error := earliest_error(path, failed, logs):
+    if error:
         return error
     rank, code = next(iter(failed.items()))
     why = f" ({os.strerror(code)})" if code > 1 else ""  # of an OSError that could not be written down

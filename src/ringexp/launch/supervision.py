@@ -110,13 +110,15 @@ def earliest_error(
 ) -> UserError | RunFailed | Interrupted | None:
     """What the ranks wrote before they ended badly, or who watched them; None if nobody wrote anything.
 
-    A rank that was killed or stopped is the cause; else the earliest error is: the others are its victims.
+    A rank that refuses what it was asked is the cause, though its peers may have died of that; else one that
+    was killed or stopped; else the earliest error: the others are its victims.
     """
     files = {rank: error_file(path, rank) for rank in ranks}
     errors = {rank: json.loads(file.read_text()) for rank, file in files.items() if file.exists()}
     if not errors:
         return None
-    rank = min(errors, key=lambda rank: (errors[rank]["type"] != RunFailed.__name__, errors[rank]["time"]))
+    causes = {UserError.__name__: 0, RunFailed.__name__: 1}
+    rank = min(errors, key=lambda rank: (causes.get(errors[rank]["type"], 2), errors[rank]["time"]))
     kind, message = errors[rank]["type"], errors[rank]["message"]
     if kind == UserError.__name__:
         return UserError(message)
