@@ -1,5 +1,7 @@
 """Planning anew, against machines whose speeds change in every way there is a profile for."""
 
+import math
+import random
 from statistics import median
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from ringexp.errors import UserError
 from ringexp.hetero.drift import DriftConfig, percentages_at
 from ringexp.planning import AdaptiveConfig, validate_adaptive
-from support.drifting import COST, SEQ_LEN, TILE, planner, simulate
+from support.drifting import COST, SEQ_LEN, TILE, busy_ms, planner, simulate
 
 LAYOUTS = ("zigzag", "contiguous")
 
@@ -58,6 +60,16 @@ def test_a_steady_machine_keeps_its_plan(percentages, noise):
     for seed in range(6):
         course = simulate(lambda _: percentages, 40, noise=noise, outliers=0.01, seed=seed)
         assert course.replans == []
+
+
+def test_costs_that_are_wrong_from_the_start_are_soon_put_right():
+    """As where a GPU had been at its power limit while it was calibrated, and is not in the run."""
+    adaptive, rng = planner([COST, COST]), random.Random(0)
+    for _ in range(6):
+        busy = busy_ms([COST, COST], adaptive.plan)
+        factors = [factor * math.exp(rng.gauss(0, 0.002)) for factor in (0.91, 1.0)]
+        adaptive.observe([ms * factor for ms, factor in zip(busy, factors, strict=True)])
+    assert adaptive.plan.tokens[0] > adaptive.plan.tokens[1]
 
 
 @pytest.mark.parametrize("slow", [50, 25])

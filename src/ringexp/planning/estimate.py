@@ -8,7 +8,8 @@ prompts. A rank that falls back to where it was before is believed at once: spee
 levels are then known for what they are, while an odd prompt seldom hits such a level.
 
 How far off is far depends on the noise, taken from the median of the latest distances, which a few odd ones
-do not move.
+do not move. How sure the estimate is depends on it, too, and there distances from one prompt to the next
+count where they are smaller: costs that are wrong from the start, or speeds that creep, are no noise.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ class FactorEstimate:
         self._count = 1  # the costs themselves are taken for one busy time
         self._odd: float | None = None
         self._left: deque[float] = deque(maxlen=REMEMBERED)
-        self._distances = deque([PRIOR_NOISE / MAD_TO_DEVIATION] * (RECENT // 4), maxlen=RECENT)
+        self._distances, self._steps = (
+            deque([PRIOR_NOISE / MAD_TO_DEVIATION] * (RECENT // 4), maxlen=RECENT) for _ in range(2)
+        )
+        self._latest: float | None = None
 
     @property
     def noise(self) -> float:
@@ -64,7 +68,8 @@ class FactorEstimate:
     @property
     def error(self) -> float:
         """Standard deviation of `level`."""
-        return self.noise * max(SMOOTHING / (2 - SMOOTHING), 1 / self._count) ** 0.5
+        noise = min(self.noise, MAD_TO_DEVIATION * median(self._steps))
+        return noise * max(SMOOTHING / (2 - SMOOTHING), 1 / self._count) ** 0.5
 
     @property
     def gate(self) -> float:
@@ -76,6 +81,9 @@ class FactorEstimate:
         gate, distance, odd = self.gate, seen - self.level, self._odd
         self.changed = self.returned = False
         self._distances.append(abs(distance))
+        if self._latest is not None:
+            self._steps.append(abs(seen - self._latest) / 2**0.5)
+        self._latest = seen
         if abs(distance) <= gate:
             self._count += 1
             self.level += max(SMOOTHING, 1 / self._count) * distance
