@@ -1,10 +1,12 @@
 """Cutting whole tensors into the ranks' parts."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.planning import LAYOUTS, make_plan
+from ringexp.ring import transport
 from ringexp.ring.shards import positions, shard
 
 counts = st.lists(st.integers(0, 6), min_size=1, max_size=8).filter(any)
@@ -21,3 +23,14 @@ def test_a_part_is_what_lies_at_the_ranks_positions(tokens, layout, dim):
         part = shard(x, plan, rank, dim)
         assert torch.equal(part, x.index_select(dim, mine))
         assert part.is_contiguous()
+
+
+@pytest.mark.parametrize(("tokens", "copies"), [([4, 4], 1), ([4, 2, 2], 1), ([8, 0], 0)])
+def test_what_stands_for_a_ring_copies_what_that_would_send(monkeypatch, tokens, copies):
+    made = []
+    monkeypatch.setattr(transport, "lay_out", lambda k, v, shard: made.append(shard.shape))
+    k = torch.zeros(1, tokens[0], 2, 4)
+    for lays_out in (True, False):
+        ring = transport.LoopbackTransport(lays_out=lays_out)
+        assert [source for source, _ in ring.circulate(k, k, tokens, None)][0] == 0
+    assert made == [(2, *k.shape)] * copies

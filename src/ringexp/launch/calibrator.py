@@ -203,7 +203,8 @@ class Calibrator:
         tile = tile if rest >= others * tile else 1
         peers = apportion([1.0] * others, rest, tile) if rest else [0]
         plan = make_plan(length, [tokens, *peers], causal=workload.causal)
-        transport = LoopbackTransport(announces=self.session.transport.announces)
+        shares = bool(self.session.beside)  # keys and values are copied for the ranks on the same GPU
+        transport = LoopbackTransport(announces=self.session.transport.announces, lays_out=shares)
         ring = RingContext(plan, 0, transport, kernel, self.session.clock())
         local = local_inputs(workload.inputs(length, config.seed), plan, 0)
         unit, in_a_row = workload.unit(local, ring), self._in_a_row(config, workload)

@@ -142,15 +142,16 @@ def resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
 class LoopbackTransport:
     """A ring of one process: shards that would arrive are the rank's own again. For measuring compute.
 
-    announces: as of the transport whose rings it stands for; here everything is there at once.
+    announces, lays_out: as of the transport whose rings it stands for, whether shards come before they are
+    whole, and whether the rank's own is copied to be sent. Here everything is there at once.
     """
 
     name = "loopback"
     capturable = True
     epoch = 0
 
-    def __init__(self, rank: int = 0, announces: bool = False) -> None:
-        self._rank, self.announces = rank, announces
+    def __init__(self, rank: int = 0, announces: bool = False, lays_out: bool = False) -> None:
+        self._rank, self.announces, self._lays_out = rank, announces, lays_out
         self._repeated: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def circulate(
@@ -161,7 +162,10 @@ class LoopbackTransport:
         prefetch_hops: int | None,
         by_heads: bool = False,
     ) -> Iterator[tuple[int, Arrival]]:
-        for source in Route.of(tokens, self._rank).sources:
+        sources = Route.of(tokens, self._rank).sources
+        if self._lays_out and len(sources) > 1:
+            lay_out(k, v, k.new_empty(shard_shape(k, k.shape[1])))
+        for source in sources:
             if source == self._rank:
                 yield source, lambda: (k, v)
             else:
