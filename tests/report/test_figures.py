@@ -221,6 +221,19 @@ def drifted(prompt: int, tokens: list[int], efficiency: float | None = 0.9) -> P
     return Prompt([100.0, 100.0 if prompt < 2 else 50.0], tokens, [1.0, 1.0], None, efficiency)
 
 
+@pytest.mark.parametrize(
+    ("shares", "prompt", "labels"),
+    [
+        ([[0.5, 0.6, 0.5], [0.5, 0.4, 0.5]], 1, {"rank 0": 0.6, "rank 1": 0.4}),
+        ([[0.5, 0.5], [0.5, 0.5]], 1, {"ranks 0, 1": 0.5}),
+        ([[0.4, 0.4], [0.1, 0.1], [0.4, 0.4], [0.1, 0.1]], 1, {"ranks 0, 2": 0.4, "ranks 1, 3": 0.1}),
+    ],
+)
+def test_ranks_are_named_where_their_shares_are_apart(shares, prompt, labels):
+    at, named = adaptation.widest(shares)
+    assert (at, {text: share for share, text in named}) == (prompt, labels)
+
+
 def test_drift_is_drawn_prompt_by_prompt_and_only_there(tmp_path):
     drift = DriftConfig("step", [100, 50], at=2)
     courses = {"balanced": [[2048, 2048]] * 4, "adaptive": [[2048, 2048]] * 3 + [[2736, 1360]]}

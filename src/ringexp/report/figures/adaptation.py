@@ -20,6 +20,10 @@ SHOWN = 0.97
 """Part of the latencies that the axis has room for: single odd prompts would flatten all others."""
 
 
+LINE_OF_TEXT = 0.06
+"""Shares that are nearer to each other get one label."""
+
+
 @dataclass(frozen=True)
 class Course:
     """Of one run, an entry a prompt; shares are [rank][prompt], ideal_ms is empty where it is not known."""
@@ -77,8 +81,26 @@ def _draw(upper: Axes, lower: Axes, name: str, course: Course) -> None:
             prompts, shares, label=f"{name}, rank {rank}", linestyle=line, drawstyle="steps-mid", **look
         )
     if name == "adaptive" and course.shares:
-        for rank, shares in enumerate(course.shares):
-            lower.annotate(f"rank {rank}", (prompts[-1], shares[-1]), fontsize=8, ha="right", va="bottom")
+        prompt, ranks = widest(course.shares)
+        left = prompt < prompts[-1] / 4
+        for share, text in ranks:
+            lower.annotate(text, (prompt, share), fontsize=8, ha="left" if left else "right", va="bottom")
+
+
+def widest(shares: list[list[float]]) -> tuple[int, list[tuple[float, str]]]:
+    """The last prompt at which shares, [rank][prompt], are furthest apart, and what to write at which."""
+    at_prompts = list(zip(*shares, strict=True))
+    prompt = max(range(len(at_prompts)), key=lambda at: (max(at_prompts[at]) - min(at_prompts[at]), at))
+    groups: list[tuple[float, list[int]]] = []
+    for share, rank in sorted((share, rank) for rank, share in enumerate(at_prompts[prompt])):
+        if groups and share - groups[-1][0] < LINE_OF_TEXT:
+            groups[-1][1].append(rank)
+        else:
+            groups.append((share, [rank]))
+    return prompt, [
+        (share, f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}")
+        for share, ranks in groups
+    ]
 
 
 def read_course(run: Run) -> Course | None:
