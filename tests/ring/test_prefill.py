@@ -5,7 +5,13 @@ import torch
 
 from ringexp.kernels.oracle import block_fp64
 from ringexp.planning import make_plan
-from support.ring_ranks import Case, attend, attend_in_chunks_over_stand_ins, attend_over_stand_ins
+from support.ring_ranks import (
+    Case,
+    attend,
+    attend_in_chunks_over_stand_ins,
+    attend_over_stand_ins,
+    fail_at_the_first_block,
+)
 
 TOKENS = {
     1: [(37,)],
@@ -63,6 +69,12 @@ def test_output_is_contiguous_and_every_hop_is_timed(pools):
     for out, hops, transfers in pools[3].run(attend, Case((5, 6, 7))):
         assert out.is_contiguous()
         assert (hops, transfers) == (3, 2)
+
+
+def test_an_exception_in_mid_ring_leaves_no_thread_waiting(pools):
+    """It would keep the process from ending."""
+    told = pools[3].run(fail_at_the_first_block, Case((8, 8, 8), prefetch_hops=1))
+    assert told == ["no such block"] * 3
 
 
 def test_bfloat16_error_does_not_grow_with_ranks(pools):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.planning import Plan, make_plan
-from ringexp.ring.clock import CpuClock, CudaClock
+from ringexp.ring.clock import CpuClock, CudaClock, NoClock
 from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.prefill import RingContext, ring_attention
 from support import stand_ins
@@ -89,6 +89,24 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
     transfers = [transfer(clock.origin) for transfer in transport().take_transfers()]
     assert all(start >= 0 and duration >= 0 for start, duration in transfers)
     return out, len(clock.read().hops), len(transfers)
+
+
+@torch.inference_mode()
+def fail_at_the_first_block(rank: int, case: Case) -> str:
+    """What a kernel raised in mid-ring. After it the thread that forwards shards is free, or this raises."""
+
+    def block(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        raise ValueError("no such block")
+
+    plan, carrier = case.plan(), GlooTransport()
+    ring = RingContext(plan, rank, carrier, Kernel("broken", block), NoClock(), case.prefetch_hops)
+    mine = torch.tensor(plan.q_shards[rank].positions())
+    try:
+        ring_attention(*(x[:, mine] for x in case.qkv()), ring)
+    except ValueError as error:
+        carrier._forwarder.submit(int).result(timeout=30)
+        return str(error)
+    return "nothing"
 
 
 @torch.inference_mode()

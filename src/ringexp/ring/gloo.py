@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -39,22 +39,25 @@ class GlooTransport:
         tokens: Sequence[int],
         prefetch_hops: int | None,
         by_heads: bool = False,
-    ) -> Iterator[tuple[int, Arrival]]:
+    ) -> Generator[tuple[int, Arrival]]:
         route = Route.of(tokens, self._rank)
         arrivals: list[Future[torch.Tensor]] = [Future() for _ in range(route.hops)]
         credits = threading.Semaphore(prefetch_hops or route.hops or 1)
         if route.hops:
             shard = torch.stack((k, v)).cpu()
             self._forwarder.submit(self._forward, shard, tokens, route, arrivals, credits)
-        yield self._rank, lambda: (k, v)
-        for hop, future in enumerate(arrivals, start=1):
+        try:
+            yield self._rank, lambda: (k, v)
+            for hop, future in enumerate(arrivals, start=1):
 
-            def arrival(future: Future[torch.Tensor] = future) -> torch.Tensor:
-                shard = future.result()
-                credits.release()
-                return shard.to(k.device)
+                def arrival(future: Future[torch.Tensor] = future) -> torch.Tensor:
+                    shard = future.result()
+                    credits.release()
+                    return shard.to(k.device)
 
-            yield route.source(hop), arrival
+                yield route.source(hop), arrival
+        finally:  # also where an exception ends the ring: the thread must not wait for what nobody takes up
+            credits.release(route.hops or 1)
 
     def reserve(self, num_bytes: int) -> None: ...
 

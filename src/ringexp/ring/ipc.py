@@ -11,7 +11,7 @@ kernel can await by itself: that of the first heads is up long before the shard 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -89,7 +89,7 @@ class IpcTransport:
         tokens: Sequence[int],
         prefetch_hops: int | None,
         by_heads: bool = False,
-    ) -> Iterator[tuple[int, Arrival]]:
+    ) -> Generator[tuple[int, Arrival]]:
         self.reserve(_shard_bytes(k, max(tokens)))
         near = [peer for peer in ring_members(tokens) if peer in self._near]
         if near:
@@ -101,7 +101,7 @@ class IpcTransport:
 
     def _circulate(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None, pieces: int
-    ) -> Iterator[tuple[int, Arrival]]:
+    ) -> Generator[tuple[int, Arrival]]:
         route = Route.of(tokens, self._rank)
         k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
         compute = torch.cuda.current_stream(self._device)

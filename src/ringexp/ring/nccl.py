@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -35,7 +35,7 @@ class NcclTransport:
         tokens: Sequence[int],
         prefetch_hops: int | None,
         by_heads: bool = False,
-    ) -> Iterator[tuple[int, Arrival]]:
+    ) -> Generator[tuple[int, Arrival]]:
         sent = k.new_empty(shard_shape(k, k.shape[1]))
         if len(ring_members(tokens)) > 1:
             lay_out(k, v, sent)
@@ -48,7 +48,7 @@ class NcclTransport:
         sent: torch.Tensor,
         tokens: Sequence[int],
         prefetch_hops: int | None,
-    ) -> Iterator[tuple[int, Arrival]]:
+    ) -> Generator[tuple[int, Arrival]]:
         """sent: k and v as they go to others."""
         route = Route.of(tokens, self._rank)
         compute = torch.cuda.current_stream(self._device)

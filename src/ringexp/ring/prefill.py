@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -54,17 +55,17 @@ def ring_attention(
         k, v = reshard(torch.stack((k, v)), ring)
     starts = runs(ring.plan.starts or [0] * q.shape[0])
     kv_tokens, hops = ring.plan.kv_tokens, ring.prefetch_hops
-    arriving = ring.transport.circulate(k, v, kv_tokens, hops, by_heads=_joins(ring))
-    rounds = _rounds(ring, [start for _, start in starts])
-    groups = [
-        (sequences, _Rows(q[sequences], [each.launches[number] for each in rounds], ring.kernel))
-        for number, (sequences, _) in enumerate(starts)
-    ]
-    for number, each in enumerate(rounds):
-        shards = _taken_up(dict(islice(arriving, len(each.sources))), each.wanted, ring)
-        for sequences, rows in groups:
-            rows.attend(number, {source: shard.of(sequences) for source, shard in shards.items()}, scale)
-    next(arriving, None)
+    with closing(ring.transport.circulate(k, v, kv_tokens, hops, by_heads=_joins(ring))) as arriving:
+        rounds = _rounds(ring, [start for _, start in starts])
+        groups = [
+            (sequences, _Rows(q[sequences], [each.launches[number] for each in rounds], ring.kernel))
+            for number, (sequences, _) in enumerate(starts)
+        ]
+        for number, each in enumerate(rounds):
+            shards = _taken_up(dict(islice(arriving, len(each.sources))), each.wanted, ring)
+            for sequences, rows in groups:
+                rows.attend(number, {source: shard.of(sequences) for source, shard in shards.items()}, scale)
+        next(arriving, None)
     outputs = [rows.state.output(q.dtype) for _, rows in groups]
     ring.clock.attended()
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -7,7 +7,7 @@ keys and values, [B, L, Hkv, D] each, once computing may use them. Passing on ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -83,11 +83,12 @@ class Transport(Protocol):
         tokens: Sequence[int],
         prefetch_hops: int | None,
         by_heads: bool = False,
-    ) -> Iterator[tuple[int, Arrival]]:
+    ) -> Generator[tuple[int, Arrival]]:
         """Pass k and v [B, L, Hkv, D] round as one shard [2, B, L, Hkv, D]; `tokens[r]` is rank r's L.
 
         by_heads: some heads of all shards before others, if the transport announces them. A shard is there
-        for what is launched until the iterator has ended, to which it has to be brought.
+        for what is launched until the generator has ended, to which it has to be brought, or closed if an
+        exception ends the ring.
         Ranks with 0 tokens are not in the ring and do not call it.
         """
         ...
@@ -161,7 +162,7 @@ class LoopbackTransport:
         tokens: Sequence[int],
         prefetch_hops: int | None,
         by_heads: bool = False,
-    ) -> Iterator[tuple[int, Arrival]]:
+    ) -> Generator[tuple[int, Arrival]]:
         sources = Route.of(tokens, self._rank).sources
         if self._lays_out and len(sources) > 1:
             lay_out(k, v, k.new_empty(shard_shape(k, k.shape[1])))
