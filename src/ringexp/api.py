@@ -23,7 +23,7 @@ from ringexp.planning import Plan
 from ringexp.planning.planner import plan as plan_of
 from ringexp.ring import prefill
 from ringexp.ring.clock import NoClock, make_clock
-from ringexp.ring.groups import current, place_in, transport_of
+from ringexp.ring.groups import current, meeting_place, place_in, transport_of
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import LoopbackTransport
@@ -125,7 +125,8 @@ def measure_speeds(
     chosen = _kernel(kernel, q.device, dtype, head_dim)
     ring = RingContext(even, rank, LoopbackTransport(rank), chosen, make_clock(device, Pacer(100)))
     piece = Iteration(lambda: prefill.ring_attention(q, k, v, ring), ring)
-    meeting = _Meeting(device, group, world_size)
+    place = meeting_place(device, group)
+    meeting = _Meeting(place, group, world_size)
     with torch.no_grad(), current(q.device):
         sample = measure_speed(
             lambda: piece.run()[1].busy_ms,
@@ -136,7 +137,7 @@ def measure_speeds(
             start_together=meeting.wait,
             finish_together=meeting.poll,
         )
-    speeds = torch.zeros(world_size, dtype=torch.float64, device=device)
+    speeds = torch.zeros(world_size, dtype=torch.float64, device=place)
     speeds[rank] = sample.speed_tflops
     if world_size > 1:
         dist.all_reduce(speeds, group=group)

@@ -73,6 +73,12 @@ def close(group: dist.ProcessGroup | None = None) -> None:
                 transport.close()
 
 
+def meeting_place(device: torch.device, group: dist.ProcessGroup | None = None) -> torch.device:
+    """Where the few numbers lie that ranks tell each other: on the host, if the group has gloo there."""
+    on_host = _resolved(group) is not None and _backends(group).get("cpu") == "gloo"
+    return torch.device("cpu") if on_host else device
+
+
 def broadcast(x: torch.Tensor, source: int, group: dist.ProcessGroup | None = None) -> None:
     """Make x, on every rank of the group, what it is on its rank `source`.
 
