@@ -183,8 +183,8 @@ class AtHand(LoopbackTransport):
         self._stream = torch.cuda.Stream()
         self.awaited = False
 
-    def circulate(self, k, v, tokens, prefetch_hops, by_heads=False):
-        for source in Route.of(tokens, self._of_rank).sources:
+    def circulate(self, k, v, trip):
+        for source in Route.of(trip.tokens, self._of_rank).sources:
             at_hand = self._pieces is None or source == self._of_rank
             yield source, (lambda source=source: self._shards[source]) if at_hand else Coming(self, source)
         torch.cuda.current_stream().wait_stream(self._stream)

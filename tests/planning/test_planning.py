@@ -4,11 +4,12 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
 from ringexp.planning import LAYOUTS, WEIGHTS, Shard, Span, apportion, make_plan
+from ringexp.planning.work import needed_rows
 
 token_counts = st.lists(st.integers(1, 9), min_size=1, max_size=16)
 sparse_counts = st.lists(st.integers(0, 5), min_size=1, max_size=16).filter(any)  # 0: not in the ring
@@ -46,6 +47,23 @@ def test_ranks_without_tokens_change_nothing_for_the_others(tokens, layout, caus
     for place, rank in enumerate(plan.members):
         assert plan.pairs(rank) == dense.pairs(place)
     assert plan.owner_of_last == plan.members[dense.owner_of_last]
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=16).filter(any), layouts, shard_modes, st.booleans())
+def test_what_a_rank_needs_of_a_shard_is_up_to_the_last_key_that_any_of_its_queries_sees(
+    tokens, layout, shard, causal
+):
+    assume(all(tokens) or shard == "tokens")
+    plan = make_plan(sum(tokens), tokens, layout, shard=shard, causal=causal)
+    for rank in plan.members:
+        for source in plan.members:
+            seen = {key for _, key in pairs_of(plan, rank, source)}
+            assert plan.needed(rank, source) == len(seen)
+            assert plan.kv_shards[source].positions()[: len(seen)] == sorted(seen)
+    rows = list(needed_rows(plan, plan.members))
+    for place, rank in enumerate(plan.members):
+        of = [plan.needed(rank, plan.members[place - hop]) for hop in range(len(plan.members))]
+        assert [row[place] for row in rows] == of
 
 
 @given(token_counts, layouts, shard_modes)

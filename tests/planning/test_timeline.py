@@ -76,7 +76,8 @@ def event_by_event(plan, costs, links, prefetch_hops):
             return [("posted", rank, hop), ("arrived", rank, hop - 1)], 0.0
         if what == "received":
             there = ("linear", source, 0) if links.direct else ("ready", before, hop)
-            return [("ready", rank, hop), there], into[rank].time_ms(plan.kv_tokens[source])
+            count = plan.needed(rank, source) if links.direct else plan.kv_tokens[source]
+            return [("ready", rank, hop), there], into[rank].time_ms(count) if count else 0.0
         if what == "arrived":
             if hop == 0:
                 return [("linear", rank, 0)], 0.0
@@ -127,7 +128,9 @@ def test_no_rank_is_done_before_it_has_computed_all_nor_before_all_shards_have_c
         pairs = sum(block.pairs for block in blocks)
         diagonal = sum(block.pairs for block in blocks if block.causal)
         pure = costs[rank].time_ms(plan.tokens[rank], pairs, diagonal)
-        carried = sum(hop.time_ms(plan.kv_tokens[source]) for source in members if source != rank)
+        others = [source for source in members if source != rank]
+        counts = [plan.needed(rank, each) if links.direct else plan.kv_tokens[each] for each in others]
+        carried = sum(hop.time_ms(count) for count in counts if count)
         assert found.busy_ms()[place] >= pure * (1 - 1e-9)
         assert found.compute_ends[-1][place] >= max(found.busy_ms()[place], carried) * (1 - 1e-9)
         waits = sum(each.wait_ms for each in found.hops(place))

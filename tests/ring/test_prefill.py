@@ -11,6 +11,7 @@ from support.ring_ranks import (
     attend_in_chunks_over_stand_ins,
     attend_over_stand_ins,
     fail_at_the_first_block,
+    sent_over_stand_ins,
 )
 
 TOKENS = {
@@ -124,6 +125,14 @@ def test_shards_come_over_ipc_however_ranks_share_gpus(pools, devices, tokens, l
     results = pools[len(tokens)].run(attend_over_stand_ins, "ipc", cases, devices)
     assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6
     assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)
+
+
+@pytest.mark.parametrize("case", [Case((8, 5, 12), layout) for layout in ("zigzag", "contiguous")], ids=name)
+def test_over_ipc_goes_only_what_is_computed_with(pools, case):
+    plan, token_bytes = case.plan(), 2 * case.num_kv_heads * case.head_dim * 4
+    needed = [sum(plan.needed(rank, source) for rank in range(3) if rank != source) for source in range(3)]
+    assert pools[3].run(sent_over_stand_ins, case) == [token_bytes * count for count in needed]
+    assert sum(needed) < 2 * sum(case.tokens)
 
 
 def test_gpus_of_two_kinds_agree_on_how_shards_are_sent(pools):

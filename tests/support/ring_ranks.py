@@ -163,6 +163,13 @@ def attend_over_stand_ins(
     return out, transfers
 
 
+def sent_over_stand_ins(rank: int, case: Case) -> int:
+    """How many bytes this rank copies to others, over IPC with stand-ins for CUDA, each rank on a GPU."""
+    stand_ins.copied.clear()
+    attend_over_stand_ins(rank, "ipc", [case])
+    return sum(stand_ins.copied)
+
+
 @torch.inference_mode()
 def link_over_stand_ins(rank: int, name: str) -> tuple[LinkCost, LinkCost]:
     """What hops cost over a CUDA transport with stand-ins for CUDA: measured twice."""

@@ -42,6 +42,10 @@ class _Event:
         return 1.0
 
 
+copied: list[int] = []
+"""Bytes of what was copied to other ranks."""
+
+
 class _Driver:
     """`ringexp.ring.cuda_driver` on host memory: every operation is done when it returns."""
 
@@ -96,6 +100,7 @@ class _Driver:
 
     @staticmethod
     def copy_rows(stream: object, destination: int, pitch: int, source: torch.Tensor) -> None:
+        copied.append(source.nbytes)
         for number, row in enumerate(source.flatten(0, 1)):
             contiguous = row.contiguous()
             ctypes.memmove(destination + number * pitch, contiguous.data_ptr(), contiguous.nbytes)

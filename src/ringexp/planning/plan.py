@@ -106,6 +106,10 @@ class Plan:
         blocks = blocks_between(queries, keys, self.causal)
         return tuple(block.moved(padded_queries, padded_keys) for block in blocks) if start else blocks
 
+    def needed(self, rank: int, source: int) -> int:
+        """How many of `source`'s keys/values any query of `rank` sees: that many first ones."""
+        return max((block.kv_stop for block in self.blocks(rank, source)), default=0)
+
     def pairs(self, rank: int) -> float:
         """Query-key pairs `rank` computes, a sequence of the batch on average: its attention work."""
         parts = self.chunks or (self,)

@@ -4,8 +4,8 @@ The rules are those of the transports (`ring/nccl.py`, `ring/ipc.py`, `ring/gloo
 first, then the own shard's blocks. Shards are worked on in order of arrival. A hop of a forwarding ring is a
 send to the next member and a receive from the one before: it begins when both ends are at it, and is over on
 a member when it has done both. With direct links it comes from the owner itself, once that is done with its
-linear layers. That a shard may come heads after heads, and how much transfers and compute slow each other
-down, is not in it.
+linear layers, and is of what the member computes with. That a shard may come heads after heads, and how much
+transfers and compute slow each other down, is not in it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import add
 from typing import TYPE_CHECKING
 
 from ringexp.planning.cost import RankCost
 from ringexp.planning.links import Links
-from ringexp.planning.work import block_rows, linear_ms
+from ringexp.planning.work import block_rows, linear_ms, needed_rows
 
 if TYPE_CHECKING:
     from ringexp.planning.plan import Plan
@@ -97,16 +98,22 @@ def latency_ms(
 
 
 def carried_ms(plan: Plan, links: Links) -> float:
-    """The least time that hops alone take: of a link all shards that come over it, one after the other; and,
-    where shards are sent on, of a shard all links it goes over. So the largest shard sets the pace of all."""
+    """The least time that hops alone take: of a link all that comes over it, one after the other; and, where
+    shards are sent on, of a shard all links it goes over. So the largest shard sets the pace of all."""
     members, kv_tokens = plan.members, plan.kv_tokens
     held, hops = [kv_tokens[rank] for rank in members], links.into(members)
+    if links.direct:
+        over_links = [0.0] * len(members)
+        for row in islice(needed_rows(plan, members), 1, None):
+            over_links = [
+                ms + (hop.time_ms(count) if count else 0.0)
+                for ms, hop, count in zip(over_links, hops, row, strict=True)
+            ]
+        return max(over_links)
     over_links = [
         hop.latency_ms * (len(members) - 1) + hop.token_ms * (plan.seq_len - count)
         for hop, count in zip(hops, held, strict=True)
     ]
-    if links.direct:
-        return max(over_links)
     once, each = sum(hop.latency_ms for hop in hops), sum(hop.token_ms for hop in hops)
     of_shards = [
         once - home.latency_ms + (each - home.token_ms) * count
@@ -127,14 +134,17 @@ def _play(
     once, each = [hop.latency_ms for hop in hops], [hop.token_ms for hop in hops]
     arrivals, ends = linear, list(map(add, linear, next(rows)))
     begun = deque([linear], maxlen=prefetch_hops or 1)  # blocks, of so many hops before
+    needed = islice(needed_rows(plan, members), 1, None) if links.direct else None
     yield linear, linear, linear, ends
     for number, row in enumerate(rows, start=1):
         ready = arrivals
         if prefetch_hops is not None:
             ready = list(map(max, arrivals, begun[0] if prefetch_hops else ends))
         transfers = list(map(max, ready, _turned(linear, number) if links.direct else _turned(ready, 1)))
-        sizes = _turned(held, number)
-        received = [t + a + b * n for t, a, b, n in zip(transfers, once, each, sizes, strict=True)]
+        sizes = next(needed) if needed else _turned(held, number)
+        received = [
+            t + (a + b * n if n else 0.0) for t, a, b, n in zip(transfers, once, each, sizes, strict=True)
+        ]
         arrivals = received if links.direct else list(map(max, received, _turned(received, -1)))
         begun.append(list(map(max, ends, arrivals)))
         ends = list(map(add, begun[-1], row))

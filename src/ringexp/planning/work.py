@@ -40,6 +40,22 @@ def block_rows(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) ->
         yield [block_ms(plan, costs[rank], rank, members[place - hop]) for place, rank in enumerate(members)]
 
 
+def needed_rows(plan: Plan, members: Sequence[int]) -> Iterator[list[int]]:
+    """How many keys/values of each hop's shard are computed with, an entry a member; hop 0 is the own one."""
+    if not _closed(plan):
+        for hop in range(len(members)):
+            yield [plan.needed(rank, members[place - hop]) for place, rank in enumerate(members)]
+        return
+    shards = [plan.kv_shards[rank] for rank in members]
+    counts = [shard.num_tokens for shard in shards]
+    heads = [len(shard.spans[0]) for shard in shards] if plan.causal else counts
+    sees_later = [count > head or not plan.causal for count, head in zip(counts, heads, strict=True)]
+    yield counts
+    for hop in range(1, len(members)):
+        later = [n if sees else 0 for n, sees in zip(counts[-hop:], sees_later, strict=False)]
+        yield later + heads[:-hop]
+
+
 def block_ms(plan: Plan, cost: RankCost, rank: int, source: int) -> float:
     """Milliseconds that `rank` computes with the shard of `source`."""
     pairs, causal_pairs = plan.pairs_with(rank, source)

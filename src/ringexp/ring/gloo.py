@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ringexp.ring.timing import Origin
-from ringexp.ring.transport import Arrival, Route, Transfer, resolved, shard_shape
+from ringexp.ring.transport import Arrival, Route, Transfer, Trip, resolved, shard_shape
 
 
 class GlooTransport:
@@ -32,20 +32,13 @@ class GlooTransport:
         self._forwarder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring-forwarder")
         self._transfers: list[Transfer] = []
 
-    def circulate(
-        self,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        tokens: Sequence[int],
-        prefetch_hops: int | None,
-        by_heads: bool = False,
-    ) -> Generator[tuple[int, Arrival]]:
-        route = Route.of(tokens, self._rank)
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+        route = Route.of(trip.tokens, self._rank)
         arrivals: list[Future[torch.Tensor]] = [Future() for _ in range(route.hops)]
-        credits = threading.Semaphore(prefetch_hops or route.hops or 1)
+        credits = threading.Semaphore(trip.prefetch_hops or route.hops or 1)
         if route.hops:
             shard = torch.stack((k, v)).cpu()
-            self._forwarder.submit(self._forward, shard, tokens, route, arrivals, credits)
+            self._forwarder.submit(self._forward, shard, trip.tokens, route, arrivals, credits)
         try:
             yield self._rank, lambda: (k, v)
             for hop, future in enumerate(arrivals, start=1):

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from ringexp.planning import ring_members
 from ringexp.ring import cuda_driver as driver
 from ringexp.ring.events import nothing, recorded, since
-from ringexp.ring.transport import Arrival, Route, Transfer, lay_out, shard_shape
+from ringexp.ring.transport import Arrival, Route, Transfer, Trip, lay_out, shard_shape
 
 _FLAG_BYTES = 16  # as far apart as kernels want words to be
 _ALIGNMENT = 512
@@ -82,86 +82,88 @@ class IpcTransport:
         self._barriers = 0
         self.epoch = 0
 
-    def circulate(
-        self,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        tokens: Sequence[int],
-        prefetch_hops: int | None,
-        by_heads: bool = False,
-    ) -> Generator[tuple[int, Arrival]]:
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+        tokens = trip.tokens
         self.reserve(_shard_bytes(k, max(tokens)))
         near = [peer for peer in ring_members(tokens) if peer in self._near]
         if near:
             self._reclaim(near)
             lay_out(k, v, _shaped(self._outbox(2 * k.nbytes), k, k.shape[1]))
             self._publish(near)
-        pieces = (self.pieces or _pieces(k, max(tokens))) if by_heads and self.announces else 1
-        return self._circulate(k, v, tokens, prefetch_hops, pieces)
+        pieces = (self.pieces or _pieces(k, max(tokens))) if trip.by_heads and self.announces else 1
+        return self._circulate(k, v, trip, pieces)
 
     def _circulate(
-        self, k: torch.Tensor, v: torch.Tensor, tokens: Sequence[int], prefetch_hops: int | None, pieces: int
+        self, k: torch.Tensor, v: torch.Tensor, trip: Trip, pieces: int
     ) -> Generator[tuple[int, Arrival]]:
-        route = Route.of(tokens, self._rank)
+        route = Route.of(trip.tokens, self._rank)
         k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
         compute = torch.cuda.current_stream(self._device)
+        to = {peer: 0 if peer in self._near else trip.carried(peer, self._rank) for peer in route.sources[1:]}
+        of = {
+            source: trip.tokens[source] if source in self._near else trip.carried(self._rank, source)
+            for source in route.sources[1:]
+        }
         announced: list[int] = []
 
         def post(hops: Iterable[int]) -> None:
             peers = [route.source(-hop) for hop in hops]
             sent = {}
-            if far := [peer for peer in peers if peer not in self._near]:
+            if counts := {peer: to[peer] for peer in peers if to[peer]}:
                 self._stream.wait_stream(compute)  # for keys and values, and lock-step hops for compute
                 with torch.cuda.stream(self._stream):
-                    sent = self._send(k, v, far, pieces)
+                    sent = self._send(k, v, counts, pieces)
                 for x in (k, v):
                     x.record_stream(self._stream)
             self._transfers += [sent.get(peer, nothing) for peer in peers]
 
-        ahead = min(prefetch_hops or route.hops, route.hops)
+        ahead = min(trip.prefetch_hops or route.hops, route.hops)
         post(range(1, ahead + 1))
         yield self._rank, lambda: (k, v)
         for hop, source in enumerate(route.sources[1:], start=1):
 
             def held(hop: int = hop, source: int = source) -> torch.Tensor:
-                self._await(source, 1 if source in self._near else pieces)
+                if of[source]:
+                    self._await(source, 1 if source in self._near else pieces)
                 if hop + ahead <= route.hops:
                     post([hop + ahead])
-                return self._shard_of(source, k, tokens[source])
+                return self._shard_of(source, k, of[source])
 
             def announce(source: int = source) -> tuple[torch.Tensor, torch.Tensor]:
-                announced.append(source)
-                return self._shard_of(source, k, tokens[source]), self._words(source, pieces)
+                if of[source]:
+                    announced.append(source)
+                return self._shard_of(source, k, of[source]), self._words(source, pieces)
 
             yield source, _Arrival(held, announce)
-        # What was computed with these shards is over when the stream gets here; none may have been about one.
-        self._hand_back(route.sources[1:], arrived=announced, pieces=pieces)
-        if not self._near.issuperset(route.sources[1:]):  # else a graph would not know the stream
+        # What was computed with these shards is over when the stream gets here.
+        self._hand_back([source for source in of if of[source]], arrived=announced, pieces=pieces)
+        if any(to.values()):  # else a graph would not know the stream
             compute.wait_stream(self._stream)
 
     def _send(
-        self, k: torch.Tensor, v: torch.Tensor, peers: Sequence[int], pieces: int
+        self, k: torch.Tensor, v: torch.Tensor, counts: Mapping[int, int], pieces: int
     ) -> dict[int, Transfer]:
-        """Copy a shard into the peers' slots, on the current stream, once those are free, and say so.
+        """Copy so many first tokens of a shard into each peer's slot, on the current stream, once those are
+        free, and say so.
 
         Returns when which transfer was under way.
         """
         stream = torch.cuda.current_stream(self._device)
         heads, row_bytes = k.shape[2] // pieces, k[0, 0].nbytes
-        self._reclaim(peers)
+        self._reclaim(list(counts))
         begun, ended = {}, {}
         for piece in range(pieces):
             columns, start = slice(piece * heads, (piece + 1) * heads), piece * row_bytes // pieces
-            for peer in peers:
+            for peer, count in counts.items():
                 if not piece:
                     begun[peer] = recorded()
                 for number, x in enumerate((k, v)):
-                    slot = self._slot(peer, self._rank) + number * k.nbytes
-                    driver.copy_rows(stream, slot + start, row_bytes, x[:, :, columns])
+                    slot = self._slot(peer, self._rank) + number * _shard_bytes(k, count) // 2
+                    driver.copy_rows(stream, slot + start, row_bytes, x[:, :count, columns])
                 driver.flags(stream, given=[self._flag(peer, _READY + piece, self._rank)])
                 if piece == pieces - 1:
                     ended[peer] = recorded()
-        return {peer: partial(since, begun[peer], ended[peer]) for peer in peers}
+        return {peer: partial(since, begun[peer], ended[peer]) for peer in counts}
 
     def _words(self, source: int, pieces: int) -> torch.Tensor:
         """The flags of a source's pieces as tensor, int32 [pieces]."""
@@ -169,7 +171,9 @@ class IpcTransport:
         return flags[source * _FLAGS + _READY :][:pieces]
 
     def _shard_of(self, source: int, k: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Another rank's shard, like keys k but for its length, where this rank finds it."""
+        """The first tokens of another rank's shard, else like keys k, where this rank finds them."""
+        if not tokens:
+            return k.new_empty(shard_shape(k, 0))
         near = source in self._near
         address = self._address(source) + self._flags_bytes if near else self._slot(self._rank, source)
         return _shaped(driver.view(address, _shard_bytes(k, tokens), self._device), k, tokens)

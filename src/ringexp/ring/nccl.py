@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from ringexp.planning import ring_members
 from ringexp.ring.events import recorded, since
-from ringexp.ring.transport import Arrival, Route, Transfer, lay_out, resolved, shard_shape
+from ringexp.ring.transport import Arrival, Route, Transfer, Trip, lay_out, resolved, shard_shape
 
 
 class NcclTransport:
@@ -28,36 +28,24 @@ class NcclTransport:
         self._stream = torch.cuda.Stream(device, priority=-1)  # kernels that carry go before blocks
         self._transfers: list[Transfer] = []
 
-    def circulate(
-        self,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        tokens: Sequence[int],
-        prefetch_hops: int | None,
-        by_heads: bool = False,
-    ) -> Generator[tuple[int, Arrival]]:
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
         sent = k.new_empty(shard_shape(k, k.shape[1]))
-        if len(ring_members(tokens)) > 1:
+        if len(ring_members(trip.tokens)) > 1:
             lay_out(k, v, sent)
-        return self._circulate(k, v, sent, tokens, prefetch_hops)
+        return self._circulate(k, v, sent, trip)
 
     def _circulate(
-        self,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        sent: torch.Tensor,
-        tokens: Sequence[int],
-        prefetch_hops: int | None,
+        self, k: torch.Tensor, v: torch.Tensor, sent: torch.Tensor, trip: Trip
     ) -> Generator[tuple[int, Arrival]]:
         """sent: k and v as they go to others."""
-        route = Route.of(tokens, self._rank)
+        route = Route.of(trip.tokens, self._rank)
         compute = torch.cuda.current_stream(self._device)
         shards = [sent]
         arrived: list[torch.cuda.Event] = []
 
         def post() -> None:  # the next hop, in order on the transfer stream
             hop = len(shards)
-            shards.append(k.new_empty(shard_shape(k, tokens[route.source(hop)])))
+            shards.append(k.new_empty(shard_shape(k, trip.tokens[route.source(hop)])))
             self._stream.wait_stream(compute)  # the buffer is free, and lock-step hops wait for compute
             with torch.cuda.stream(self._stream):
                 begun = recorded()
@@ -69,7 +57,7 @@ class NcclTransport:
             shards[hop].record_stream(self._stream)
             self._transfers.append(partial(since, begun, ended))
 
-        for _ in range(min(prefetch_hops or route.hops, route.hops)):
+        for _ in range(min(trip.prefetch_hops or route.hops, route.hops)):
             post()
         yield self._rank, lambda: (k, v)
         for hop in range(1, route.hops + 1):

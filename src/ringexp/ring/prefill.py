@@ -18,7 +18,7 @@ from ringexp.kernels import Arriving, Kernel, KeySpan, OnlineSoftmax
 from ringexp.planning import Plan, runs
 from ringexp.ring.clock import Clock
 from ringexp.ring.launches import Launch, launches
-from ringexp.ring.transport import Announced, Arrival, Route, Transport
+from ringexp.ring.transport import Announced, Arrival, Route, Transport, Trip
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def ring_attention(
     if not ring.plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
     starts = runs(ring.plan.starts or [0] * q.shape[0])
-    kv_tokens, hops = ring.plan.kv_tokens, ring.prefetch_hops
-    with closing(ring.transport.circulate(k, v, kv_tokens, hops, by_heads=_joins(ring))) as arriving:
+    trip = Trip(ring.plan.kv_tokens, ring.prefetch_hops, _joins(ring), ring.plan.needed)
+    with closing(ring.transport.circulate(k, v, trip)) as arriving:
         rounds = _rounds(ring, [start for _, start in starts])
         groups = [
             (sequences, _Rows(q[sequences], [each.launches[number] for each in rounds], ring.kernel))

@@ -70,26 +70,37 @@ class Route:
         return self.source(1)
 
 
+@dataclass(frozen=True)
+class Trip:
+    """One way of all shards round the ring.
+
+    tokens: of each rank's keys/values; ranks with 0 are not in the ring. prefetch_hops: hops posted ahead of
+    compute, None: all. by_heads: some heads of all shards before others, if the transport announces them.
+    needed: (rank, source) -> how many of the first tokens of a shard a rank computes with, None: all; a
+    transport may carry more.
+    """
+
+    tokens: Sequence[int]
+    prefetch_hops: int | None = None
+    by_heads: bool = False
+    needed: Callable[[int, int], int] | None = None
+
+    def carried(self, rank: int, source: int) -> int:
+        """How many tokens of a source's shard a rank needs."""
+        return self.needed(rank, source) if self.needed else self.tokens[source]
+
+
 class Transport(Protocol):
     name: str
     capturable: bool  # in a CUDA graph
     announces: bool  # what arrives `by_heads` is `Announced`
     epoch: int  # another one once memory that a captured graph points to has moved, on all ranks alike
 
-    def circulate(
-        self,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        tokens: Sequence[int],
-        prefetch_hops: int | None,
-        by_heads: bool = False,
-    ) -> Generator[tuple[int, Arrival]]:
-        """Pass k and v [B, L, Hkv, D] round as one shard [2, B, L, Hkv, D]; `tokens[r]` is rank r's L.
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+        """Pass k and v [B, L, Hkv, D] round as one shard [2, B, L, Hkv, D].
 
-        by_heads: some heads of all shards before others, if the transport announces them. A shard is there
-        for what is launched until the generator has ended, to which it has to be brought, or closed if an
-        exception ends the ring.
-        Ranks with 0 tokens are not in the ring and do not call it.
+        A shard is there for what is launched until the generator has ended, to which it has to be brought, or
+        closed if an exception ends the ring. Ranks that are not in the ring do not call it.
         """
         ...
 
@@ -155,22 +166,15 @@ class LoopbackTransport:
         self._rank, self.announces, self._lays_out = rank, announces, lays_out
         self._repeated: dict[tuple[Any, ...], torch.Tensor] = {}
 
-    def circulate(
-        self,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        tokens: Sequence[int],
-        prefetch_hops: int | None,
-        by_heads: bool = False,
-    ) -> Generator[tuple[int, Arrival]]:
-        sources = Route.of(tokens, self._rank).sources
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+        sources = Route.of(trip.tokens, self._rank).sources
         if self._lays_out and len(sources) > 1:
             lay_out(k, v, k.new_empty(shard_shape(k, k.shape[1])))
         for source in sources:
             if source == self._rank:
                 yield source, lambda: (k, v)
             else:
-                shard = self._of_length(k, v, tokens[source])
+                shard = self._of_length(k, v, trip.tokens[source])
                 yield source, lambda shard=shard: shard
 
     def _of_length(self, k: torch.Tensor, v: torch.Tensor, length: int) -> torch.Tensor:

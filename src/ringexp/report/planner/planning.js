@@ -95,19 +95,25 @@ function aloneMs(cost, seqLen, causal) {
   return timeMs(cost, seqLen, pairs, causal ? pairs : 0);
 }
 
+// How many of a rank's tokens are in its first span.
+function inFirst({ shards }, rank) {
+  return shards[rank][0][1] - shards[rank][0][0];
+}
+
 // How `rank` computes with the shard of `source`. Under a causal mask all its queries see the first span of a
 // rank before it, and those in its second span all of a rank after it.
-function blockOf({ tokens, shards, causal }, cost, rank, source) {
+function blockOf(plan, cost, rank, source) {
+  const { tokens, causal } = plan;
   const own = tokens[rank];
   if (source === rank) {
     const pairs = ownPairs(own, causal);
-    return { pairs, computeMs: attentionMs(cost, pairs, causal ? pairs : 0) };
+    return { pairs, keys: own, computeMs: attentionMs(cost, pairs, causal ? pairs : 0) };
   }
-  const inFirst = (holder) => shards[holder][0][1] - shards[holder][0][0];
-  const queries = causal && source > rank ? own - inFirst(rank) : own;
-  const keys = causal && source < rank ? inFirst(source) : tokens[source];
+  const queries = causal && source > rank ? own - inFirst(plan, rank) : own;
+  const keys = causal && source < rank ? inFirst(plan, source) : tokens[source];
   const hopMs = queries ? cost.hop_ms + cost.hop_token_ms * own : 0;
-  return { pairs: queries * keys, computeMs: cost.pair_ms * queries * keys + hopMs };
+  const computeMs = cost.pair_ms * queries * keys + hopMs;
+  return { pairs: queries * keys, keys: queries ? keys : 0, computeMs };
 }
 
 // The most tokens a whose work takes no more than leftMs: square * a^2 + linear * a = leftMs.
@@ -162,7 +168,8 @@ const latest = (row, other) => row.map((time, place) => Math.max(time, other[pla
 // The plan with what every member does when: rows of { rank, linearEnd, hops, end }. Linear layers come
 // first, then the own shard, hop 0, then shards in order of arrival. A hop is a send to the next member and a
 // receive from the one before: it begins when both ends are at it, and is over on a member when it has done
-// both. With hop.direct each member copies from the owner instead, once that has laid its shard out.
+// both. With hop.direct it comes from the owner itself, once that is done with its linear layers, and then only
+// what the member computes with.
 function simulate(plan, costs, hop) {
   const { members, tokens } = plan;
   const linear = members.map((rank) => linearMs(costs[rank], tokens[rank]));
@@ -170,17 +177,19 @@ function simulate(plan, costs, hop) {
   let [transfers, arrivals, ends] = [linear, linear, linear];
   for (let number = 0; number < members.length; number++) {
     const sources = turned(members, number);
+    const blocks = members.map((rank, place) => blockOf(plan, costs[rank], rank, sources[place]));
     if (number) {
       transfers = latest(arrivals, hop.direct ? turned(linear, number) : turned(arrivals, 1));
+      const carried = (place) => (hop.direct ? blocks[place].keys : tokens[sources[place]]);
       const received = transfers.map(
-        (begin, place) => begin + hop.latency_ms + hop.token_ms * tokens[sources[place]],
+        (begin, place) => begin + (carried(place) && hop.latency_ms + hop.token_ms * carried(place)),
       );
       arrivals = hop.direct ? received : latest(received, turned(received, -1));
     }
     const begins = latest(ends, arrivals);
     rows.forEach(({ rank, hops }, place) => {
       const [source, transferBegin, arrival] = [sources[place], transfers[place], arrivals[place]];
-      const { pairs, computeMs } = blockOf(plan, costs[rank], rank, source);
+      const { pairs, computeMs } = blocks[place];
       const computeBegin = begins[place];
       const computeEnd = computeBegin + computeMs;
       const waitMs = computeBegin - ends[place];
