@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ringexp.calibration.measure import WARMUP, Effort
-from ringexp.calibration.table import SpeedRow
+from ringexp.calibration.table import Point, SpeedRow
 
 SPOT_CHECK = Effort(min_samples=3, min_seconds=0.0, max_seconds=0.0, precision=0.0)
 """Three samples, whatever they are."""
 
 BUDGET_MS = 500.0
 """What a spot check should take at most, by the stored times."""
-
-Point = tuple[int, int, int]
-"""What is measured: tokens of the prompt, the rank's own, ranks that have the others."""
 
 
 def spot_point(rows: Sequence[Sequence[SpeedRow]], seq_len: int) -> Point | None:
@@ -23,7 +20,7 @@ def spot_point(rows: Sequence[Sequence[SpeedRow]], seq_len: int) -> Point | None
     rows: each rank's stored rows, at its own percentage. Of the nearest length it is the point with the most
     tokens that fits the budget, else the quickest. None if there is no point that all have.
     """
-    times = [{(row.length, row.tokens, row.others): row.time_ms for row in mine} for mine in rows]
+    times = [{row.point: row.time_ms for row in mine} for mine in rows]
     shared = set.intersection(*(set(mine) for mine in times))
     if not shared:
         return None

@@ -22,6 +22,9 @@ LOCK_TIMEOUT_S = 60.0
 
 Key = tuple[str, str, str, int, float, int, int, str, int]
 
+Point = tuple[int, int, int]
+"""What is measured: tokens of the prompt, the rank's own, ranks that have the others."""
+
 
 @dataclass(frozen=True)
 class SpeedRow:
@@ -91,6 +94,10 @@ class SpeedRow:
             self.beside,
             self.others,
         )
+
+    @property
+    def point(self) -> Point:
+        return self.length, self.tokens, self.others
 
     @property
     def is_half(self) -> bool:

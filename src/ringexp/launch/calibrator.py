@@ -12,8 +12,8 @@ from ringexp.calibration.cost_model import cost_points
 from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.calibration.measure import Effort, calibration_lengths, measure_speed
 from ringexp.calibration.source import TableSpeeds
-from ringexp.calibration.staleness import SPOT_CHECK, Point, deviation, is_stale, spot_point
-from ringexp.calibration.table import SpeedRow, SpeedTable
+from ringexp.calibration.staleness import SPOT_CHECK, deviation, is_stale, spot_point
+from ringexp.calibration.table import Point, SpeedRow, SpeedTable
 from ringexp.config import DEFAULT_TILE, Config
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
@@ -72,7 +72,7 @@ class Calibrator:
             rows = self._stored(config, keys)
         missing = points if mode == "refresh" else []
         if mode == "auto":
-            have = [{_point(row) for row in self._own(rows, rank)} for rank in self._everyone]
+            have = [{row.point for row in self._own(rows, rank)} for rank in self._everyone]
             missing = [point for point in points if not all(point in mine for mine in have)]
         if missing:
             self.session.progress.stage(
@@ -173,7 +173,7 @@ class Calibrator:
         spots = self.session.gather(self._measure(config, workload, kernel, point, SPOT_CHECK))
         stale = False
         for rank, spot in enumerate(spots):
-            (stored,) = (row for row in own[rank] if _point(row) == point)
+            (stored,) = (row for row in own[rank] if row.point == point)
             if is_stale(stored, spot, config.calibration.tolerance):
                 stale = True
                 self.session.progress.warn(
@@ -272,10 +272,6 @@ class Calibrator:
             )
         direct = self.session.transport.name == "ipc"
         return HopCost(self.link.latency_ms, self.link.byte_ms * workload.memory.kv_token, direct)
-
-
-def _point(row: SpeedRow) -> Point:
-    return row.length, row.tokens, row.others
 
 
 def enough_in_a_row(unit_ms: float, most: int) -> int:

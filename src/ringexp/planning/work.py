@@ -46,9 +46,7 @@ def needed_rows(plan: Plan, members: Sequence[int]) -> Iterator[list[int]]:
         for hop in range(len(members)):
             yield [plan.needed(rank, members[place - hop]) for place, rank in enumerate(members)]
         return
-    shards = [plan.kv_shards[rank] for rank in members]
-    counts = [shard.num_tokens for shard in shards]
-    heads = [len(shard.spans[0]) for shard in shards] if plan.causal else counts
+    counts, heads = _counts_and_heads(plan, members)
     sees_later = [count > head or not plan.causal for count, head in zip(counts, heads, strict=True)]
     yield counts
     for hop in range(1, len(members)):
@@ -68,15 +66,20 @@ def _closed(plan: Plan) -> bool:
     return alike and all(len(shard.spans) <= 2 for shard in plan.kv_shards)
 
 
+def _counts_and_heads(plan: Plan, members: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Of each member: tokens, and those that members after it see."""
+    shards = [plan.kv_shards[rank] for rank in members]
+    counts = [shard.num_tokens for shard in shards]
+    return counts, [len(shard.spans[0]) for shard in shards] if plan.causal else counts
+
+
 class _ClosedForm:
     """Of each member: tokens; those in its first span; milliseconds with its own shard; for each key of a
     member before it, and for each such hop; the same for members after it."""
 
     def __init__(self, plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> None:
         mine = [costs[rank] for rank in members]
-        shards = [plan.q_shards[rank] for rank in members]
-        self.counts = [shard.num_tokens for shard in shards]
-        self.heads = [len(shard.spans[0]) for shard in shards] if plan.causal else self.counts
+        self.counts, self.heads = _counts_and_heads(plan, members)
         later = [n - head for n, head in zip(self.counts, self.heads, strict=True)]
         later = later if plan.causal else self.counts
         pairs = [n * (n + 1) // 2 if plan.causal else n * n for n in self.counts]

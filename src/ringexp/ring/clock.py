@@ -12,9 +12,9 @@
     timing = clock.read()
 
 On CUDA both are read from events on the compute stream, so nothing is synchronised before `read`; each takes
-2 to 3 us between kernels, so there are no more than have to be. On CPU the
-clock also is where an emulated slow rank takes its extra time: after each stretch of compute the pacer waits
-until the stretch has lasted as long as it would on a slower rank.
+2 to 3 us between kernels, so there are no more than have to be. On CPU the clock also is where an emulated
+slow rank takes its extra time: after each stretch of compute the pacer waits until the stretch has lasted as
+long as it would on a slower rank.
 """
 
 from __future__ import annotations
