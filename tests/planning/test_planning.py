@@ -116,12 +116,25 @@ def test_apportion_loses_no_token_and_leaves_no_rank_empty(weights, tile, extra)
 
 
 @given(weights, st.integers(1, 64), st.integers(0, 100_000))
-def test_apportion_respects_shares_to_within_a_tile(weights, tile, extra):
+def test_no_tile_elsewhere_would_be_done_earlier(weights, tile, extra):
     seq_len = len(weights) * tile + extra
-    exact = [w / sum(weights) * seq_len for w in weights]
+    tokens = apportion(weights, seq_len, tile)
+    ends = [count / w for count, w in zip(tokens, weights, strict=True) if count > tile]
+    last = max(ends, default=0.0)
+    assert all((count + tile) / w >= last * (1 - 1e-12) for count, w in zip(tokens, weights, strict=True))
+
+
+@given(weights, st.integers(1, 64), st.integers(0, 100_000))
+def test_nobody_is_a_tile_below_his_share(weights, tile, extra):
+    seq_len = len(weights) * tile + extra
+    exact = [w / sum(weights) * (seq_len - seq_len % tile) for w in weights]
     tokens = apportion(weights, seq_len, tile)
     if min(exact) >= tile:  # otherwise the one-tile minimum takes precedence
-        assert max(abs(count - x) for count, x in zip(tokens, exact, strict=True)) <= tile + 1e-6
+        assert all(count >= x - tile * (1 + 1e-9) for count, x in zip(tokens, exact, strict=True))
+
+
+def test_a_tile_goes_to_whoever_is_done_with_it_first():
+    assert apportion([613, 76], seq_len=4096, tile=256) == [3840, 256]  # 452 would be the slow one's share
 
 
 @given(weights, st.integers(1, 64), st.integers(0, 5000))

@@ -61,7 +61,7 @@ def _hop_ms(ring: RingContext, device: torch.device, num_bytes: int) -> float:
         iteration.capture()
     hops: list[float] = []
     for repeat in range(REPEATS + 1):
-        ring.transport.barrier()
+        iteration.line_up()
         timing = iteration.run()[1]
         hops += [hop.transfer_ms for hop in timing.hops if repeat and hop.source != ring.rank]
     return median(hops)

@@ -98,7 +98,7 @@ class Course:
     def run(self) -> IterationTiming:
         """The prompt, from a barrier on."""
         self._session.barrier()
-        self._session.transport.barrier()
+        self._iteration.line_up()
         self.output, timing = self._iteration.run()
         return timing
 

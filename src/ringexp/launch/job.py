@@ -209,7 +209,6 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
         if index > -config.warmup:
             session.progress.advance()
     session.barrier()
-    session.transport.barrier()
     back_to_back_ms = max(session.gather(course.back_to_back_ms(config.repeats)))
     peak_memory = session.gather(session.peak_memory_bytes())
     return _Measured(iterations, prompts, back_to_back_ms, peak_memory, course.plan, course.output)

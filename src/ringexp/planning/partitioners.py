@@ -32,11 +32,12 @@ def check_enough_tiles(seq_len: int, world_size: int, tile: int) -> None:
 
 
 def apportion(weights: Sequence[float], seq_len: int, tile: int) -> list[int]:
-    """Token counts proportional to `weights`, in whole tiles, by largest remainder.
+    """Token counts about proportional to `weights`, in whole tiles, with the smallest largest count / weight.
 
-    Every rank gets at least one tile. What does not fill a tile goes to the rank still furthest below its
-    exact share. Ties go to the lower rank, so the result is a function of the arguments alone. Unless the
-    one-tile minimum bites, each count is within one tile of the exact share.
+    So the slowest rank is done as early as can be, if weights are speeds. A tile goes to the rank that would
+    be done with it first (the divisor method of D'Hondt), and so does what does not fill one. Every rank gets
+    at least one; but for that, none is more than a tile below its exact share. Ties go to the lower rank, so
+    the result is a function of the arguments alone.
 
     Raises UserError if there are fewer tiles than ranks or a weight is not positive and finite.
     """
@@ -46,15 +47,14 @@ def apportion(weights: Sequence[float], seq_len: int, tile: int) -> list[int]:
     if tile < 1:
         raise UserError(f"tile={tile} must be at least 1 token")
     check_enough_tiles(seq_len, len(weights), tile)
-    total = math.fsum(weights)
-    exact = [w / total * seq_len for w in weights]
-    tokens = [max(int(x // tile), 1) * tile for x in exact]
-    while sum(tokens) > seq_len:  # the minimum gave too much: take it from whoever is furthest above
-        donor = max((r for r in ranks if tokens[r] > tile), key=lambda r: (tokens[r] - exact[r], -r))
+    total, whole = math.fsum(weights), seq_len - seq_len % tile
+    tokens = [max(int(w / total * whole // tile), 1) * tile for w in weights]
+    while sum(tokens) > whole:  # the minimum gave too much: take it from whoever is done last
+        donor = max((r for r in ranks if tokens[r] > tile), key=lambda r: (tokens[r] / weights[r], r))
         tokens[donor] -= tile
-    while (left := seq_len - sum(tokens)) > 0:
-        taker = max(ranks, key=lambda r: (exact[r] - tokens[r], -r))
-        tokens[taker] += min(tile, left)
+    while (left := min(seq_len - sum(tokens), tile)) > 0:
+        taker = min(ranks, key=lambda r: ((tokens[r] + left) / weights[r], r))
+        tokens[taker] += left
     return tokens
 
 

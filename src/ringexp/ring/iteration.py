@@ -23,6 +23,9 @@ from ringexp.ring.transport import Transfer, Transport
 
 T = TypeVar("T")
 
+HEAD_START_CYCLES = 300_000
+"""Of the GPU, .15 ms: longer than hosts take from a barrier among them until each has launched its graph."""
+
 
 class Iteration:
     """`work` is what `ring` takes part in; all ranks call `capture` and `run` in step."""
@@ -31,6 +34,15 @@ class Iteration:
         self._work, self._ring = work, ring
         self._graph: torch.cuda.CUDAGraph | None = None
         self._captured: tuple[torch.Tensor, list[Transfer]] | None = None
+
+    def line_up(self) -> None:
+        """Have no rank begin what comes next, `run` for one, before all are there; call it after a barrier.
+
+        A graph is launched while the GPU still waits: so the ranks begin together, whenever their hosts do.
+        """
+        if self._graph is not None:
+            torch.cuda._sleep(HEAD_START_CYCLES)
+        self._ring.transport.barrier()
 
     def run(self) -> tuple[torch.Tensor, IterationTiming]:
         """The output, which the next run may overwrite, and what the clock and the transport saw."""
@@ -57,7 +69,11 @@ class Iteration:
             self.run()
 
     def back_to_back_ms(self, count: int) -> float:
-        """Time of one of `count` runs that nothing separates, as the layers of a model follow each other."""
+        """Time of one of `count` runs that nothing separates, as the layers of a model follow each other.
+
+        Lined up before the first.
+        """
+        self.line_up()
         stop = _stopwatch()
         for _ in range(count):
             if self._graph is None:

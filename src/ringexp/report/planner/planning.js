@@ -15,7 +15,8 @@ function best(scores) {
   return scores.reduce((found, score, index) => (score > scores[found] ? index : found), 0);
 }
 
-// Token counts in proportion to weights, in whole tiles by largest remainder; every rank gets a tile.
+// Token counts about proportional to weights, in whole tiles, with the smallest largest count / weight; every
+// rank gets a tile.
 function apportion(weights, seqLen, tile) {
   if (seqLen < weights.length * tile) {
     throw new Error(
@@ -23,13 +24,17 @@ function apportion(weights, seqLen, tile) {
     );
   }
   const total = sum(weights);
-  const exact = weights.map((weight) => (weight / total) * seqLen);
-  const tokens = exact.map((x) => Math.max(Math.round((x - (x % tile)) / tile), 1) * tile);
-  while (sum(tokens) > seqLen) {
-    tokens[best(tokens.map((count, rank) => (count > tile ? count - exact[rank] : -Infinity)))] -= tile;
+  const whole = seqLen - (seqLen % tile);
+  const tokens = weights.map((weight) => Math.max(Math.floor(((weight / total) * whole) / tile), 1) * tile);
+  const last = tokens.length - 1;
+  while (sum(tokens) > whole) {
+    // The first of the reversed ranks, so that ties are taken from the higher one.
+    const ends = tokens.map((count, rank) => (count > tile ? count / weights[rank] : -Infinity));
+    tokens[last - best(ends.reverse())] -= tile;
   }
   for (let left = seqLen - sum(tokens); left > 0; left = seqLen - sum(tokens)) {
-    tokens[best(tokens.map((count, rank) => exact[rank] - count))] += Math.min(tile, left);
+    const given = Math.min(tile, left);
+    tokens[best(tokens.map((count, rank) => -(count + given) / weights[rank]))] += given;
   }
   return tokens;
 }
