@@ -60,9 +60,10 @@ def coarse(q, k, v, causal, softmax_scale):
     return out * 1.01, lse
 
 
+@pytest.mark.parametrize("length", [50, 500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kernels_are_checked_against_float64(dtype):
-    inputs = BlockShape(1, 4, 2, 32, dtype, 50).inputs(CPU)
+def test_kernels_are_checked_against_float64(dtype, length):
+    inputs = BlockShape(1, 4, 2, 32, dtype, length).inputs(CPU)
     assert is_right(get_kernel("sdpa", "cpu", dtype, 32), *inputs, 0.2)
     assert not is_right(Kernel("broken", broken), *inputs, 0.2)
     assert not is_right(Kernel("coarse", coarse), *inputs, 0.2)
