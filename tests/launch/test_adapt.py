@@ -3,15 +3,11 @@
 import csv
 import json
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 
 from ringexp.config import FmsModelConfig
 from ringexp.hetero.drift import DriftConfig
-from ringexp.launch import adapt
-from ringexp.launch.adapt import Course
-from ringexp.ring.timing import HopTiming, IterationTiming
 from support import sessions
 from support.command import QUICK, ringexp, run_dirs
 from support.model_ranks import LLAMA
@@ -31,46 +27,6 @@ def test_every_prompt_is_right_whatever_the_plan_before_was(pools, tmp_path, lay
         assert max(error for error, *_ in seen) < 2e-5
         assert seen[0][1] == 0
         assert all(replan_ms > 0 for _, replan_ms, *_ in seen[1:])
-
-
-class Trials(Course):
-    """Of rank 0 of two, whose prompts take so many ms together and apart; in the first, somebody waited."""
-
-    def __init__(self, together_ms: float, apart_ms: float) -> None:
-        self._takes = {False: together_ms, True: apart_ms}
-        self._session = SimpleNamespace(rank=0, gather=lambda mine: [mine, mine])  # type: ignore[assignment]
-        self._ring_of = lambda plan: None  # type: ignore[assignment, return-value]
-        self.plan, self.apart, self.done = None, False, []  # type: ignore[assignment]
-
-    def run(self) -> IterationTiming:
-        self.done.append("apart" if self.apart else "together")
-        return IterationTiming(self._takes[self.apart], 1.0)
-
-    def _build(self) -> None:
-        self.done.append("built")
-
-
-def waited(ms: float) -> IterationTiming:
-    return IterationTiming(60.0, 60.0 - ms, [HopTiming(0, 0.0, 1.0), HopTiming(1, ms, 1.0)])
-
-
-@pytest.mark.parametrize(
-    ("joins", "waits", "apart_ms", "done", "apart"),
-    [
-        (True, (5.0, 0.0), 58.0, ["together", "together", "built", "apart", "apart"], True),
-        (True, (5.0, 0.0), 61.0, ["together", "together", "built", "apart", "apart", "built"], False),
-        (True, (0.0, 5.0), 58.0, ["together", "together", "built", "together", "together"], False),
-        (True, (1.0, 1.0), 58.0, [], False),
-        (False, (5.0, 0.0), 58.0, [], False),
-    ],
-)
-def test_a_rank_that_waits_takes_shards_one_by_one_if_that_is_faster(
-    monkeypatch, joins, waits, apart_ms, done, apart
-):
-    monkeypatch.setattr(adapt, "joins", lambda ring: joins)
-    trials = Trials(60.0, apart_ms)
-    trials.choose_ways([waited(ms) for ms in waits])
-    assert (trials.done, trials.apart) == (done, apart)
 
 
 def test_a_rank_runs_at_the_percentage_of_the_prompt(pools, tmp_path):

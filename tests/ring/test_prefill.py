@@ -127,14 +127,6 @@ def test_shards_come_over_ipc_however_ranks_share_gpus(pools, devices, tokens, l
     assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)
 
 
-@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
-@pytest.mark.parametrize("apart", [(0,), (1, 2), (0, 1, 2, 3)], ids=str)
-def test_a_rank_may_compute_with_one_shard_at_a_time_where_others_await_pieces(pools, apart, layout):
-    case = Case((16, 24, 8, 40), layout, kernel="joining", apart=apart)
-    results = pools[4].run(attend_over_stand_ins, "ipc", [case, case])
-    assert (assembled(case, [out for out, _ in results]) - oracle(case)).abs().max() < 2e-6
-
-
 @pytest.mark.parametrize("case", [Case((8, 5, 12), layout) for layout in ("zigzag", "contiguous")], ids=name)
 def test_over_ipc_goes_only_what_is_computed_with(pools, case):
     plan, token_bytes = case.plan(), 2 * case.num_kv_heads * case.head_dim * 4

@@ -39,7 +39,6 @@ class Case:
     dtype: str = "float32"
     kernel: str = "sdpa"
     prefetch_hops: int | None = None
-    apart: tuple[int, ...] = ()
 
     def plan(self) -> Plan:
         return make_plan(sum(self.tokens), self.tokens, self.layout, shard=self.shard, causal=self.causal)
@@ -149,8 +148,7 @@ def attend_over_stand_ins(
                 transport.barrier()
                 continue
             kernel = case.attention_kernel(rank)
-            clock, apart = CpuClock(NoPacer()), rank in case.apart
-            ring = RingContext(plan, rank, transport, kernel, clock, case.prefetch_hops, apart)
+            ring = RingContext(plan, rank, transport, kernel, CpuClock(NoPacer()), case.prefetch_hops)
             ring.clock.start()
             mine = torch.tensor(plan.q_shards[rank].positions())
             q, k, v = (x[:, mine] for x in case.qkv())

@@ -3,7 +3,6 @@
     course = Course(session, config, workload, x, ring_of, plan, planner)
     course.begin(prompt)                       # throttle and plan of this prompt; builds anew what changed
     timing = course.run()
-    course.choose_ways(ranks)                  # optional, once, by the timings of all ranks
     course.learn(busy_ms, replan_ms)           # of all ranks: the plan of the next prompt
 
 All ranks call these in step. Prompts below 0 are warm-up: they are learnt from, and drift has not begun.
@@ -13,8 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from statistics import median
 
 import torch
 
@@ -24,23 +21,15 @@ from ringexp.launch.session import Session
 from ringexp.models.workload import Workload, local_inputs
 from ringexp.planning import AdaptivePlanner, Plan
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.prefill import RingContext, joins
+from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
-from ringexp.tracking import metrics
-
-LATE = 0.02
-"""Of a prompt's latency: a rank that waits longer for keys and values may be faster with shard by shard."""
-
-TRIAL_MS, MOST_TRIALS = 100.0, 5
-"""Each way of computing is tried for so long, once at least."""
 
 
 class Course:
     """Of one job on one rank.
 
     plan: of the next prompt. output: this rank's latest, empty if it has no tokens. replan_ms: what it took
-    this rank to change to the plan of the present prompt, or to capture its graph; 0 if it had both. apart:
-    whether this rank computes with one shard at a time.
+    this rank to change to the plan of the present prompt, or to capture its graph; 0 if it had both.
     """
 
     def __init__(
@@ -59,7 +48,6 @@ class Course:
         self._to_capture = False
         self._untold_ms = 0.0
         self.plan = plan
-        self.apart = False
         self.output = torch.empty(0)
         self.replan_ms = 0.0
 
@@ -77,40 +65,12 @@ class Course:
             self._built = self.plan, Iteration(*self._work())
             self._to_capture = self._session.captures(self._config, self._session.transport)
         elif self._built is None or throttled:
-            self._build()
+            self._built = self.plan, self._session.iteration(self._config, *self._work())
+            self._to_capture = False
         else:
             self._capture()
         self._session.synchronize()
         self.replan_ms = (time.perf_counter() - began) * 1e3 if planned else 0.0
-
-    def _build(self) -> None:
-        """What runs the present plan, with its graph if it is to have one."""
-        self._built = self.plan, self._session.iteration(self._config, *self._work())
-        self._to_capture = False
-
-    def choose_ways(self, ranks: Sequence[IterationTiming]) -> None:
-        """Have ranks that waited for keys and values compute with one shard at a time, if that is faster.
-
-        A launch that takes several shards has little to do until the first of another rank is there. Where
-        others are slow to compute theirs, it waits; the rank's own block alone would have filled the time.
-
-        ranks: timings of the present plan. Prompts are run to try it, unless nobody waited.
-        """
-        latency_ms = metrics.latency_ms(ranks)
-        late = [metrics.wait_ms(timing) > LATE * latency_ms for timing in ranks]
-        if not any(late) or not joins(self._ring_of(self.plan)):
-            return
-        trials = min(max(round(TRIAL_MS / latency_ms), 1), MOST_TRIALS)
-        together_ms = self._tried_ms(trials)
-        self.apart = late[self._session.rank]
-        self._build()
-        if self._tried_ms(trials) > together_ms:
-            self.apart = False
-            self._build()
-
-    def _tried_ms(self, count: int) -> float:
-        """Median latency of so many prompts."""
-        return median(metrics.latency_ms(self._session.gather(self.run())) for _ in range(count))
 
     def _capture(self) -> None:
         """The graph of a plan that has run one prompt without; it belongs to the stream it is captured on."""
@@ -123,7 +83,7 @@ class Course:
         self._built = None  # free the old one first
         plan, rank, workload = self.plan, self._session.rank, self._workload
         self._session.transport.reserve(max(plan.kv_tokens) * workload.memory.kv_token)
-        ring, local = replace(self._ring_of(plan), apart=self.apart), local_inputs(self._x, plan, rank)
+        ring, local = self._ring_of(plan), local_inputs(self._x, plan, rank)
 
         def work() -> torch.Tensor:  # a rank without tokens is not in the ring
             return workload.forward(local, ring) if plan.tokens[rank] else torch.empty(0)

@@ -159,14 +159,13 @@ def _are_devices(session: Session, config: Config) -> bool:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Timings of all ranks, and what was set for them, an entry an iteration; peak memory a rank, and whether
-    it computed with one shard at a time; the latest plan, and this rank's output of it."""
+    """Timings of all ranks, and what was set for them, an entry an iteration; peak memory a rank; the latest
+    plan, and this rank's output of it."""
 
     iterations: list[list[IterationTiming]]
     prompts: list[Prompt]
     back_to_back_ms: float
     peak_memory_bytes: list[int]
-    apart: list[bool]
     plan: Plan
     output: torch.Tensor
 
@@ -201,8 +200,6 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
             prompts.append(_prompt(setting, plan, ranks, replan_ms, references))
             if tracker:
                 tracker.iteration(index, ranks, prompts[-1])
-        if index < 0 and not warmed_up:
-            course.choose_ways(ranks)
         if index + 1 < config.repeats:  # the output stays one of the latest plan
             course.learn([timing.busy_ms for timing in ranks], replan_ms)
         if not warmed_up:
@@ -214,8 +211,7 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
     session.barrier()
     back_to_back_ms = max(session.gather(course.back_to_back_ms(config.repeats)))
     peak_memory = session.gather(session.peak_memory_bytes())
-    apart = session.gather(course.apart)
-    return _Measured(iterations, prompts, back_to_back_ms, peak_memory, apart, course.plan, course.output)
+    return _Measured(iterations, prompts, back_to_back_ms, peak_memory, course.plan, course.output)
 
 
 def _prompt(
@@ -435,7 +431,6 @@ def _result(
         exact=accuracy.exact if accuracy else None,
         kernel=setting.kernel.name,
         transport=session.transport.name,
-        apart=measured.apart,
         plan=[str(shard) for shard in plan.q_shards],
         costs=[asdict(cost) for cost in costs],
         hop=asdict(setting.hop) if setting.hop else None,

@@ -25,7 +25,6 @@ from ringexp.ring.transport import Announced, Arrival, Route, Transport, Trip
 class RingContext:
     """What one rank needs to take part in the ring.
 
-    apart: compute with one shard at a time, once it is there, even where a launch takes several.
     capacity: how many slots the cache that a model is asked for is to have; None: as many as are filled.
     held: slots that it has filled already, by the chunks before.
     """
@@ -36,7 +35,6 @@ class RingContext:
     kernel: Kernel
     clock: Clock
     prefetch_hops: int | None = None
-    apart: bool = False
     capacity: int | None = None
     held: int = 0
 
@@ -56,7 +54,7 @@ def ring_attention(
     if not ring.plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
     starts = runs(ring.plan.starts or [0] * q.shape[0])
-    trip = Trip(ring.plan.kv_tokens, ring.prefetch_hops, joins(ring), ring.plan.needed)
+    trip = Trip(ring.plan.kv_tokens, ring.prefetch_hops, _joins(ring), ring.plan.needed)
     with closing(ring.transport.circulate(k, v, trip)) as arriving:
         rounds = _rounds(ring, [start for _, start in starts])
         groups = [
@@ -73,7 +71,7 @@ def ring_attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def joins(ring: RingContext) -> bool:
+def _joins(ring: RingContext) -> bool:
     """Whether the kernel computes with shards that are still on their way, on some ranks at least."""
     return ring.transport.announces and ring.kernel.joint is not None and ring.prefetch_hops is None
 
@@ -98,7 +96,7 @@ def _rounds(ring: RingContext, starts: Sequence[int]) -> list[_Round]:
     def together(sources: Sequence[int]) -> _Round:
         return _Round(sources, [launches(ring.plan, ring.rank, sources, start, joint) for start in starts])
 
-    if joint is not None and joins(ring) and not ring.apart and len(starts) == 1:
+    if joint is not None and _joins(ring) and len(starts) == 1:
         first = together(sources[: joint.spans])
         (found,) = first.launches
         if len(found) == 1 and found[0].parts[0][0] == ring.rank:

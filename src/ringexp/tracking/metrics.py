@@ -251,7 +251,6 @@ class RunResult:
     exact: bool | None
     kernel: str
     transport: str
-    apart: list[bool]
     plan: list[str]
     costs: list[dict[str, Any]]
     hop: dict[str, Any] | None
