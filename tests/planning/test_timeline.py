@@ -75,9 +75,12 @@ def event_by_event(plan, costs, links, prefetch_hops):
         if what == "ready":
             return [("posted", rank, hop), ("arrived", rank, hop - 1)], 0.0
         if what == "received":
-            there = ("linear", source, 0) if links.direct else ("ready", before, hop)
             count = plan.needed(rank, source) if links.direct else plan.kv_tokens[source]
-            return [("ready", rank, hop), there], into[rank].time_ms(count) if count else 0.0
+            ends = [("ready", rank, hop), ("ready", before, hop)]
+            if links.direct:
+                ends = [("arrived", rank, hop - 1), ("posted", source, hop)]
+                ends += [("posted", rank, hop)] if prefetch_hops == 0 else []
+            return ends, into[rank].time_ms(count) if count else 0.0
         if what == "arrived":
             if hop == 0:
                 return [("linear", rank, 0)], 0.0

@@ -176,6 +176,13 @@ def test_the_command_makes_one_report_of_several_folders(sweep, tmp_path):
     assert (tmp_path / "both" / "runs.csv").read_text().count("\n") == 15
 
 
+def test_of_points_in_several_tables_the_newest_are_drawn(sweep, tmp_path):
+    other = make_sweep(tmp_path / "other")
+    done = report(sweep, other, "--out", tmp_path / "both")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "both" / "figures" / "calibration.png").exists()
+
+
 def test_runs_that_all_failed_make_a_report_without_figures(tmp_path):
     write_run(tmp_path, status="failed", reason="no memory")
     done = report(tmp_path)

@@ -143,7 +143,7 @@ class SpeedTable:
                 status = os.fstat(file.fileno())
                 version = (status.st_ino, status.st_mtime_ns, status.st_size)
                 if version != self._read_from:
-                    self._rows = _merge(self._parse(file))
+                    self._rows = newest(self._parse(file))
                     self._read_from = version
         except FileNotFoundError:
             self._rows, self._read_from = (), None
@@ -194,7 +194,7 @@ class SpeedTable:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock, timeout=LOCK_TIMEOUT_S):
-                self._replace(_merge(change(self.load())))
+                self._replace(newest(change(self.load())))
         except Timeout:
             raise UserError(
                 f"calibration table {self.path}: {lock} stayed locked for {LOCK_TIMEOUT_S:.0f} s; "
@@ -250,10 +250,10 @@ def _row(record: dict[str, str]) -> SpeedRow:
     return SpeedRow(**values)  # type: ignore[arg-type]
 
 
-def _merge(rows: Iterable[SpeedRow]) -> tuple[SpeedRow, ...]:
+def newest(rows: Iterable[SpeedRow]) -> tuple[SpeedRow, ...]:
     """The newest row of each key, sorted by key; of two equally new ones the later."""
-    newest: dict[Key, SpeedRow] = {}
+    found: dict[Key, SpeedRow] = {}
     for row in rows:
-        if row.key not in newest or row.time >= newest[row.key].time:
-            newest[row.key] = row
-    return tuple(newest[key] for key in sorted(newest))
+        if row.key not in found or row.time >= found[row.key].time:
+            found[row.key] = row
+    return tuple(found[key] for key in sorted(found))

@@ -83,8 +83,8 @@ def simulate(
     """Play a plan through; `costs` has an entry a rank. A chunked plan is played chunk by chunk, not here.
 
     prefetch_hops: so many hops are posted ahead of compute, None: all; a further one when a shard is taken
-    up. 0 is a lock-step that no transport here has: a hop begins only after the blocks before it, on both of
-    its ends.
+    up, with direct links by the owner. 0 is a lock-step that no transport here has: a hop begins only after
+    the blocks before it, on both of its ends.
     """
     return Timeline(plan.members, *map(list, zip(*_play(plan, costs, links, prefetch_hops), strict=True)))
 
@@ -137,10 +137,12 @@ def _play(
     needed = islice(needed_rows(plan, members), 1, None) if links.direct else None
     yield linear, linear, linear, ends
     for number, row in enumerate(rows, start=1):
-        ready = arrivals
-        if prefetch_hops is not None:
-            ready = list(map(max, arrivals, begun[0] if prefetch_hops else ends))
-        transfers = list(map(max, ready, _turned(linear, number) if links.direct else _turned(ready, 1)))
+        posted = linear if prefetch_hops is None else begun[0] if prefetch_hops else ends
+        ready = list(map(max, arrivals, posted))
+        if links.direct:  # as far as the owner is; the member itself only has to be done with receiving
+            transfers = list(map(max, ready if prefetch_hops == 0 else arrivals, _turned(posted, number)))
+        else:
+            transfers = list(map(max, ready, _turned(ready, 1)))
         sizes = next(needed) if needed else _turned(held, number)
         received = [
             t + (a + b * n if n else 0.0) for t, a, b, n in zip(transfers, once, each, sizes, strict=True)

@@ -129,21 +129,21 @@ def _calibration_figures(tables: dict[str, list[SpeedRow]]) -> list[_Attempt]:
 
 
 def _calibrations(folders: Sequence[Path], runs: Runs) -> dict[str, list[SpeedRow]]:
-    """Rows of the tables these runs planned with: of their shapes and throttles, by what they share.
+    """Rows of the tables these runs planned with: of their shapes and throttles, by what they share; of what
+    several tables have, the newest.
 
     Raises UserError for a damaged table.
     """
-    from ringexp.calibration.table import SpeedTable
+    from ringexp.calibration.table import SpeedTable, newest
 
     shapes = {f"{run['shape']}-{run.kernel}" for _, run in complete(runs).iterrows()}
     throttles = set(complete(runs).throttle)
     found: dict[str, list[SpeedRow]] = {}
-    for path in _speed_tables(folders, runs):
-        for row in SpeedTable(path).load():
-            if row.shape in shapes and row.throttle in throttles:
-                where = f"{row.hardware}, throttle {row.throttle}, ranks a device: {row.ranks_per_device}"
-                where += f", beside {row.beside} %" if row.beside else ""
-                found.setdefault(f"{where}, {row.shape}", []).append(row)
+    for row in newest(row for path in _speed_tables(folders, runs) for row in SpeedTable(path).load()):
+        if row.shape in shapes and row.throttle in throttles:
+            where = f"{row.hardware}, throttle {row.throttle}, ranks a device: {row.ranks_per_device}"
+            where += f", beside {row.beside} %" if row.beside else ""
+            found.setdefault(f"{where}, {row.shape}", []).append(row)
     return found
 
 
