@@ -3,6 +3,7 @@
 import csv
 import json
 from itertools import pairwise
+from statistics import median
 
 import pytest
 
@@ -57,6 +58,7 @@ def test_a_run_follows_a_rank_that_slows_down(adapted):
     assert prompts[-1]["tokens"][1] < prompts[3]["tokens"][1] / 2
     assert (results["exact"], results["throttle"]) == (True, "cpu_pacing")
     assert results["tokens"] == prompts[-1]["tokens"]
+    assert results["settled_iterations"] == len(prompts)
     assert results["adaptation"]["replans"] == sum(prompt["replan_ms"] > 0 for prompt in prompts) >= 1
 
 
@@ -66,9 +68,14 @@ def test_only_another_plan_counts_as_a_new_one(tmp_path):
     done = ringexp(*settings, *QUICK, *run, root=tmp_path)
     assert done.returncode == 0, done.stderr
     (run_dir,) = run_dirs(tmp_path)
-    prompts = json.loads((run_dir / "results.json").read_text())["adaptation"]["prompts"]
+    results = json.loads((run_dir / "results.json").read_text())
+    prompts = results["adaptation"]["prompts"]
     changed = [after["tokens"] != before["tokens"] for before, after in pairwise(prompts)]
     assert [prompt["replan_ms"] > 0 for prompt in prompts] == [False, *changed]
+    settled = results["settled_iterations"]
+    assert all(prompt["tokens"] == results["tokens"] for prompt in prompts[-settled:])
+    assert settled == 4 or prompts[-settled - 1]["tokens"] != results["tokens"]
+    assert results["latency_ms_median"] == pytest.approx(median(results["latency_ms_iterations"][-settled:]))
 
 
 def test_each_prompt_is_held_against_the_speeds_of_its_own_percentages(adapted):

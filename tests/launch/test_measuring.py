@@ -3,7 +3,7 @@
 import pytest
 
 from ringexp.launch.job import MOST_WARM, enough_warmup
-from ringexp.tracking.metrics import capacity_efficiency, full_speed
+from ringexp.tracking.metrics import Prompt, capacity_efficiency, full_speed, with_last_plan
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,10 @@ def test_full_speed_is_that_of_ranks_at_100_percent():
 
 def test_equal_ranks_that_lose_nothing_halve_the_time_of_one():
     assert capacity_efficiency(50.0, [600.0, 600.0], 100.0, full_speed([600.0, 600.0], [100, 100])) == 1
+
+
+@pytest.mark.parametrize(
+    ("plans", "settled"), [([[1, 3]], 1), ([[1, 3], [2, 2], [2, 2]], 2), ([[2, 2], [1, 3], [2, 2]], 1)]
+)
+def test_a_plan_is_judged_by_the_prompts_it_ran_last(plans, settled):
+    assert with_last_plan([Prompt([100, 50], tokens, [1.0, 1.0], None, None) for tokens in plans]) == settled

@@ -169,6 +169,10 @@ class _Measured:
     plan: Plan
     output: torch.Tensor
 
+    def settled(self) -> list[list[IterationTiming]]:
+        """The iterations with the latest plan."""
+        return self.iterations[-metrics.with_last_plan(self.prompts) :]
+
     @property
     def latencies_ms(self) -> list[float]:
         return [metrics.latency_ms(ranks) for ranks in self.iterations]
@@ -391,8 +395,9 @@ def _result(
     predicted_ms = None
     if costs and not config.hetero.drift:
         predicted_ms = units * plan.predicted_ms(costs, setting.hop, config.transport.prefetch_hops)
-    latency = measured.latency_ms
-    medians = metrics.per_rank_medians(measured.iterations)
+    settled = measured.iterations if config.hetero.drift else measured.settled()
+    latencies_ms = [metrics.latency_ms(ranks) for ranks in settled]
+    latency, medians = median(latencies_ms), metrics.per_rank_medians(settled)
     flops = sum(setting.workload.flops(plan, rank) for rank in range(plan.world_size))
     adaptation = metrics.adaptation(measured.prompts, measured.latencies_ms)
     efficiency = adaptation.capacity_efficiency
@@ -401,8 +406,9 @@ def _result(
     even_ms = latency if config.partitioner.name == "even" else references.even_ms
     return RunResult(
         latency_ms_median=latency,
-        latency_ms_spread=metrics.spread_ms(measured.latencies_ms),
+        latency_ms_spread=metrics.spread_ms(latencies_ms),
         latency_ms_iterations=measured.latencies_ms,
+        settled_iterations=len(settled),
         latency_ms_predicted=predicted_ms,
         time_to_first_token_ms=latency if config.model.kind == "fms" else None,
         latency_ms_back_to_back=measured.back_to_back_ms,

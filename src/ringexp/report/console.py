@@ -153,7 +153,9 @@ def number(value: float | None, pattern: str = "{:.3f}") -> str:
 
 
 def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
-    iterations, in_a_row = len(r["latency_ms_iterations"]), r["latency_ms_back_to_back"]
+    iterations, in_a_row = str(r["settled_iterations"]), r["latency_ms_back_to_back"]
+    if r["settled_iterations"] < len(r["latency_ms_iterations"]):
+        iterations += " with the last plan"
     rows = [
         (
             "latency" if r["time_to_first_token_ms"] is None else "time to first token",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from statistics import median, quantiles
 from typing import Any
 
@@ -186,6 +186,11 @@ class Adaptation:
     prompts: list[Prompt]
 
 
+def with_last_plan(prompts: Sequence[Prompt]) -> int:
+    """How many of the last iterations ran with the last plan."""
+    return sum(1 for _ in takewhile(lambda prompt: prompt.tokens == prompts[-1].tokens, reversed(prompts)))
+
+
 def adaptation(prompts: Sequence[Prompt], latencies: Sequence[float]) -> Adaptation:
     """The iterations of a run taken together."""
     replans = sum(before.tokens != prompt.tokens for before, prompt in pairwise(prompts))
@@ -218,6 +223,7 @@ class RunResult:
     latency_ms_median: float
     latency_ms_spread: float
     latency_ms_iterations: list[float]
+    settled_iterations: int
     latency_ms_back_to_back: float
     hop_latency_ms: float | None
     hop_gbps: float | None
