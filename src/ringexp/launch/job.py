@@ -169,6 +169,7 @@ class _Measured:
     plan: Plan
     output: torch.Tensor
 
+    @property
     def settled(self) -> list[list[IterationTiming]]:
         """The iterations with the latest plan."""
         return self.iterations[-metrics.with_last_plan(self.prompts) :]
@@ -395,7 +396,7 @@ def _result(
     predicted_ms = None
     if costs and not config.hetero.drift:
         predicted_ms = units * plan.predicted_ms(costs, setting.hop, config.transport.prefetch_hops)
-    settled = measured.iterations if config.hetero.drift else measured.settled()
+    settled = measured.iterations if config.hetero.drift else measured.settled
     latencies_ms = [metrics.latency_ms(ranks) for ranks in settled]
     latency, medians = median(latencies_ms), metrics.per_rank_medians(settled)
     flops = sum(setting.workload.flops(plan, rank) for rank in range(plan.world_size))
