@@ -18,7 +18,8 @@ class HopCost:
     direct: bool = False
 
     def time_ms(self, tokens: int) -> float:
-        return self.latency_ms + self.token_ms * tokens
+        """A hop without tokens takes no time."""
+        return self.latency_ms + self.token_ms * tokens if tokens else 0.0
 
     def into(self, members: Sequence[int]) -> list[HopCost]:
         """The link on which shards come to each member of a ring, in the order of the ring."""

@@ -105,10 +105,8 @@ def carried_ms(plan: Plan, links: Links) -> float:
     if links.direct:
         over_links = [0.0] * len(members)
         for row in islice(needed_rows(plan, members), 1, None):
-            over_links = [
-                ms + (hop.time_ms(count) if count else 0.0)
-                for ms, hop, count in zip(over_links, hops, row, strict=True)
-            ]
+            took = (hop.time_ms(count) for hop, count in zip(hops, row, strict=True))
+            over_links = list(map(add, over_links, took))
         return max(over_links)
     over_links = [
         hop.latency_ms * (len(members) - 1) + hop.token_ms * (plan.seq_len - count)
@@ -137,10 +135,11 @@ def _play(
     needed = islice(needed_rows(plan, members), 1, None) if links.direct else None
     yield linear, linear, linear, ends
     for number, row in enumerate(rows, start=1):
-        posted = linear if prefetch_hops is None else begun[0] if prefetch_hops else ends
-        ready = list(map(max, arrivals, posted))
+        after = None if prefetch_hops is None else begun[0] if prefetch_hops else ends
+        ready = list(map(max, arrivals, after)) if after else arrivals
         if links.direct:  # as far as the owner is; the member itself only has to be done with receiving
-            transfers = list(map(max, ready if prefetch_hops == 0 else arrivals, _turned(posted, number)))
+            own = ready if prefetch_hops == 0 else arrivals
+            transfers = list(map(max, own, _turned(after or linear, number)))
         else:
             transfers = list(map(max, ready, _turned(ready, 1)))
         sizes = next(needed) if needed else _turned(held, number)
