@@ -5,6 +5,7 @@ Each run keeps its own folder, config and record, as with Hydra's basic launcher
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,9 @@ class TogetherLauncher(Launcher):
         self._context = hydra_context
         self._config = config
 
+    @abstractmethod
     def carry_out(self) -> CarryOut:
         """What runs the checked configs."""
-        raise NotImplementedError
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose all jobs, then carry them out together; their failures are reported by `ringexp.cli`."""

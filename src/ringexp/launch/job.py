@@ -1,4 +1,4 @@
-"""One job on one rank: speeds -> plan -> ring -> check -> result. All ranks run this in step."""
+"""One job on one rank: setting -> ring -> check -> result. All ranks run this in step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from statistics import median
 
 import torch
 
-from ringexp.calibration.source import TableSpeeds
-from ringexp.config import Config, num_chunks
-from ringexp.errors import UserError
+from ringexp.config import num_chunks
 from ringexp.hetero.drift import drift_label
-from ringexp.kernels import Kernel
 from ringexp.launch.accuracy import accuracy_of
-from ringexp.launch.adapt import Course
 from ringexp.launch.decode import (
     continuations,
     decode,
@@ -23,12 +19,12 @@ from ringexp.launch.decode import (
     decoding_figures,
     tokens_agreeing,
 )
-from ringexp.launch.planning import adaptive_planner, plan_for
 from ringexp.launch.session import Session
+from ringexp.launch.setting import Setting, are_devices, prepare
 from ringexp.launch.spec import Job
-from ringexp.models.prompt import has_prompt, prompts, starts_of
-from ringexp.models.workload import Workload, local_inputs, padded, unpadded
-from ringexp.planning import HopCost, Plan, RankCost, check_memory, longest_context, make_plan
+from ringexp.models.prompt import has_prompt, starts_of
+from ringexp.models.workload import local_inputs, unpadded
+from ringexp.planning import Plan, RankCost, longest_context, make_plan
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
@@ -52,7 +48,7 @@ def run_job(session: Session, job: Job) -> None:
         tracker = Tracker(job.run_dir, job.config, session.progress.warn)
     try:
         session.take_up(job)
-        setting = _prepare(session, job.config, is_run=job.role == "run")
+        setting = prepare(session, job.config, is_run=job.role == "run")
         if tracker:
             plan = setting.plan
             tracker.planned({"tokens": plan.tokens, "kv_tokens": plan.kv_tokens, "speeds": setting.speeds})
@@ -74,87 +70,6 @@ def run_job(session: Session, job: Job) -> None:
         if tracker:
             tracker.fail(error)
         raise
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """What a job runs, once speeds are known and the plan is made.
-
-    drift_speeds: speeds at each of the percentages that prompts run at. room: the most tokens a rank. x: the
-    whole prompt.
-    """
-
-    session: Session
-    config: Config
-    workload: Workload
-    kernel: Kernel
-    source: TableSpeeds
-    speeds: list[float]
-    drift_speeds: dict[tuple[float, ...], list[float]]
-    room: list[int | None]
-    plan: Plan
-    hop: HopCost | None
-    x: torch.Tensor
-
-    def ring(self, plan: Plan | None = None) -> RingContext:
-        """For a plan, the setting's own unless given."""
-        session, prefetch_hops = self.session, self.config.transport.prefetch_hops
-        return RingContext(
-            plan or self.plan, session.rank, session.transport, self.kernel, session.clock(), prefetch_hops
-        )
-
-    def course(self) -> Course:
-        session, config, plan, planner = self.session, self.config, self.plan, None
-        if config.partitioner.name == "adaptive":
-            causal, units = self.workload.causal, self.workload.num_units
-            device = session.device.type
-            planner = adaptive_planner(config, self.source, device, causal, units, self.room, self.hop)
-            plan = planner.plan
-        return Course(session, config, self.workload, self.x, self.ring, plan, planner)
-
-    @property
-    def checker(self) -> int:
-        """The rank that checks results alone: the one with the largest percentage."""
-        percentages = self.config.hetero.percentages
-        return max(self.plan.members, key=lambda rank: (percentages[rank], -rank))
-
-
-def _prepare(session: Session, config: Config, is_run: bool) -> _Setting:
-    """What a reference needs is less: no costs, and no check of what it takes."""
-    workload = session.workload(config)
-    kernel = session.kernel(config, workload)
-    source = session.calibrator.speeds(config, costs=is_run)
-    if is_run:
-        source = replace(source, alone_ms=_alone_ms(session, config, workload))
-    room = session.room(config, workload, config.seq_len)
-    hop = session.calibrator.hop_cost(config, workload) if is_run else None
-    plan = plan_for(config, source, session.device.type, workload.causal, room, hop)
-    if is_run and (wrong := check_memory(plan, room)):
-        if config.memory_limit_gib is not None:
-            raise UserError(wrong)
-        session.progress.warn(wrong)
-    if has_prompt(config):
-        x = padded(prompts(config), session.device)
-    else:
-        x = workload.inputs(config.seq_len, config.seed)
-    speeds = source.lut()
-    drifting = session.calibrator.drift_speeds(config) if is_run and config.hetero.drift else {}
-    drift_speeds = {tuple(config.hetero.percentages): speeds} | drifting
-    return _Setting(session, config, workload, kernel, source, speeds, drift_speeds, room, plan, hop, x)
-
-
-def _alone_ms(session: Session, config: Config, workload: Workload) -> float | None:
-    """What a unit of the workload took one full-speed device, where ranks at 100 % are such devices."""
-    if config.hetero.drift or not _are_devices(session, config):
-        return None
-    store = ReferenceStore(config.references_dir)  # another launch may be writing there
-    single_ms = session.from_rank_zero(lambda: store.collect(config, session.ranks.machine).single_ms)
-    return None if single_ms is None else single_ms / workload.num_units
-
-
-def _are_devices(session: Session, config: Config) -> bool:
-    """Whether a rank at 100 % is one full-speed device."""
-    return session.ranks.ranks_per_device == 1 and not config.hetero.is_measured
 
 
 @dataclass(frozen=True)
@@ -183,7 +98,7 @@ class _Measured:
         return median(self.latencies_ms)
 
 
-def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured:
+def _measure(setting: Setting, role: str, tracker: Tracker | None) -> _Measured:
     """Warm-up, then timed iterations, each from a common start and logged as it ends; then all in a row."""
     session, config = setting.session, setting.config
     course = setting.course()
@@ -220,7 +135,7 @@ def _measure(setting: _Setting, role: str, tracker: Tracker | None) -> _Measured
 
 
 def _prompt(
-    setting: _Setting,
+    setting: Setting,
     plan: Plan,
     ranks: list[IterationTiming],
     replan_ms: float,
@@ -247,16 +162,16 @@ def _prompt(
 
 
 def _capacity_efficiency(
-    setting: _Setting, latency_ms: float, speeds: list[float], references: References
+    setting: Setting, latency_ms: float, speeds: list[float], references: References
 ) -> float | None:
     """`metrics.capacity_efficiency`, for ranks at the session's present percentages with these speeds."""
     session = setting.session
-    percentages = session.percentages if _are_devices(session, setting.config) else []
+    percentages = session.percentages if are_devices(session, setting.config) else []
     single_speed = metrics.full_speed(speeds, percentages) or references.single_speed_tflops
     return metrics.capacity_efficiency(latency_ms, speeds, references.single_ms, single_speed)
 
 
-def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
+def _remember(setting: Setting, role: str, latency_ms: float) -> None:
     """Keep what other runs are measured against, if this job is one of those."""
     session, config = setting.session, setting.config
     store, machine = ReferenceStore(config.references_dir), session.ranks.machine
@@ -269,7 +184,7 @@ def _remember(setting: _Setting, role: str, latency_ms: float) -> None:
     session.barrier()
 
 
-def _remember_single(setting: _Setting) -> None:
+def _remember_single(setting: Setting) -> None:
     """Keep the latency of the whole workload on one full-speed device, and the speed of that device."""
     session, config = setting.session, setting.config
     latency_ms, in_a_row_ms, decode_ms = _measure_single(setting)
@@ -286,7 +201,7 @@ def _remember_single(setting: _Setting) -> None:
     session.barrier()
 
 
-def _measure_single(setting: _Setting) -> tuple[float | None, float | None, float | None]:
+def _measure_single(setting: Setting) -> tuple[float | None, float | None, float | None]:
     """Median latency, ms, of the whole workload on one full-speed device; None if it does not fit there.
 
     With it the latency in a row, and the time of a decoded token, None if none are to be decoded.
@@ -327,7 +242,7 @@ def enough_warmup(asked: int, device: str, latency_ms: float) -> int:
     return max(asked, min(ceil(WARM_MS / latency_ms), MOST_WARM))
 
 
-def _decoding(setting: _Setting) -> Decoding | None:
+def _decoding(setting: Setting) -> Decoding | None:
     """Decode after prefill, if the run is to."""
     session, config = setting.session, setting.config
     if not config.decode_tokens:
@@ -352,7 +267,7 @@ def _decoding(setting: _Setting) -> Decoding | None:
     return decoding_figures(ranks, agreeing, references.single_decode_ms, contexts, texts)
 
 
-def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:
+def _check(setting: Setting, output: torch.Tensor) -> Accuracy | None:
     """Compare all ranks' outputs with a single process, on the rank with the largest percentage."""
     session, config, plan = setting.session, setting.config, setting.plan
     if not config.check:
@@ -375,20 +290,20 @@ def _check(setting: _Setting, output: torch.Tensor) -> Accuracy | None:
     return session.gather(accuracy)[checker]
 
 
-def _accuracy(setting: _Setting, outputs: dict[int, torch.Tensor]) -> Accuracy:
+def _accuracy(setting: Setting, outputs: dict[int, torch.Tensor]) -> Accuracy:
     workload, plan = setting.workload, setting.plan
     exact, single = setting.session.expected(setting.config, workload, unpadded(setting.x, plan))
     parts = [(workload.part_of(exact, plan, rank), out) for rank, out in outputs.items()]
     return accuracy_of([(out, part) for part, out in parts if part is not None], single, exact)
 
 
-def _costs(setting: _Setting) -> list[RankCost]:
+def _costs(setting: Setting) -> list[RankCost]:
     """What the plan expects work to cost; empty for shard=kv, whose exchange it does not know."""
     return list(setting.source.costs(setting.workload.causal)) if setting.plan.aligned else []
 
 
 def _result(
-    setting: _Setting, measured: _Measured, accuracy: Accuracy | None, decoding: Decoding | None
+    setting: Setting, measured: _Measured, accuracy: Accuracy | None, decoding: Decoding | None
 ) -> RunResult:
     session, config, plan = setting.session, setting.config, setting.plan
     references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
