@@ -29,7 +29,7 @@ _ALIGNMENT_BYTES = 16  # what TMA asks of every address and stride
 
 
 _LAUNCHES = 1 << 16  # that have a counter of their own
-_L2_BYTES = 16 << 20  # of keys and values that query tiles of several heads share the L2 cache with
+_L2_BYTES = 32 << 20  # of keys and values that query tiles of several heads share the L2 cache with
 _REGISTERS = {2: (240, 24), 3: (160, 32)}
 """Consumer warpgroups -> registers a thread of theirs and of the producer's: 65536 in all."""
 _FEWEST_COURIERS = 16
