@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 FP16, BF16 = torch.float16, torch.bfloat16
-DELAY_MS = 2.0
+DELAY_MS = 10.0
 LONG_CASES = [
     Case(q_len, kv_len, q_len == kv_len, dtype, 1, 8, num_kv_heads, head_dim)
     for dtype in (FP16, BF16)
@@ -285,6 +285,16 @@ class AtHand(LoopbackTransport):
         self._of_rank, self._shards, self._pieces = rank, shards, pieces
         self._stream = torch.cuda.Stream()
         self.awaited = False
+        self._coming = {
+            source: (
+                shard.cpu().pin_memory(),
+                torch.full_like(shard, float("nan")),
+                torch.zeros(pieces, 4, dtype=torch.int32, device="cuda")[:, 0],
+                torch.zeros(1, dtype=torch.int32, device="cuda"),
+            )
+            for source, shard in enumerate(shards)
+            if pieces
+        }
 
     def circulate(self, k, v, trip):
         for source in Route.of(trip.tokens, self._of_rank).sources:
@@ -297,10 +307,8 @@ class AtHand(LoopbackTransport):
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def send(self, source):
-        """A shard that copy engines bring, heads after heads, and the words of its pieces."""
-        kept = self._shards[source].cpu().pin_memory()
-        coming = torch.full_like(self._shards[source], float("nan"))
-        words = torch.zeros(self._pieces, 4, dtype=torch.int32, device="cuda")[:, 0]
+        """A shard that copy engines bring, heads after heads, and the words about it."""
+        kept, coming, words, taken = self._coming[source]
         rows, heads = kept.flatten(0, 1), kept.shape[3] // self._pieces
         row_bytes = kept[0, 0, 0].nbytes
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -312,8 +320,7 @@ class AtHand(LoopbackTransport):
                 cuda_driver.copy_rows(self._stream, coming.data_ptr() + start, row_bytes, rows[:, :, columns])
                 cuda_driver.flags(self._stream, given=[words[piece:].data_ptr()])
         self.awaited = True
-        self._kept = [*getattr(self, "_kept", []), kept, coming, words]
-        return coming, words
+        return Announcement(coming, words, taken.data_ptr())
 
 
 class Coming:
@@ -323,13 +330,10 @@ class Coming:
         self._transport, self._source = transport, source
 
     def announced(self):
-        taken = torch.zeros(1, dtype=torch.int32, device="cuda")
-        shard, words = self._transport.send(self._source)
-        self._transport._kept.append(taken)
-        return Announcement(shard, words, taken.data_ptr())
+        return self._transport.send(self._source)
 
     def __call__(self):
-        shard, _ = self._transport.send(self._source)
+        shard = self._transport.send(self._source).shard
         torch.cuda.current_stream().wait_stream(self._transport._stream)
         return shard
 

@@ -14,7 +14,7 @@ from itertools import islice
 
 import torch
 
-from ringexp.kernels import Arriving, Kernel, KeySpan, OnlineSoftmax, Sending
+from ringexp.kernels import Arriving, Joint, Kernel, KeySpan, OnlineSoftmax, Sending
 from ringexp.planning import Plan, runs
 from ringexp.ring.clock import Clock
 from ringexp.ring.launches import Launch, launches
@@ -54,9 +54,10 @@ def ring_attention(
     if not ring.plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
     starts = runs(ring.plan.starts or [0] * q.shape[0])
-    rounds = _rounds(ring, [start for _, start in starts])
-    by_kernel = ring.kernel.joint.spans - 1 if ring.kernel.joint and rounds[0].joined else 0
-    trip = Trip(ring.plan.kv_tokens, ring.prefetch_hops, ring.plan.needed, _joins(ring), by_kernel)
+    joint = _joint(ring, len(starts))
+    rounds = _rounds(ring, [start for _, start in starts], joint)
+    by_kernel = joint.spans - 1 if joint and rounds[0].joined else 0
+    trip = Trip(ring.plan.kv_tokens, ring.prefetch_hops, ring.plan.needed, joint is not None, by_kernel)
     with closing(ring.transport.circulate(k, v, trip)) as arriving:
         groups = [
             (sequences, _Rows(q[sequences], [each.launches[number] for each in rounds], ring.kernel))
@@ -72,9 +73,10 @@ def ring_attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _joins(ring: RingContext) -> bool:
-    """Whether the kernel computes with shards that are still on their way, on some ranks at least."""
-    return ring.transport.announces and ring.kernel.joint is not None and ring.prefetch_hops is None
+def _joint(ring: RingContext, num_starts: int) -> Joint | None:
+    """What the kernel computes with while it is still on its way, on some ranks at least; None: nothing."""
+    joins = ring.transport.announces and ring.prefetch_hops is None and num_starts == 1
+    return ring.kernel.joint if joins else None
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,15 @@ class _Round:
         return {source for found in self.launches for launch in found for source, _ in launch.parts}
 
 
-def _rounds(ring: RingContext, starts: Sequence[int]) -> list[_Round]:
-    """One source a round, but for the first ones if one launch takes them."""
-    sources, joint = Route.of(ring.plan.kv_tokens, ring.rank).sources, ring.kernel.joint
+def _rounds(ring: RingContext, starts: Sequence[int], joint: Joint | None) -> list[_Round]:
+    """One source a round, but for the first ones if one launch takes them, as `joint` says."""
+    sources = Route.of(ring.plan.kv_tokens, ring.rank).sources
 
     def together(sources: Sequence[int], joined: bool = False) -> _Round:
-        found = [launches(ring.plan, ring.rank, sources, start, joint) for start in starts]
+        found = [launches(ring.plan, ring.rank, sources, start, ring.kernel.joint) for start in starts]
         return _Round(sources, found, joined)
 
-    if joint is not None and _joins(ring) and len(starts) == 1:
+    if joint is not None:
         first = together(sources[: joint.spans], joined=True)
         (found,) = first.launches
         if len(found) == 1 and found[0].parts[0][0] == ring.rank:
