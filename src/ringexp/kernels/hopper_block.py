@@ -32,11 +32,10 @@ _LAUNCHES = 1 << 16  # that have a counter of their own
 _L2_BYTES = 32 << 20  # of keys and values that query tiles of several heads share the L2 cache with
 _REGISTERS = {2: (240, 24), 3: (160, 32)}
 """Consumer warpgroups -> registers a thread of theirs and of the producer's: 65536 in all."""
-_FEWEST_COURIERS = 16
-_COURIER_GBPS = 9.0
+_FEWEST_COURIERS = 16  # programs that send
+_COURIER_GBPS = 9.0  # of one
 _SM_TFLOPS = 5.0
-_SENDING_SHARE = 0.5
-"""Of a launch's time: so long sending may take, for then the fewest SMs are busy with it."""
+_SENDING_SHARE = 0.5  # of a launch's time, for no more SMs to be busy with it than need be
 _THIRD_CONSUMER = 1.1  # times as fast, as measured at 16,384 tokens
 
 
@@ -118,7 +117,6 @@ def _launch(
 ) -> None:
     """out [B, Lq, H, D], D contiguous; lse [B, H, Lq] float32, rows evenly apart; final, done: `contract`."""
     (k, v, *_, sending), *further = spans
-    arriving = [span.arriving for span in further if span.arriving]
     check_block(q, k, v, causal, softmax_scale)
     assert len(spans) <= JOINT.spans, len(spans)
     for span in further:
@@ -147,18 +145,10 @@ def _launch(
     descriptors = [_descriptor(x, rows) for span in spans for x in (span.k, span.v)]
     seen = [n for span in further for n in (span.from_row, span.k.shape[2] // kernel.BLOCK_N.value)]
     absent = 2 * (JOINT.spans - len(spans))
-    pieces = len(arriving[0].words) if arriving else sending.pieces if sending else 1
-    assert sending is None or sending.pieces == pieces, (sending, pieces)
-    awaited = further if arriving else []
-    words = [span.arriving.words if span.arriving else _there(q.device, pieces) for span in awaited]
-    assert all(each.words.shape == (pieces,) for each in arriving), arriving
-    assert pieces == 1 or all(each.words.stride(0) == kernel.WORD.value for each in arriving), arriving
-    taken = [span.arriving.taken if span.arriving else 0 for span in awaited]
-    pairs = (q_len * (kv_len + 1) / 2 if causal else q_len * kv_len) + sum(
-        (q_len - span.from_row) * span.k.shape[2] for span in further
-    )
-    computing_ms = 4 * batch * num_heads * head_dim * pairs / (_SM_TFLOPS * num_sms) / 1e9
-    load = _load(sending, num_kv_heads // pieces, computing_ms)
+    awaited = _awaited(further, q.device)
+    pieces = sending.pieces if sending else awaited.pieces
+    assert awaited.waited is None or awaited.pieces == pieces, (awaited, sending)
+    load = _load(sending, num_kv_heads // pieces, _computing_ms(q, spans, causal, num_sms))
     by_tma = causal and not merge and final is None
     with torch.cuda.device_of(q):
         kernel.attention_block[(min(total, num_sms),)](
@@ -171,9 +161,8 @@ def _launch(
             lse,
             out if final is None else final,
             _counters(q.device).next(),
-            *words,
-            *[None] * (JOINT.spans - 1 - len(words)),
-            arriving[0].waited if arriving else None,
+            *awaited.words,
+            awaited.waited,
             sending.counts if sending else None,
             sending.took if sending else None,
             out.stride(0),
@@ -191,13 +180,12 @@ def _launch(
             *[0] * absent,
             num_kv_heads // pieces,
             pieces,
-            *taken,
-            *[0] * (JOINT.spans - 1 - len(taken)),
+            *awaited.taken,
             *load.numbers,
             *done,
             softmax_scale * math.log2(math.e),
             SPANS=len(spans),
-            AWAIT=bool(arriving),
+            AWAIT=awaited.waited is not None,
             SENDS=len(sending.to) if sending else 0,
             CAUSAL=causal,
             MERGE=merge,
@@ -210,6 +198,37 @@ def _launch(
         )
 
 
+def _computing_ms(q: Tensor, spans: Sequence[KeySpan], causal: bool, num_sms: int) -> float:
+    """About how long a launch computes."""
+    batch, num_heads, q_len, head_dim = q.shape
+    pairs = sum((q_len - span.from_row) * span.k.shape[2] for span in spans)
+    if causal:
+        pairs -= q_len * (q_len - 1) / 2
+    return 4 * batch * num_heads * head_dim * pairs / (_SM_TFLOPS * num_sms) / 1e9
+
+
+class _Awaited(NamedTuple):
+    """What a launch awaits, as the kernel takes it: from words1_ptr on, and from taken1 on."""
+
+    pieces: int
+    words: list[Tensor | None]
+    waited: Tensor | None
+    taken: list[int]
+
+
+def _awaited(further: Sequence[KeySpan], device: torch.device) -> _Awaited:
+    most, found = JOINT.spans - 1, [span.arriving for span in further]
+    arriving = [each for each in found if each]
+    if not arriving:
+        return _Awaited(1, [None] * most, None, [0] * most)
+    pieces, absent = len(arriving[0].words), most - len(found)
+    assert all(each.words.shape == (pieces,) for each in arriving), arriving
+    assert pieces == 1 or all(each.words.stride(0) == _kernel().WORD.value for each in arriving), arriving
+    words = [each.words if each else _there(device, pieces) for each in found]
+    taken = [each.taken if each else 0 for each in found]
+    return _Awaited(pieces, [*words, *[None] * absent], arriving[0].waited, [*taken, *[0] * absent])
+
+
 class _Load(NamedTuple):
     """What a launch sends, as the kernel takes it: from ks_desc on, and from `runs` on."""
 
@@ -218,7 +237,7 @@ class _Load(NamedTuple):
 
 
 def _load(sending: Sending | None, heads_a_piece: int, computing_ms: float) -> _Load:
-    """computing_ms: about how long the launch takes without it."""
+    """computing_ms: of the launch without it."""
     most = JOINT.spans - 1
     if sending is None:
         return _Load([None] * (2 + 2 * most), [0] * (5 + 3 * most))

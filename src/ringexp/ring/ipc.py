@@ -100,12 +100,9 @@ class IpcTransport:
             self._reclaim(near)
             lay_out(k, v, _shaped(self._outbox(2 * k.nbytes), k, k.shape[1]))
             self._publish(near)
-        parts = _parts(k, max(tokens)) if trip.by_heads and self.announces else _Parts(1, 1)
-        return self._circulate(k, v, trip, parts)
+        return self._circulate(k, v, trip)
 
-    def _circulate(
-        self, k: torch.Tensor, v: torch.Tensor, trip: Trip, parts: _Parts
-    ) -> Generator[tuple[int, Arrival]]:
+    def _circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
         route = Route.of(trip.tokens, self._rank)
         k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
         compute = torch.cuda.current_stream(self._device)
@@ -114,18 +111,23 @@ class IpcTransport:
             source: trip.tokens[source] if source in self._near else trip.carried(self._rank, source)
             for source in route.sources[1:]
         }
-        by_kernel = self._next(route, trip.by_kernel if self.by_kernel else 0)
+        # Of these hops shards come in parts, of the others whole.
+        parts, by_heads = _parts(k, max(trip.tokens)), min(trip.by_heads if self.announces else 0, route.hops)
+        next_peers = [route.source(-hop) for hop in range(1, by_heads + 1)]
+        by_kernel = next_peers if trip.by_kernel and self.by_kernel else []
         sending, took = self._sending(k, v, {peer: to[peer] for peer in by_kernel if to[peer]}, parts)
         copied = {peer: count for peer, count in to.items() if count and peer not in took}
         handed_back: set[int] = set()
 
         def post(hops: Iterable[int]) -> None:
             peers = [route.source(-hop) for hop in hops]
+            in_parts = {peer: copied[peer] for peer in peers if peer in copied and peer in next_peers}
+            whole = {peer: copied[peer] for peer in peers if peer in copied and peer not in next_peers}
             sent = dict(took)
-            if counts := {peer: copied[peer] for peer in peers if peer in copied}:
+            if in_parts or whole:
                 self._stream.wait_stream(compute)  # for keys and values, and lock-step hops for compute
                 with torch.cuda.stream(self._stream):
-                    sent |= self._send(k, v, counts, parts)
+                    sent |= self._send(k, v, in_parts, parts) | self._send(k, v, whole, _WHOLE)
                 for x in (k, v):
                     x.record_stream(self._stream)
             self._transfers += [sent.get(peer, nothing) for peer in peers]
@@ -137,7 +139,7 @@ class IpcTransport:
 
             def held(hop: int = hop, source: int = source) -> torch.Tensor:
                 if of[source]:
-                    self._await(source, 1 if source in self._near else parts.pieces)
+                    self._await(source, parts.pieces if hop <= by_heads else 1)
                 if hop + ahead <= route.hops:
                     post([hop + ahead])
                 return self._shard_of(source, k, of[source])
@@ -153,11 +155,6 @@ class IpcTransport:
         self._hand_back([source for source in of if of[source] and source not in handed_back])
         if copied:  # else a graph would not know the stream
             compute.wait_stream(self._stream)
-
-    @staticmethod
-    def _next(route: Route, count: int) -> list[int]:
-        """The next ranks, as many at most."""
-        return [route.source(-hop) for hop in range(1, min(count, route.hops) + 1)]
 
     def _sending(
         self, k: torch.Tensor, v: torch.Tensor, counts: Mapping[int, int], parts: _Parts
@@ -339,6 +336,9 @@ class _Parts(NamedTuple):
 
     pieces: int
     copies: int
+
+
+_WHOLE = _Parts(1, 1)
 
 
 def _parts(k: torch.Tensor, tokens: int) -> _Parts:

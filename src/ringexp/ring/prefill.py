@@ -56,8 +56,8 @@ def ring_attention(
     starts = runs(ring.plan.starts or [0] * q.shape[0])
     joint = _joint(ring, len(starts))
     rounds = _rounds(ring, [start for _, start in starts], joint)
-    by_kernel = joint.spans - 1 if joint and rounds[0].joined else 0
-    trip = Trip(ring.plan.kv_tokens, ring.prefetch_hops, ring.plan.needed, joint is not None, by_kernel)
+    by_heads = joint.spans - 1 if joint else 0
+    trip = Trip(ring.plan.kv_tokens, ring.prefetch_hops, ring.plan.needed, by_heads, rounds[0].joined)
     with closing(ring.transport.circulate(k, v, trip)) as arriving:
         groups = [
             (sequences, _Rows(q[sequences], [each.launches[number] for each in rounds], ring.kernel))

@@ -102,8 +102,8 @@ class Trip:
     """One way of all shards round the ring.
 
     tokens: of each rank's keys/values; ranks with 0 are not in the ring. prefetch_hops: hops posted ahead of
-    compute, None: all. by_heads: some heads of all shards before others, if the transport announces them; all
-    ranks say the same. by_kernel: the first launch of this rank can send its shard to so many next ranks.
+    compute, None: all. by_heads: some heads before others for so many first hops, if the transport announces
+    those; all ranks say the same. by_kernel: the first launch of this rank can do these hops.
     needed: (rank, source) -> how many of the first tokens of a shard a rank computes with, None: all; a
     transport may carry more.
     """
@@ -111,8 +111,8 @@ class Trip:
     tokens: Sequence[int]
     prefetch_hops: int | None = None
     needed: Callable[[int, int], int] | None = None
-    by_heads: bool = False
-    by_kernel: int = 0
+    by_heads: int = 0
+    by_kernel: bool = False
 
     def carried(self, rank: int, source: int) -> int:
         """How many tokens of a source's shard a rank needs."""
