@@ -78,9 +78,26 @@ def _is_set(word):
 
 @gluon.jit
 def _set(word, VALUE: gl.constexpr):
-    """Make the word there 0 or 1, seen after all that this thread has seen and done before."""
-    ONE: gl.constexpr = "{ .reg .u32 x; mov.u32 x, 1; st.release.sys.global.u32 [$1], x; mov.u32 $0, 0; }"
-    ZERO: gl.constexpr = "{ .reg .u32 x; mov.u32 x, 0; st.release.sys.global.u32 [$1], x; mov.u32 $0, 0; }"
+    """Make the word there 0 or 1, seen after all that this warp has seen and done before.
+
+    One lane does it, that of scalar stores: a second store might come after somebody's answer.
+    """
+    ONE: gl.constexpr = """{
+        .reg .pred first; .reg .u32 lane, value;
+        mov.u32 lane, %laneid;
+        setp.eq.u32 first, lane, 0;
+        mov.u32 value, 1;
+        @first st.release.sys.global.u32 [$1], value;
+        mov.u32 $0, 0;
+    }"""
+    ZERO: gl.constexpr = """{
+        .reg .pred first; .reg .u32 lane, value;
+        mov.u32 lane, %laneid;
+        setp.eq.u32 first, lane, 0;
+        mov.u32 value, 0;
+        @first st.release.sys.global.u32 [$1], value;
+        mov.u32 $0, 0;
+    }"""
     gl.inline_asm_elementwise(ONE if VALUE else ZERO, "=r,l", [word], gl.int32, is_pure=False, pack=1)
 
 
