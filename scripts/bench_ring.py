@@ -9,10 +9,6 @@ Every output is first compared with one process in float32. Then all ways take t
 barrier, and in a row. Efficiency is the time one rank needs for the whole prompt while the others do it too,
 also isolated or in a row, over ranks x the ring's time. Writes ring.md, ring.csv and ring.png to --out.
 
-    python scripts/bench_ring.py --pieces 1,2,4,8 --out OUT
-
-Our ring alone, by the number of pieces that shards are sent in.
-
     python scripts/bench_ring.py --blocks 2,4,8 --out docs/benchmarks/ring-blocks-h200
 
 What splitting alone costs: one process on one whole GPU computes the blocks of every rank of such rings in
@@ -76,7 +72,6 @@ class Settings:
     num_kv_heads: int
     repeats: int
     port: int
-    pieces: list[int]
 
     @property
     def shared(self) -> bool:
@@ -91,7 +86,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kernel", default="auto", help="of our ring; auto: the one to be expected fastest")
     parser.add_argument("--kv-heads", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--pieces", default="", help="numbers of pieces of a shard: our ring with each")
     parser.add_argument("--blocks", default="", help="numbers of ranks: blocks alone, nothing is transferred")
     return parser.parse_args()
 
@@ -118,7 +112,9 @@ class Bench:
     ) -> Iteration:
         tokens = [seq_len // self.settings.ranks] * self.settings.ranks
         plan = make_plan(seq_len, tokens)
-        ring = RingContext(plan, self.rank, transport, kernel or self.kernel, CudaClock(), hops)
+        ring = RingContext(
+            plan, self.rank, transport, kernel or self.kernel, CudaClock(only_attention=True), hops
+        )
         return self._iteration(lambda: self.workload.forward(local, ring), ring, graph)
 
     def _iteration(self, work: Callable[[], torch.Tensor], ring: RingContext, graph: bool) -> Iteration:
@@ -135,8 +131,6 @@ class Bench:
 
     def ways(self, x: torch.Tensor, local: LocalInputs, stack: ExitStack) -> dict[str, Iteration]:
         seq_len = x.shape[1]
-        if self.settings.pieces:
-            return self.by_pieces(local, seq_len)
         ways = {}
         for name, transport in self.transports.items():
             ways[f"{name}, {self.kernel.name}"] = self.ours(local, seq_len, transport)
@@ -147,20 +141,23 @@ class Bench:
                 ways[f"ipc, {other}"] = self.ours(local, seq_len, ipc, kernel)
         ways[f"ipc, {self.kernel.name}, no graph"] = self.ours(local, seq_len, ipc, graph=False)
         if not self.settings.shared:
+            if self.kernel.joint:
+                ways[f"ipc, {self.kernel.name}, by copy engines"] = self.copied(local, seq_len)
             ways[f"ipc, {self.kernel.name}, shard by shard"] = self.ours(local, seq_len, ipc, hops=1)
             ways[OTHERS[0]] = self.foreign(self._context_parallel(x, stack), seq_len)
             if importlib.util.find_spec("ring_flash_attn"):
                 ways[OTHERS[1]] = self.foreign(self._ring_flash_attn(local), seq_len)
         return ways
 
-    def by_pieces(self, local: LocalInputs, seq_len: int) -> dict[str, Iteration]:
+    def copied(self, local: LocalInputs, seq_len: int) -> Iteration:
+        """Shards carried by copy engines, not by the kernel."""
         ipc = self.transports["ipc"]
         assert isinstance(ipc, IpcTransport)
-        ways = {}
-        for pieces in self.settings.pieces:
-            ipc.pieces = pieces  # of what is captured from here on
-            ways[f"{pieces} pieces"] = self.ours(local, seq_len, ipc)
-        return ways | {"shard by shard": self.ours(local, seq_len, ipc, hops=1)}
+        ipc.by_kernel = False  # of what is captured from here on
+        try:
+            return self.ours(local, seq_len, ipc)
+        finally:
+            ipc.by_kernel = True
 
     def _context_parallel(self, x: torch.Tensor, stack: ExitStack) -> Callable[[], torch.Tensor]:
         from torch.distributed.device_mesh import init_device_mesh
@@ -231,11 +228,13 @@ class Bench:
     def _times(self, ways: dict[str, Iteration], whole: LocalInputs) -> dict[str, tuple[float, float, float]]:
         """Isolated, in a row, and waiting for keys and values, ms: medians, of the slowest rank."""
         plan = make_plan(whole.x.shape[1], [whole.x.shape[1]])
-        ring = RingContext(plan, 0, LoopbackTransport(), self.kernel, CudaClock())
+        ring = RingContext(plan, 0, LoopbackTransport(), self.kernel, CudaClock(only_attention=True))
         alone = self._iteration(lambda: self.workload.forward(whole, ring), ring, graph=True)
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("alone", *ways)}
+        turns = [("alone", alone), *ways.items()]
         for turn in range(self.settings.repeats + 2):
-            for name, way in {"alone": alone, **ways}.items():
+            # Each comes first in turn: what a GPU did before decides how warm it is.
+            for name, way in (turns[(turn + place) % len(turns)] for place in range(len(turns))):
                 dist.barrier(self._control)
                 way.line_up()
                 timing = way.run()[1]
@@ -264,7 +263,13 @@ def blocks_alone(settings: Settings, rank_counts: list[int]) -> list[dict[str, A
 
         def part(ranks: int, rank: int, together: bool, x: torch.Tensor = x) -> Iteration:
             plan = make_plan(x.shape[1], [x.shape[1] // ranks] * ranks)
-            ring = RingContext(plan, rank, LoopbackTransport(rank, announces=together), kernel, CudaClock())
+            ring = RingContext(
+                plan,
+                rank,
+                LoopbackTransport(rank, announces=together),
+                kernel,
+                CudaClock(only_attention=True),
+            )
             local = local_inputs(x, plan, rank)
             iteration = Iteration(lambda: workload.forward(local, ring), ring)
             iteration.capture()
@@ -364,7 +369,6 @@ def main() -> None:
         num_kv_heads=arguments.kv_heads,
         repeats=arguments.repeats,
         port=port,
-        pieces=[int(pieces) for pieces in arguments.pieces.split(",") if pieces],
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.blocks:

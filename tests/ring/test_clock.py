@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from ringexp.ring.clock import CpuClock
+from ringexp.ring.clock import CpuClock, CudaClock
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking.metrics import attention_ms, by_layer, linear_ms, wait_ms
 
@@ -92,3 +92,64 @@ def test_what_a_kernel_waited_itself_is_waiting_and_not_computing():
     assert other.compute_ms >= 8
     assert timing.latency_ms == pytest.approx(timing.busy_ms + own.wait_ms + other.wait_ms)
     assert timing.linear_ms[1] >= 2
+
+
+class Recorded:
+    """An event, 1 ms after the one before."""
+
+    count = 0
+
+    def __init__(self):
+        Recorded.count += 1
+        self._number = Recorded.count
+
+    def elapsed_time(self, other):
+        return float(other._number - self._number)
+
+    def synchronize(self): ...
+
+
+@pytest.mark.parametrize(
+    ("only_attention", "events", "linear"), [(False, 6, [1, 1, 1]), (True, 3, [0, 0, 0])]
+)
+def test_events_are_recorded_where_something_is_computed(monkeypatch, only_attention, events, linear):
+    """Around two attentions and, if there is anything, outside of them."""
+    monkeypatch.setattr("ringexp.ring.clock.recorded", Recorded)
+    Recorded.count = 0
+    clock = CudaClock(only_attention)
+    clock.start()
+    for _ in range(2):
+        clock.takes([0, 1])
+        clock.attended()
+    clock.stop()
+    timing = clock.read()
+    assert Recorded.count == events
+    assert timing.linear_ms == linear
+    assert [hop.compute_ms for hop in timing.hops] == [0, 1, 0, 1]
+    assert timing.latency_ms == timing.busy_ms == sum(linear) + 2
+
+
+def test_a_wait_begins_and_ends_with_an_event(monkeypatch):
+    monkeypatch.setattr("ringexp.ring.clock.recorded", Recorded)
+    Recorded.count = 0
+    clock = CudaClock(only_attention=True)
+    clock.start()
+    clock.takes([0])
+    with clock.waiting(1):
+        pass
+    clock.attended()
+    clock.stop()
+    assert clock.read() == IterationTiming(3, 2, [HopTiming(0, 0, 1), HopTiming(1, 1, 1)], [0, 0])
+    assert Recorded.count == 4
+
+
+def test_a_transfer_that_begins_with_its_attention():
+    hops = [HopTiming(0, 0, 3, layer=0), HopTiming(1, 1, 2, layer=0), HopTiming(0, 0, 4, layer=1)]
+    timing = IterationTiming(17.0, 16.0, [*hops, HopTiming(1, 0, 1, layer=1)], [1, 2, 3])
+    filled = timing.with_transfers([(None, 0.5), (None, 0.75)], rank=0)
+    assert [(hop.transfer_start_ms, hop.transfer_ms) for hop in filled.hops] == [
+        (0, 0),
+        (1, 0.5),
+        (0, 0),
+        (9, 0.75),
+    ]

@@ -1,22 +1,24 @@
-"""What IPC decides by itself: in how many pieces a shard is sent."""
+"""What IPC decides by itself: how a shard comes."""
 
 import pytest
 import torch
 
-from ringexp.ring.ipc import _pieces
+from ringexp.ring.ipc import _parts
 
 
 @pytest.mark.parametrize(
-    ("tokens", "kv_heads", "head_dim", "pieces"),
+    ("tokens", "kv_heads", "head_dim", "pieces", "copies"),
     [
-        (8192, 32, 128, 4),  # rows of 2 KiB
-        (8192, 8, 128, 1),  # a token's keys are no longer than that
-        (8192, 40, 128, 5),
-        (8192, 128, 128, 8),  # no more
-        (256, 32, 128, 2),  # copies of 1 MiB
-        (1, 32, 128, 1),
-        (8192, 7, 512, 1),  # whole heads, of each piece as many
+        (8192, 32, 128, 32, 4),  # rows of 2 KiB
+        (8192, 8, 128, 8, 1),  # a token's keys are no longer than that
+        (8192, 40, 128, 20, 5),
+        (8192, 128, 128, 32, 8),  # no more
+        (256, 32, 128, 32, 2),  # copies of 1 MiB
+        (1, 32, 128, 32, 1),
+        (8192, 7, 512, 7, 1),  # whole heads, of each copy as many
+        (8192, 34, 128, 2, 2),  # and whole pieces
     ],
 )
-def test_pieces_are_neither_narrow_nor_short(tokens, kv_heads, head_dim, pieces):
-    assert _pieces(torch.empty(1, 3, kv_heads, head_dim, dtype=torch.bfloat16), tokens) == pieces
+def test_copies_are_neither_narrow_nor_short(tokens, kv_heads, head_dim, pieces, copies):
+    k = torch.empty(1, 3, kv_heads, head_dim, dtype=torch.bfloat16)
+    assert _parts(k, tokens) == (pieces, copies)

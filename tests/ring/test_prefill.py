@@ -1,5 +1,7 @@
 """The ring against the float64 oracle, in real processes over gloo."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -127,8 +129,11 @@ def test_shards_come_over_ipc_however_ranks_share_gpus(pools, devices, tokens, l
     assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "joining"])
 @pytest.mark.parametrize("case", [Case((8, 5, 12), layout) for layout in ("zigzag", "contiguous")], ids=name)
-def test_over_ipc_goes_only_what_is_computed_with(pools, case):
+def test_over_ipc_goes_only_what_is_computed_with(pools, case, kernel):
+    """Copied, and by the kernel where that joins all shards."""
+    case = replace(case, kernel=kernel)
     plan, token_bytes = case.plan(), 2 * case.num_kv_heads * case.head_dim * 4
     needed = [sum(plan.needed(rank, source) for rank in range(3) if rank != source) for source in range(3)]
     assert pools[3].run(sent_over_stand_ins, case) == [token_bytes * count for count in needed]

@@ -15,7 +15,7 @@ from ringexp.ring.clock import CpuClock, CudaClock, NoClock
 from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.prefill import RingContext, ring_attention
 from support import stand_ins
-from support.joining import joining_kernel
+from support.joining import carried, joining_kernel
 
 _transports: list[GlooTransport] = []
 
@@ -164,10 +164,11 @@ def attend_over_stand_ins(
 
 
 def sent_over_stand_ins(rank: int, case: Case) -> int:
-    """How many bytes this rank copies to others, over IPC with stand-ins for CUDA, each rank on a GPU."""
+    """How many bytes this rank sends to others, over IPC with stand-ins for CUDA, each rank on a GPU."""
     stand_ins.copied.clear()
+    carried.clear()
     attend_over_stand_ins(rank, "ipc", [case])
-    return sum(stand_ins.copied)
+    return sum(stand_ins.copied) + sum(carried)
 
 
 @torch.inference_mode()

@@ -135,8 +135,8 @@ def cuda(devices: int = 1 << 30, kinds: int = 1) -> Iterator[None]:
             "torch.cuda.Event": _Event,
             "torch.Tensor.record_stream": lambda tensor, stream: None,
             "ringexp.ring.ipc.driver": driver,
-            "ringexp.ring.ipc._PIECE_ROW_BYTES": 32,  # short shards come in pieces, too
-            "ringexp.ring.ipc._PIECE_BYTES": 1,
+            "ringexp.ring.ipc._COPY_ROW_BYTES": 32,  # short shards come in pieces, too
+            "ringexp.ring.ipc._COPY_BYTES": 1,
         }.items():
             stack.enter_context(patch(target, stand_in))
         yield

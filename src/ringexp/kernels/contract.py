@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 Block: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
 Rows: TypeAlias = tuple[int, int]
@@ -37,27 +37,78 @@ class Arriving(NamedTuple):
     """Keys and values that may still be on their way when a kernel starts, heads after heads.
 
     words, int32 [P], 16 bytes apart, P a divisor of Hkv: the first Hkv / P heads are there once words[0] is
-    not 0, and so on. waited, int32 [1]: where a launch leaves how long its programs waited, us, on average;
-    one for all its spans.
+    not 0, and so on. The kernel makes them 0 again once it has read all, and then the word at the address
+    `taken`, on another GPU, 1. waited, int32 [1]: where a launch leaves how long its programs waited, us, on
+    average; one for all its spans.
     """
 
     words: Tensor
     waited: Tensor
+    taken: int
+
+
+class Remote(NamedTuple):
+    """Where a tensor lies in another GPU's memory, which kernels here can write to."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+    def stride(self) -> tuple[int, ...]:
+        return self.strides
+
+
+class Destination(NamedTuple):
+    """Where the first n keys and values go, [B, Hkv, n, D] each.
+
+    The kernel writes there once the word at the address `free` is 1, which it makes 0 again. Each time it has
+    written Hkv / P heads of both it makes one of P words 1, which lie 16 bytes apart from the address `ready`
+    on, on the other GPU.
+    """
+
+    k: Remote
+    v: Remote
+    free: int
+    ready: int
+
+
+class Sending(NamedTuple):
+    """Keys and values [B, Hkv, L, D] that a kernel sends to other ranks beside its blocks.
+
+    pieces: P of all destinations. counts, int32 [2 + P]: zeros for the kernel to count with, and zeros again
+    when it is over. took, int32 [1]: where it leaves how long it was at it, ns.
+    """
+
+    k: Tensor
+    v: Tensor
+    to: Sequence[Destination]
+    pieces: int
+    counts: Tensor
+    took: Tensor
 
 
 class KeySpan(NamedTuple):
-    """Keys and values [B, Hkv, Lk, D] that the query rows from from_row on attend to, all of them."""
+    """Keys and values [B, Hkv, Lk, D] that the query rows from from_row on attend to, all of them.
+
+    arriving: of a further span alone; sending: of the first one alone.
+    """
 
     k: Tensor
     v: Tensor
     from_row: int = 0
     arriving: Arriving | None = None
+    sending: Sending | None = None
 
 
 class Joint(NamedTuple):
     """What a `block_into` takes: so many spans; Lk and from_row of further ones are multiples of `tile`.
 
-    It awaits those further ones that are `arriving`, all of a call in as many pieces.
+    It awaits those further ones that are `arriving`, all of a call in as many pieces, and sends to one
+    destination less than it takes spans.
     """
 
     spans: int

@@ -13,12 +13,12 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ringexp.kernels.contract import Joint, KeySpan, Rows, check_block
+from ringexp.kernels.contract import Joint, KeySpan, Remote, Rows, Sending, check_block
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.float16, torch.bfloat16)
@@ -29,9 +29,13 @@ _ALIGNMENT_BYTES = 16  # what TMA asks of every address and stride
 
 
 _LAUNCHES = 1 << 16  # that have a counter of their own
-_L2_BYTES = 16 << 20  # of keys and values that query tiles of several heads share the L2 cache with
+_L2_BYTES = 32 << 20  # of keys and values that query tiles of several heads share the L2 cache with
 _REGISTERS = {2: (240, 24), 3: (160, 32)}
 """Consumer warpgroups -> registers a thread of theirs and of the producer's: 65536 in all."""
+_FEWEST_COURIERS = 16  # programs that send
+_COURIER_GBPS = 9.0  # of one
+_SM_TFLOPS = 5.0
+_SENDING_SHARE = 0.5  # of a launch's time, for no more SMs to be busy with it than need be
 _THIRD_CONSUMER = 1.1  # times as fast, as measured at 16,384 tokens
 
 
@@ -112,8 +116,7 @@ def _launch(
     done: Rows = (0, 0),
 ) -> None:
     """out [B, Lq, H, D], D contiguous; lse [B, H, Lq] float32, rows evenly apart; final, done: `contract`."""
-    (k, v, *_), *further = spans
-    arriving = [span.arriving for span in further if span.arriving]
+    (k, v, *_, sending), *further = spans
     check_block(q, k, v, causal, softmax_scale)
     assert len(spans) <= JOINT.spans, len(spans)
     for span in further:
@@ -131,33 +134,37 @@ def _launch(
     kernel = _kernel()
     num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
     staggered = causal or any(span.from_row for span in further)
-    consumers = _consumers(q_len, batch * num_heads, head_dim, staggered, num_sms)
+    consumers = _consumers(q_len, batch * num_heads, head_dim, staggered or sending is not None, num_sms)
     consumer_regs, producer_regs = _REGISTERS[consumers]
     num_tiles = -(-q_len // (consumers * kernel.ROWS.value))
     total = num_tiles * num_heads * batch
     group = num_heads // num_kv_heads
     keys = sum(span.k.shape[2] for span in spans)
     band = _band(batch * num_heads, group, 2 * k.element_size() * keys * head_dim) if staggered else 1
-    descriptors = [_descriptor(x, kernel.BLOCK_N.value) for span in spans for x in (span.k, span.v)]
+    rows = kernel.BLOCK_N.value
+    descriptors = [_descriptor(x, rows) for span in spans for x in (span.k, span.v)]
     seen = [n for span in further for n in (span.from_row, span.k.shape[2] // kernel.BLOCK_N.value)]
     absent = 2 * (JOINT.spans - len(spans))
-    pieces = len(arriving[0].words) if arriving else 1
-    awaited = further if arriving else []
-    words = [span.arriving.words if span.arriving else _there(q.device, pieces) for span in awaited]
-    assert all(each.words.shape == (pieces,) for each in arriving), arriving
-    assert pieces == 1 or all(each.words.stride(0) == kernel.WORD.value for each in arriving), arriving
+    awaited = _awaited(further, q.device)
+    pieces = sending.pieces if sending else awaited.pieces
+    assert awaited.waited is None or awaited.pieces == pieces, (awaited, sending)
+    load = _load(sending, num_kv_heads // pieces, _computing_ms(q, spans, causal, num_sms))
+    by_tma = causal and not merge and final is None
     with torch.cuda.device_of(q):
         kernel.attention_block[(min(total, num_sms),)](
             _descriptor(q, kernel.ROWS.value),
             *descriptors,
             *[None] * absent,
+            *load.descriptors,
+            _descriptor(out.transpose(1, 2), kernel.ROWS.value) if by_tma else None,
             out,
             lse,
             out if final is None else final,
             _counters(q.device).next(),
-            *words,
-            *[None] * (JOINT.spans - 1 - len(words)),
-            arriving[0].waited if arriving else None,
+            *awaited.words,
+            awaited.waited,
+            sending.counts if sending else None,
+            sending.took if sending else None,
             out.stride(0),
             out.stride(2),
             out.stride(1),
@@ -172,10 +179,14 @@ def _launch(
             *seen,
             *[0] * absent,
             num_kv_heads // pieces,
+            pieces,
+            *awaited.taken,
+            *load.numbers,
             *done,
             softmax_scale * math.log2(math.e),
             SPANS=len(spans),
-            AWAIT=bool(arriving),
+            AWAIT=awaited.waited is not None,
+            SENDS=len(sending.to) if sending else 0,
             CAUSAL=causal,
             MERGE=merge,
             FINAL=final is not None,
@@ -185,6 +196,73 @@ def _launch(
             num_warps=4,
             launch_pdl=True,
         )
+
+
+def _computing_ms(q: Tensor, spans: Sequence[KeySpan], causal: bool, num_sms: int) -> float:
+    """About how long a launch computes."""
+    batch, num_heads, q_len, head_dim = q.shape
+    pairs = sum((q_len - span.from_row) * span.k.shape[2] for span in spans)
+    if causal:
+        pairs -= q_len * (q_len - 1) / 2
+    return 4 * batch * num_heads * head_dim * pairs / (_SM_TFLOPS * num_sms) / 1e9
+
+
+class _Awaited(NamedTuple):
+    """What a launch awaits, as the kernel takes it: from words1_ptr on, and from taken1 on."""
+
+    pieces: int
+    words: list[Tensor | None]
+    waited: Tensor | None
+    taken: list[int]
+
+
+def _awaited(further: Sequence[KeySpan], device: torch.device) -> _Awaited:
+    most, found = JOINT.spans - 1, [span.arriving for span in further]
+    arriving = [each for each in found if each]
+    if not arriving:
+        return _Awaited(1, [None] * most, None, [0] * most)
+    pieces, absent = len(arriving[0].words), most - len(found)
+    assert all(each.words.shape == (pieces,) for each in arriving), arriving
+    assert pieces == 1 or all(each.words.stride(0) == _kernel().WORD.value for each in arriving), arriving
+    words = [each.words if each else _there(device, pieces) for each in found]
+    taken = [each.taken if each else 0 for each in found]
+    return _Awaited(pieces, [*words, *[None] * absent], arriving[0].waited, [*taken, *[0] * absent])
+
+
+class _Load(NamedTuple):
+    """What a launch sends, as the kernel takes it: from ks_desc on, and from `runs` on."""
+
+    descriptors: list[Any]
+    numbers: list[int]
+
+
+def _load(sending: Sending | None, heads_a_piece: int, computing_ms: float) -> _Load:
+    """computing_ms: of the launch without it."""
+    most = JOINT.spans - 1
+    if sending is None:
+        return _Load([None] * (2 + 2 * most), [0] * (5 + 3 * most))
+    from ringexp.kernels.hopper_courier import COURIERS, RUN
+
+    rows = _kernel().ROWS.value
+    absent = most - len(sending.to)
+    assert absent >= 0, sending.to
+    for each in sending.to:
+        assert each.k.shape == each.v.shape, each
+        assert each.k.shape[2] <= sending.k.shape[2], each
+    tiles = [-(-each.k.shape[2] // rows) for each in sending.to]
+    runs_a_head = -(-max(tiles) // RUN.value)
+    runs_a_piece = 2 * sending.k.shape[0] * heads_a_piece * runs_a_head
+    descriptors = [_descriptor(_fitting(x), rows) for x in (sending.k, sending.v)]
+    descriptors += [_descriptor(x, rows) for each in sending.to for x in (each.k, each.v)]
+    runs = runs_a_piece * sending.pieces
+    sent_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for each in sending.to for x in (each.k, each.v))
+    sending_ms = sent_bytes / _COURIER_GBPS / 1e6
+    couriers = math.ceil(sending_ms / (_SENDING_SHARE * computing_ms))
+    couriers = min(max(couriers, _FEWEST_COURIERS), COURIERS.value)
+    numbers = [runs, runs_a_piece, runs_a_head, max(tiles), couriers]
+    for each, count in zip(sending.to, tiles, strict=True):
+        numbers += [each.free, each.ready, count]
+    return _Load([*descriptors, *[None] * (2 * absent)], [*numbers, *[0] * (3 * absent)])
 
 
 def _consumers(q_len: int, heads: int, head_dim: int, staggered: bool, num_sms: int) -> int:
@@ -256,7 +334,7 @@ def _band(heads: int, group: int, kv_bytes: int) -> int:
     return max(band for band in range(1, heads + 1) if heads % band == 0 and band <= fitting)
 
 
-def _descriptor(x: Tensor, rows: int) -> Any:
+def _descriptor(x: Tensor | Remote, rows: int) -> Any:
     """The TMA descriptor of x [B, H, L, D] for tiles of `rows` rows of one head, zero beyond the last row."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor

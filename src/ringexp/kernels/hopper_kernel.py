@@ -10,7 +10,7 @@ Barriers: `full` ones complete when a tile has landed, `empty` ones when every c
 counts its tiles from 0: tile c is in stage c % STAGES and completes phase (c // STAGES) % 2 of its barriers.
 Every consumer has a ring of query tiles of its own: of two if CAUSAL, so that after a short tile the next one
 is there already, else of one. Key tiles of several spans of memory follow each other like those of one: only
-the producer tells them apart.
+the producer tells them apart. Where keys and values go to other GPUs one more warp does it: `hopper_courier`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
+from ringexp.kernels.hopper_courier import WORD, carry, leave, load_tile, meet, store_tile, wait_for
 from ringexp.kernels.hopper_softmax import mask, pin, settle, softmax
 
 LN2 = gl.constexpr(0.6931471805599453)
@@ -31,11 +33,6 @@ LOG2E = gl.constexpr(1.4426950408889634)
 ROWS = gl.constexpr(64)  # query rows of one consumer: what one wgmma computes
 BLOCK_N = gl.constexpr(128)  # keys of a tile
 STAGES = gl.constexpr(2)  # key tiles, and value tiles, in shared memory at a time
-WORD = gl.constexpr(4)  # how many int32 a word is from the next one
-
-# By the names of triton 3.6, where those of later versions are not there.
-_load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
-_meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
 @gluon.jit
@@ -103,43 +100,16 @@ def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, arriving, f
         if (step >= start) & (step < start + tiles):
             if AWAIT and span > 0:  # noqa: SIM102, as one is known when this is compiled
                 if step == start:
-                    waited += _await(words[span - 1] + kv_head // heads_a_piece * WORD)
-            _load_tile(descs[span], [batch, kv_head, (start + tiles - 1 - step) * BLOCK_N, 0], full, tile)
+                    waited += wait_for(words[span - 1] + kv_head // heads_a_piece * WORD)
+            load_tile(descs[span], [batch, kv_head, (start + tiles - 1 - step) * BLOCK_N, 0], full, tile)
         start += tiles
     return waited
 
 
 @gluon.jit
-def _await(word_ptr):
-    """Wait until the word there is not 0; TMA loads that follow find what was written before it was set.
-
-    Returns how many us it took, 0 if it was set already. After 5 minutes it traps: nobody will
-    set it.
-    """
-    SPIN: gl.constexpr = """{
-        .reg .pred p; .reg .u32 word; .reg .u64 began, passed;
-        mov.u64 began, %globaltimer;
-        mov.u64 passed, 0;
-        again: ld.acquire.sys.global.u32 word, [$1];
-        setp.ne.u32 p, word, 0;
-        vote.sync.any.pred p, p, 0xffffffff;
-        @p bra.uni there;
-        mov.u64 passed, %globaltimer;
-        sub.u64 passed, passed, began;
-        setp.gt.u64 p, passed, 300000000000;
-        @p trap;
-        bra.uni again;
-        there: fence.proxy.async;
-        div.u64 passed, passed, 1000;
-        cvt.u32.u64 $0, passed;
-    }"""
-    return gl.inline_asm_elementwise(SPIN, "=r,l", [word_ptr], gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, arriving, sizes, spans, group,
-             SPANS: gl.constexpr, AWAIT: gl.constexpr, CAUSAL: gl.constexpr,
-             CONSUMERS: gl.constexpr):  # fmt: skip
+def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, counts_ptr, arriving, taken, pieces,
+             sizes, spans, group, SPANS: gl.constexpr, AWAIT: gl.constexpr, SENDS: gl.constexpr,
+             CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
     """The producer warp takes the next query tile when it has loaded all for the one before.
 
     Keys come one tile ahead of values, the order in which the consumers ask for them.
@@ -161,7 +131,7 @@ def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, arrivi
             mbarrier.wait(q_empty.index(place), phase ^ 1)
             _tell(told, place, index)
             mbarrier.expect(q_full.index(place), Q_BYTES)
-            _load_tile(q_desc, [batch, head, first_row + consumer * ROWS, 0], q_full.index(place),
+            load_tile(q_desc, [batch, head, first_row + consumer * ROWS, 0], q_full.index(place),
                        q_mem.index(place))  # fmt: skip
         for step in range(num_keys + 1):
             if step < num_keys:
@@ -189,10 +159,24 @@ def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, arrivi
         mbarrier.wait(q_empty.index(place), phase ^ 1)
         _tell(told, place, index)
         mbarrier.arrive(q_full.index(place))
-    if index == total + gl.num_programs(0) - 1:  # all programs have asked once more than there are tiles
+    if AWAIT or SENDS > 0:
+        for count in gl.static_range(STAGES):  # until all that was loaded is there
+            stage, phase = _stage(loaded + count)
+            mbarrier.wait(k_empty.index(stage), phase ^ 1)
+            mbarrier.wait(v_empty.index(stage), phase ^ 1)
+        leave(next_ptr, waited_ptr, counts_ptr, arriving, taken, pieces, SPANS, AWAIT, SENDS)
+    elif index == total + gl.num_programs(0) - 1:  # all programs have asked once more than there are tiles
         gl.store(next_ptr, 0)
-        if AWAIT:
-            gl.store(waited_ptr, gl.atomic_xchg(next_ptr + 1, 0) // gl.num_programs(0))
+
+
+@gluon.jit
+def _send(descs, buffers, landed, next_ptr, waited_ptr, counts_ptr, took_ptr, load, destinations, arriving,
+          taken, pieces, SPANS: gl.constexpr, AWAIT: gl.constexpr, SENDS: gl.constexpr):  # fmt: skip
+    """The courier warp."""
+    runs, runs_a_piece, runs_a_head, tiles, heads_a_piece, couriers = load
+    load = (_after_predecessor(runs), runs_a_piece, runs_a_head, tiles, heads_a_piece, couriers)
+    carry(descs, buffers, landed, counts_ptr, took_ptr, load, destinations, SENDS)
+    leave(next_ptr, waited_ptr, counts_ptr, arriving, taken, pieces, SPANS, AWAIT, SENDS)
 
 
 @gluon.jit
@@ -210,7 +194,7 @@ def _tell(told, place, index):
     """Tell a consumer which tile is next; it looks once the query tile, or the end, has been announced."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     told.index(place).store(gl.full([1], index, gl.int32, LAYOUT))
-    _meet()  # what follows is one thread's: it must come after the store of whichever lane did it
+    meet()  # what follows is one thread's: it must come after the store of whichever lane did it
 
 
 @gluon.jit
@@ -243,7 +227,7 @@ def _start_output(probs, acc, v_ring, v_full, count):
 @gluon.jit
 def _release(empty, stage):
     """Say that this consumer has read what is in a stage; all four warps must have, so they meet first."""
-    _meet()
+    meet()
     mbarrier.arrive(empty.index(stage))
 
 
@@ -277,11 +261,16 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_r
 def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.constexpr,
              MERGE: gl.constexpr, FINAL: gl.constexpr, CONSUMERS: gl.constexpr,
              CONSUMER: gl.constexpr):  # fmt: skip
-    """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile."""
+    """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile.
+
+    If CAUSAL, a result that is not merged leaves by TMA, out of where its queries were, while the next tile
+    is computed; only then is that place free.
+    """
+    BY_TMA: gl.constexpr = CAUSAL and not MERGE and not FINAL
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
     _, total, num_heads, _, q_len, kv_len = sizes
-    (out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start, done_stop,
-     scale_log2) = result  # fmt: skip
+    (out_desc, out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start,
+     done_stop, scale_log2) = result  # fmt: skip
     HEAD_DIM: gl.constexpr = q_mem.shape[4]
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
@@ -303,6 +292,11 @@ def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.
         scores = _start_scores(q_tile, k_ring, k_full, count)
         scores = warpgroup_mma_wait(0, deps=[scores])
         _release(k_empty, count % STAGES)
+        if BY_TMA:  # noqa: SIM102, as one is known when this is compiled
+            if turn > 0:
+                tma.store_wait(0)
+                last, _ = _query_stage(turn - 1, CONSUMER, CAUSAL)
+                _release(q_empty, last)
         scores = mask(scores, first_row, (first_keys - 1) * BLOCK_N, kv_len, CAUSAL)
         wide, row_max, shrink, row_sum = softmax(scores, row_max, scale_log2)
         probs = gl.convert_layout(wide.to(v_ring.dtype), P_LAYOUT)
@@ -310,7 +304,8 @@ def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.
         acc, probs, row_max, row_sum, shrink = _visit_keys(
             acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_ring, k_full, k_empty, v_full,
             v_empty, scale_log2, num_keys)  # fmt: skip
-        _release(q_empty, place)
+        if not BY_TMA:
+            _release(q_empty, place)
 
         acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, O_LAYOUT))[:, None]
         acc = _start_output(probs, acc, v_ring, v_full, count + num_keys - 1)
@@ -322,13 +317,29 @@ def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.
         row_sum = gl.convert_layout(gl.sum(row_sum, 1), gl.SliceLayout(1, O_LAYOUT))
         head_index = batch * num_heads + head
         start = batch.to(gl.int64) * stride_ob + head.to(gl.int64) * stride_oh
-        _write(acc, row_max, row_sum, out_ptr + start, final_ptr + start, stride_ol,
-               lse_ptr + head_index.to(gl.int64) * stride_lse, first_row, q_len, done_start, done_stop, MERGE,
-               FINAL)  # fmt: skip
+        lse_base = lse_ptr + head_index.to(gl.int64) * stride_lse
+        if BY_TMA:
+            _write_lse(row_max + gl.log2(row_sum), lse_base, first_row, q_len)
+            acc = acc * (1.0 / row_sum)[:, None]
+            q_tile.store(acc.to(q_tile.dtype))
+            fence_async_shared()
+            meet()
+            store_tile(out_desc, [batch, head, first_row, 0], q_mem.index(place))
+        else:
+            _write(acc, row_max, row_sum, out_ptr + start, final_ptr + start, stride_ol, lse_base, first_row,
+                   q_len, done_start, done_stop, MERGE, FINAL)  # fmt: skip
         turn += 1
         place, phase = _query_stage(turn, CONSUMER, CAUSAL)
         mbarrier.wait(q_full.index(place), phase)
         index = _told(told, place)
+    if BY_TMA:
+        tma.store_wait(0)
+
+
+@gluon.jit
+def _write_lse(lse2, lse_base, first_row, q_len):
+    rows = first_row + gl.arange(0, ROWS, lse2.type.layout)
+    gl.store(lse_base + rows, lse2 * LN2, mask=rows < q_len)
 
 
 @gluon.jit
@@ -365,33 +376,44 @@ def _write(acc, row_max, row_sum, out_base, final_base, stride_ol, lse_base, fir
 
 
 @gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len",
-                              "heads_a_piece", "done_start", "done_stop", "from1", "tiles1", "from2",
-                              "tiles2", "from3", "tiles3"])  # fmt: skip
-def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, k3_desc, v3_desc, out_ptr,
-                    lse_ptr, final_ptr, next_ptr, words1_ptr, words2_ptr, words3_ptr, waited_ptr, stride_ob,
-                    stride_oh, stride_ol, stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len,
-                    from1, tiles1, from2, tiles2, from3, tiles3, heads_a_piece, done_start, done_stop,
-                    scale_log2, SPANS: gl.constexpr, AWAIT: gl.constexpr,
-                    CAUSAL: gl.constexpr, MERGE: gl.constexpr, FINAL: gl.constexpr, CONSUMERS: gl.constexpr,
-                    CONSUMER_REGS: gl.constexpr, PRODUCER_REGS: gl.constexpr):  # fmt: skip
+                              "heads_a_piece", "pieces", "done_start", "done_stop", "from1", "tiles1",
+                              "from2", "tiles2", "from3", "tiles3", "taken1", "taken2", "taken3", "runs",
+                              "runs_a_piece", "runs_a_head", "sent_tiles", "couriers", "free1", "ready1",
+                              "sent1", "free2", "ready2", "sent2", "free3", "ready3", "sent3"])  # fmt: skip
+def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, k3_desc, v3_desc,
+                    ks_desc, vs_desc, kto1_desc, vto1_desc, kto2_desc, vto2_desc, kto3_desc,
+                    vto3_desc, out_desc, out_ptr, lse_ptr, final_ptr, next_ptr, words1_ptr,
+                    words2_ptr, words3_ptr, waited_ptr, counts_ptr, took_ptr, stride_ob, stride_oh,
+                    stride_ol, stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len,
+                    from1, tiles1, from2, tiles2, from3, tiles3, heads_a_piece, pieces, taken1,
+                    taken2, taken3, runs, runs_a_piece, runs_a_head, sent_tiles, couriers, free1,
+                    ready1, sent1, free2, ready2, sent2, free3, ready3, sent3, done_start,
+                    done_stop, scale_log2, SPANS: gl.constexpr, AWAIT: gl.constexpr,
+                    SENDS: gl.constexpr, CAUSAL: gl.constexpr, MERGE: gl.constexpr,
+                    FINAL: gl.constexpr, CONSUMERS: gl.constexpr, CONSUMER_REGS: gl.constexpr,
+                    PRODUCER_REGS: gl.constexpr):  # fmt: skip
     """One program: query tiles of CONSUMERS * ROWS rows of one head each, against all keys they see.
 
     Descriptors over q [B, H, Lq, D] with blocks [1, 1, ROWS, D] and over k, v [B, H / group, Lk, D] with
-    blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous; lse [B, H, Lq], the heads
-    stride_lse apart; final like out, see `_write`. num_tiles query tiles a head, `total` in all; scale_log2
-    is softmax_scale * log2(e).
+    blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous, and as out_desc with q's blocks
+    where TMA writes it; lse [B, H, Lq], the heads stride_lse apart; final like out, see `_write`. num_tiles
+    query tiles a head, `total` in all; scale_log2 is softmax_scale * log2(e).
     All rows see the first span, kv_len keys of k_desc, v_desc. The other SPANS - 1 are whole key tiles,
     tiles1 of k1_desc, v1_desc and so on, for the rows from from1 on, whole query tiles. CAUSAL is about the
     first span; it needs q_len == kv_len, and a tile's rows to divide BLOCK_N: then only the first key tile
     visited is masked.
     AWAIT: of each further span, heads_a_piece heads of keys and values are loaded once their word is not 0;
-    words lie WORD apart from words1_ptr on and so on. How long a program waited for them, us, on average,
-    goes to waited_ptr. What sets the words must need no SM, since programs that wait keep theirs.
+    `pieces` words lie WORD apart from words1_ptr on and so on. How long a program waited for them, us, on
+    average, goes to waited_ptr. When all are read the words become 0, and then the word at the address taken1
+    1, and so on; an address of 0: that span is there, and its words stay. What sets the words must need no SM
+    here, since programs that wait keep theirs.
+    SENDS: to how many destinations keys and values of ks_desc, vs_desc go: `sent1` tiles of each head to
+    kto1_desc, vto1_desc, once the word at the address free1 is 1; see `carry`, and `contract` for counts_ptr
+    and took_ptr.
     Launch with num_warps=4: that is the first consumer. Any number of programs share the tiles: each takes
     the next one, counted at next_ptr, when it is ready for it, so one that starts late, because its SM is
-    busy, does less. next_ptr holds 0 at the launch and again at the end, and so does the
-    word after it, where waiting is summed up. `band`, a divisor of B * H: see
-    `_locate`.
+    busy, does less. next_ptr holds three 0 at the launch and again at the end: after tiles, what waiting adds
+    up to, and who has left are counted there. `band`, a divisor of B * H: see `_locate`.
     """
     dtype: gl.constexpr = q_desc.dtype
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
@@ -418,18 +440,41 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
     # A constexpr in a tuple that is assigned or added becomes a tensor, so those stand in the calls.
     rings = (q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty)
     sizes = (num_tiles, total, num_heads, band, q_len, kv_len)
-    result = (out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start, done_stop,
-              scale_log2)  # fmt: skip
+    result = (out_desc, out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start,
+              done_stop, scale_log2)  # fmt: skip
     arriving = ((words1_ptr, words2_ptr, words3_ptr), heads_a_piece)
+    taken = (taken1, taken2, taken3)
     spans = (from1, tiles1, from2, tiles2, from3, tiles3)
-    if CONSUMERS == 2:
+    k_descs = (k_desc, k1_desc, k2_desc, k3_desc)
+    v_descs = (v_desc, v1_desc, v2_desc, v3_desc)
+    if SENDS > 0:
+        gl.static_assert(CONSUMERS == 2)
+        buffers = gl.allocate_shared_memory(dtype, [2, 1, 1, ROWS, HEAD_DIM], ks_desc.layout)
+        landed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+        for i in gl.static_range(2):
+            mbarrier.init(landed.index(i), 1)
+        descs = (ks_desc, vs_desc, (kto1_desc, kto2_desc, kto3_desc), (vto1_desc, vto2_desc, vto3_desc))
+        load = (runs, runs_a_piece, runs_a_head, sent_tiles, heads_a_piece, couriers)
+        destinations = ((free1, ready1, sent1), (free2, ready2, sent2), (free3, ready3, sent3))
         gl.warp_specialize(
             [
                 (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
                 (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
-                (_produce, (q_desc, (k_desc, k1_desc, k2_desc, k3_desc), (v_desc, v1_desc, v2_desc, v3_desc),
-                            rings, told, next_ptr, waited_ptr, arriving, sizes, spans, group, SPANS, AWAIT,
-                            CAUSAL, CONSUMERS)),
+                (_produce, (q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, counts_ptr, arriving,
+                            taken, pieces, sizes, spans, group, SPANS, AWAIT, SENDS, CAUSAL, CONSUMERS)),
+                (_send, (descs, buffers, landed, next_ptr, waited_ptr, counts_ptr, took_ptr, load,
+                         destinations, arriving, taken, pieces, SPANS, AWAIT, SENDS)),
+            ],
+            [4, 1, 1],
+            [CONSUMER_REGS, PRODUCER_REGS, PRODUCER_REGS],
+        )  # fmt: skip
+    elif CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
+                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
+                (_produce, (q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, counts_ptr, arriving,
+                            taken, pieces, sizes, spans, group, SPANS, AWAIT, SENDS, CAUSAL, CONSUMERS)),
             ],
             [4, 1],
             [CONSUMER_REGS, PRODUCER_REGS],
@@ -441,9 +486,8 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
                 (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
                 (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
                 (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 2)),
-                (_produce, (q_desc, (k_desc, k1_desc, k2_desc, k3_desc), (v_desc, v1_desc, v2_desc, v3_desc),
-                            rings, told, next_ptr, waited_ptr, arriving, sizes, spans, group, SPANS, AWAIT,
-                            CAUSAL, CONSUMERS)),
+                (_produce, (q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, counts_ptr, arriving,
+                            taken, pieces, sizes, spans, group, SPANS, AWAIT, SENDS, CAUSAL, CONSUMERS)),
             ],
             [4, 4, 1],
             [CONSUMER_REGS, CONSUMER_REGS, PRODUCER_REGS],

@@ -205,7 +205,7 @@ class Calibrator:
         plan = make_plan(length, [tokens, *peers], causal=workload.causal)
         shares = bool(self.session.beside)  # keys and values are copied for the ranks on the same GPU
         transport = LoopbackTransport(announces=self.session.transport.announces, lays_out=shares)
-        ring = RingContext(plan, 0, transport, kernel, self.session.clock())
+        ring = RingContext(plan, 0, transport, kernel, self.session.clock(workload))
         local = local_inputs(workload.inputs(length, config.seed), plan, 0)
         unit, in_a_row = workload.unit(local, ring), self._in_a_row(config, workload)
         if in_a_row > 1:

@@ -213,7 +213,7 @@ def _measure_single(setting: Setting) -> tuple[float | None, float | None, float
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.repeats)
     chunks, starts = num_chunks(config), starts_of(config)
     plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal, chunks=chunks, starts=starts)
-    ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock())
+    ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock(workload))
     local = local_inputs(setting.x, plan, 0)
     times, decode_ms = [], None
     try:

@@ -54,8 +54,6 @@ def main() -> None:
         die_with_parent(int(parent))
     for signum in ASKED_TO_END:
         signal.signal(signum, _interrupt)
-    # Of CUDA's usual 8 hardware queues a copy and the computing beside it now and then got the same one.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     try:
         _main()
     except BaseException as error:
@@ -93,6 +91,11 @@ def _main() -> None:
     ranks = RankSet.from_json(path.read_text())
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if ranks.device == "cuda":
+        # Of CUDA's usual 8 hardware queues a copy and the computing beside it now and then got the same one.
+        # Under MPS a GPU has no more than some 100 for all processes.
+        os.environ.setdefault(
+            "CUDA_DEVICE_MAX_CONNECTIONS", str(min(32, max(64 // ranks.ranks_per_device, 1)))
+        )
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     else:

@@ -116,9 +116,10 @@ class Session:
         self.percentages = percentages
         return True
 
-    def clock(self) -> Clock:
-        """A clock for one iteration."""
-        return make_clock(self.device, self.throttle.pacer)
+    def clock(self, workload: Workload | None = None) -> Clock:
+        """A clock for one iteration of a workload, any one unless given."""
+        only_attention = workload is not None and workload.only_attention
+        return make_clock(self.device, self.throttle.pacer, only_attention)
 
     def iteration(self, config: Config, work: Callable[[], torch.Tensor], ring: RingContext) -> Iteration:
         """`work` as it is run and measured: as a CUDA graph if the config says so."""

@@ -43,9 +43,8 @@ class Setting:
     def ring(self, plan: Plan | None = None) -> RingContext:
         """For a plan, the setting's own unless given."""
         session, prefetch_hops = self.session, self.config.transport.prefetch_hops
-        return RingContext(
-            plan or self.plan, session.rank, session.transport, self.kernel, session.clock(), prefetch_hops
-        )
+        plan, clock = plan or self.plan, session.clock(self.workload)
+        return RingContext(plan, session.rank, session.transport, self.kernel, clock, prefetch_hops)
 
     def course(self) -> Course:
         session, config, plan, planner = self.session, self.config, self.plan, None

@@ -27,6 +27,7 @@ class AttentionWorkload:
     """One FMS attention module: QKV projection, RoPE, ring, output projection; x is [B, S, E]."""
 
     num_units = 1
+    only_attention = False
 
     def __init__(self, config: AttentionModelConfig, seq_len: int, device: torch.device, seed: int) -> None:
         self._config = config
@@ -101,6 +102,7 @@ class BareAttentionWorkload:
     """Ring attention alone; x is [B, S, H + 2 Hkv, D]: the heads of queries, keys and values."""
 
     num_units = 1
+    only_attention = True
 
     def __init__(self, config: AttentionModelConfig, device: torch.device) -> None:
         self._config = config

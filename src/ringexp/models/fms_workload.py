@@ -28,6 +28,7 @@ class FmsWorkload:
     """A whole FMS language model; the output is the logits of the last position."""
 
     causal = True
+    only_attention = False
 
     def __init__(self, config: FmsModelConfig, seq_len: int, device: torch.device, seed: int) -> None:
         self._config = config

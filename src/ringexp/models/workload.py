@@ -33,6 +33,7 @@ class Workload(Protocol):
     """What the experiment needs of a workload; `shape` names everything that decides its speed."""
 
     causal: bool
+    only_attention: bool  # no linear layers
     num_heads: int
     num_kv_heads: int
     head_dim: int

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ringexp.ring.timing import Origin
-from ringexp.ring.transport import Arrival, Route, Transfer, Trip, resolved, shard_shape
+from ringexp.ring.transport import Arrival, Own, Route, Transfer, Trip, resolved, shard_shape
 
 
 class GlooTransport:
@@ -40,7 +40,7 @@ class GlooTransport:
             shard = torch.stack((k, v)).cpu()
             self._forwarder.submit(self._forward, shard, trip.tokens, route, arrivals, credits)
         try:
-            yield self._rank, lambda: (k, v)
+            yield self._rank, Own(k, v)
             for hop, future in enumerate(arrivals, start=1):
 
                 def arrival(future: Future[torch.Tensor] = future) -> torch.Tensor:

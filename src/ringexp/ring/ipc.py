@@ -2,45 +2,54 @@
 
 A rank's memory is mapped by its peers: an inbox, with a slot for the shard of each peer on another GPU, and
 an outbox for those on its own. A shard goes straight from keys and values into the slots of peers, beside the
-first block, copied by engines that take no SM. Peers on the rank's own GPU copy nothing: they compute with
-what it has laid out in its outbox. Each peer tells when it is done with a shard, and only then gets the next.
-Told is by flags in device memory that streams set and await (`cuda_driver`), so no host waits, and a CUDA
-graph can capture an iteration. A shard may be sent in pieces, heads after heads, each with a flag that a
-kernel can await by itself: that of the first heads is up long before the shard is there.
+first block: carried by its kernel if that can (`Trip.by_kernel`), else copied by engines, which take no SM.
+Peers on the rank's own GPU copy nothing: they compute with what it has laid out in its outbox. Each peer
+tells when it is done with a shard, and only then gets the next. Told is by flags in device memory, which
+streams (`cuda_driver`) or kernels set and await, so no host waits, and a CUDA graph can capture an iteration.
+A shard may come in pieces, heads after heads, each with a flag: the first ones are up long before the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from ringexp.kernels import Destination, Remote, Sending
 from ringexp.planning import ring_members
 from ringexp.ring import cuda_driver as driver
 from ringexp.ring.events import nothing, recorded, since
-from ringexp.ring.transport import Arrival, Route, Transfer, Trip, lay_out, shard_shape
+from ringexp.ring.transport import (
+    Announcement,
+    Arrival,
+    Own,
+    Route,
+    Transfer,
+    Trip,
+    lay_out,
+    shard_shape,
+)
 
 _FLAG_BYTES = 16  # as far apart as kernels want words to be
 _ALIGNMENT = 512
-_PIECES = 8  # of a shard, at most
+_PIECES = 32  # of a shard, at most
+_COPIES = 8  # that bring them, at most
 _TAKEN, _READY = 0, 1  # flags about a peer; ready has one a piece
 _BARRIER = _READY + _PIECES  # two flags, used in turn
 _FLAGS = _BARRIER + 2
-_PIECE_ROW_BYTES = 2048
-"""A token's keys, or values, of a piece: copy engines are slower with shorter rows."""
-_PIECE_BYTES = 1 << 20
-"""Of a piece's keys, or values: a copy of its own costs some us."""
+_COPY_ROW_BYTES = 2048
+"""A token's keys, or values, in a copy: engines are slower with shorter rows."""
+_COPY_BYTES = 1 << 20
+"""Of a copy's keys, or values: each costs some us."""
 
 
 class _Arrival:
     """As `transport.Announced`."""
 
-    def __init__(
-        self, held: Callable[[], torch.Tensor], announced: Callable[[], tuple[torch.Tensor, torch.Tensor]]
-    ) -> None:
+    def __init__(self, held: Callable[[], torch.Tensor], announced: Callable[[], Announcement]) -> None:
         self._held, self.announced = held, announced
 
     def __call__(self) -> torch.Tensor:
@@ -67,6 +76,7 @@ class IpcTransport:
         self._flags_bytes = _aligned(_FLAGS * self._world * _FLAG_BYTES)
         self._outbox_bytes = self._slot_bytes = 0
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)  # flags, outbox, inbox
+        self._counts = torch.zeros(2 + _PIECES, dtype=torch.int32, device=device)  # for kernels that send
         self._mappings: dict[int, int] = {}
         self._addresses: dict[int, int] = {}  # of the peers' memory
         facts: list[Any] = [None] * self._world
@@ -77,8 +87,8 @@ class IpcTransport:
         # On a shared GPU kernels that wait could keep the SMs that a rank needs to get as far as sending. All
         # ranks have to agree on pieces, so on a kernel that awaits them.
         self.announces = not self._any_near and len(set(capabilities)) == 1
-        self.pieces: int | None = None
-        """In how many pieces shards are sent by heads, a divisor of their number; None: by their size."""
+        self.by_kernel = True
+        """Kernels that can carry shards do so; False: copy engines carry all."""
         self._barriers = 0
         self.epoch = 0
 
@@ -90,12 +100,9 @@ class IpcTransport:
             self._reclaim(near)
             lay_out(k, v, _shaped(self._outbox(2 * k.nbytes), k, k.shape[1]))
             self._publish(near)
-        pieces = (self.pieces or _pieces(k, max(tokens))) if trip.by_heads and self.announces else 1
-        return self._circulate(k, v, trip, pieces)
+        return self._circulate(k, v, trip)
 
-    def _circulate(
-        self, k: torch.Tensor, v: torch.Tensor, trip: Trip, pieces: int
-    ) -> Generator[tuple[int, Arrival]]:
+    def _circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
         route = Route.of(trip.tokens, self._rank)
         k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
         compute = torch.cuda.current_stream(self._device)
@@ -104,44 +111,80 @@ class IpcTransport:
             source: trip.tokens[source] if source in self._near else trip.carried(self._rank, source)
             for source in route.sources[1:]
         }
-        announced: list[int] = []
+        # Of these hops shards come in parts, of the others whole.
+        parts, by_heads = _parts(k, max(trip.tokens)), min(trip.by_heads if self.announces else 0, route.hops)
+        next_peers = [route.source(-hop) for hop in range(1, by_heads + 1)]
+        by_kernel = next_peers if trip.by_kernel and self.by_kernel else []
+        sending, took = self._sending(k, v, {peer: to[peer] for peer in by_kernel if to[peer]}, parts)
+        copied = {peer: count for peer, count in to.items() if count and peer not in took}
+        handed_back: set[int] = set()
 
         def post(hops: Iterable[int]) -> None:
             peers = [route.source(-hop) for hop in hops]
-            sent = {}
-            if counts := {peer: to[peer] for peer in peers if to[peer]}:
+            in_parts = {peer: copied[peer] for peer in peers if peer in copied and peer in next_peers}
+            whole = {peer: copied[peer] for peer in peers if peer in copied and peer not in next_peers}
+            sent = dict(took)
+            if in_parts or whole:
                 self._stream.wait_stream(compute)  # for keys and values, and lock-step hops for compute
                 with torch.cuda.stream(self._stream):
-                    sent = self._send(k, v, counts, pieces)
+                    sent |= self._send(k, v, in_parts, parts) | self._send(k, v, whole, _WHOLE)
                 for x in (k, v):
                     x.record_stream(self._stream)
             self._transfers += [sent.get(peer, nothing) for peer in peers]
 
         ahead = min(trip.prefetch_hops or route.hops, route.hops)
         post(range(1, ahead + 1))
-        yield self._rank, lambda: (k, v)
+        yield self._rank, Own(k, v, sending)
         for hop, source in enumerate(route.sources[1:], start=1):
 
             def held(hop: int = hop, source: int = source) -> torch.Tensor:
                 if of[source]:
-                    self._await(source, 1 if source in self._near else pieces)
+                    self._await(source, parts.pieces if hop <= by_heads else 1)
                 if hop + ahead <= route.hops:
                     post([hop + ahead])
                 return self._shard_of(source, k, of[source])
 
-            def announce(source: int = source) -> tuple[torch.Tensor, torch.Tensor]:
-                if of[source]:
-                    announced.append(source)
-                return self._shard_of(source, k, of[source]), self._words(source, pieces)
+            def announce(source: int = source) -> Announcement:
+                assert of[source], source
+                handed_back.add(source)
+                words, taken = self._words(source, parts.pieces), self._flag(source, _TAKEN, self._rank)
+                return Announcement(self._shard_of(source, k, of[source]), words, taken)
 
             yield source, _Arrival(held, announce)
         # What was computed with these shards is over when the stream gets here.
-        self._hand_back([source for source in of if of[source]], arrived=announced, pieces=pieces)
-        if any(to.values()):  # else a graph would not know the stream
+        self._hand_back([source for source in of if of[source] and source not in handed_back])
+        if copied:  # else a graph would not know the stream
             compute.wait_stream(self._stream)
 
+    def _sending(
+        self, k: torch.Tensor, v: torch.Tensor, counts: Mapping[int, int], parts: _Parts
+    ) -> tuple[Sending | None, dict[int, Transfer]]:
+        """What brings so many first tokens into each peer's slot, and when which transfer was under way."""
+        if not counts:
+            return None, {}
+        destinations = []
+        for peer, count in counts.items():
+            _, *shape = shard_shape(k, count)
+            batch, length, heads, dim = shape
+            strides = (length * heads * dim, dim, heads * dim, 1)
+            to_k, to_v = (
+                Remote(
+                    self._slot(peer, self._rank) + number * _shard_bytes(k, count) // 2,
+                    (batch, heads, length, dim),
+                    strides,
+                    k.dtype,
+                )
+                for number in range(2)
+            )
+            free, ready = self._flag(self._rank, _TAKEN, peer), self._flag(peer, _READY, self._rank)
+            destinations.append(Destination(to_k, to_v, free, ready))
+        took = k.new_empty(1, dtype=torch.int32)
+        keys, values = (x.transpose(1, 2) for x in (k, v))
+        sending = Sending(keys, values, destinations, parts.pieces, self._counts, took)
+        return sending, dict.fromkeys(counts, lambda origin: (None, took.item() / 1e6))
+
     def _send(
-        self, k: torch.Tensor, v: torch.Tensor, counts: Mapping[int, int], pieces: int
+        self, k: torch.Tensor, v: torch.Tensor, counts: Mapping[int, int], parts: _Parts
     ) -> dict[int, Transfer]:
         """Copy so many first tokens of a shard into each peer's slot, on the current stream, once those are
         free, and say so.
@@ -149,19 +192,21 @@ class IpcTransport:
         Returns when which transfer was under way.
         """
         stream = torch.cuda.current_stream(self._device)
-        heads, row_bytes = k.shape[2] // pieces, k[0, 0].nbytes
+        pieces, copies = parts
+        heads, row_bytes = k.shape[2] // copies, k[0, 0].nbytes
         self._reclaim(list(counts))
         begun, ended = {}, {}
-        for piece in range(pieces):
-            columns, start = slice(piece * heads, (piece + 1) * heads), piece * row_bytes // pieces
+        for turn in range(copies):
+            columns, start = slice(turn * heads, (turn + 1) * heads), turn * row_bytes // copies
+            there = range(turn * pieces // copies, (turn + 1) * pieces // copies)
             for peer, count in counts.items():
-                if not piece:
+                if not turn:
                     begun[peer] = recorded()
                 for number, x in enumerate((k, v)):
                     slot = self._slot(peer, self._rank) + number * _shard_bytes(k, count) // 2
                     driver.copy_rows(stream, slot + start, row_bytes, x[:, :count, columns])
-                driver.flags(stream, given=[self._flag(peer, _READY + piece, self._rank)])
-                if piece == pieces - 1:
+                driver.flags(stream, given=[self._flag(peer, _READY + piece, self._rank) for piece in there])
+                if turn == copies - 1:
                     ended[peer] = recorded()
         return {peer: partial(since, begun[peer], ended[peer]) for peer in counts}
 
@@ -181,17 +226,13 @@ class IpcTransport:
     def _await(self, source: int, pieces: int = 1) -> None:
         """Hold the current stream until there is something from the source for this rank."""
         stream = torch.cuda.current_stream(self._device)
-        driver.flags(stream, taken=self._ready(source, pieces))
+        ready = [self._flag(self._rank, _READY + piece, source) for piece in range(pieces)]
+        driver.flags(stream, taken=ready)
 
-    def _ready(self, source: int, pieces: int) -> list[int]:
-        return [self._flag(self._rank, _READY + piece, source) for piece in range(pieces)]
-
-    def _hand_back(self, sources: Sequence[int], arrived: Sequence[int] = (), pieces: int = 1) -> None:
-        """Say that this rank is done with what the sources had for it, and await first what was announced."""
+    def _hand_back(self, sources: Sequence[int]) -> None:
+        """Say that this rank is done with what the sources had for it."""
         stream = torch.cuda.current_stream(self._device)
-        ready = [flag for source in arrived for flag in self._ready(source, pieces)]
-        taken = [self._flag(source, _TAKEN, self._rank) for source in sources]
-        driver.flags(stream, taken=ready, given=taken)
+        driver.flags(stream, given=[self._flag(source, _TAKEN, self._rank) for source in sources])
 
     def _reclaim(self, peers: Sequence[int]) -> None:
         """Hold the current stream until these peers are done with what this rank last had for them."""
@@ -290,11 +331,23 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _pieces(k: torch.Tensor, tokens: int) -> int:
-    """How many pieces a shard like the keys k, of so many tokens, is sent in: the heads of each alike."""
+class _Parts(NamedTuple):
+    """How a shard comes: the heads of each piece are alike, and each copy brings as many pieces."""
+
+    pieces: int
+    copies: int
+
+
+_WHOLE = _Parts(1, 1)
+
+
+def _parts(k: torch.Tensor, tokens: int) -> _Parts:
+    """Of a shard like the keys k, of so many tokens; pieces cost next to nothing, so they are many."""
     heads, row_bytes = k.shape[2], k[0, 0].nbytes
-    most = min(_PIECES, row_bytes // _PIECE_ROW_BYTES, k.shape[0] * tokens * row_bytes // _PIECE_BYTES)
-    return next(pieces for pieces in range(max(most, 1), 0, -1) if heads % pieces == 0)
+    most = min(_COPIES, row_bytes // _COPY_ROW_BYTES, k.shape[0] * tokens * row_bytes // _COPY_BYTES)
+    copies = next(count for count in range(max(most, 1), 0, -1) if heads % count == 0)
+    most = min(_PIECES, heads)
+    return _Parts(next(n for n in range(most, 0, -1) if heads % n == n % copies == 0), copies)
 
 
 def _shard_bytes(k: torch.Tensor, tokens: int) -> int:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from ringexp.planning import ring_members
 from ringexp.ring.events import recorded, since
-from ringexp.ring.transport import Arrival, Route, Transfer, Trip, lay_out, resolved, shard_shape
+from ringexp.ring.transport import Arrival, Own, Route, Transfer, Trip, lay_out, resolved, shard_shape
 
 
 class NcclTransport:
@@ -59,7 +59,7 @@ class NcclTransport:
 
         for _ in range(min(trip.prefetch_hops or route.hops, route.hops)):
             post()
-        yield self._rank, lambda: (k, v)
+        yield self._rank, Own(k, v)
         for hop in range(1, route.hops + 1):
 
             def arrival(hop: int = hop) -> torch.Tensor:

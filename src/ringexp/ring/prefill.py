@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 
-from ringexp.kernels import Arriving, Kernel, KeySpan, OnlineSoftmax
+from ringexp.kernels import Arriving, Joint, Kernel, KeySpan, OnlineSoftmax, Sending
 from ringexp.planning import Plan, runs
 from ringexp.ring.clock import Clock
 from ringexp.ring.launches import Launch, launches
-from ringexp.ring.transport import Announced, Arrival, Route, Transport, Trip
+from ringexp.ring.transport import Announced, Arrival, Own, Route, Transport, Trip
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,11 @@ def ring_attention(
     if not ring.plan.aligned:
         k, v = reshard(torch.stack((k, v)), ring)
     starts = runs(ring.plan.starts or [0] * q.shape[0])
-    trip = Trip(ring.plan.kv_tokens, ring.prefetch_hops, _joins(ring), ring.plan.needed)
+    joint = _joint(ring, len(starts))
+    rounds = _rounds(ring, [start for _, start in starts], joint)
+    by_heads = joint.spans - 1 if joint else 0
+    trip = Trip(ring.plan.kv_tokens, ring.prefetch_hops, ring.plan.needed, by_heads, rounds[0].joined)
     with closing(ring.transport.circulate(k, v, trip)) as arriving:
-        rounds = _rounds(ring, [start for _, start in starts])
         groups = [
             (sequences, _Rows(q[sequences], [each.launches[number] for each in rounds], ring.kernel))
             for number, (sequences, _) in enumerate(starts)
@@ -71,17 +73,22 @@ def ring_attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _joins(ring: RingContext) -> bool:
-    """Whether the kernel computes with shards that are still on their way, on some ranks at least."""
-    return ring.transport.announces and ring.kernel.joint is not None and ring.prefetch_hops is None
+def _joint(ring: RingContext, num_starts: int) -> Joint | None:
+    """What the kernel computes with while it is still on its way, on some ranks at least; None: nothing."""
+    joins = ring.transport.announces and ring.prefetch_hops is None and num_starts == 1
+    return ring.kernel.joint if joins else None
 
 
 @dataclass(frozen=True)
 class _Round:
-    """Shards that are computed with together: whose, and the launches for sequences of each start."""
+    """Shards that are computed with together: whose, and the launches for sequences of each start.
+
+    joined: one launch does it, which awaits them, and sends the rank's own.
+    """
 
     sources: Sequence[int]
     launches: Sequence[Sequence[Launch]]
+    joined: bool = False
 
     @property
     def wanted(self) -> set[int]:
@@ -89,15 +96,16 @@ class _Round:
         return {source for found in self.launches for launch in found for source, _ in launch.parts}
 
 
-def _rounds(ring: RingContext, starts: Sequence[int]) -> list[_Round]:
-    """One source a round, but for the first ones if one launch takes them."""
-    sources, joint = Route.of(ring.plan.kv_tokens, ring.rank).sources, ring.kernel.joint
+def _rounds(ring: RingContext, starts: Sequence[int], joint: Joint | None) -> list[_Round]:
+    """One source a round, but for the first ones if one launch takes them, as `joint` says."""
+    sources = Route.of(ring.plan.kv_tokens, ring.rank).sources
 
-    def together(sources: Sequence[int]) -> _Round:
-        return _Round(sources, [launches(ring.plan, ring.rank, sources, start, joint) for start in starts])
+    def together(sources: Sequence[int], joined: bool = False) -> _Round:
+        found = [launches(ring.plan, ring.rank, sources, start, ring.kernel.joint) for start in starts]
+        return _Round(sources, found, joined)
 
-    if joint is not None and _joins(ring) and len(starts) == 1:
-        first = together(sources[: joint.spans])
+    if joint is not None:
+        first = together(sources[: joint.spans], joined=True)
         (found,) = first.launches
         if len(found) == 1 and found[0].parts[0][0] == ring.rank:
             return [first, *(together([source]) for source in sources[joint.spans :])]
@@ -111,17 +119,21 @@ class _Shard:
     keys: torch.Tensor
     values: torch.Tensor
     arriving: Arriving | None = None
+    sending: Sending | None = None
 
     @classmethod
     def made_of(
-        cls, shard: torch.Tensor | tuple[torch.Tensor, torch.Tensor], arriving: Arriving | None = None
+        cls,
+        shard: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        arriving: Arriving | None = None,
+        sending: Sending | None = None,
     ) -> _Shard:
         """Of keys and values [b, L, Hkv, D] each."""
         keys, values = (x.transpose(1, 2) for x in shard)
-        return cls(keys, values, arriving)
+        return cls(keys, values, arriving, sending)
 
     def of(self, sequences: slice) -> _Shard:
-        return _Shard(self.keys[sequences], self.values[sequences], self.arriving)
+        return replace(self, keys=self.keys[sequences], values=self.values[sequences])
 
 
 def _taken_up(
@@ -138,15 +150,13 @@ def _taken_up(
     shards: dict[int, _Shard] = {}
     waited = None
     for source, arrival in arrivals.items():
-        arriving = None
-        if isinstance(arrival, Announced):
-            shard, words = arrival.announced()
-            if source in wanted:
-                waited = words.new_empty(1) if waited is None else waited
-                arriving = Arriving(words, waited)
+        if source in wanted and isinstance(arrival, Announced):
+            shard, words, taken = arrival.announced()
+            waited = words.new_empty(1) if waited is None else waited
+            shards[source] = _Shard.made_of(shard, Arriving(words, waited, taken))
         else:
-            shard = arrival()
-        shards[source] = _Shard.made_of(shard, arriving)
+            sending = arrival.sending if isinstance(arrival, Own) else None
+            shards[source] = _Shard.made_of(arrival(), sending=sending)
     ring.clock.takes(list(arrivals), waited)
     return shards
 
@@ -170,7 +180,9 @@ class _Rows:
             for source, block in launch.parts:
                 shard, columns = shards[source], slice(block.kv_start, block.kv_stop)
                 keys, values = (x[:, :, columns] for x in (shard.keys, shard.values))
-                spans.append(KeySpan(keys, values, block.q_start - rows.start, shard.arriving))
+                from_row = block.q_start - rows.start
+                sending = None if spans else shard.sending
+                spans.append(KeySpan(keys, values, from_row, shard.arriving, sending))
             queries = self._q[:, rows].transpose(1, 2)
             self.state.attend(self._kernel, queries, spans, launch.first.causal, scale, rows)
 

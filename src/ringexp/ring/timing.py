@@ -47,13 +47,22 @@ class IterationTiming:
     hops: list[HopTiming] = field(default_factory=list)
     linear_ms: list[float] = field(default_factory=list)
 
-    def with_transfers(self, transfers: Sequence[tuple[float, float]], rank: int) -> IterationTiming:
-        """The same with the hops' transfers filled in, (start, duration) in order; own shards have none."""
+    def with_transfers(self, transfers: Sequence[tuple[float | None, float]], rank: int) -> IterationTiming:
+        """The same with the hops' transfers filled in, (start, duration) in order; own shards have none.
+
+        A start of None is that of the layer's attention.
+        """
         remaining = iter(transfers)
-        hops = []
+        hops: list[HopTiming] = []
+        passed_ms, attention_ms, layer = 0.0, 0.0, -1
         for hop in self.hops:
+            if hop.layer != layer:
+                layer = hop.layer
+                attention_ms = passed_ms + sum(self.linear_ms[: layer + 1])
+            passed_ms += hop.wait_ms + hop.compute_ms
             if hop.source != rank:
                 start_ms, duration_ms = next(remaining, (0.0, 0.0))
+                start_ms = attention_ms if start_ms is None else start_ms
                 hop = replace(hop, transfer_start_ms=start_ms, transfer_ms=duration_ms)
             hops.append(hop)
         return replace(self, hops=hops)

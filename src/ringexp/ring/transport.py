@@ -9,16 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 
+from ringexp.kernels import Sending
 from ringexp.planning import ring_members
 from ringexp.ring.timing import Origin
 
 Arrival = Callable[[], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
 """Keys and values: a pair for the rank's own, one tensor [2, B, L, Hkv, D] for those of others."""
+
+
+class Announcement(NamedTuple):
+    """A shard that is still to come, and the words of it as in `kernels.Arriving`."""
+
+    shard: torch.Tensor
+    words: torch.Tensor
+    taken: int
 
 
 @runtime_checkable
@@ -27,13 +36,31 @@ class Announced(Protocol):
 
     def __call__(self) -> torch.Tensor: ...
 
-    def announced(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """In place of the call: the shard, which is still to come, and its words as in `kernels.Arriving`."""
+    def announced(self) -> Announcement:
+        """In place of the call; the kernel that awaits it then hands it back."""
         ...
 
 
-Transfer = Callable[[Origin], tuple[float, float]]
-"""When a hop began, from a clock's `origin`, and how long it took, in ms; to be asked once it has arrived."""
+@dataclass(frozen=True)
+class Own:
+    """The `Arrival` of the rank's own shard, keys and values [B, L, Hkv, D].
+
+    sending: what the first launch has to send of it, where `Trip.by_kernel` asks for that.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    sending: Sending | None = None
+
+    def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.k, self.v
+
+
+Transfer = Callable[[Origin], tuple[float | None, float]]
+"""When a hop began, from a clock's `origin`, and how long it took, in ms; to be asked once it has arrived.
+
+None: it began with the attention that it is for.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,15 +102,17 @@ class Trip:
     """One way of all shards round the ring.
 
     tokens: of each rank's keys/values; ranks with 0 are not in the ring. prefetch_hops: hops posted ahead of
-    compute, None: all. by_heads: some heads of all shards before others, if the transport announces them.
+    compute, None: all. by_heads: some heads before others for so many first hops, if the transport announces
+    those; all ranks say the same. by_kernel: the first launch of this rank can do these hops.
     needed: (rank, source) -> how many of the first tokens of a shard a rank computes with, None: all; a
     transport may carry more.
     """
 
     tokens: Sequence[int]
     prefetch_hops: int | None = None
-    by_heads: bool = False
     needed: Callable[[int, int], int] | None = None
+    by_heads: int = 0
+    by_kernel: bool = False
 
     def carried(self, rank: int, source: int) -> int:
         """How many tokens of a source's shard a rank needs."""
@@ -172,7 +201,7 @@ class LoopbackTransport:
             lay_out(k, v, k.new_empty(shard_shape(k, k.shape[1])))
         for source in sources:
             if source == self._rank:
-                yield source, lambda: (k, v)
+                yield source, Own(k, v)
             else:
                 shard = self._of_length(k, v, trip.tokens[source])
                 yield source, lambda shard=shard: shard

@@ -1,0 +1,219 @@
+"""Gluon device code on Hopper for keys and values that go between GPUs; `hopper_kernel` calls it.
+
+A warp of each program, the courier, carries tiles of the rank's own keys and values to other ranks while
+the rest computes: by TMA into shared memory and out of it, over NVLink, into their memory. That something has
+come is told by words of memory that both can reach, 0 or 1 (`contract`). Counts, in this GPU's memory, say
+who does what next and who is last: the next run to carry, the runs of all pieces that are there, and those
+of each piece. A run is some tiles of the keys or the values of one head, a piece the heads that one word is
+about.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+
+WORD = gl.constexpr(4)  # how many int32 a word is from the next one
+WORD_BYTES = gl.constexpr(16)
+RUN = gl.constexpr(8)  # tiles, at most
+COURIERS = gl.constexpr(48)  # programs that carry, at most: what an SM stores holds up what it loads
+BURST = gl.constexpr(96)  # runs that so many carry, for first heads to be there when they are asked for
+_NEXT = gl.constexpr(0)  # counts: the next run,
+_CARRIED = gl.constexpr(1)  # runs of pieces that are there,
+_PIECES = gl.constexpr(2)  # and of each piece
+
+# By the names of triton 3.6, where those of later versions are not there.
+load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+store_tile = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
+meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+
+
+@gluon.jit
+def wait_for(word):
+    """Wait until the word there is not 0; TMA loads that follow find what was written before it was set.
+
+    Returns how many us it took, 0 if it was set already. After 5 minutes it traps: nobody will
+    set it.
+    """
+    SPIN: gl.constexpr = """{
+        .reg .pred p; .reg .u32 word; .reg .u64 began, passed;
+        mov.u64 began, %globaltimer;
+        mov.u64 passed, 0;
+        again: ld.acquire.sys.global.u32 word, [$1];
+        setp.ne.u32 p, word, 0;
+        vote.sync.any.pred p, p, 0xffffffff;
+        @p bra.uni there;
+        mov.u64 passed, %globaltimer;
+        sub.u64 passed, passed, began;
+        setp.gt.u64 p, passed, 300000000000;
+        @p trap;
+        bra.uni again;
+        there: fence.proxy.async;
+        div.u64 passed, passed, 1000;
+        cvt.u32.u64 $0, passed;
+    }"""
+    return gl.inline_asm_elementwise(SPIN, "=r,l", [word], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _until_set(word):
+    """As `wait_for`, not timed, and for good: with a trap ptxas makes the loops of consumers longer."""
+    there = _is_set(word)
+    while there == 0:
+        there = _is_set(word)
+
+
+@gluon.jit
+def _is_set(word):
+    ASM: gl.constexpr = """{
+        .reg .pred p;
+        ld.acquire.sys.global.u32 $0, [$1];
+        setp.ne.u32 p, $0, 0;
+        vote.sync.any.pred p, p, 0xffffffff;
+        selp.u32 $0, 1, 0, p;
+    }"""
+    return gl.inline_asm_elementwise(ASM, "=r,l", [word], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _set(word, VALUE: gl.constexpr):
+    """Make the word there 0 or 1, seen after all that this warp has seen and done before.
+
+    One lane does it, that of scalar stores: a second store might come after somebody's answer.
+    """
+    ONE: gl.constexpr = """{
+        .reg .pred first; .reg .u32 lane, value;
+        mov.u32 lane, %laneid;
+        setp.eq.u32 first, lane, 0;
+        mov.u32 value, 1;
+        @first st.release.sys.global.u32 [$1], value;
+        mov.u32 $0, 0;
+    }"""
+    ZERO: gl.constexpr = """{
+        .reg .pred first; .reg .u32 lane, value;
+        mov.u32 lane, %laneid;
+        setp.eq.u32 first, lane, 0;
+        mov.u32 value, 0;
+        @first st.release.sys.global.u32 [$1], value;
+        mov.u32 $0, 0;
+    }"""
+    gl.inline_asm_elementwise(ONE if VALUE else ZERO, "=r,l", [word], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _written(x):
+    """x, an int32, once all that this warp has stored by TMA is in memory, for whoever hears of it."""
+    ASM: gl.constexpr = "cp.async.bulk.wait_group 0; fence.proxy.async; fence.acq_rel.sys; mov.b32 $0, $1;"
+    x = gl.inline_asm_elementwise(ASM, "=r,r", [x], gl.int32, is_pure=False, pack=1)
+    meet()
+    return x
+
+
+@gluon.jit
+def _now(x):
+    """ns, modulo 2^32; x: any int32."""
+    ASM: gl.constexpr = "mov.u32 $0, %globaltimer_lo;"
+    return gl.inline_asm_elementwise(ASM, "=r,r", [x], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def carry(descs, buffers, landed, counts_ptr, took_ptr, load, destinations, SENDS: gl.constexpr):
+    """The courier takes the next run of tiles when it has brought one: those of the first heads come first.
+
+    It loads a tile while the one before leaves; buffers, landed: two for that. load: how many runs there are,
+    in all, of a piece and of a head's keys; tiles of a head; heads of a piece; and how many programs carry:
+    of the first BURST runs COURIERS do. destinations: of each the words `free` and `ready`, and how many
+    tiles of a head it gets.
+    """
+    k_desc, v_desc, k_outs, v_outs = descs
+    runs, runs_a_piece, runs_a_head, tiles, heads_a_piece, couriers = load
+    ROWS: gl.constexpr = k_desc.block_shape[2]
+    BYTES: gl.constexpr = ROWS * k_desc.block_shape[3] * 2
+    run = runs
+    if gl.program_id(0) < COURIERS:
+        run = gl.atomic_add(counts_ptr + _NEXT, 1)
+    if run < runs:
+        for number in gl.static_range(SENDS):
+            _until_set(destinations[number][0])
+    if run == 0:
+        gl.store(took_ptr, _now(run))
+    turn = 0
+    while run < runs:
+        piece = run // runs_a_piece
+        rest = run % runs_a_piece // runs_a_head
+        of_keys = rest % 2 == 0
+        head = piece * heads_a_piece + rest // 2 % heads_a_piece
+        batch = rest // 2 // heads_a_piece
+        first = run % runs_a_head * RUN
+        length = gl.minimum(tiles - first, RUN)
+        for step in range(length + 1):
+            if step < length:
+                place = (turn + step) & 1
+                _left()
+                mbarrier.expect(landed.index(place), BYTES)
+                if of_keys:
+                    load_tile(k_desc, [batch, head, (first + step) * ROWS, 0], landed.index(place),
+                              buffers.index(place))  # fmt: skip
+                else:
+                    load_tile(v_desc, [batch, head, (first + step) * ROWS, 0], landed.index(place),
+                              buffers.index(place))  # fmt: skip
+            if step > 0:
+                going = turn + step - 1
+                tile = first + step - 1
+                mbarrier.wait(landed.index(going & 1), (going >> 1) & 1)
+                for number in gl.static_range(SENDS):
+                    if tile < destinations[number][2]:
+                        if of_keys:
+                            store_tile(
+                                k_outs[number], [batch, head, tile * ROWS, 0], buffers.index(going & 1)
+                            )
+                        else:
+                            store_tile(
+                                v_outs[number], [batch, head, tile * ROWS, 0], buffers.index(going & 1)
+                            )
+        turn += length
+        following = runs
+        if (gl.program_id(0) < couriers) | (run < BURST):
+            following = gl.atomic_add(counts_ptr + _NEXT, 1)
+        run = _written(following)
+        if gl.atomic_add(counts_ptr + _PIECES + piece, 1) == runs_a_piece - 1:
+            if gl.atomic_add(counts_ptr + _CARRIED, runs_a_piece) == runs - runs_a_piece:
+                # Nobody looks at `free` any more, and no rank sets it again before it knows of all pieces.
+                for number in gl.static_range(SENDS):
+                    _set(destinations[number][0], False)
+                gl.store(took_ptr, _now(piece) - gl.load(took_ptr))
+            for number in gl.static_range(SENDS):
+                _set(destinations[number][1] + piece * WORD_BYTES, True)
+
+
+@gluon.jit
+def _left():
+    """Wait until all that this warp has stored by TMA has left shared memory."""
+    ASM: gl.constexpr = "cp.async.bulk.wait_group.read 0; mov.b32 $0, 0;"
+    gl.inline_asm_elementwise(ASM, "=r", [], gl.int32, is_pure=False, pack=1)
+    meet()
+
+
+@gluon.jit
+def leave(next_ptr, waited_ptr, counts_ptr, arriving, taken, pieces, SPANS: gl.constexpr, AWAIT: gl.constexpr,
+          SENDS: gl.constexpr):  # fmt: skip
+    """Each program's producer, and its courier, calls this when it is done; the last one of all cleans up.
+
+    It leaves counts and words 0 and hands shards back to those from whom they came.
+    """
+    LEAVING: gl.constexpr = 2 if SENDS > 0 else 1
+    words, _ = arriving
+    if gl.atomic_add(next_ptr + 2, 1) == LEAVING * gl.num_programs(0) - 1:
+        if AWAIT:
+            gl.store(waited_ptr, gl.load(next_ptr + 1) // gl.num_programs(0))
+            for span in gl.static_range(1, SPANS):
+                if taken[span - 1] != 0:
+                    for piece in range(pieces):
+                        gl.store(words[span - 1] + piece * WORD, 0)
+                    _set(taken[span - 1].to(gl.int64), True)
+        for place in range(3):
+            gl.store(next_ptr + place, 0)
+        if SENDS > 0:
+            for place in range(_PIECES + pieces):
+                gl.store(counts_ptr + place, 0)
