@@ -82,23 +82,16 @@ def _set(word, VALUE: gl.constexpr):
 
     One lane does it, that of scalar stores: a second store might come after somebody's answer.
     """
-    ONE: gl.constexpr = """{
+    STORE: gl.constexpr = """{
         .reg .pred first; .reg .u32 lane, value;
         mov.u32 lane, %laneid;
         setp.eq.u32 first, lane, 0;
-        mov.u32 value, 1;
+        cvt.u32.u64 value, $2;
         @first st.release.sys.global.u32 [$1], value;
         mov.u32 $0, 0;
     }"""
-    ZERO: gl.constexpr = """{
-        .reg .pred first; .reg .u32 lane, value;
-        mov.u32 lane, %laneid;
-        setp.eq.u32 first, lane, 0;
-        mov.u32 value, 0;
-        @first st.release.sys.global.u32 [$1], value;
-        mov.u32 $0, 0;
-    }"""
-    gl.inline_asm_elementwise(ONE if VALUE else ZERO, "=r,l", [word], gl.int32, is_pure=False, pack=1)
+    value = word * 0 + VALUE
+    gl.inline_asm_elementwise(STORE, "=r,l,l", [word, value], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
