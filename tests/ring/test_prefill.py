@@ -1,7 +1,5 @@
 """The ring against the float64 oracle, in real processes over gloo."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -129,14 +127,24 @@ def test_shards_come_over_ipc_however_ranks_share_gpus(pools, devices, tokens, l
     assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "joining"])
-@pytest.mark.parametrize("case", [Case((8, 5, 12), layout) for layout in ("zigzag", "contiguous")], ids=name)
-def test_over_ipc_goes_only_what_is_computed_with(pools, case, kernel):
-    """Copied, and by the kernel where that joins all shards."""
-    case = replace(case, kernel=kernel)
+@pytest.mark.parametrize(
+    ("kernel", "tokens", "nvlink", "carries"),
+    [
+        ("sdpa", (8, 5, 12), True, False),
+        ("joining", (8, 16, 24), True, True),
+        ("joining", (8, 16, 24), False, False),
+    ],
+)
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+def test_over_ipc_goes_only_what_is_computed_with(pools, layout, kernel, tokens, nvlink, carries):
+    """Copied; or by the kernel where that joins all shards and stores to other GPUs are fast."""
+    case = Case(tokens, layout, kernel=kernel)
     plan, token_bytes = case.plan(), 2 * case.num_kv_heads * case.head_dim * 4
     needed = [sum(plan.needed(rank, source) for rank in range(3) if rank != source) for source in range(3)]
-    assert pools[3].run(sent_over_stand_ins, case) == [token_bytes * count for count in needed]
+    sent = [token_bytes * count for count in needed]
+    assert pools[3].run(sent_over_stand_ins, case, nvlink) == [
+        (0, count) if carries else (count, 0) for count in sent
+    ]
     assert sum(needed) < 2 * sum(case.tokens)
 
 

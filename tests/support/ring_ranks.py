@@ -133,12 +133,12 @@ def attend_in_chunks_over_stand_ins(rank: int, case: Case, chunks: int) -> torch
 
 @torch.inference_mode()
 def attend_over_stand_ins(
-    rank: int, name: str, cases: list[Case], devices: int = 1 << 30, kinds: int = 1
+    rank: int, name: str, cases: list[Case], devices: int = 1 << 30, kinds: int = 1, nvlink: bool = True
 ) -> tuple[torch.Tensor, int]:
     """As `attend` for the last of the cases, over a CUDA transport with stand-ins for CUDA."""
     from ringexp.ring.transport import make_transport
 
-    with stand_ins.cuda(devices, kinds):
+    with stand_ins.cuda(devices, kinds, nvlink):
         transport = make_transport(name, torch.device("cpu"))
         for case in cases:
             plan = case.plan()
@@ -163,12 +163,13 @@ def attend_over_stand_ins(
     return out, transfers
 
 
-def sent_over_stand_ins(rank: int, case: Case) -> int:
-    """How many bytes this rank sends to others, over IPC with stand-ins for CUDA, each rank on a GPU."""
+def sent_over_stand_ins(rank: int, case: Case, nvlink: bool = True) -> tuple[int, int]:
+    """How many bytes this rank copies to others, and its kernel sends them, over IPC with stand-ins for CUDA,
+    each rank on a GPU."""
     stand_ins.copied.clear()
     carried.clear()
-    attend_over_stand_ins(rank, "ipc", [case])
-    return sum(stand_ins.copied) + sum(carried)
+    attend_over_stand_ins(rank, "ipc", [case], nvlink=nvlink)
+    return sum(stand_ins.copied), sum(carried)
 
 
 @torch.inference_mode()

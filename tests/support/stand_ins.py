@@ -51,8 +51,8 @@ class _Driver:
 
     SharedMemory = SharedMemory
 
-    def __init__(self, devices: int, kinds: int) -> None:
-        self._devices, self._kinds = devices, kinds
+    def __init__(self, devices: int, kinds: int, nvlink: bool) -> None:
+        self._devices, self._kinds, self._nvlink = devices, kinds, nvlink
         self._mapped: dict[int, torch.Tensor] = {}
         self.files: list[str] = []
 
@@ -91,6 +91,9 @@ class _Driver:
     def device_id(self, device: torch.device) -> int:
         return dist.get_rank() % self._devices
 
+    def over_nvlink(self, device: torch.device, other: int) -> bool:
+        return self._nvlink
+
     def capability(self, device: torch.device) -> tuple[int, int]:
         return 9, dist.get_rank() % self._kinds
 
@@ -121,10 +124,10 @@ def forget_events() -> None:
 
 
 @contextmanager
-def cuda(devices: int = 1 << 30, kinds: int = 1) -> Iterator[None]:
+def cuda(devices: int = 1 << 30, kinds: int = 1, nvlink: bool = True) -> Iterator[None]:
     """Let NcclTransport and IpcTransport run on CPU tensors and the CPU group, on so many devices in turn, of
-    so many kinds in turn."""
-    stream, driver = _Stream(), _Driver(devices, kinds)
+    so many kinds in turn, with NVLink between them or without."""
+    stream, driver = _Stream(), _Driver(devices, kinds, nvlink)
     forget_events()
     with ExitStack() as stack:
         for target, stand_in in {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ _MOST_OPERATIONS = 128  # in a batch; CUDA takes 256
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 _HANDLE_BYTES = 64
 _ANY_DEVICE = 4  # CU_MEMORYTYPE_UNIFIED
+_NATIVE_ATOMICS = 3  # CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def _driver() -> ctypes.CDLL:
     driver.cuIpcGetMemHandle.argtypes = (ctypes.c_void_p, pointer)
     driver.cuIpcOpenMemHandle_v2.argtypes = (ctypes.c_void_p, _Handle, word)
     driver.cuIpcCloseMemHandle.argtypes = (pointer,)
+    driver.cuDeviceGetP2PAttribute.argtypes = (ctypes.c_void_p, word, ctypes.c_int, ctypes.c_int)
     return driver
 
 
@@ -143,6 +146,16 @@ def view(address: int, num_bytes: int, device: torch.device) -> torch.Tensor:
 def device_id(device: torch.device) -> str:
     """What tells a GPU, or a MIG instance, from all others."""
     return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def over_nvlink(device: torch.device, other: str) -> bool:
+    """Whether the GPU of that `device_id` is reached over NVLink; native atomics, which PCIe lacks, tell."""
+    ordinals = {device_id(torch.device("cuda", n)): n for n in range(torch.cuda.device_count())}
+    ends, found = (ordinals[device_id(device)], ordinals.get(other)), ctypes.c_int()
+    with suppress(RuntimeError):
+        if None not in ends:
+            _call("cuDeviceGetP2PAttribute", ctypes.byref(found), _NATIVE_ATOMICS, *ends)
+    return bool(found.value)
 
 
 def capability(device: torch.device) -> tuple[int, int]:

@@ -87,8 +87,9 @@ class IpcTransport:
         # On a shared GPU kernels that wait could keep the SMs that a rank needs to get as far as sending. All
         # ranks have to agree on pieces, so on a kernel that awaits them.
         self.announces = not self._any_near and len(set(capabilities)) == 1
-        self.by_kernel = True
-        """Kernels that can carry shards do so; False: copy engines carry all."""
+        far = {devices[peer] for peer in self._peers} - {devices[self._rank]}
+        self.by_kernel = all(driver.over_nvlink(device, each) for each in far)
+        """Kernels that can carry shards do so; False: copy engines carry all. Slow stores hold up an SM."""
         self._barriers = 0
         self.epoch = 0
 
