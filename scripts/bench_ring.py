@@ -7,7 +7,8 @@ Attention alone, causal, zigzag. With fewer GPUs than ranks the ranks share them
 transport runs: PyTorch's context_parallel and ring-flash-attn (if installed) need NCCL, so a GPU a rank.
 Every output is first compared with one process in float32. Then all ways take turns: isolated, each from a
 barrier, and in a row. Efficiency is the time one rank needs for the whole prompt while the others do it too,
-also isolated or in a row, over ranks x the ring's time. Writes ring.md, ring.csv and ring.png to --out.
+also isolated or in a row, over ranks x the ring's time. Writes ring.md, ring.csv and ring.png to --out, anew
+after each length.
 
     python scripts/bench_ring.py --blocks 2,4,8 --out docs/benchmarks/ring-blocks-h200
 
@@ -26,7 +27,7 @@ import shlex
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -373,18 +374,22 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.blocks:
         rows = blocks_alone(settings, [int(ranks) for ranks in arguments.blocks.split(",")])
-        write_table(rows, heading(settings, "Blocks of a ring, nothing sent"), arguments.out / "blocks")
+        print(
+            write_table(rows, heading(settings, "Blocks of a ring, nothing sent"), arguments.out / "blocks")
+        )
         return
     sharing = f", {settings.ranks} ranks sharing {settings.gpus} under MPS" if settings.shared else ""
-    rows = measured_by_ranks(settings)
-    write_table(rows, heading(settings, "Ways to run one ring", sharing), arguments.out / "ring")
-    efficiency_figure(pandas.DataFrame(rows)).savefig(arguments.out / "ring.png")
+    title, rows, text = heading(settings, "Ways to run one ring", sharing), list[dict[str, Any]](), ""
+    for found in measured_by_ranks(settings):
+        rows += found
+        text = write_table(rows, title, arguments.out / "ring")
+        efficiency_figure(pandas.DataFrame(rows)).savefig(arguments.out / "ring.png")
+    print(text)
 
 
-def measured_by_ranks(settings: Settings) -> list[dict[str, Any]]:
-    """The rows that the ranks of one ring find, each in a process of its own."""
+def measured_by_ranks(settings: Settings) -> Iterator[list[dict[str, Any]]]:
+    """The rows that the ranks of one ring find, each in a process of its own, length by length."""
     results: Any = mp.get_context("spawn").SimpleQueue()
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         percentages = [100.0 * settings.gpus / settings.ranks] * settings.ranks
         with host_throttle("mps" if settings.shared else "none", percentages, Path(folder)) as environments:
@@ -394,18 +399,18 @@ def measured_by_ranks(settings: Settings) -> list[dict[str, Any]]:
             assert context is not None
             while not context.join(timeout=1):
                 while not results.empty():
-                    rows += results.get()
+                    yield results.get()
     while not results.empty():
-        rows += results.get()
-    return rows
+        yield results.get()
 
 
-def write_table(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
+def write_table(rows: list[dict[str, Any]], heading: str, path: Path) -> str:
+    """Write it as .csv and, under the heading, as .md, which is returned."""
     table = pandas.DataFrame(rows)
     write_atomically(path.with_suffix(".csv"), table.to_csv(index=False))
     text = heading + table.to_markdown(index=False) + "\n"
     write_atomically(path.with_suffix(".md"), text)
-    print(text)
+    return text
 
 
 def efficiency_figure(table: pandas.DataFrame) -> Figure:
