@@ -7,8 +7,8 @@ Attention alone, causal, zigzag. With fewer GPUs than ranks the ranks share them
 transport runs: PyTorch's context_parallel and ring-flash-attn (if installed) need NCCL, so a GPU a rank.
 Every output is first compared with one process in float32. Then all ways take turns: isolated, each from a
 barrier, and in a row. Efficiency is the time one rank needs for the whole prompt while the others do it too,
-also isolated or in a row, over ranks x the ring's time. Writes ring.md, ring.csv and ring.png to --out, anew
-after each length.
+also isolated or in a row, over ranks x the ring's time. Writes ring.csv and ring.png to --out after each
+length, and in the end ring.md.
 
     python scripts/bench_ring.py --blocks 2,4,8 --out docs/benchmarks/ring-blocks-h200
 
@@ -374,17 +374,16 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.blocks:
         rows = blocks_alone(settings, [int(ranks) for ranks in arguments.blocks.split(",")])
-        print(
-            write_table(rows, heading(settings, "Blocks of a ring, nothing sent"), arguments.out / "blocks")
-        )
+        write_table(rows, heading(settings, "Blocks of a ring, nothing sent"), arguments.out / "blocks")
         return
     sharing = f", {settings.ranks} ranks sharing {settings.gpus} under MPS" if settings.shared else ""
-    title, rows, text = heading(settings, "Ways to run one ring", sharing), list[dict[str, Any]](), ""
+    rows: list[dict[str, Any]] = []
     for found in measured_by_ranks(settings):
         rows += found
-        text = write_table(rows, title, arguments.out / "ring")
+        write_atomically(arguments.out / "ring.csv", pandas.DataFrame(rows).to_csv(index=False))
         efficiency_figure(pandas.DataFrame(rows)).savefig(arguments.out / "ring.png")
-    print(text)
+    # Only now, as it asks CUDA for the name of the GPU, which under MPS is the ranks' alone.
+    write_table(rows, heading(settings, "Ways to run one ring", sharing), arguments.out / "ring")
 
 
 def measured_by_ranks(settings: Settings) -> Iterator[list[dict[str, Any]]]:
@@ -404,13 +403,13 @@ def measured_by_ranks(settings: Settings) -> Iterator[list[dict[str, Any]]]:
         yield results.get()
 
 
-def write_table(rows: list[dict[str, Any]], heading: str, path: Path) -> str:
-    """Write it as .csv and, under the heading, as .md, which is returned."""
+def write_table(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
+    """Write it as .csv and, under the heading, as .md, and show that."""
     table = pandas.DataFrame(rows)
     write_atomically(path.with_suffix(".csv"), table.to_csv(index=False))
     text = heading + table.to_markdown(index=False) + "\n"
     write_atomically(path.with_suffix(".md"), text)
-    return text
+    print(text)
 
 
 def efficiency_figure(table: pandas.DataFrame) -> Figure:
