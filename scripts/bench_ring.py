@@ -45,7 +45,7 @@ from torch.nn import functional
 from ringexp.config import AttentionModelConfig
 from ringexp.hetero.throttle import host_throttle, rank_throttle
 from ringexp.kernels import Kernel, candidates, get_kernel
-from ringexp.machine import gpu_count
+from ringexp.machine import gpu_count, hardware_queues
 from ringexp.models.attention_workload import BareAttentionWorkload
 from ringexp.models.workload import LocalInputs, local_inputs
 from ringexp.planning import make_plan
@@ -316,7 +316,8 @@ _CONTROL: list[dist.ProcessGroup] = []
 def rank_main(rank: int, settings: Settings, environments: list[dict[str, str]], results: Any) -> None:
     os.environ.update(environments[rank])
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # as ranks of `ringexp` have it
+    queues = hardware_queues(-(-settings.ranks // settings.gpus))
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(queues))
     device = torch.device("cuda", rank % settings.gpus)
     torch.cuda.set_device(device)
     dist.init_process_group(

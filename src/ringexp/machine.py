@@ -62,3 +62,12 @@ def cpu_cores() -> int:
 def cores_a_rank(world_size: int) -> int:
     """Cores, and threads, of each of the ranks that share this machine's processor."""
     return max(1, cpu_cores() // world_size)
+
+
+def hardware_queues(ranks_per_gpu: int) -> int:
+    """How many a rank is to have, as CUDA_DEVICE_MAX_CONNECTIONS before CUDA starts.
+
+    Of CUDA's usual 8, a copy and the computing beside it now and then got the same one. Under MPS a GPU has
+    about 100 for all processes; one that gets none runs out of memory as it starts.
+    """
+    return min(32, max(64 // ranks_per_gpu, 1))

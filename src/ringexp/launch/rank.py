@@ -85,17 +85,14 @@ def _main() -> None:
     from ringexp.launch.progress import ProgressWriter
     from ringexp.launch.session import Session
     from ringexp.launch.spec import RankSet
+    from ringexp.machine import hardware_queues
     from ringexp.ring.transport import make_transport
 
     path = Path(sys.argv[1])
     ranks = RankSet.from_json(path.read_text())
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if ranks.device == "cuda":
-        # Of CUDA's usual 8 hardware queues a copy and the computing beside it now and then got the same one.
-        # Under MPS a GPU has no more than some 100 for all processes.
-        os.environ.setdefault(
-            "CUDA_DEVICE_MAX_CONNECTIONS", str(min(32, max(64 // ranks.ranks_per_device, 1)))
-        )
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(hardware_queues(ranks.ranks_per_device)))
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     else:
