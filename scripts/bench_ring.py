@@ -154,11 +154,11 @@ class Bench:
         """Shards carried by copy engines, not by the kernel."""
         ipc = self.transports["ipc"]
         assert isinstance(ipc, IpcTransport)
-        ipc.by_kernel = False  # of what is captured from here on
+        by_kernel, ipc.by_kernel = ipc.by_kernel, False  # of what is captured from here on
         try:
             return self.ours(local, seq_len, ipc)
         finally:
-            ipc.by_kernel = True
+            ipc.by_kernel = by_kernel
 
     def _context_parallel(self, x: torch.Tensor, stack: ExitStack) -> Callable[[], torch.Tensor]:
         from torch.distributed.device_mesh import init_device_mesh
@@ -375,16 +375,17 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.blocks:
         rows = blocks_alone(settings, [int(ranks) for ranks in arguments.blocks.split(",")])
-        write_table(rows, heading(settings, "Blocks of a ring, nothing sent"), arguments.out / "blocks")
+        write_csv(rows, arguments.out / "blocks.csv")
+        show(rows, heading(settings, "Blocks of a ring, nothing sent"), arguments.out / "blocks.md")
         return
     sharing = f", {settings.ranks} ranks sharing {settings.gpus} under MPS" if settings.shared else ""
     rows: list[dict[str, Any]] = []
     for found in measured_by_ranks(settings):
         rows += found
-        write_atomically(arguments.out / "ring.csv", pandas.DataFrame(rows).to_csv(index=False))
+        write_csv(rows, arguments.out / "ring.csv")
         efficiency_figure(pandas.DataFrame(rows)).savefig(arguments.out / "ring.png")
     # Only now, as it asks CUDA for the name of the GPU, which under MPS is the ranks' alone.
-    write_table(rows, heading(settings, "Ways to run one ring", sharing), arguments.out / "ring")
+    show(rows, heading(settings, "Ways to run one ring", sharing), arguments.out / "ring.md")
 
 
 def measured_by_ranks(settings: Settings) -> Iterator[list[dict[str, Any]]]:
@@ -404,12 +405,14 @@ def measured_by_ranks(settings: Settings) -> Iterator[list[dict[str, Any]]]:
         yield results.get()
 
 
-def write_table(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
-    """Write it as .csv and, under the heading, as .md, and show that."""
-    table = pandas.DataFrame(rows)
-    write_atomically(path.with_suffix(".csv"), table.to_csv(index=False))
-    text = heading + table.to_markdown(index=False) + "\n"
-    write_atomically(path.with_suffix(".md"), text)
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    write_atomically(path, pandas.DataFrame(rows).to_csv(index=False))
+
+
+def show(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
+    """Print the table under its heading, and write it so to the path."""
+    text = heading + pandas.DataFrame(rows).to_markdown(index=False) + "\n"
+    write_atomically(path, text)
     print(text)
 
 

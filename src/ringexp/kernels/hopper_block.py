@@ -148,7 +148,9 @@ def _launch(
     awaited = _awaited(further, q.device)
     pieces = sending.pieces if sending else awaited.pieces
     assert awaited.waited is None or awaited.pieces == pieces, (awaited, sending)
-    load = _load(sending, num_kv_heads // pieces, _computing_ms(q, spans, causal, num_sms))
+    load = _NOTHING
+    if sending:
+        load = _load(sending, num_kv_heads // pieces, _computing_ms(q, spans, causal, num_sms))
     by_tma = causal and not merge and final is None
     with torch.cuda.device_of(q):
         kernel.attention_block[(min(total, num_sms),)](
@@ -236,15 +238,15 @@ class _Load(NamedTuple):
     numbers: list[int]
 
 
-def _load(sending: Sending | None, heads_a_piece: int, computing_ms: float) -> _Load:
+_NOTHING = _Load([None] * 2 * JOINT.spans, [0] * (5 + 3 * (JOINT.spans - 1)))
+
+
+def _load(sending: Sending, heads_a_piece: int, computing_ms: float) -> _Load:
     """computing_ms: of the launch without it."""
-    most = JOINT.spans - 1
-    if sending is None:
-        return _Load([None] * (2 + 2 * most), [0] * (5 + 3 * most))
     from ringexp.kernels.hopper_courier import COURIERS, RUN
 
     rows = _kernel().ROWS.value
-    absent = most - len(sending.to)
+    absent = JOINT.spans - 1 - len(sending.to)
     assert absent >= 0, sending.to
     for each in sending.to:
         assert each.k.shape == each.v.shape, each

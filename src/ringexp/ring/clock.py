@@ -70,13 +70,13 @@ class _Stretches:
         self._sources: list[int | None] = []  # whose shard was waited for; None: computing
         self._linear: list[bool] = []
         self._inside: list[torch.Tensor | None] = []  # waiting that a stretch of compute includes
-        self._attending = False
+        self.attending = False
         self._awaits: torch.Tensor | None = None
 
     def computed(self) -> None:
         """A stretch of compute is over."""
         self._sources.append(None)
-        self._linear.append(not self._attending)
+        self._linear.append(not self.attending)
         self._inside.append(self._awaits)
         self._awaits = None
 
@@ -84,7 +84,7 @@ class _Stretches:
         self._sources.append(source)
         self._linear.append(False)
         self._inside.append(None)
-        self._attending = True
+        self.attending = True
 
     def taken(self, sources: Sequence[int], waited: torch.Tensor | None) -> int:
         """Work with these shards begins; returns how many stretches of no length that is."""
@@ -97,7 +97,7 @@ class _Stretches:
 
     def attended(self) -> None:
         self.computed()
-        self._attending = False
+        self.attending = False
 
     def timing(self, durations_ms: Sequence[float]) -> IterationTiming:
         """durations_ms: of each stretch, in order."""
@@ -176,7 +176,6 @@ class CudaClock:
 
     def __init__(self, only_attention: bool = False) -> None:
         self._only_attention = only_attention
-        self._outside = True  # of attention
 
     @property
     def origin(self) -> Origin:
@@ -185,17 +184,16 @@ class CudaClock:
     def start(self) -> None:
         self._stretches = _Stretches()
         self._began = time.perf_counter()
-        self._events, self._outside = [recorded()], True
+        self._events = [recorded()]
 
     def _computed(self) -> None:
         """A stretch of compute is over."""
-        skips = self._only_attention and self._outside
-        self._events.append(self._events[-1] if skips else recorded())
-        self._outside = False
+        nothing = self._only_attention and not self._stretches.attending
+        self._events.append(self._events[-1] if nothing else recorded())
+        self._stretches.computed()
 
     def takes(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
         self._computed()
-        self._stretches.computed()
         self._events += [self._events[-1]] * self._stretches.taken(sources, waited)
 
     @contextmanager
@@ -205,16 +203,13 @@ class CudaClock:
         yield
         self._events.append(recorded())
         self._stretches.waited(source)
-        self._outside = False
 
     def attended(self) -> None:
         self._events.append(recorded())
         self._stretches.attended()
-        self._outside = True
 
     def stop(self) -> None:
         self._computed()
-        self._stretches.computed()
 
     def read(self) -> IterationTiming:
         self._events[-1].synchronize()

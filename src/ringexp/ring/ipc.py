@@ -113,7 +113,8 @@ class IpcTransport:
             for source in route.sources[1:]
         }
         # Of these hops shards come in parts, of the others whole.
-        parts, by_heads = _parts(k, max(trip.tokens)), min(trip.by_heads if self.announces else 0, route.hops)
+        by_heads = min(trip.by_heads, route.hops) if self.announces else 0
+        parts = _parts(k, max(trip.tokens)) if by_heads else _WHOLE
         next_peers = [route.source(-hop) for hop in range(1, by_heads + 1)]
         by_kernel = next_peers if trip.by_kernel and self.by_kernel else []
         sending, took = self._sending(k, v, {peer: to[peer] for peer in by_kernel if to[peer]}, parts)
@@ -165,18 +166,9 @@ class IpcTransport:
             return None, {}
         destinations = []
         for peer, count in counts.items():
-            _, *shape = shard_shape(k, count)
-            batch, length, heads, dim = shape
-            strides = (length * heads * dim, dim, heads * dim, 1)
-            to_k, to_v = (
-                Remote(
-                    self._slot(peer, self._rank) + number * _shard_bytes(k, count) // 2,
-                    (batch, heads, length, dim),
-                    strides,
-                    k.dtype,
-                )
-                for number in range(2)
-            )
+            _, batch, length, heads, dim = shard_shape(k, count)
+            shape, strides = (batch, heads, length, dim), (length * heads * dim, dim, heads * dim, 1)
+            to_k, to_v = (Remote(half, shape, strides, k.dtype) for half in self._halves(peer, k, count))
             free, ready = self._flag(self._rank, _TAKEN, peer), self._flag(peer, _READY, self._rank)
             destinations.append(Destination(to_k, to_v, free, ready))
         took = k.new_empty(1, dtype=torch.int32)
@@ -203,9 +195,8 @@ class IpcTransport:
             for peer, count in counts.items():
                 if not turn:
                     begun[peer] = recorded()
-                for number, x in enumerate((k, v)):
-                    slot = self._slot(peer, self._rank) + number * _shard_bytes(k, count) // 2
-                    driver.copy_rows(stream, slot + start, row_bytes, x[:, :count, columns])
+                for half, x in zip(self._halves(peer, k, count), (k, v), strict=True):
+                    driver.copy_rows(stream, half + start, row_bytes, x[:, :count, columns])
                 driver.flags(stream, given=[self._flag(peer, _READY + piece, self._rank) for piece in there])
                 if turn == copies - 1:
                     ended[peer] = recorded()
@@ -297,6 +288,11 @@ class IpcTransport:
         """Address of what `source` writes into `owner`'s inbox."""
         inbox = self._address(owner) + self._flags_bytes + self._outbox_bytes
         return inbox + (source - (source > owner)) * self._slot_bytes
+
+    def _halves(self, peer: int, k: torch.Tensor, tokens: int) -> tuple[int, int]:
+        """Addresses of so many keys, and values, in this rank's slot of a peer."""
+        keys = self._slot(peer, self._rank)
+        return keys, keys + _shard_bytes(k, tokens) // 2
 
     def _outbox(self, num_bytes: int) -> torch.Tensor:
         return self._memory[self._flags_bytes :][:num_bytes]
