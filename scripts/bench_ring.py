@@ -5,10 +5,10 @@
 
 Attention alone, causal, zigzag. With fewer GPUs than ranks the ranks share them under MPS and only our IPC
 transport runs: PyTorch's context_parallel and ring-flash-attn (if installed) need NCCL, so a GPU a rank.
-Every output is first compared with one process in float32. Then all ways take turns: isolated, each from a
-barrier, and in a row. Efficiency is the time one rank needs for the whole prompt while the others do it too,
-also isolated or in a row, over ranks x the ring's time. Writes ring.csv and ring.png to --out after each
-length, and in the end ring.md.
+Every output is first compared with one process in float32. Then all ways take turns, in random order: once
+untimed, once isolated, from a barrier, and five times in a row. Efficiency is the time one rank needs for the
+whole prompt while the others do it too, also isolated or in a row, over ranks x the ring's time. Writes
+ring.csv and ring.png to --out after each length, and in the end ring.md.
 
     python scripts/bench_ring.py --blocks 2,4,8 --out docs/benchmarks/ring-blocks-h200
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import random
 import shlex
 import socket
 import sys
@@ -231,11 +232,13 @@ class Bench:
         plan = make_plan(whole.x.shape[1], [whole.x.shape[1]])
         ring = RingContext(plan, 0, LoopbackTransport(), self.kernel, CudaClock(only_attention=True))
         alone = self._iteration(lambda: self.workload.forward(whole, ring), ring, graph=True)
-        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("alone", *ways)}
-        turns = [("alone", alone), *ways.items()]
+        turns = {"alone": alone, **ways}
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in turns}
         for turn in range(self.settings.repeats + 2):
-            # Each comes first in turn: what a GPU did before decides how warm it is.
-            for name, way in (turns[(turn + place) % len(turns)] for place in range(len(turns))):
+            # In any order, the same on all ranks: what a GPU did before decides how warm it is.
+            for name in random.Random(turn).sample(list(turns), len(turns)):
+                way = turns[name]
+                way.run()  # another one's keys and values were in the caches
                 dist.barrier(self._control)
                 way.line_up()
                 timing = way.run()[1]

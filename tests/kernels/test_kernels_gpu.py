@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise, product
 
 import pytest
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 FP16, BF16 = torch.float16, torch.bfloat16
-DELAY_MS = 10.0
+HELD_S = 0.02
 LONG_CASES = [
     Case(q_len, kv_len, q_len == kv_len, dtype, 1, 8, num_kv_heads, head_dim)
     for dtype in (FP16, BF16)
@@ -130,16 +131,22 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
     shards = [[shard(x, plan, rank) for x in whole] for rank in range(ranks)]
     outputs = []
     for again, rank in product((False, True), range(ranks)):  # first for compiling, which may take long
-        transport = AtHand(rank, [torch.stack(found[1:]) for found in shards], pieces)
+        transport = AtHand(rank, [torch.stack(found[1:]) for found in shards], pieces, held=again)
         clock = CudaClock()
         clock.start()
+        begun = torch.cuda.current_stream().record_event()
         out = ring_attention(*shards[rank], RingContext(plan, rank, transport, kernel, clock))
         clock.stop()
+        if again:
+            begun.synchronize()
+            time.sleep(HELD_S)
+            transport.release()
         waited = sum(hop.wait_ms for hop in clock.read().hops)
         if again:
             outputs.append(out)
             if transport.awaited and (rank or layout == "zigzag" or not causal):
-                assert waited > DELAY_MS / 4  # on average: programs whose tiles see none of it do not wait
+                # On average: programs whose tiles see none of it do not wait.
+                assert waited > HELD_S * 1e3 / 10
     exact = oracle.block_fp64(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
     single = kernel.block(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
     found = torch.empty_like(single)
@@ -278,12 +285,13 @@ def test_a_launch_computes_with_what_is_sent_meanwhile(heads, head_dim, pieces, 
 
 
 class AtHand(LoopbackTransport):
-    """Shards of all ranks, there from the start; if pieces, on their way from the host, after a while."""
+    """Shards of all ranks, there from the start; if pieces, copied from the host once released."""
 
-    def __init__(self, rank, shards, pieces):
+    def __init__(self, rank, shards, pieces, held):
         super().__init__(rank, announces=True)
         self._of_rank, self._shards, self._pieces = rank, shards, pieces
         self._stream = torch.cuda.Stream()
+        self._released = torch.full((1,), int(not held), dtype=torch.int32, device="cuda")
         self.awaited = False
         self._coming = {
             source: (
@@ -300,7 +308,7 @@ class AtHand(LoopbackTransport):
         for source in Route.of(trip.tokens, self._of_rank).sources:
             if source == self._of_rank:
                 yield source, Own(k, v)
-            elif self._pieces is None:
+            elif self._pieces is None or not trip.carried(self._of_rank, source):
                 yield source, lambda source=source: self._shards[source]
             else:
                 yield source, Coming(self, source)
@@ -314,13 +322,17 @@ class AtHand(LoopbackTransport):
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             if not self.awaited:
-                torch.cuda._sleep(int(DELAY_MS * 2e6))
+                cuda_driver.flags(self._stream, taken=[self._released.data_ptr()])
             for piece in range(self._pieces):
                 columns, start = slice(piece * heads, (piece + 1) * heads), piece * row_bytes // self._pieces
                 cuda_driver.copy_rows(self._stream, coming.data_ptr() + start, row_bytes, rows[:, :, columns])
                 cuda_driver.flags(self._stream, given=[words[piece:].data_ptr()])
         self.awaited = True
         return Announcement(coming, words, taken.data_ptr())
+
+    def release(self):
+        """Without it no shard comes if they are held."""
+        cuda_driver.flags(torch.cuda.Stream(), given=[self._released.data_ptr()])
 
 
 class Coming:
