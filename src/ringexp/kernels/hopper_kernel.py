@@ -26,10 +26,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ringexp.kernels.hopper_courier import WORD, carry, leave, load_tile, meet, store_tile, wait_for
+from ringexp.kernels.hopper_epilogue import write, write_lse
 from ringexp.kernels.hopper_softmax import mask, pin, settle, softmax
 
-LN2 = gl.constexpr(0.6931471805599453)
-LOG2E = gl.constexpr(1.4426950408889634)
 ROWS = gl.constexpr(64)  # query rows of one consumer: what one wgmma computes
 BLOCK_N = gl.constexpr(128)  # keys of a tile
 STAGES = gl.constexpr(2)  # key tiles, and value tiles, in shared memory at a time
@@ -263,14 +262,14 @@ def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.
              CONSUMER: gl.constexpr):  # fmt: skip
     """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile.
 
-    If CAUSAL, a result that is not merged leaves by TMA, out of where its queries were, while the next tile
-    is computed; only then is that place free.
+    With an out_desc results leave by TMA, out of where their queries were, while the next tile is computed;
+    only then is that place free.
     """
-    BY_TMA: gl.constexpr = CAUSAL and not MERGE and not FINAL
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
     _, total, num_heads, _, q_len, kv_len = sizes
     (out_desc, out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start,
      done_stop, scale_log2) = result  # fmt: skip
+    BY_TMA: gl.constexpr = out_desc is not None
     HEAD_DIM: gl.constexpr = q_mem.shape[4]
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
@@ -319,14 +318,14 @@ def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.
         start = batch.to(gl.int64) * stride_ob + head.to(gl.int64) * stride_oh
         lse_base = lse_ptr + head_index.to(gl.int64) * stride_lse
         if BY_TMA:
-            _write_lse(row_max + gl.log2(row_sum), lse_base, first_row, q_len)
+            write_lse(row_max + gl.log2(row_sum), lse_base, first_row, q_len)
             acc = acc * (1.0 / row_sum)[:, None]
             q_tile.store(acc.to(q_tile.dtype))
             fence_async_shared()
             meet()
             store_tile(out_desc, [batch, head, first_row, 0], q_mem.index(place))
         else:
-            _write(acc, row_max, row_sum, out_ptr + start, final_ptr + start, stride_ol, lse_base, first_row,
+            write(acc, row_max, row_sum, out_ptr + start, final_ptr + start, stride_ol, lse_base, first_row,
                    q_len, done_start, done_stop, MERGE, FINAL)  # fmt: skip
         turn += 1
         place, phase = _query_stage(turn, CONSUMER, CAUSAL)
@@ -334,45 +333,6 @@ def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.
         index = _told(told, place)
     if BY_TMA:
         tma.store_wait(0)
-
-
-@gluon.jit
-def _write_lse(lse2, lse_base, first_row, q_len):
-    rows = first_row + gl.arange(0, ROWS, lse2.type.layout)
-    gl.store(lse_base + rows, lse2 * LN2, mask=rows < q_len)
-
-
-@gluon.jit
-def _write(acc, row_max, row_sum, out_base, final_base, stride_ol, lse_base, first_row, q_len, done_start,
-           done_stop, MERGE: gl.constexpr, FINAL: gl.constexpr):  # fmt: skip
-    """Normalise and store the rows below q_len; MERGE folds them into what is there already. Of FINAL ones
-    those of [done_start, done_stop) go to final_base instead.
-
-    The merge of two partial softmaxes is out = old + w * (new - old), w = sigmoid(new_lse - old_lse).
-    """
-    O_LAYOUT: gl.constexpr = acc.type.layout
-    rows = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, O_LAYOUT))
-    dims = gl.arange(0, acc.shape[1], gl.SliceLayout(0, O_LAYOUT))
-    in_range = rows < q_len
-    lse2 = row_max + gl.log2(row_sum)
-    acc = acc * (1.0 / row_sum)[:, None]
-    offsets = (rows.to(gl.int64) * stride_ol)[:, None] + dims[None, :]
-    out_ptrs = out_base + offsets
-    if MERGE:
-        old_lse2 = gl.load(lse_base + rows, mask=in_range, other=0.0) * LOG2E
-        weight = 1.0 / (1.0 + gl.exp2(old_lse2 - lse2))
-        old = gl.load(out_ptrs, mask=in_range[:, None], other=0.0)
-        acc = old + weight[:, None] * (acc - old)
-        larger = gl.maximum(lse2, old_lse2)
-        lse2 = larger + gl.log2(gl.exp2(lse2 - larger) + gl.exp2(old_lse2 - larger))
-    kept = in_range
-    if FINAL:
-        done = (rows >= done_start) & (rows < done_stop)
-        kept = in_range & ~done
-        final = acc.to(final_base.dtype.element_ty)
-        gl.store(final_base + offsets, final, mask=(in_range & done)[:, None])
-    gl.store(out_ptrs, acc.to(out_base.dtype.element_ty), mask=kept[:, None])
-    gl.store(lse_base + rows, lse2 * LN2, mask=in_range)
 
 
 @gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len",
@@ -396,7 +356,7 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
 
     Descriptors over q [B, H, Lq, D] with blocks [1, 1, ROWS, D] and over k, v [B, H / group, Lk, D] with
     blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous, and as out_desc with q's blocks
-    where TMA writes it; lse [B, H, Lq], the heads stride_lse apart; final like out, see `_write`. num_tiles
+    where TMA writes it; lse [B, H, Lq], the heads stride_lse apart; final like out, see `write`. num_tiles
     query tiles a head, `total` in all; scale_log2 is softmax_scale * log2(e).
     All rows see the first span, kv_len keys of k_desc, v_desc. The other SPANS - 1 are whole key tiles,
     tiles1 of k1_desc, v1_desc and so on, for the rows from from1 on, whole query tiles. CAUSAL is about the
