@@ -159,15 +159,3 @@ def test_a_third_consumer_where_its_larger_tiles_fill_the_device(q_len, consumer
     assert hopper_block._consumers(q_len, 32, 64, staggered=False, num_sms=132) == consumers
     assert hopper_block._consumers(q_len, 32, 64, staggered=True, num_sms=132) == 2
     assert hopper_block._consumers(q_len, 32, 128, staggered=False, num_sms=132) == 2
-
-
-@pytest.mark.parametrize(
-    ("kv_mib", "tiles", "awaited", "band"),
-    [(2, 16, False, 32), (2, 16, True, 32), (4, 32, False, 32), (4, 32, True, 16), (32, 256, True, 2)],
-)
-def test_heads_are_taken_up_together_that_share_the_cache_but_not_sooner_than_need_be(
-    kv_mib, tiles, awaited, band
-):
-    """32 heads, 8 of keys and values; 132 SMs."""
-    enough = hopper_block._heads_that_fill(132, tiles) if awaited else 32
-    assert hopper_block._band(32, 4, kv_mib << 20, enough) == band

@@ -30,7 +30,6 @@ _ALIGNMENT_BYTES = 16  # what TMA asks of every address and stride
 
 _LAUNCHES = 1 << 16  # that have a counter of their own
 _L2_BYTES = 32 << 20  # of keys and values that query tiles of several heads share the L2 cache with
-_TILES_AN_SM = 2  # that heads have to have before more of them are asked for, some of which are to come
 _REGISTERS = {2: (240, 24), 3: (160, 32)}
 """Consumer warpgroups -> registers a thread of theirs and of the producer's: 65536 in all."""
 _FEWEST_COURIERS = 16  # programs that send
@@ -142,6 +141,7 @@ def _launch(
     total = num_tiles * heads
     group = num_heads // num_kv_heads
     keys = sum(span.k.shape[2] for span in spans)
+    band = _band(heads, group, 2 * k.element_size() * keys * head_dim) if staggered else 1
     rows = kernel.BLOCK_N.value
     descriptors = [_descriptor(x, rows) for span in spans for x in (span.k, span.v)]
     seen = [n for span in further for n in (span.from_row, span.k.shape[2] // kernel.BLOCK_N.value)]
@@ -149,9 +149,6 @@ def _launch(
     awaited = _awaited(further, q.device)
     pieces = sending.pieces if sending else awaited.pieces
     assert awaited.waited is None or awaited.pieces == pieces, (awaited, sending)
-    enough = heads if awaited.waited is None else _heads_that_fill(num_sms, num_tiles)
-    kv_bytes = 2 * k.element_size() * keys * head_dim
-    band = _band(heads, group, kv_bytes, enough) if staggered else 1
     load = _NOTHING
     if sending:
         load = _load(sending, num_kv_heads // pieces, _computing_ms(q, spans, causal, num_sms))
@@ -331,21 +328,13 @@ def _counters(device: torch.device) -> _Counters:
     return _Counters(device)
 
 
-def _heads_that_fill(num_sms: int, num_tiles: int) -> int:
-    """How many heads of so many query tiles keep all SMs busy for a while."""
-    return -(-_TILES_AN_SM * num_sms // num_tiles)
-
-
-def _band(heads: int, group: int, kv_bytes: int, enough: int) -> int:
+def _band(heads: int, group: int, kv_bytes: int) -> int:
     """How many heads causal tiles are taken from at a time: as many as the L2 cache holds the keys of.
 
-    heads: over the batch; `group` of them share keys and values of kv_bytes. A divisor of heads, and none
-    where a smaller one is enough.
+    heads: over the batch; `group` of them share keys and values of kv_bytes. A divisor of heads.
     """
-    bands = [band for band in range(1, heads + 1) if heads % band == 0]
     fitting = max(_L2_BYTES // kv_bytes, 1) * group
-    most = min(band for band in bands if band >= min(enough, heads))
-    return max(band for band in bands if band <= min(fitting, most))
+    return max(band for band in range(1, heads + 1) if heads % band == 0 and band <= fitting)
 
 
 def _descriptor(x: Tensor | Remote, rows: int) -> Any:
