@@ -238,7 +238,7 @@ class Bench:
             # In any order, the same on all ranks: what a GPU did before decides how warm it is.
             for name in random.Random(turn).sample(list(turns), len(turns)):
                 way = turns[name]
-                way.run()  # another one's keys and values were in the caches
+                way.run()  # it comes after another way
                 dist.barrier(self._control)
                 way.line_up()
                 timing = way.run()[1]

@@ -146,7 +146,7 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
             outputs.append(out)
             if transport.awaited and (rank or layout == "zigzag" or not causal):
                 # On average: programs whose tiles see none of it do not wait.
-                assert waited > HELD_S * 1e3 / 10
+                assert waited > HELD_S * 1e3 / 8
     exact = oracle.block_fp64(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
     single = kernel.block(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
     found = torch.empty_like(single)
@@ -331,7 +331,7 @@ class AtHand(LoopbackTransport):
         return Announcement(coming, words, taken.data_ptr())
 
     def release(self):
-        """Without it no shard comes if they are held."""
+        """Let held shards come."""
         cuda_driver.flags(torch.cuda.Stream(), given=[self._released.data_ptr()])
 
 

@@ -263,13 +263,15 @@ def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.
     """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile.
 
     With an out_desc results leave by TMA, out of where their queries were, while the next tile is computed;
-    only then is that place free.
+    only then is that place free, so there have to be two: CAUSAL. What is merged cannot leave so.
     """
     q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
     _, total, num_heads, _, q_len, kv_len = sizes
     (out_desc, out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start,
      done_stop, scale_log2) = result  # fmt: skip
     BY_TMA: gl.constexpr = out_desc is not None
+    if BY_TMA:
+        gl.static_assert(CAUSAL and not MERGE and not FINAL)
     HEAD_DIM: gl.constexpr = q_mem.shape[4]
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
@@ -326,7 +328,7 @@ def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.
             store_tile(out_desc, [batch, head, first_row, 0], q_mem.index(place))
         else:
             write(acc, row_max, row_sum, out_ptr + start, final_ptr + start, stride_ol, lse_base, first_row,
-                   q_len, done_start, done_stop, MERGE, FINAL)  # fmt: skip
+                  q_len, done_start, done_stop, MERGE, FINAL)  # fmt: skip
         turn += 1
         place, phase = _query_stage(turn, CONSUMER, CAUSAL)
         mbarrier.wait(q_full.index(place), phase)
