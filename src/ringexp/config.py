@@ -118,7 +118,7 @@ class CalibrationConfig:
     min_samples: int = 5  # each point is measured at least so often,
     min_seconds: float = 0.1  # and so long,
     precision: float = 0.01  # then until its median is known so well (95 % confidence),
-    max_seconds: float = 1.0  # or so long
+    max_seconds: float = 1.0  # or so long; two samples that are longer and agree so well do, too
     spot_check: bool = True  # measure one stored point again before it is relied on (mode auto)
     tolerance: float = 0.05  # how far off that may be before a rank is measured anew
 

@@ -10,7 +10,7 @@ from ringexp.calibration.measure import Effort, calibration_lengths, measure_spe
 EFFORT = Effort(min_samples=5, min_seconds=0.1, max_seconds=1.0, precision=0.01)
 
 
-def measured(times_ms, effort=EFFORT):
+def measured(times_ms, effort=EFFORT, warm=False):
     """`measure_speed` of a piece that takes these times, on a clock that knows no others."""
     now, source = [0.0], iter(times_ms)
 
@@ -25,6 +25,7 @@ def measured(times_ms, effort=EFFORT):
         effort=effort,
         start_together=lambda: None,
         finish_together=lambda: True,
+        warm=warm,
         clock=lambda: now[0],
     )
 
@@ -44,6 +45,25 @@ def test_a_little_noise_is_averaged_away_before_that():
     sample = measured(10 * (1 + 0.03 * noise.random()) for _ in count())
     assert 10 <= sample.samples < 90
     assert sample.time_ms == pytest.approx(10.15, rel=0.01)
+
+
+def test_long_samples_that_agree_need_no_third():
+    assert measured([3000.0, 3010.0, 3020.0]).samples == 2
+
+
+def test_long_samples_that_differ_are_as_many_as_asked():
+    assert measured([3000.0, 3500.0, 3010.0, 2900.0, 3400.0, 3000.0, 3000.0]).samples == 5
+
+
+def test_one_sample_is_enough_only_if_asked():
+    assert measured([3000.0, 3000.0], Effort(1, 0.1, 1.0, 0.01), warm=True).samples == 1
+    assert measured([3000.0, 3000.0], warm=True).samples == 2
+
+
+def test_work_that_has_run_before_is_not_run_untimed():
+    assert measured([100.0] * 5, warm=True).samples == 5
+    with pytest.raises(StopIteration):  # there is no sixth
+        measured([100.0] * 5)
 
 
 def test_a_slow_start_is_not_counted():

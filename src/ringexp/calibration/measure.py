@@ -24,8 +24,9 @@ class SpeedSample:
 
 @dataclass(frozen=True)
 class Effort:
-    """When a measurement is over: after `min_samples` and `min_seconds`, in which a device that meets its
-    power limit shows it, as soon as the median is known to `precision`; after `max_seconds` in any case."""
+    """When a measurement is over: after `min_seconds`, in which a device that meets its power limit shows it,
+    as soon as two of three hold: `min_samples` are taken, the median is known to `precision`, `max_seconds`
+    have passed. So two samples do where each is long and they agree."""
 
     min_samples: int
     min_seconds: float
@@ -34,9 +35,9 @@ class Effort:
 
     def is_enough(self, times: Sequence[float], seconds: float) -> bool:
         """Whether these samples, taken in so many seconds, will do."""
-        if len(times) < self.min_samples or seconds < self.min_seconds:
-            return False
-        return seconds >= self.max_seconds or median_error(times[-RECENT:]) <= self.precision
+        enough, late = len(times) >= self.min_samples, seconds >= self.max_seconds
+        known = len(times) >= min(2, self.min_samples) and median_error(times[-RECENT:]) <= self.precision
+        return seconds >= self.min_seconds and enough + late + known >= 2
 
 
 def median_error(times: Sequence[float]) -> float:
@@ -70,14 +71,16 @@ def measure_speed(
     effort: Effort,
     start_together: Callable[[], None],
     finish_together: Callable[[], bool],
+    warm: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> SpeedSample:
     """Speed of a piece of `flops` FLOPs; `timed()` runs it once and returns milliseconds.
 
-    Ranks that share a device slow each other down, so all measure at once: after `start_together()` each
-    takes what `effort` says, then keeps working until `finish_together()` is true.
+    warm: it has been run before; else it is, untimed, here. Ranks that share a device slow each other down,
+    so all measure at once: after `start_together()` each takes what `effort` says, then keeps working until
+    `finish_together()` is true.
     """
-    for _ in range(WARMUP):
+    for _ in range(0 if warm else WARMUP):
         timed()
     start_together()
     times: list[float] = []

@@ -207,11 +207,12 @@ class Calibrator:
         transport = LoopbackTransport(announces=self.session.transport.announces, lays_out=shares)
         ring = RingContext(plan, 0, transport, kernel, self.session.clock(workload))
         local = local_inputs(workload.inputs(length, config.seed), plan, 0)
-        unit, in_a_row = workload.unit(local, ring), self._in_a_row(config, workload)
-        if in_a_row > 1:
+        unit, most = workload.unit(local, ring), self._in_a_row(config, workload)
+        in_a_row = most
+        if most > 1:
             once = self.session.iteration(config, unit, ring)
             once.run()  # may compile
-            in_a_row = enough_in_a_row(once.run()[1].busy_ms, in_a_row)
+            in_a_row = enough_in_a_row(once.run()[1].busy_ms, most)
         piece = self.session.iteration(config, lambda: [unit() for _ in range(in_a_row)][-1], ring)
         self._measurements += 1
         counter = f"calibrated/{self._measurements}"
@@ -232,6 +233,7 @@ class Calibrator:
             effort=effort,
             start_together=self.session.barrier,
             finish_together=finish_together,
+            warm=self.session.captures(config) or most > in_a_row == 1,
         )
         self.session.barrier()
         return SpeedRow(
