@@ -73,6 +73,23 @@ def lines(axis) -> dict[str, tuple[list[float], list[float]]]:
     }
 
 
+@pytest.mark.parametrize("ranks", [2, 16])
+@pytest.mark.parametrize("partitioners", [("even",), ("even", "balanced")])
+def test_narrow_figures_show_all_of_their_legend(tmp_path, partitioners, ranks):
+    for number, partitioner in enumerate(partitioners):
+        equal = {"percentages": (100,) * ranks, "shares": [1 / ranks] * ranks, "speeds": [1.0] * ranks}
+        write_run(tmp_path, number, seq_len=4096, partitioner=partitioner, latency_ms=1.0, **equal)
+    ((_, group),) = contexts(load_runs([tmp_path]))
+    figure = comparisons.token_distribution(group)
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == ranks + 1
+    figure.draw_without_rendering()
+    room, shown = figure.bbox, legend.get_window_extent()
+    assert room.x0 <= shown.x0 < shown.x1 <= room.x1
+    assert room.y0 <= shown.y0
+    assert all(axis.get_window_extent().y0 > shown.y1 for axis in figure.axes)
+
+
 def test_latency_over_the_percentage_has_a_panel_a_length(runs):
     figure = curves.latency_by_percentage(runs)
     assert [axis.get_title() for axis in figure.axes] == ["4k tokens", "16k tokens"]

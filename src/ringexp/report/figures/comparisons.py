@@ -138,7 +138,7 @@ def token_distribution(runs: Runs) -> Figure | None:
         return None
     layouts, partitioners = style.ordered_ways(runs.layout), style.ordered(runs.partitioner)
     percents = sorted(runs.slow_percent.unique())
-    width = max(0.24 * len(percents) + 0.7, 2.15)
+    width = max(0.24 * len(percents) + 0.7, 2.15, 3.4 / len(partitioners))
     figure, grid = style.new_figure(
         len(layouts), len(partitioners), width=width, height=2.6, sharex=True, sharey=True
     )
@@ -150,7 +150,8 @@ def token_distribution(runs: Runs) -> Figure | None:
             axis.set_title(f"{partitioner}, {layout}", fontsize=10)
             axis.set_xticks(range(len(percents)), [f"{p:g}" for p in percents], fontsize=8)
             axis.set_ylim(0, 1)
-    grid[-1][len(partitioners) // 2].set_xlabel(style.PERCENT_AXIS)
+    for axis in grid[-1]:
+        axis.set_xlabel("slowest rank, %", fontsize=10)
     length = style.tokens(runs.seq_len.iloc[0])
     figure.supylabel(f"part of {length} tokens", fontsize=10)
     ranks = int(runs.world_size.iloc[0])

@@ -20,6 +20,8 @@ IDEAL = {"color": SKY, "linewidth": 2.5, "zorder": 1.5}
 """Line of what the ranks' summed speed would allow."""
 
 DPI = 110
+LEGEND_HEIGHT = 0.7
+"""Inches below the panels of any figure."""
 PERCENT_AXIS = "slowest rank, % of the fastest"
 LENGTH_AXIS = "prompt, tokens"
 
@@ -28,7 +30,7 @@ def new_figure(
     rows: int, columns: int, *, width: float = 4.4, height: float = 3.3, **options: Any
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure of rows x columns panels, each `width` x `height` inches."""
-    figure = Figure(figsize=(width * columns, height * rows + 0.7), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows + LEGEND_HEIGHT), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr]
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for axis in axes.flat:
@@ -105,11 +107,16 @@ def legend(
 
 
 def below(figure: Figure, handles: Sequence[Any]) -> None:
-    """A legend under all panels, in as many columns as there is room for."""
-    room = max(1, int(figure.get_figwidth() / 1.3))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), room), frameon=False, fontsize=10
-    )
+    """A legend under all panels, in as many columns as there is room for; the figure grows for many rows."""
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10
+        )
+        size = legend.get_window_extent()
+        if columns == 1 or size.width / figure.dpi <= figure.get_figwidth():
+            figure.set_figheight(figure.get_figheight() + max(size.height / figure.dpi - LEGEND_HEIGHT, 0))
+            return
+        legend.remove()
 
 
 def ideal_handle(label: str) -> Line2D:
