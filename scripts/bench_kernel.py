@@ -3,10 +3,10 @@
 
     python scripts/bench_kernel.py --out docs/benchmarks/kernels-h200
 
-Writes kernels.csv and kernels.md (with hardware, versions and the command) to --out. A kernel that is not
-installed or does not fit a shape is left out of it. Kernels run as CUDA graphs, as they do in the ring. Times
-are medians of CUDA events, the kernels taking turns; `over cudnn` is the ratio of cuDNN's median to the
-kernel's.
+Writes kernels.csv and kernels.md (with hardware, versions and the command) to --out, and where cuDNN is
+among the kernels kernels.png: speed over cuDNN's in the first of --dtypes. A kernel that is not installed or
+does not fit a shape is left out of it. Kernels run as CUDA graphs, as they do in the ring. Times are medians
+of CUDA events, the kernels taking turns; `over cudnn` is the ratio of cuDNN's median to the kernel's.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from statistics import median
 
 import pandas
 import torch
+from matplotlib.figure import Figure
 
 from ringexp.calibration.kernel_choice import BlockShape
 from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import relative_errors
+from ringexp.report.figures.style import length_axis, new_figure
+from ringexp.report.palette import BLUE, GREEN, OTHER_COLOUR, VERMILION
 from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
 
 BASELINE = "cudnn"
+COLOURS = {"triton": BLUE, "flash": VERMILION, "sdpa": GREEN}
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,38 @@ def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def speed_figure(table: pandas.DataFrame) -> Figure:
+    """Speed over cuDNN's by length, in the table's first dtype: a panel for each head dim and mask."""
+    dtype = table["dtype"].iloc[0]
+    table = table.loc[(table["dtype"] == dtype) & (table["kernel"] != BASELINE)].sort_values(by="tokens")
+    head_dims, lengths = sorted(set(table["head_dim"]), reverse=True), sorted(set(table["tokens"]))
+    heads = sorted(set(table["heads"]), reverse=True)
+    figure, grid = new_figure(len(head_dims), 2, width=4.1, height=2.9, sharex=True, sharey=True)
+    for (row, head_dim), (column, mask) in product(enumerate(head_dims), enumerate(("full", "causal"))):
+        axis = grid[row][column]
+        for kernel, (number, shared) in product(dict.fromkeys(table["kernel"]), enumerate(heads)):
+            lines = table[(table["kernel"] == kernel) & (table["heads"] == shared)]
+            line = lines[(lines["head_dim"] == head_dim) & (lines["mask"] == mask)]
+            axis.plot(
+                line["tokens"],
+                line["over cudnn"],
+                label=f"{kernel}, {shared} heads",
+                color=COLOURS.get(kernel, OTHER_COLOUR),
+                linestyle="--" if number else "-",
+                marker="s" if number else "o",
+                markersize=4.5,
+            )
+        axis.axhline(1.0, color=OTHER_COLOUR, label=BASELINE, zorder=1)
+        length_axis(axis, lengths)
+        axis.set_xlabel("tokens" if row == len(head_dims) - 1 else "")
+        axis.set_ylabel("" if column else "speed over cuDNN's")
+        axis.set_title(f"{mask}, head dim {head_dim}, {dtype}", fontsize=11)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    return figure
+
+
 def heading() -> str:
     import triton
 
@@ -167,6 +203,8 @@ def main() -> None:
     with torch.inference_mode():
         table = measure(arguments)
     write_atomically(arguments.out / "kernels.csv", table.to_csv(index=False))
+    if {BASELINE} < set(table["kernel"]):
+        speed_figure(table).savefig(arguments.out / "kernels.png")
     text = heading() + table.to_markdown(index=False) + "\n"
     write_atomically(arguments.out / "kernels.md", text)
     print(text)
