@@ -26,6 +26,16 @@ def test_without_it_devices_of_one_name_are_taken_for_equal(pools, tmp_path):
     config = attention_config(tmp_path, "none", 2, seq_len=512)
     known, _ = pools[2].run(sessions.speeds, config, [100, 25])
     assert len(set(known.lut())) == 1
+    report = told(tmp_path)
+    assert report.count("hetero=measured") == 1
+    assert "rank 1 takes" in report
+
+
+def test_ranks_that_are_slowed_down_are_not_told_to_differ(pools, tmp_path):
+    config = attention_config(tmp_path, "cpu_pacing", 2, seq_len=512)
+    config.hetero.percentages = [50.0, 50.0]
+    pools[2].run(sessions.speeds, config, [50, 10])
+    assert "hetero=measured" not in told(tmp_path)
 
 
 def test_a_rank_beside_another_is_not_taken_for_one_that_is_alone(pools, tmp_path):

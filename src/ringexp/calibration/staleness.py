@@ -1,8 +1,13 @@
-"""Whether stored speeds still hold: one point measured again, briefly, before a run trusts the rest."""
+"""Whether stored speeds still hold: one point measured again, briefly, before a run trusts the rest.
+
+And whether they hold for all devices of a name, which share rows but are not always equally fast.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
+from statistics import median
 
 from ringexp.calibration.measure import WARMUP, Effort
 from ringexp.calibration.table import Point, SpeedRow
@@ -12,6 +17,9 @@ SPOT_CHECK = Effort(min_samples=3, min_seconds=0.0, max_seconds=0.0, precision=0
 
 BUDGET_MS = 500.0
 """What a spot check should take at most, by the stored times."""
+
+UNLIKE = 0.03
+"""Ranks of one kind of device that differ by more are told: an even split loses half of it."""
 
 
 def spot_point(rows: Sequence[Sequence[SpeedRow]], seq_len: int) -> Point | None:
@@ -42,3 +50,22 @@ def deviation(stored: SpeedRow, spot: SpeedRow) -> float:
 def is_stale(stored: SpeedRow, spot: SpeedRow, tolerance: float) -> bool:
     """Off by more than the tolerance and more than twice the spread (IQR / median) of either."""
     return abs(deviation(stored, spot)) > max(tolerance, 2 * stored.spread, 2 * spot.spread)
+
+
+def unlike(measured: Sequence[Sequence[SpeedRow]]) -> tuple[int, int, float] | None:
+    """Of ranks that share rows the slowest and the fastest, and how much longer the former takes, relatively.
+
+    measured: each rank's rows of the same points, taken at the same time. None if no two differ by more than
+    UNLIKE and twice the spread, in the median over the points.
+    """
+    found: list[tuple[float, int, int]] = []
+    for slow, fast in permutations(range(len(measured)), 2):
+        pairs = list(zip(measured[slow], measured[fast], strict=True))
+        if pairs and all(one.key == other.key for one, other in pairs):
+            longer = median(deviation(other, one) for one, other in pairs)
+            noise = median(2 * max(one.spread, other.spread) for one, other in pairs)
+            found += [(longer, slow, fast)] if longer > max(UNLIKE, noise) else []
+    if not found:
+        return None
+    longer, slow, fast = max(found)
+    return slow, fast, longer

@@ -12,7 +12,7 @@ from ringexp.calibration.cost_model import cost_points
 from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.calibration.measure import Effort, calibration_lengths, measure_speed
 from ringexp.calibration.source import TableSpeeds
-from ringexp.calibration.staleness import SPOT_CHECK, deviation, is_stale, spot_point
+from ringexp.calibration.staleness import SPOT_CHECK, deviation, is_stale, spot_point, unlike
 from ringexp.calibration.table import Point, SpeedRow, SpeedTable
 from ringexp.config import DEFAULT_TILE, Config
 from ringexp.hetero.drift import levels
@@ -55,6 +55,7 @@ class Calibrator:
         self._measurements = 0
         self.link: LinkCost | None = None
         """What hops cost; None before they were measured."""
+        self._unlike = False  # whether that has been said
         self._checked: set[Any] = set()  # shapes, and profiles, whose stored speeds were tried out
 
     def speeds(self, config: Config, costs: bool) -> TableSpeeds:
@@ -84,9 +85,10 @@ class Calibrator:
             for point in missing:
                 measured.append(self._measure(config, workload, kernel, point, effort))
                 self.session.progress.advance()
-            fresh = [row for mine in self.session.gather(measured) for row in mine]
+            of_ranks = self.session.gather(measured)
+            self._tell_if_unlike(of_ranks)
             if self.session.rank == 0:
-                SpeedTable(config.speeds_file).add(fresh)
+                SpeedTable(config.speeds_file).add(row for mine in of_ranks for row in mine)
             self.session.barrier()
             rows = self._stored(config, keys)
         return TableSpeeds(config.seq_len, self.session.percentages, rows)
@@ -171,6 +173,7 @@ class Calibrator:
             return False
         self.session.progress.stage(f"checking a stored speed of each of {self.session.world_size} ranks")
         spots = self.session.gather(self._measure(config, workload, kernel, point, SPOT_CHECK))
+        self._tell_if_unlike([[spot] for spot in spots])
         stale = False
         for rank, spot in enumerate(spots):
             (stored,) = (row for row in own[rank] if row.point == point)
@@ -184,6 +187,18 @@ class Calibrator:
                     SpeedTable(config.speeds_file).drop(own[rank])
         self.session.barrier()
         return stale
+
+    def _tell_if_unlike(self, measured: list[list[SpeedRow]]) -> None:
+        """Say once if ranks that share rows are not equally fast, though nothing slows them."""
+        free = all(row.throttle == "none" and not row.beside for rows in measured for row in rows)
+        found = unlike(measured) if free and not self._unlike else None
+        if found:
+            self._unlike = True
+            slow, fast, longer = found
+            self.session.progress.warn(
+                f"rank {slow} takes {longer:.0%} longer than rank {fast}, on devices of one name; "
+                f"hetero=measured would plan for each by its own speed"
+            )
 
     def _measure(
         self,
