@@ -19,7 +19,7 @@ BUDGET_MS = 500.0
 """What a spot check should take at most, by the stored times."""
 
 UNLIKE = 0.03
-"""Ranks of one kind of device that differ by more are told: an even split loses half of it."""
+"""Ranks of one kind of device that differ by more are named: an even split of two loses half of it."""
 
 
 def spot_point(rows: Sequence[Sequence[SpeedRow]], seq_len: int) -> Point | None:
