@@ -1,8 +1,10 @@
 """How many iterations go before those that count, and whose speed is a whole device's."""
 
+import gc
+
 import pytest
 
-from ringexp.launch.job import MOST_WARM, enough_warmup
+from ringexp.launch.job import MOST_WARM, enough_warmup, short_collections
 from ringexp.tracking.metrics import Prompt, capacity_efficiency, full_speed, with_last_plan
 
 
@@ -36,3 +38,21 @@ def test_equal_ranks_that_lose_nothing_halve_the_time_of_one():
 )
 def test_a_plan_is_judged_by_the_prompts_it_ran_last(plans, settled):
     assert with_last_plan([Prompt([100, 50], tokens, [1.0, 1.0], None, None) for tokens in plans]) == settled
+
+
+def test_collections_pass_over_what_was_there_before():
+    gc.unfreeze()
+    before = len(gc.get_objects())
+    with short_collections():
+        assert len(gc.get_objects()) < before / 10
+        cycle: list[object] = []
+        cycle.append(cycle)
+        del cycle
+        assert gc.collect() >= 1  # what is new is still collected
+    assert gc.get_freeze_count() == 0
+
+
+def test_after_an_error_all_is_collected_again():
+    with pytest.raises(ZeroDivisionError), short_collections():
+        _ = 1 / 0
+    assert gc.get_freeze_count() == 0

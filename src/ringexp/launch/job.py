@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from statistics import median
@@ -53,9 +56,10 @@ def run_job(session: Session, job: Job) -> None:
             plan = setting.plan
             tracker.planned({"tokens": plan.tokens, "kv_tokens": plan.kv_tokens, "speeds": setting.speeds})
         if job.role == "single":
-            _remember_single(setting)
+            with short_collections():
+                _remember_single(setting)
             return
-        with session.limited_memory(job.config):
+        with session.limited_memory(job.config), short_collections():
             measured = _measure(setting, job.role, tracker)
         _remember(setting, job.role, measured.latency_ms)
         setting = replace(setting, plan=measured.plan)  # that the output is of
@@ -70,6 +74,19 @@ def run_job(session: Session, job: Job) -> None:
         if tracker:
             tracker.fail(error)
         raise
+
+
+@contextmanager
+def short_collections() -> Iterator[None]:
+    """Have the garbage collector pass over what is there by now, some 300,000 objects of imports and models.
+
+    Going through those stops Python for .1 s and more, and might do so in the middle of a prompt.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(frozen=True)
@@ -248,7 +265,7 @@ def _decoding(setting: Setting) -> Decoding | None:
     if not config.decode_tokens:
         return None
     references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
-    with session.limited_memory(config):
+    with session.limited_memory(config), short_collections():
         how = setting.ring(), setting.x, setting.speeds, setting.room
         ranks = decode_together(session, config, setting.workload, *how)
     agreeing = None
