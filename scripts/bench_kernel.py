@@ -28,7 +28,7 @@ from ringexp.calibration.kernel_choice import BlockShape
 from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import relative_errors
-from ringexp.report.figures.style import length_axis, new_figure
+from ringexp.report.figures.style import below, length_axis, new_figure
 from ringexp.report.palette import BLUE, GREEN, OTHER_COLOUR, VERMILION
 from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
@@ -179,8 +179,7 @@ def speed_figure(table: pandas.DataFrame) -> Figure:
         axis.set_ylabel("" if column else "speed over cuDNN's")
         axis.set_title(f"{mask}, head dim {head_dim}, {dtype}", fontsize=11)
         axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    below(figure, grid[0][0].get_legend_handles_labels()[0])
     return figure
 
 

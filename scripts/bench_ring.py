@@ -50,7 +50,7 @@ from ringexp.machine import gpu_count, hardware_queues
 from ringexp.models.attention_workload import BareAttentionWorkload
 from ringexp.models.workload import LocalInputs, local_inputs
 from ringexp.planning import make_plan
-from ringexp.report.figures.style import IDEAL, LENGTH_AXIS, panels
+from ringexp.report.figures.style import IDEAL, below, length_axis, panels
 from ringexp.report.palette import COLOURS, OTHER_COLOUR
 from ringexp.ring.clock import CudaClock
 from ringexp.ring.ipc import IpcTransport
@@ -440,13 +440,11 @@ def efficiency_figure(table: pandas.DataFrame) -> Figure:
                 linewidth=2.5 if number == 0 else 1.5,
             )
         axis.axhline(1.0, **IDEAL)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(lengths, [f"{n // 1024}k" for n in lengths])
+        length_axis(axis, lengths)
         axis.set_ylim(0, 1.05)
         axis.set_title(title, fontsize=11)
-        axis.set_xlabel(LENGTH_AXIS)
     axes[0].set_ylabel("efficiency")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    below(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 

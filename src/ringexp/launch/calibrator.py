@@ -248,7 +248,7 @@ class Calibrator:
             effort=effort,
             start_together=self.session.barrier,
             finish_together=finish_together,
-            warm=self.session.captures(config) or most > in_a_row == 1,
+            warm=self.session.captures(config) or most > in_a_row == 1,  # capturing runs it; else `once` did
         )
         self.session.barrier()
         return SpeedRow(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import ceil
 from typing import Any
 
 from matplotlib import ticker
@@ -107,8 +108,9 @@ def legend(
 
 
 def below(figure: Figure, handles: Sequence[Any]) -> None:
-    """A legend under all panels, in as many columns as there is room for; the figure grows for many rows."""
-    for columns in range(len(handles), 0, -1):
+    """A legend under all panels, in as few rows as its width allows; the figure grows for many."""
+    for rows in range(1, len(handles) + 1):
+        columns = ceil(len(handles) / rows)
         legend = figure.legend(
             handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10
         )
