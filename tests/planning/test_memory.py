@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
-from ringexp.planning import MemoryNeed, RankCost, check_memory, make_plan, validate_memory_limit
-from ringexp.planning.cost import balance
+from ringexp.planning import MemoryNeed, RankCost, balance, check_memory, make_plan, validate_memory_limit
 
 needs = st.builds(
     lambda fixed, prompt, kv, more: MemoryNeed(fixed, prompt, kv + more, kv),

@@ -11,7 +11,7 @@ testable in milliseconds.
 from ringexp.planning.adaptive import AdaptiveConfig, AdaptivePlanner, validate_adaptive
 from ringexp.planning.balanced import balanced_plan
 from ringexp.planning.blocks import Block, blocks_between
-from ringexp.planning.cost import RankCost, balance
+from ringexp.planning.cost import RankCost
 from ringexp.planning.decode import next_owner, owners
 from ringexp.planning.layouts import LAYOUTS, shards_for
 from ringexp.planning.links import HopCost, Links, NodeLinks
@@ -29,6 +29,7 @@ from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
 from ringexp.planning.spans import Shard, Span, runs
 from ringexp.planning.speeds import SpeedSource
 from ringexp.planning.timeline import Timeline, carried_ms, simulate
+from ringexp.planning.waterfill import balance
 
 __all__ = [
     "BY_COST",

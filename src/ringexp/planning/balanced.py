@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ringexp.errors import UserError
-from ringexp.planning.cost import RankCost, balance
+from ringexp.planning.cost import RankCost
 from ringexp.planning.links import Links
 from ringexp.planning.plan import Plan, make_plan
 from ringexp.planning.timeline import carried_ms
+from ringexp.planning.waterfill import balance
 
 FINE = 8
 """So many members or fewer: every number is tried; above, in steps of one part in so many."""

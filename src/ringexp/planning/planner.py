@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from operator import index
 
 from ringexp.errors import UserError
-from ringexp.planning.cost import RankCost, balance
+from ringexp.planning.cost import RankCost
 from ringexp.planning.partitioners import apportion_within
 from ringexp.planning.plan import Plan, make_plan
+from ringexp.planning.waterfill import balance
 
 LARGEST_TILE = 256
 TILES_A_RANK = 16

@@ -121,46 +121,127 @@ function blockOf(plan, cost, rank, source) {
   return { pairs: queries * keys, keys: queries ? keys : 0, computeMs };
 }
 
-// The most tokens a whose work takes no more than leftMs: square * a^2 + linear * a = leftMs.
-function tokensBy(cost, leftMs, seqLen, start, layout, causal) {
-  if (leftMs <= 0) return 0;
+// What a tokens take a rank: fixed + square * a^2 + (linear + slope * start + half * odd) * a, after ranks with
+// `start` tokens of which `odd` have odd counts. half: the time of half a pair where odd counts matter.
+function rankTimes(cost, seqLen, causal, zigzag) {
+  const fixed = cost.fixed_ms;
+  if (!causal) return { fixed, square: 0, linear: cost.token_ms + cost.pair_ms * seqLen, slope: 0, half: 0 };
   let square = cost.diagonal_ms / 2;
-  let linear = cost.token_ms + (cost.pair_ms * seqLen) / 2;
-  if (!causal) {
-    square = 0;
-    linear = cost.token_ms + cost.pair_ms * seqLen;
-  } else if (layout === "contiguous") {
-    square = (cost.pair_ms + cost.diagonal_ms) / 2;
-    linear = cost.token_ms + cost.pair_ms * start;
+  const half = cost.pair_ms / 2;
+  if (zigzag) {
+    return { fixed, square, linear: cost.token_ms + half * (seqLen + 1) + square, slope: 0, half };
   }
-  if (!square && !linear) return Infinity;
-  return (2 * leftMs) / (linear + Math.sqrt(linear * linear + 4 * square * leftMs));
+  square += half;
+  return { fixed, square, linear: cost.token_ms + square, slope: cost.pair_ms, half: 0 };
 }
 
-// Water-filling: the least time by which all ranks together hold all tokens, by bisection, in whole tiles.
+// The most tokens a with square * a^2 + linear * a <= leftMs.
+function tokensBy(leftMs, square, linear) {
+  const divisor = linear + Math.sqrt(linear * linear + 4 * square * leftMs);
+  return divisor ? (2 * leftMs) / divisor : Infinity;
+}
+
+const PRECISION = 1e-12;
+const FRUITLESS = 3;
+const FOLLOWED = 64;
+
+// Water-filling: the least time by which all ranks together hold all tokens, by bisection, in whole tiles. As in
+// ringexp/planning/waterfill.py, the furthest end of each kind is followed from rank to rank.
 function balance(costs, seqLen, tile, layout, causal) {
-  function filled(deadlineMs) {
-    const counts = [];
-    let start = 0;
-    for (let rank = 0; rank < costs.length; rank++) {
-      const left = seqLen - start;
-      const by = tokensBy(costs[rank], deadlineMs - costs[rank].fixed_ms, seqLen, start, layout, causal);
-      const can = Math.min(by, left);
-      counts.push(can >= left ? left : Math.round((can - (can % tile)) / tile) * tile);
-      start += counts[rank];
-    }
-    return counts;
+  const zigzag = causal && layout !== "contiguous";
+  const ranks = costs.map((cost) => rankTimes(cost, seqLen, causal, zigzag));
+  const rest = seqLen % tile;
+  const mostEnds = Math.max(Math.floor(FOLLOWED / costs.length), 1);
+  // The kinds of counts that a rank may have, of whole tiles, and with the rest: 0 even, 1 odd, -1 any.
+  const kindsOf = (parity) => (!zigzag ? [-1] : tile % 2 ? [0, 1] : [parity]);
+  const kinds = { tiles: kindsOf(0), rest: kindsOf(rest % 2) };
+
+  function makespanMs(counts) {
+    let [start, odd, latest] = [0, 0, 0];
+    counts.forEach((count, rank) => {
+      const { fixed, square, linear, slope, half } = ranks[rank];
+      if (count) {
+        let [perToken, less] = [linear + slope * start + half * odd, 0];
+        if (count % 2) {
+          perToken += half;
+          less = half * (seqLen - start);
+          odd += 1;
+        }
+        latest = Math.max(latest, fixed + (square * count + perToken) * count - less);
+      }
+      start += count;
+    });
+    return latest;
   }
+
+  // The most tokens of a kind that a rank can do after `end`: whole tiles and `more`.
+  function largest(end, { square, linear, slope, half }, leftMs, more, kind) {
+    const perToken = linear + slope * end.tokens + half * end.odd + (kind === 1 ? half : 0);
+    const inAll = leftMs + (kind === 1 ? half * (seqLen - end.tokens) : 0);
+    const can = Math.min(tokensBy(inAll, square, perToken), seqLen - end.tokens) - more;
+    const over = can % tile;
+    const count = (Math.round((can - over) / tile) - (over < 0 ? 1 : 0)) * tile + more;
+    return kind >= 0 && Math.abs(count % 2) !== kind ? count - tile : count;
+  }
+
+  function add(reached, end, count, odd, restGiven) {
+    const key = `${end.odd + odd} ${restGiven}`;
+    if (reached.has(key) && reached.get(key).tokens >= end.tokens + count) return;
+    reached.set(key, { tokens: end.tokens + count, odd: end.odd + odd, restGiven, count, before: end });
+  }
+
+  function extend(end, rank, leftMs, reached) {
+    add(reached, end, 0, 0, end.restGiven);
+    if (leftMs <= 0 || end.tokens >= seqLen) return;
+    for (const kind of kinds.tiles) {
+      const count = largest(end, rank, leftMs, 0, kind);
+      if (count > 0) add(reached, end, count, kind === 1 ? 1 : 0, end.restGiven);
+    }
+    if (end.restGiven) return;
+    for (const kind of kinds.rest) {
+      const count = largest(end, rank, leftMs, rest, kind);
+      if (count > 0) add(reached, end, count, kind === 1 ? 1 : 0, true);
+    }
+  }
+
+  // What each rank does by the deadline, until all tokens are given out; null if they are too many.
+  function filled(deadlineMs) {
+    let ends = [{ tokens: 0, odd: 0, restGiven: !rest, count: 0, before: null }];
+    for (const rank of ranks) {
+      const reached = new Map();
+      for (const end of ends) extend(end, rank, deadlineMs - rank.fixed, reached);
+      const ordered = [...reached.values()].sort((a, b) => b.tokens - a.tokens || a.odd - b.odd);
+      ends = [true, false].flatMap((given) =>
+        ordered.filter((end) => end.restGiven === given).slice(0, mostEnds),
+      );
+    }
+    let end = ends[0];
+    if (!end.restGiven || end.tokens < seqLen) return null;
+    const counts = [];
+    for (; end.before; end = end.before) counts.push(end.count);
+    return counts.reverse();
+  }
+
   let low = 0;
   let high = Math.max(...costs.map((cost) => timeMs(cost, seqLen, seqLen ** 2, seqLen ** 2)));
-  while (sum(filled(high)) < seqLen) high = Math.max(2 * high, 1);
-  for (let round = 0; round < 200; round++) {
-    const middle = (low + high) / 2;
-    if (middle === low || middle === high) break;
-    if (sum(filled(middle)) >= seqLen) high = middle;
-    else low = middle;
+  let counts = filled(high);
+  while (!counts) {
+    high = Math.max(2 * high, 1);
+    counts = filled(high);
   }
-  return filled(high);
+  for (let fruitless = 0; high - low > PRECISION * high; ) {
+    const middle = fruitless === FRUITLESS ? high * (1 - PRECISION) : (low + high) / 2;
+    const found = filled(middle);
+    if (!found) {
+      low = middle;
+      fruitless += 1;
+    } else {
+      counts = found;
+      high = Math.min(middle, makespanMs(found));
+      fruitless = 0;
+    }
+  }
+  return counts;
 }
 
 // What lies so many places before each member.
