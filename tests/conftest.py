@@ -4,8 +4,12 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from support.pool import RankPool
+
+settings.register_profile("any_machine", deadline=None)  # others may keep this one busy
+settings.load_profile("any_machine")
 
 
 @pytest.fixture(scope="session")

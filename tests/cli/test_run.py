@@ -67,10 +67,11 @@ def test_the_documented_results_are_there(finished):
 
 def test_the_plan_follows_the_speeds(finished):
     _, _, results, _ = finished
+    """By the speeds that this run measured, whatever else the machine did meanwhile."""
     assert sum(results["tokens"]) == 1001
-    assert results["tokens"][0] < results["tokens"][1]
-    slow, fast = results["speeds"]
-    assert abs(results["shares"][0] - slow / (slow + fast)) <= 16 / 1001 + 1e-9
+    speeds, tile = results["speeds"], 16
+    for share, speed in zip(results["shares"], speeds, strict=True):
+        assert abs(share - speed / sum(speeds)) <= tile / 1001 + 1e-9
 
 
 def test_the_output_is_exact_and_pacing_is_said_to_be_emulated(finished):

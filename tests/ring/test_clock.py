@@ -1,6 +1,6 @@
 """The clock separates computing from waiting, and paces what was computed."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +8,18 @@ import torch
 from ringexp.ring.clock import CpuClock, CudaClock
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking.metrics import attention_ms, by_layer, linear_ms, wait_ms
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Lets so many seconds pass; no other time does, however busy the machine is."""
+    now = [100.0]
+
+    def let_pass(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr("ringexp.ring.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return let_pass
 
 
 class CountingPacer:
@@ -18,47 +30,51 @@ class CountingPacer:
         self.settled.append(elapsed_s)
 
 
-def test_waiting_is_not_busy():
+def test_waiting_is_not_busy(passes):
     clock = CpuClock(CountingPacer())
     clock.start()
+    passes(0.01)
     with clock.waiting(1):
-        time.sleep(0.05)
+        passes(0.05)
+    passes(0.02)
     clock.stop()
     timing = clock.read()
-    assert timing.hops[0].wait_ms >= 50
-    assert timing.busy_ms < 40
-    assert timing.latency_ms >= 50
+    assert timing.hops[0].wait_ms == pytest.approx(50)
+    assert timing.busy_ms == pytest.approx(30)
+    assert timing.latency_ms == pytest.approx(80)
 
 
-def test_every_stretch_of_compute_is_paced_and_no_wait_is():
+def test_every_stretch_of_compute_is_paced_and_no_wait_is(passes):
     pacer = CountingPacer()
     clock = CpuClock(pacer)
     clock.start()
     for source in (0, 1):
+        passes(0.001)
         with clock.waiting(source):
-            time.sleep(0.02)
+            passes(0.02)
+    passes(0.003)
     clock.attended()
+    passes(0.004)
     clock.stop()
-    assert len(pacer.settled) == 4
-    assert max(pacer.settled) < 0.02
+    assert pacer.settled == pytest.approx([0.001, 0.001, 0.003, 0.004])
 
 
-def test_linear_layers_are_told_from_attention():
+def test_linear_layers_are_told_from_attention(passes):
     clock = CpuClock(CountingPacer())
     clock.start()
     for _ in range(2):  # layers
-        time.sleep(0.03)
+        passes(0.03)
         for source in (1, 0):
             with clock.waiting(source):
                 pass
-            time.sleep(0.06)
+            passes(0.06)
         clock.attended()
-    time.sleep(0.09)
+    passes(0.09)
     clock.stop()
     timing = clock.read()
     assert [(hop.layer, hop.source) for hop in timing.hops] == [(0, 1), (0, 0), (1, 1), (1, 0)]
-    assert min(hop.compute_ms for hop in timing.hops) >= 60
-    assert [round(ms >= bound) for ms, bound in zip(timing.linear_ms, (30, 30, 90), strict=True)] == [1, 1, 1]
+    assert [hop.compute_ms for hop in timing.hops] == pytest.approx([60] * 4)
+    assert timing.linear_ms == pytest.approx([30, 30, 90])
     assert timing.busy_ms == pytest.approx(linear_ms(timing) + attention_ms(timing))
     layers = by_layer(timing)
     assert [sum(parts) for parts in zip(*layers, strict=True)] == pytest.approx(
@@ -77,21 +93,21 @@ def test_transfers_go_to_the_hops_of_other_ranks_in_order():
     ]
 
 
-def test_what_a_kernel_waited_itself_is_waiting_and_not_computing():
+def test_what_a_kernel_waited_itself_is_waiting_and_not_computing(passes):
     clock = CpuClock(CountingPacer())
     clock.start()
     clock.takes([0, 1], torch.tensor([2000], dtype=torch.int32))
-    time.sleep(0.01)
+    passes(0.01)
     clock.attended()
-    time.sleep(0.002)
+    passes(0.002)
     clock.stop()
     timing = clock.read()
     own, other = timing.hops
     assert own == HopTiming(0, 0, 0)
-    assert other.wait_ms == pytest.approx(2, abs=0.5)
-    assert other.compute_ms >= 8
+    assert other.wait_ms == pytest.approx(2)
+    assert other.compute_ms == pytest.approx(8)
     assert timing.latency_ms == pytest.approx(timing.busy_ms + own.wait_ms + other.wait_ms)
-    assert timing.linear_ms[1] >= 2
+    assert timing.linear_ms == pytest.approx([0, 2])
 
 
 class Recorded:
