@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -108,8 +109,15 @@ def some_setting(rng):
 
 
 def results_of(path, scripts, data, call):
-    """What some of the page's scripts make of `data`; `call` names their function of one entry."""
+    """What some of the page's scripts make of `data`; `call` names their function of one entry.
+
+    In node, where there is one: it is quicker to start than a browser.
+    """
     code = "\n".join((FOLDER / name).read_text() for name in scripts)
+    if node := shutil.which("node"):
+        script = path.with_suffix(".js")
+        script.write_text(f"const DATA = {json.dumps(data)};\n{code}\nconsole.log(JSON.stringify({call}));")
+        return json.loads(subprocess.run([node, script], capture_output=True, text=True, check=True).stdout)
     inlined = f"const DATA = {json.dumps(data)};\n{code}\ndocument.body.textContent = JSON.stringify({call});"
     path.write_text(f"<body><script>{inlined}</script>")
     return json.loads(unescape(re.search(r"<body>(.*)</body>", dom(path), re.DOTALL)[1]))

@@ -121,8 +121,8 @@ function blockOf(plan, cost, rank, source) {
   return { pairs: queries * keys, keys: queries ? keys : 0, computeMs };
 }
 
-// What a tokens take a rank: fixed + square * a^2 + (linear + slope * start + half * odd) * a, after ranks with
-// `start` tokens of which `odd` have odd counts. half: the time of half a pair where odd counts matter.
+// What a tokens take a rank: fixed + square * a^2 + (linear + slope * start + half * odd) * a, after ranks
+// with `start` tokens of which `odd` have odd counts. half: the time of half a pair where odd counts matter.
 function rankTimes(cost, seqLen, causal, zigzag) {
   const fixed = cost.fixed_ms;
   if (!causal) return { fixed, square: 0, linear: cost.token_ms + cost.pair_ms * seqLen, slope: 0, half: 0 };
@@ -145,8 +145,8 @@ const PRECISION = 1e-12;
 const FRUITLESS = 3;
 const FOLLOWED = 64;
 
-// Water-filling: the least time by which all ranks together hold all tokens, by bisection, in whole tiles. As in
-// ringexp/planning/waterfill.py, the furthest end of each kind is followed from rank to rank.
+// Water-filling: the least time by which all ranks together hold all tokens, by bisection, in whole tiles.
+// As in ringexp/planning/waterfill.py, the furthest end of each kind is followed from rank to rank.
 function balance(costs, seqLen, tile, layout, causal) {
   const zigzag = causal && layout !== "contiguous";
   const ranks = costs.map((cost) => rankTimes(cost, seqLen, causal, zigzag));
