@@ -163,6 +163,19 @@ def test_a_row_without_scores_is_zero_with_a_sum_of_nothing(dtype, kernel, causa
     assert torch.equal(out.eq(0).all(3), empty)
 
 
+@pytest.mark.parametrize("length", [1, 2, 5, 17, 40])
+@pytest.mark.parametrize("dtype", NEGATIVE_KEY)
+def test_keys_that_are_all_nan_are_no_zeros(dtype, length):
+    """PyTorch's CPU flash attention answers 0 for up to a vector of such keys."""
+    q, k, v = (torch.ones(1, heads, length, HEAD_DIM).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    k[:, 1] = math.nan
+    for causal in (False, True):
+        out, lse = get_kernel("sdpa", "cpu", dtype, HEAD_DIM).block(q, k, v, causal, SCALE)
+        assert out[:, 2:].isnan().all()
+        assert lse[:, 2:].isnan().all()
+        assert out[:, :2].isfinite().all()
+
+
 @pytest.mark.parametrize("kernel", ["sdpa", "reference"])
 def test_zeros_are_no_rows_without_scores(kernel):
     """One key of zeros, whose value is zeros: out 0 and lse 0, and its weight counts."""

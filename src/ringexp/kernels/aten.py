@@ -22,14 +22,18 @@ ROWS_AT_ONCE = 1024
 def flash_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """Flash attention on the CPU: float32, bfloat16, float16; any head_dim; KV heads are not expanded.
 
-    PyTorch answers out 0 and lse 0 for a row whose scores are all -inf. The lse is made -inf here.
+    PyTorch answers out 0 and lse 0 for a row whose scores are all -inf, and for a short one whose scores are
+    all NaN. The lse is made -inf here, or both NaN.
     """
     check_block(q, k, v, causal, softmax_scale)
     out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=softmax_scale)
     suspect = lse == 0
     if suspect.any():
         suspect &= (out == 0).all(dim=3)
-        lse = lse.masked_fill(_without_scores(suspect, q, k, causal), -math.inf)
+        highest = _highest_scores(suspect, q, k, causal)
+        wrong = highest.isneginf() | highest.isnan()
+        lse = torch.where(wrong, highest, lse)
+        out = out.masked_fill(highest.isnan().unsqueeze(3), math.nan)
     return out, lse
 
 
@@ -79,13 +83,13 @@ def cudnn_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: flo
     return out, lse.reshape(q.shape[:3])  # from [B, H, Lq, 1]
 
 
-def _without_scores(suspect: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    """Tell which of the rows `suspect` [B, H, Lq] have no score above -inf, by computing their scores.
+def _highest_scores(suspect: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """The highest score, unscaled, of the rows `suspect` [B, H, Lq], NaN if any is; 0 for all other rows.
 
-    A key and a value of zeros give out 0 and lse 0 too, and they count.
+    It tells rows without a number from those that a key and a value of zeros give out 0 and lse 0, too.
     """
     group = q.shape[1] // k.shape[1]
-    empty = torch.zeros_like(suspect)
+    highest = torch.zeros_like(suspect, dtype=torch.float32)
     for batch, head in suspect.any(dim=2).nonzero().tolist():
         keys = k[batch, head // group].float()
         for rows in suspect[batch, head].nonzero().squeeze(1).split(ROWS_AT_ONCE):
@@ -93,8 +97,8 @@ def _without_scores(suspect: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tens
             if causal:
                 unseen = torch.arange(keys.shape[0], device=q.device) > rows[:, None]
                 scores.masked_fill_(unseen, -math.inf)
-            empty[batch, head, rows] = scores.isneginf().all(dim=1)
-    return empty
+            highest[batch, head, rows] = scores.amax(dim=1)
+    return highest
 
 
 def _pad_head_dim(x: Tensor) -> Tensor:

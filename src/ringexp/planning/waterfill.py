@@ -80,13 +80,13 @@ class _Rank(NamedTuple):
 class _End(NamedTuple):
     """How far some ranks got: their tokens, how many of their counts are odd, if one of them got the rest.
 
-    count: the last rank's tokens. before: where it began.
+    latest: the last rank's tokens. before: where it began.
     """
 
     tokens: int
     odd: int
     rest_given: bool
-    count: int
+    latest: int
     before: _End | None
 
 
@@ -145,7 +145,7 @@ class _Filling:
             return None
         counts = []
         while best.before is not None:
-            counts.append(best.count)
+            counts.append(best.latest)
             best = best.before
         return counts[::-1]
 
