@@ -124,7 +124,8 @@ def _main() -> None:
         session.warn_of_mended_cublas()
         for index, job in enumerate(ranks.jobs):
             progress.job(index)
-            run_job(session, job)
+            if not run_job(session, job):
+                break
     session.barrier()
     session.close()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,9 +19,12 @@ from typing import Any
 from ringexp.atomic import no_link, write_atomically
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
+from ringexp.tracking.stored import parse_json, set_aside, write_json
 from ringexp.tracking.trace import chrome_trace
 
 RESULTS = "results.json"
+PREVIOUS = "results.previous.json"
+TRACE = "trace.json"
 CONFIG = "config.yaml"
 ENDED = ("complete", "failed", "interrupted")
 ITERATION_FIELDS = (
@@ -53,9 +55,42 @@ HOP_FIELDS = (
 
 
 def read_results(run_dir: Path) -> dict[str, Any] | None:
-    """The results.json of a run folder, or None where there is none."""
+    """The results.json of a run folder, or None where there is none that can be read; nothing is changed."""
+    try:
+        results = parse_json((run_dir / RESULTS).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return results if isinstance(results, dict) and isinstance(results.get("status"), str) else None
+
+
+def write_status(run_dir: Path, status: str, values: dict[str, Any]) -> bool:
+    """Replace results.json; return whether that was done. Everything that writes a status goes through here.
+
+    `complete` is final: a signal, an error or a full disk that comes later takes nothing back.
+
+    Args:
+        run_dir: the run's folder.
+        status: planned, complete, failed or interrupted.
+        values: everything else that results.json is to have.
+    """
     path = run_dir / RESULTS
-    return json.loads(path.read_text()) if path.exists() else None
+    known = read_results(run_dir)
+    if known and known["status"] == "complete":
+        return False
+    if known is None and os.path.lexists(path):
+        set_aside(path, ValueError("it is no results.json"))
+    write_json(path, {"status": status, **values})
+    return True
+
+
+def begin(run_dir: Path) -> None:
+    """Make a folder ready for a run. Results that an earlier one completed there: results.previous.json."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    known = read_results(run_dir)
+    if known and known["status"] == "complete":
+        os.replace(run_dir / RESULTS, run_dir / PREVIOUS)
+    with suppress(FileNotFoundError):
+        (run_dir / TRACE).unlink()
 
 
 def mark_ended(run_dir: Path, status: str, reason: str, overrule: bool = False) -> None:
@@ -65,10 +100,9 @@ def mark_ended(run_dir: Path, status: str, reason: str, overrule: bool = False) 
     A disk that is full stays as it is; the reason is told on the console too.
     """
     known = read_results(run_dir) or {}
-    if known.get("status") not in (("complete",) if overrule else ENDED):
-        document = known | {"status": status, "reason": reason}
+    if overrule or known.get("status") not in ENDED:
         with suppress(OSError):
-            write_atomically(run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
+            write_status(run_dir, status, known | {"status": status, "reason": reason})
 
 
 class RunFiles:
@@ -78,16 +112,15 @@ class RunFiles:
         from omegaconf import OmegaConf
 
         self.run_dir = run_dir
-        run_dir.mkdir(parents=True, exist_ok=True)
+        begin(run_dir)
         write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
         self._iterations = _CsvFile(run_dir / "iterations.csv", ITERATION_FIELDS)
         self._layers = _CsvFile(run_dir / "layers.csv", LAYER_FIELDS)
         self._hops = _CsvFile(run_dir / "hops.csv", HOP_FIELDS)
 
-    def write_results(self, status: str, values: dict[str, Any]) -> None:
-        """Replace results.json; `status` is planned or one of ENDED."""
-        document = {"status": status, **values}
-        write_atomically(self.run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
+    def write_results(self, status: str, values: dict[str, Any]) -> bool:
+        """Replace results.json unless it is complete, as `write_status` does."""
+        return write_status(self.run_dir, status, values)
 
     def add_iteration(self, iteration: int, ranks: Sequence[IterationTiming], prompt: metrics.Prompt) -> None:
         latency = metrics.latency_ms(ranks)
@@ -106,7 +139,7 @@ class RunFiles:
 
     def write_trace(self, iterations: Sequence[Sequence[IterationTiming]]) -> None:
         """trace.json: the timeline of all iterations."""
-        write_atomically(self.run_dir / "trace.json", json.dumps(chrome_trace(iterations)) + "\n")
+        write_json(self.run_dir / TRACE, chrome_trace(iterations), indent=None)
 
     def close(self) -> None:
         self._iterations.close()
