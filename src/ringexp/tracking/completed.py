@@ -15,10 +15,10 @@ from typing import Any
 
 from ringexp.atomic import write_atomically
 from ringexp.config import Config
+from ringexp.stored import Warn, an_object, digest, read_checked, text, to_stderr, write_json
 from ringexp.tracking.environment import code_identity
 from ringexp.tracking.files import CONFIG, RESULTS, begin, read_results
 from ringexp.tracking.schema import check_complete
-from ringexp.tracking.stored import Warn, an_object, digest, read_checked, text, to_stderr, write_json
 
 _DECIDES_NOTHING = ("label", "output_root", "tracker", "launch", "dry_run", "resume", "report")
 _PATHS = ("prompt_file", "prompt_text")

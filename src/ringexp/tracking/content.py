@@ -18,7 +18,7 @@ from typing import Any
 
 from ringexp.config import Config, FmsModelConfig
 from ringexp.errors import UserError
-from ringexp.tracking.stored import Warn, an_object, digest, read_checked, to_stderr, write_json
+from ringexp.stored import Warn, an_object, digest, read_checked, to_stderr, write_json
 
 OF_A_CHECKPOINT = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".tiktoken")
 """What the names of a checkpoint's files end with: its configuration, its tokenizer and its weights."""

@@ -18,8 +18,8 @@ from typing import Any
 
 from ringexp.atomic import no_link, write_atomically
 from ringexp.ring.timing import IterationTiming
+from ringexp.stored import parse_json, set_aside, write_json
 from ringexp.tracking import metrics
-from ringexp.tracking.stored import parse_json, set_aside, write_json
 from ringexp.tracking.trace import chrome_trace
 
 RESULTS = "results.json"

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ringexp.config import Config
-from ringexp.tracking.environment import code_identity
-from ringexp.tracking.metrics import References
-from ringexp.tracking.stored import (
+from ringexp.stored import (
     Warn,
     an_object,
     digest,
@@ -29,6 +27,8 @@ from ringexp.tracking.stored import (
     to_stderr,
     write_json,
 )
+from ringexp.tracking.environment import code_identity
+from ringexp.tracking.metrics import References
 
 Facts = dict[str, Any]
 """Everything that decides a reference."""

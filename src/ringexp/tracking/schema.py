@@ -12,8 +12,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ringexp.config import Config
 from ringexp.models.shapes import shape_of
+from ringexp.stored import NOT_FINITE, an_object
 from ringexp.tracking.metrics import RunResult
-from ringexp.tracking.stored import NOT_FINITE, an_object
 
 SCHEMA_VERSION = 2
 """Of results.json; files without one are of version 1."""
