@@ -258,7 +258,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _identity(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-    """What a run was, by its settings; the model's shape by its results, which know it wherever they are read."""
+    """What a run was, by its settings; its model's shape by its results, which know it on any machine."""
     percentages = [float(value) for value in config["hetero"]["percentages"]]
     drift = _drift(config["hetero"].get("drift") or {})
     slowest, fastest = min(percentages), max(percentages)
