@@ -234,7 +234,7 @@ def register() -> None:
 
 
 def length_of(seq_len: int, *, _root_: Any) -> int:
-    """Return the tokens of the composed run's longest prompt, if it has prompts of its own, else `seq_len`."""
+    """Return the tokens of the composed run's longest prompt; `seq_len` if it has no prompts of its own."""
     from omegaconf import OmegaConf
 
     from ringexp.models.prompt import tokens_of

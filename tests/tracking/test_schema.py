@@ -52,5 +52,5 @@ def test_a_missing_figure_is_damage():
 
 @pytest.mark.parametrize("content", [[], None, "complete", {}, {"status": "done"}, {"status": None}], ids=str)
 def test_another_content_is_no_results_file(content):
-    with pytest.raises(ValueError, match="is none of planned|is no object"):
+    with pytest.raises(ValueError, match=r"is none of planned|is no object"):
         check_results(content)
