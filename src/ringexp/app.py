@@ -101,14 +101,16 @@ def execute(
         device = _device(config)
         try:
             _check_fits(config, device, place)
+            content_of(config)  # raises for what cannot be read
             if not resumed(config, run_dir, sweep, place.machine(device)):
+                begin(run_dir)
                 fitting.append((config, run_dir))
         except UserError as error:
             failures[run_dir] = error
+        except OSError as error:
+            failures[run_dir] = RunFailed(f"{error.filename or run_dir} cannot be written: {error.strerror}")
     try:
         with console.progress() as display:
-            for _, run_dir in fitting:
-                begin(run_dir)
             stopped = _run_sets(fitting, place, display, failures, sweep)
             if stopped:  # by references that are off: those are measured anew
                 _run_sets([run for run in fitting if run[1] in stopped], place, display, failures, True)

@@ -176,3 +176,11 @@ def test_facts_survive_the_file(store):
     store.put("even", facts, RING)
     assert store.get("even", json.loads(json.dumps(facts))) == RING
     assert facts["model"].items() <= asdict(CONFIG.model).items()
+
+
+def test_a_store_that_cannot_be_written_is_only_a_warning(tmp_path, store, told):
+    (tmp_path / "references").touch()
+    store.put("even", FACTS["even"], RING)
+    (line,) = told
+    assert "the even reference is not kept" in line
+    assert store.get("even", FACTS["even"]) is None

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,7 +23,6 @@ from ringexp.stored import (
     positive,
     positive_or_none,
     read_checked,
-    set_aside,
     text,
     to_stderr,
     write_json,
@@ -60,14 +60,17 @@ class ReferenceStore:
         return entry["measured"]
 
     def put(self, kind: str, facts: Facts, measured: dict[str, Any], invocation: str = "") -> None:
-        """Remember `measured` in place of what was measured before."""
+        """Remember `measured` in place of what was measured before; warn if that cannot be written."""
         entry = {
             "facts": facts,
             "measured": measured,
             "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "invocation": invocation,
         }
-        write_json(self.path(kind, facts), entry)
+        try:
+            write_json(self.path(kind, facts), entry)
+        except OSError as error:
+            self._warn(f"{self._root} cannot be written ({error.strerror}): the {kind} reference is not kept")
 
     def collect(self, wanted: Mapping[str, Facts], invocation: str | None = None) -> References:
         """All references of a run that are remembered.
@@ -96,12 +99,9 @@ class ReferenceStore:
         paths = [path for kind in _CHECKS for path in self._root.glob(f"{kind}-*.json") if kind != "kernel"]
         old = [path for path in paths if read_checked(path, _machine, self._warn) == machine]
         for path in old:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         return len(old)
-
-    def discard(self, kind: str, facts: Facts, error: Exception) -> None:
-        """Set aside what is remembered for these facts, since it cannot be used."""
-        set_aside(self.path(kind, facts), error, self._warn)
 
 
 def _entry(kind: str, facts: Facts, value: Any) -> dict[str, Any]:
