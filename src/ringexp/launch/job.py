@@ -90,7 +90,11 @@ def run_job(session: Session, job: Job) -> bool:
 
 
 def _tracker(session: Session, job: Job, run_dir: Path) -> Tracker:
-    facts = environment(session.ranks.machine, session.ranks.command)
+    machine = session.ranks.machine
+    nodes = machine.get("nodes")  # of several nodes the first one has rank 0
+    facts = environment(nodes[0] if nodes else machine, session.ranks.command)
+    if nodes:
+        facts["nodes"] = nodes
     return Tracker(run_dir, job.config, session.progress.warn, described(job.config, job.key, facts))
 
 
