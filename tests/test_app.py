@@ -174,6 +174,7 @@ class Ranks:
 
 
 def finish(job, ranks) -> None:
+    (job.run_dir / "config.yaml").touch()
     write_status(job.run_dir, "complete", whole_results(key=job.key))
 
 
