@@ -112,7 +112,7 @@ def main() -> None:
     folders = [root / "runs" / f"{index:03d}_{config.label}" for index, config in enumerate(wanted)]
     failed: list[BaseException] = []
     try:
-        outcomes = execute(list(zip(wanted, folders, strict=True)), Console(), resume=True)
+        outcomes = execute(list(zip(wanted, folders, strict=True)), Console(), sweep=True)
         failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     except KeyboardInterrupt as error:  # also a time limit: what is complete goes to the table
         failed = [error]

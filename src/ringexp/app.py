@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,22 +12,24 @@ from typing import Any
 
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
-from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config, HeteroConfig
+from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.profiles import beside
 from ringexp.hetero.throttle import IN_PROCESS, resolve_throttle
 from ringexp.launch.local import run_ranks
 from ringexp.launch.planning import plan_for
+from ringexp.launch.reference_jobs import SPOT, Reference, brief, references_of, to_measure
 from ringexp.launch.spec import Job, RankSet
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
 from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
 from ringexp.models.shapes import shape_of
 from ringexp.planning import BY_COST, Plan, check_enough_tiles
 from ringexp.report.console import Console
-from ringexp.tracking.completed import CompletedRuns, copy_results
+from ringexp.tracking.completed import CompletedRuns, copy_results, fingerprint, run_key
+from ringexp.tracking.content import content_of
 from ringexp.tracking.environment import command_line, gpu_names, machine_facts
-from ringexp.tracking.files import mark_ended, read_results
-from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
+from ringexp.tracking.files import begin, mark_ended, read_results
+from ringexp.tracking.references import ReferenceStore, even_facts
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,21 @@ Outcome = dict[str, Any] | UserError | RunFailed
 
 
 def execute(
-    runs: Sequence[tuple[Config, Path]], console: Console, resume: bool = False, place: Place | None = None
+    runs: Sequence[tuple[Config, Path]], console: Console, sweep: bool = False, place: Place | None = None
 ) -> list[Outcome]:
     """Run configs in as few sets of ranks as they allow; returns their outcomes in the order given.
 
-    A run that fails ends its ranks; new ones go on with the jobs after it. With `resume`, or the setting of
-    that name, a config that an equal run has completed is not run again. An interrupt ends all: what has not
-    ended by then is marked so. place: this machine unless given.
+    A run that fails ends its ranks; new ones go on with the jobs after it. An interrupt ends all: what has
+    not ended by then is marked so. Raises UserError if two runs have one folder.
+
+    Args:
+        runs: checked configs and their folders.
+        console: where progress is shown.
+        sweep: take what equal runs have completed, unless the setting `resume` says otherwise, and measure
+            references in this sweep rather than take those that an earlier call measured.
+        place: where the ranks run; this machine unless given.
     """
+    check_folders([run_dir for _, run_dir in runs])
     place = place or Place()
     failures: dict[Path, UserError | RunFailed] = {}
     fitting = []
@@ -90,18 +101,34 @@ def execute(
         device = _device(config)
         try:
             _check_fits(config, device, place)
-            if not resumed(config, run_dir, resume, place.machine(device)):
+            content_of(config)  # raises for what cannot be read
+            if not resumed(config, run_dir, sweep, place.machine(device)):
+                begin(run_dir)
                 fitting.append((config, run_dir))
         except UserError as error:
             failures[run_dir] = error
+        except OSError as error:
+            failures[run_dir] = RunFailed(f"{error.filename or run_dir} cannot be written: {error.strerror}")
     try:
         with console.progress() as display:
-            for index, ranks in enumerate(rank_sets(fitting, place)):
-                _run_set(place, ranks, fitting[0][1] / "ranks" / str(index), display, failures)
+            stopped = _run_sets(fitting, place, display, failures, sweep)
+            if stopped:  # by references that are off: those are measured anew
+                _run_sets([run for run in fitting if run[1] in stopped], place, display, failures, True)
     except KeyboardInterrupt as interrupt:
         mark_interrupted(fitting, f"interrupted: {str(interrupt) or 'Ctrl-C'}")
         raise
     return [failures.get(run_dir) or outcome(run_dir) for _, run_dir in runs]
+
+
+def check_folders(folders: Sequence[Path]) -> None:
+    """Raise UserError if two runs would write to one folder."""
+    counted = Counter(folder.absolute() for folder in folders)
+    folder, count = counted.most_common(1)[0] if counted else (None, 1)
+    if count > 1:
+        raise UserError(
+            f"{count} runs of the sweep have the same folder {folder}, where each would overwrite the one "
+            "before; put ${hydra.job.num} into hydra.sweep.subdir"
+        )
 
 
 def mark_interrupted(runs: Sequence[tuple[Config, Path]], reason: str) -> None:
@@ -110,15 +137,35 @@ def mark_interrupted(runs: Sequence[tuple[Config, Path]], reason: str) -> None:
         mark_ended(run_dir, "interrupted", reason if read_results(run_dir) else f"not begun ({reason})")
 
 
-def resumed(config: Config, run_dir: Path, resume: bool, machine: dict[str, Any]) -> bool:
+def resumed(config: Config, run_dir: Path, sweep: bool, machine: dict[str, Any]) -> bool:
     """Whether an equal run is complete; if so its results are in `run_dir` now."""
-    if not (resume if config.resume is None else config.resume):
+    if not (sweep if config.resume is None else config.resume):
         return False
     completed = CompletedRuns(config.completed_dir, machine)
-    source = completed.find(config)
+    source = completed.find(fingerprint(config, content_of(config)))
     if source:
         copy_results(source, run_dir)
     return source is not None
+
+
+def _run_sets(
+    runs: Sequence[tuple[Config, Path]],
+    place: Place,
+    display: Display,
+    failures: dict[Path, UserError | RunFailed],
+    own_references: bool,
+) -> set[Path]:
+    """Carry out all jobs of these runs; returns the folders of those that ranks refused, as `_run_set`."""
+    stopped: set[Path] = set()
+    for ranks in rank_sets(runs, place, own_references):
+        folder = runs[0][1] / "ranks"
+        stopped |= _run_set(place, ranks, folder / str(_count(folder)), display, failures)
+    return stopped
+
+
+def _count(folder: Path) -> int:
+    """How many sets of ranks have their files in a folder; a job that SLURM requeued finds those before."""
+    return len(list(folder.glob("*")))
 
 
 def _run_set(
@@ -127,112 +174,147 @@ def _run_set(
     workdir: Path,
     display: Display,
     failures: dict[Path, UserError | RunFailed],
-) -> None:
-    """Carry out the jobs of one set, starting its ranks again after each job that fails."""
-    jobs = ranks.jobs
-    attempt = len(list(workdir.glob("*")))  # a job that SLURM requeued finds those before
+) -> set[Path]:
+    """Carry out the jobs of one set, starting its ranks again after each job that fails.
+
+    Returns the folders of runs that ranks did not begin since a stored reference of theirs is off.
+    """
+    jobs, attempt = ranks.jobs, 0
     while jobs:
+        folder = workdir / str(attempt)
         try:
-            place.run_ranks(replace(ranks, jobs=jobs), workdir / str(attempt), display)
-            return
+            place.run_ranks(replace(ranks, jobs=jobs), folder, display)
+            begun = jobs_begun(folder)
+            stopped = jobs[begun:] if begun and jobs[begun - 1].role.startswith(SPOT) else []
+            return {job.run_dir for job in stopped if job.run_dir}
         except (UserError, RunFailed, OSError) as caught:
             error = RunFailed(f"{type(caught).__name__}: {caught}") if isinstance(caught, OSError) else caught
-            begun = jobs_begun(workdir / str(attempt))
+            begun = jobs_begun(folder)
             lost = jobs[begun - 1 : begun] if begun else jobs  # none begun: the ranks cannot start at all
             for job in lost:
-                if job.run_dir:
+                if job.run_dir and begun and _is_complete(job):
+                    display.event({"warn": f"{job.run_dir.name} is complete; after it: {error}"})
+                elif job.run_dir:
                     failures[job.run_dir] = error
                     mark_ended(job.run_dir, "failed", str(error), overrule=True)
                 else:
                     display.event({"warn": f"{job.role} reference failed: {error}"})
             jobs = jobs[begun:] if begun else []
             attempt += 1
+    return set()
+
+
+def _is_complete(job: Job) -> bool:
+    results = read_results(job.run_dir) if job.run_dir else None
+    return bool(results) and results["status"] == "complete" and results.get("key") == job.key
 
 
 def outcome(run_dir: Path) -> Outcome:
     """What the results.json of a run says it came to."""
     results = read_results(run_dir)
     if results is None or results["status"] != "complete":
-        return RunFailed((results or {}).get("reason") or f"the ranks ended without results for {run_dir}")
-    if results["exact"] is False:
-        return RunFailed(results.get("why_inexact") or "the output is not that of one process")
+        reason = (results or {}).get("reason")
+        return RunFailed(str(reason) if reason else f"the ranks ended without results for {run_dir}")
+    if results.get("exact") not in (True, None):
+        return RunFailed(str(results.get("why_inexact") or "the output is not that of one process"))
     return results
 
 
-def rank_sets(runs: Sequence[tuple[Config, Path]], place: Place) -> list[RankSet]:
+def rank_sets(
+    runs: Sequence[tuple[Config, Path]], place: Place, own_references: bool = False
+) -> list[RankSet]:
     """The sets of ranks to start, in order, each with its jobs: a run's references, then the run itself.
 
     Runs that share throttle, profile and model share ranks; where CPUs are paced any profile will do.
-    Remembered references are not measured again.
+
+    Args:
+        runs: checked configs and their folders.
+        place: where the ranks run.
+        own_references: measure all references, each once, rather than take what earlier calls measured.
     """
-    sets: dict[str, RankSet] = {}
-    asked: set[Path] = set()
-    machines = {device: place.machine(device) for device in {_device(config) for config, _ in runs}}
-
-    def lacking(kind: str, facts: dict[str, Any], config: Config) -> bool:
-        path = ReferenceStore(config.references_dir).path(kind, facts)
-        if not config.references or path in asked or path.exists():
-            return False
-        asked.add(path)
-        return True
-
-    def add(config: Config, role: str, machine: dict[str, Any], run_dir: Path | None = None) -> None:
-        throttle = _throttle(config, _device(config))
-        _set_for(config, throttle, sets, machine, place).jobs.append(Job(config, role, throttle, run_dir))
-
+    sets = _RankSets(place)
     for config, run_dir in runs:
-        machine = machines[_device(config)]
-        even = replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
-        even = replace(even, memory_limit_gib=None)
-        if lacking("single", single_facts(config, machine), config):
-            add(replace(even, hetero=_one_device(config), shard="tokens"), "single", machine)
-        mixed = config.hetero.is_measured  # there is no ring of equal devices to measure against
-        if not mixed and lacking("homogeneous", homogeneous_facts(config, machine), config):
-            homogeneous = replace(even, hetero=_full_speed(config, place), shard="tokens")
-            add(homogeneous, "homogeneous", machine)
-            # it is the even reference of its own profile, too
-            asked.add(ReferenceStore(config.references_dir).path("even", even_facts(homogeneous, machine)))
-        if config.partitioner.name == "even":
-            asked.add(ReferenceStore(config.references_dir).path("even", even_facts(config, machine)))
-        elif lacking("even", even_facts(config, machine), config):
-            add(even, "even", machine)
-        add(config, "run", machine, run_dir)
-    return list(sets.values())
+        sets.add_run(config, run_dir, own_references or config.calibration.mode == "refresh")
+    return list(sets.found.values())
 
 
-def _set_for(
-    config: Config, throttle: str, sets: dict[str, RankSet], machine: dict[str, Any], place: Place
-) -> RankSet:
-    """The set of ranks in `sets` that can run this config; a new one if none can."""
-    device = _device(config)
-    any_profile = device == "cpu" and throttle in IN_PROCESS
-    ranks = RankSet(
-        device=device,
-        throttle="cpu_pacing" if any_profile else throttle,
-        transport=_transport(config, device, place),
-        percentages=[float(p) for p in config.hetero.percentages],
-        drifting=bool(config.hetero.drift),
-        num_devices=place.num_gpus if device == "cuda" else place.num_nodes,
-        machine=machine,
-        command=place.command,
-    )
-    profile = [ranks.world_size] if any_profile else [ranks.percentages, ranks.drifting]
-    shared = [ranks.throttle, profile, ranks.transport, device, asdict(config.model), config.seed]
-    return sets.setdefault(json.dumps(shared, sort_keys=True), ranks)
+class _RankSets:
+    """The sets of ranks that runs need, as they are found one run after the other."""
 
+    def __init__(self, place: Place) -> None:
+        self.found: dict[str, RankSet] = {}
+        self._place = place
+        self._asked: set[Path] = set()  # references that are measured in this call
+        self._invocation = secrets.token_hex(8)
+        self._machines: dict[str, dict[str, Any]] = {}
 
-def _one_device(config: Config) -> HeteroConfig:
-    """The ranks that measure one full-speed device: a single one, or on CPU all, each for itself."""
-    throttle = "measured" if config.hetero.is_measured else "none"
-    return HeteroConfig([100.0] * (1 if _device(config) == "cuda" else config.world_size), throttle)
+    def add_run(self, config: Config, run_dir: Path, own_references: bool) -> None:
+        """Add the references that a run lacks, then the run."""
+        device, content = _device(config), content_of(config)
+        machine = self._machine(device)
+        references = references_of(config, machine, content, device, self._place.num_gpus)
+        store = ReferenceStore(config.references_dir)
+        spot, missing = None, [each for each in references if not each.is_run]
+        if not own_references:
+            shares = self._name(config).__eq__
+            spot, missing = to_measure(
+                references, store, lambda other: shares(self._name(other)), config.calibration.spot_check
+            )
+        if spot:
+            self._add(Job(brief(spot.config), SPOT + spot.kind, "", references={spot.kind: spot.facts}))
+        for each in missing:
+            if store.path(each.kind, each.facts) not in self._asked:
+                self._add_reference(each, store, machine, content)
+        for each in references:
+            if each.is_run:
+                self._asked.add(store.path(each.kind, each.facts))
+        facts = {each.kind: each.facts for each in references}
+        key = run_key(fingerprint(config, content), machine)
+        invocation = self._invocation if own_references else None
+        self._add(Job(config, "run", "", run_dir, key, facts, invocation))
 
+    def _add_reference(
+        self, reference: Reference, store: ReferenceStore, machine: dict[str, Any], content: dict[str, str]
+    ) -> None:
+        kind, config = reference.kind, reference.config
+        facts = {kind: reference.facts}
+        if kind == "homogeneous":  # it is the even reference of its own profile, too
+            facts["even"] = even_facts(config, machine, content)
+        self._asked |= {store.path(each, decided) for each, decided in facts.items()}
+        self._add(Job(config, kind, "", references=facts))
 
-def _full_speed(config: Config, place: Place) -> HeteroConfig:
-    """The profile of ranks that nothing slows: whole devices, or equal parts of the GPUs they share."""
-    gpus = place.num_gpus if _device(config) == "cuda" else config.world_size
-    sharing = -(-config.world_size // max(gpus, 1))
-    throttle = config.hetero.throttle if sharing > 1 else "none"
-    return HeteroConfig([100.0 / sharing] * config.world_size, throttle)
+    def _add(self, job: Job) -> None:
+        job = replace(job, throttle=_throttle(job.config, _device(job.config)))
+        self.found.setdefault(self._name(job.config), self._ranks(job.config)).jobs.append(job)
+
+    def _name(self, config: Config) -> str:
+        """Equal for configs that can share ranks."""
+        ranks = self._ranks(config)
+        any_profile = ranks.device == "cpu" and _throttle(config, "cpu") in IN_PROCESS
+        profile = [ranks.world_size] if any_profile else [ranks.percentages, ranks.drifting]
+        shared = [ranks.throttle, profile, ranks.transport, ranks.device, asdict(config.model), config.seed]
+        return json.dumps(shared, sort_keys=True)
+
+    def _ranks(self, config: Config) -> RankSet:
+        """Ranks for a config, without jobs."""
+        device = _device(config)
+        throttle = _throttle(config, device)
+        return RankSet(
+            device=device,
+            throttle="cpu_pacing" if device == "cpu" and throttle in IN_PROCESS else throttle,
+            transport=_transport(config, device, self._place),
+            percentages=[float(p) for p in config.hetero.percentages],
+            drifting=bool(config.hetero.drift),
+            num_devices=self._place.num_gpus if device == "cuda" else self._place.num_nodes,
+            machine=self._machine(device),
+            command=self._place.command,
+            invocation=self._invocation,
+        )
+
+    def _machine(self, device: str) -> dict[str, Any]:
+        if device not in self._machines:
+            self._machines[device] = self._place.machine(device)
+        return self._machines[device]
 
 
 def _device(config: Config) -> str:

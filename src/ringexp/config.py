@@ -230,6 +230,21 @@ def register() -> None:
     resolver("full_speed", lambda device: [100.0] * (2 if device == "cpu" else gpu_count() or 2))
     resolver("profile", lambda p, drift=None: drift_label(list(p), DriftConfig(**drift) if drift else None))
     resolver("token", _random_token)
+    OmegaConf.register_new_resolver("ringexp.length", length_of, replace=True)
+
+
+def length_of(seq_len: int, *, _root_: Any) -> int:
+    """Return the tokens of the composed run's longest prompt; `seq_len` if it has no prompts of its own."""
+    from omegaconf import OmegaConf
+
+    from ringexp.models.prompt import tokens_of
+
+    names = ("prompt_file", "prompt_text", "prompt_lines", "prompt_lengths")
+    given = {name: OmegaConf.select(_root_, name) for name in names}
+    if given["prompt_lengths"] is not None:
+        given["prompt_lengths"] = list(given["prompt_lengths"])
+    model = FmsModelConfig(checkpoint=OmegaConf.select(_root_, "model.checkpoint"))
+    return tokens_of(Config(model=model, seq_len=seq_len, **given))
 
 
 def _random_token() -> str:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pytest
@@ -175,50 +176,108 @@ HEADER = ",".join(COLUMNS).encode() + b"\n"
 GOOD = b"cpu,none,100.0,1,shape,64,32,0.5,1.0,0.0,3,2026-03-01T10:00:00,torch,,1\n"
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "columns missing"),
-        (b"mps_pct,size,tflops\n10,1024,24.91\n", "columns missing"),
-        (HEADER.replace(b"\n", b",colour\n") + GOOD, "unknown: .'colour'"),
-        (HEADER.replace(b",samples", b"") + GOOD, "columns missing: .'samples'"),
-        (HEADER.replace(b"time_ms", b"length") + GOOD, "columns missing: .'time_ms'"),
-        (HEADER + GOOD + GOOD[:30], "line 3: the row must have 15 fields"),
-        (HEADER + GOOD.replace(b"torch,,1", b"torch,50,1,more"), "line 2: the row must have 15 fields"),
-        (HEADER + GOOD.replace(b"0.5", b"fast"), "line 2: speed_tflops='fast' is not a number"),
-        (HEADER + GOOD.replace(b"64,", b"64.5,"), "line 2: length='64.5' is not a whole number"),
-        (HEADER + GOOD.replace(b"0.5", b"-0.5"), "line 2: speed_tflops=-0.5 must be positive"),
-        (HEADER + GOOD.replace(b"torch", b'"torch'), "unexpected end of data"),
-        (HEADER + GOOD.replace(b"torch", b"\xff\xfe"), "codec can't decode"),
-        (b"\x00\x01\x02PNG\x00", "line 1"),
-    ],
-    ids=[
-        "empty",
-        "foreign",
-        "unknown column",
-        "missing column",
-        "column twice",
-        "cut",
-        "too long",
-        "not a number",
-        "not whole",
-        "negative",
-        "open quote",
-        "not utf-8",
-        "binary",
-    ],
-)
-def test_damaged_file_is_an_error_that_names_it_and_stays(tmp_path, content, message):
-    path = tmp_path / "speeds.csv"
+def written(tmp_path, content: bytes) -> tuple[SpeedTable, list[str]]:
+    """A table with this content, and what it tells the user."""
+    path, told = tmp_path / "speeds.csv", []
     path.write_bytes(content)
-    table = SpeedTable(path)
-    for use in (table.load, lambda: table.add([ROW])):
-        with pytest.raises(UserError, match=message) as error:
-            use()
-        assert str(path) in str(error.value)
-        assert "correct the file, or move it away" in str(error.value)
-        assert "\n" not in str(error.value)
-    assert path.read_bytes() == content
+    return SpeedTable(path, told.append), told
+
+
+NO_TABLES = {
+    "empty": (b"", "columns missing"),
+    "foreign": (b"mps_pct,size,tflops\n10,1024,24.91\n", "columns missing"),
+    "unknown column": (HEADER.replace(b"\n", b",colour\n") + GOOD, "unknown: ['colour']"),
+    "missing column": (HEADER.replace(b",samples", b"") + GOOD, "columns missing: ['samples']"),
+    "column twice": (HEADER.replace(b"time_ms", b"length") + GOOD, "columns missing: ['time_ms']"),
+    "binary": (b"\x00\x01\x02PNG\x00", "columns missing"),
+    "no utf-8": (b"\xff\xfeh\x00", "codec can't decode"),
+}
+
+
+@pytest.mark.parametrize(("content", "why"), NO_TABLES.values(), ids=NO_TABLES)
+def test_what_is_no_table_is_set_aside_whole(tmp_path, content, why):
+    table, told = written(tmp_path, content)
+    assert table.load() == ()
+    assert table.path.read_bytes() == content  # who only reads leaves it
+    told.clear()
+    assert table.mend() == ()
+    (line,) = told
+    assert str(table.path) in line
+    assert why in line
+    assert "\n" not in line
+    assert (tmp_path / "speeds.csv.damaged").read_bytes() == content
+    table.add([ROW])
+    assert SpeedTable(table.path).load() == (ROW,)
+
+
+BAD_LINES = {
+    "cut": (GOOD[:30], "must have 15 fields"),
+    "too long": (GOOD.replace(b"torch,,1", b"torch,50,1,more"), "must have 15 fields"),
+    "not a number": (GOOD.replace(b"0.5", b"fast"), "speed_tflops='fast' is not a number"),
+    "not whole": (GOOD.replace(b"64,", b"64.5,"), "length='64.5' is not a whole number"),
+    "negative": (GOOD.replace(b"0.5", b"-0.5"), "speed_tflops=-0.5 must be positive"),
+    "zero": (GOOD.replace(b"0.5,1.0", b"0.5,0"), "time_ms=0.0 must be positive"),
+    "nan": (GOOD.replace(b"0.5", b"nan"), "speed_tflops=nan must be positive"),
+    "open quote": (GOOD.replace(b"torch", b'"torch'), "unexpected end of data"),
+    "not utf-8": (GOOD.replace(b"torch", b"\xff\xfe"), "codec can't decode"),
+    "no date": (GOOD.replace(b"2026-03-01T10:00:00", b"soon"), "must be an ISO 8601 time"),
+}
+
+
+@pytest.mark.parametrize(("bad", "why"), BAD_LINES.values(), ids=BAD_LINES)
+def test_a_damaged_line_is_set_aside_alone(tmp_path, bad, why):
+    other = GOOD.replace(b"cpu", b"other")
+    table, told = written(tmp_path, HEADER + GOOD + bad.rstrip(b"\n") + b"\n" + other)
+    assert [row.hardware for row in table.mend()] == ["cpu", "other"]
+    (line,) = told
+    assert str(table.path) in line
+    assert "line 3: " in line
+    assert why in line
+    assert bad.strip(b"\n") in table.damaged_file.read_bytes().split(b"\n")
+    assert len(table.path.read_bytes().splitlines()) == 3
+    told.clear()
+    assert len(SpeedTable(table.path, told.append).mend()) == 2
+    assert told == []
+
+
+def test_a_reader_uses_good_lines_and_changes_nothing(tmp_path):
+    content = HEADER + GOOD + b"cut,line\n"
+    table, told = written(tmp_path, content)
+    assert [row.hardware for row in table.load()] == [row.hardware for row in table.load()] == ["cpu"]
+    assert len(told) == 1
+    assert table.path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [table.path]
+
+
+def test_damaged_lines_of_two_times_are_all_kept(tmp_path):
+    for bad in (b"one,line\n", b"two,lines\n"):
+        table, _ = written(tmp_path, HEADER + GOOD + bad)
+        table.add([ROW])
+    assert b"one,line" in table.damaged_file.read_bytes()
+    assert b"two,lines" in table.damaged_file.read_bytes()
+    assert len(table.load()) == 2
+
+
+def test_a_folder_in_its_place_is_set_aside(tmp_path):
+    told: list[str] = []
+    table = SpeedTable(tmp_path / "speeds.csv", told.append)
+    table.path.mkdir()
+    table.add([ROW])
+    assert table.load() == (ROW,)
+    assert (tmp_path / "speeds.csv.damaged").is_dir()
+    assert len(told) == 1
+
+
+def test_a_row_from_the_future_gives_way_to_a_measured_one(table):
+    now = datetime.now(timezone.utc)
+    future = changed(measured_at=(now + timedelta(days=400)).isoformat(), speed_tflops=1.0)
+    measured = changed(measured_at=now.isoformat(timespec="seconds"), speed_tflops=2.0)
+    table.add([future])
+    assert table.load() == (future,)
+    table.add([measured])
+    assert table.load() == (measured,)
+    table.add([future])
+    assert table.load() == (measured,)
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
@@ -230,8 +289,6 @@ def test_hand_edited_file_is_read(tmp_path, start):
 
 def test_path_that_cannot_be_a_file_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be read"):
-        SpeedTable(tmp_path).load()
     with pytest.raises(UserError, match=r"cannot be written.*choose a path"):
         SpeedTable(tmp_path / "file" / "speeds.csv").add([ROW])
 
@@ -243,6 +300,22 @@ def test_symbolic_link_stays_a_link(tmp_path):
     SpeedTable(link).add([changed(length=1)])
     assert link.is_symlink()
     assert len(SpeedTable(target).load()) == 2
+
+
+def test_links_beside_the_table_are_not_followed(table):
+    """Whoever may write in the folder can foresee the lock's name, and could that of a draft."""
+    table.path.parent.mkdir()
+    victim = table.path.with_name("victim")
+    victim.write_text("precious")
+    table.path.with_name(f".{table.path.name}.tmp").symlink_to(victim)
+    table.add([ROW])
+    assert table.load() == (ROW,)
+    lock = table.path.with_name(f"{table.path.name}.lock")
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(victim)
+    with pytest.raises(UserError, match="cannot be written: Too many levels of symbolic links"):
+        table.add([ROW])
+    assert victim.read_text() == "precious"
 
 
 def test_processes_adding_at_once_lose_no_row(table):

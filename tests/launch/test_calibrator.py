@@ -91,6 +91,58 @@ def test_a_rank_that_has_become_slower_is_noticed_and_measured_anew(pools, tmp_p
     ]
 
 
+def test_a_length_that_is_off_takes_no_other_length_with_it(pools, tmp_path):
+    """Of two stored lengths one is wrong by far for rank 1; the other is checked by itself, and stays."""
+    short, long = (attention_config(tmp_path, "measured", 2, seq_len=length) for length in (256, 512))
+    for config in (short, long):
+        config.calibration.tolerance = 20.0  # for whatever else this machine does
+    pools[2].run(sessions.speeds_in_turn, [short, long], [100, 100])
+    table = SpeedTable(short.speeds_file)
+    before = table.load()
+    wrong = [
+        replace(row, time_ms=row.time_ms / 1e4, spread=0.0)
+        for row in before
+        if "rank 1" in row.hardware and row.length == 256
+    ]
+    table.add(wrong)
+    told(tmp_path)
+    pools[2].run(sessions.speeds_in_turn, [short, long], [100, 100])
+    report = told(tmp_path)
+    assert "rank 1: a stored speed is off, 256 tokens" in report
+    assert "calibrating 1 point(s)" in report
+    assert report.count("checking a stored speed") == 2  # 256 was wrong, so 512 does not go by it
+    assert report.count("calibrating") == 1
+    after = table.load()
+    assert {row for row in before if row.length == 512} == {row for row in after if row.length == 512}
+    assert not set(wrong) & set(after)
+
+
+def test_a_damaged_line_is_measured_anew_by_the_ranks(pools, tmp_path):
+    config = attention_config(tmp_path, "none", 2, seq_len=256)
+    pools[2].run(sessions.speeds, config, [100, 100])
+    told(tmp_path)
+    lines = config.speeds_file.read_bytes().splitlines(keepends=True)
+    config.speeds_file.write_bytes(lines[0] + lines[1][:40] + b"\n")
+    known, _ = pools[2].run(sessions.speeds, config, [100, 100])
+    report = told(tmp_path)
+    assert "1 damaged line(s)" in report
+    assert "calibrating 1 point(s)" in report
+    assert known.lut()[0] > 0
+
+
+def test_refreshed_speeds_win_over_rows_from_the_future(pools, tmp_path):
+    config = attention_config(tmp_path, "none", 2, seq_len=256)
+    pools[2].run(sessions.speeds, config, [100, 100])
+    table = SpeedTable(config.speeds_file)
+    future = [replace(row, measured_at="2999-01-01T00:00:00+00:00", time_ms=1e-6) for row in table.load()]
+    config.speeds_file.unlink()
+    table.add(future)
+    config.calibration.mode = "refresh"
+    known, _ = pools[2].run(sessions.speeds, config, [100, 100])
+    assert all(row.time_ms > 1e-3 for row in table.load())
+    assert all(row.time_ms > 1e-3 for rows in known.rows for row in rows)
+
+
 def test_stored_speeds_are_tried_out_once_a_shape(pools, tmp_path):
     first, second = (attention_config(tmp_path, "none", 2, seq_len=length) for length in (256, 512))
     for config in (first, second):

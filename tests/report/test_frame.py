@@ -191,3 +191,17 @@ def test_a_folder_without_runs_is_one_clear_line(tmp_path, make, message):
     with pytest.raises(UserError, match=message) as error:
         load_runs([make(tmp_path)])
     assert "outputs/sweeps/DATE/TIME" in str(error.value)
+
+
+@pytest.mark.parametrize("shape", ["checkpoint-abc-b1-layer-bfloat16", None])
+def test_a_run_whose_checkpoint_is_gone_stays_complete(tmp_path, shape):
+    """Of results that do not know the model's shape, those of two checkpoints are not compared."""
+    known = {"shape": shape} if shape else {}
+    for number, name in enumerate(("one", "two")):
+        folder = write_run(tmp_path, number, **known)
+        config = OmegaConf.load(folder / "config.yaml")
+        config.model = {"kind": "fms", "name": "checkpoint", "checkpoint": str(tmp_path / name)}
+        OmegaConf.save(config, folder / "config.yaml")
+    runs = load_runs([tmp_path])
+    assert list(runs.status) == ["complete", "complete"]
+    assert len(set(runs["shape"])) == (1 if shape else 2)

@@ -31,4 +31,4 @@ class SharedRanksLauncher(TogetherLauncher):
     def carry_out(self) -> CarryOut:
         from ringexp.app import execute
 
-        return lambda runs, console: execute(runs, console, resume=True)
+        return lambda runs, console: execute(runs, console, sweep=True)

@@ -48,8 +48,23 @@ def deviation(stored: SpeedRow, spot: SpeedRow) -> float:
 
 
 def is_stale(stored: SpeedRow, spot: SpeedRow, tolerance: float) -> bool:
-    """Off by more than the tolerance and more than twice the spread (IQR / median) of either."""
-    return abs(deviation(stored, spot)) > max(tolerance, 2 * stored.spread, 2 * spot.spread)
+    """Whether a stored time is off, as `is_off`."""
+    return is_off(stored.time_ms, spot.time_ms, stored.spread, spot.spread, tolerance)
+
+
+def is_off(
+    stored_ms: float, spot_ms: float, stored_spread: float, spot_spread: float, tolerance: float
+) -> bool:
+    """Whether two times differ by more than the tolerance and more than twice the spread of either.
+
+    Args:
+        stored_ms: the time that is stored.
+        spot_ms: the time that was just measured.
+        stored_spread: interquartile range over median of what is stored.
+        spot_spread: the same of what was just measured.
+        tolerance: the difference, relative to the stored time, that never counts.
+    """
+    return abs(spot_ms / stored_ms - 1) > max(tolerance, 2 * stored_spread, 2 * spot_spread)
 
 
 def unlike(measured: Sequence[Sequence[SpeedRow]]) -> tuple[int, int, float] | None:

@@ -8,17 +8,25 @@ table.rows(hardware="NVIDIA H200", shape=shape)       # filter
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from ringexp.atomic import write_atomically
 from ringexp.errors import UserError
+from ringexp.stored import DAMAGED, Warn, set_aside, to_stderr
 
 LOCK_TIMEOUT_S = 60.0
 """How long `add` waits for other writers; one write takes milliseconds."""
+
+CLOCK_SKEW = timedelta(minutes=1)
+"""How far the clocks of machines that share a table may be apart."""
 
 Key = tuple[str, str, str, int, float, int, int, str, int]
 
@@ -127,29 +135,79 @@ _NUMBERS = {"percentage": float, "speed_tflops": float, "time_ms": float, "sprea
 class SpeedTable:
     """The rows of one CSV file, one row a key, sorted by key. A missing file is an empty table.
 
-    Every read sees the newest file, also after another process wrote it. A file that is damaged or is no
-    calibration table raises UserError and is left as it is.
+    Every read sees the newest file, also after another process wrote it. Lines that are damaged do not count,
+    and the user is told; `mend`, `add` and `drop` move them to a file beside the table.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], warn: Warn = to_stderr) -> None:
         self.path = Path(path).resolve()
+        self._warn = warn
         self._rows: tuple[SpeedRow, ...] = ()
+        self._damaged: list[DamagedLine] = []
         self._read_from: tuple[int, int, int] | None = None
 
+    @property
+    def damaged_file(self) -> Path:
+        """Where damaged lines are kept."""
+        return self.path.with_name(f"{self.path.name}{DAMAGED}-lines")
+
     def load(self) -> tuple[SpeedRow, ...]:
-        """All rows; the file is read again only when it changed."""
+        """All good rows; the file is read again only when it changed, and is left as it is.
+
+        A file that is no table at all counts as empty.
+        """
         try:
-            with open(self.path, encoding="utf-8-sig", newline="") as file:
-                status = os.fstat(file.fileno())
-                version = (status.st_ino, status.st_mtime_ns, status.st_size)
-                if version != self._read_from:
-                    self._rows = newest(self._parse(file))
-                    self._read_from = version
+            if self._read() and self._damaged:
+                first = self._damaged[0]
+                self._warn(
+                    f"calibration table {self.path}: {len(self._damaged)} damaged line(s) are not used "
+                    f"(line {first.number}: {first.reason})"
+                )
         except FileNotFoundError:
-            self._rows, self._read_from = (), None
-        except OSError as error:
-            raise UserError(f"calibration table {self.path} cannot be read: {error.strerror}") from error
+            self._forget()
+        except (OSError, ValueError) as error:
+            self._forget()
+            self._warn(f"calibration table {self.path} is damaged and not used: {_reason(error)}")
         return self._rows
+
+    def mend(self) -> tuple[SpeedRow, ...]:
+        """All good rows, as `load`. Damaged lines go to a file beside, and what is no table is renamed.
+
+        Where nothing can be written the file stays as it is.
+        """
+        with suppress(UserError):
+            self._set_aside()
+        return self.load()
+
+    def _set_aside(self) -> None:
+        try:
+            self._read()
+            if self._damaged:
+                self._change(lambda rows: rows)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            set_aside(
+                self.path, error if isinstance(error, OSError) else ValueError(_reason(error)), self._warn
+            )
+            self._forget()
+
+    def _forget(self) -> None:
+        self._rows, self._damaged, self._read_from = (), [], None
+
+    def _read(self) -> bool:
+        """Read the file if it changed; returns whether it did.
+
+        Raises OSError if it cannot be read, ValueError if it is no table.
+        """
+        with open(self.path, "rb") as file:
+            status = os.fstat(file.fileno())
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if version == self._read_from:
+                return False
+            rows, self._damaged = parse(file.read())
+            self._rows, self._read_from = newest(rows), version
+            return True
 
     def rows(
         self,
@@ -173,8 +231,9 @@ class SpeedTable:
     def add(self, rows: Iterable[SpeedRow]) -> None:
         """Merge `rows` into the file: of one key the newest `measured_at` stays, at a tie the added row.
 
-        Safe for several processes at once, and whoever is killed leaves the old file or the new one.
-        Raises UserError if the file is damaged, cannot be written, or stays locked for LOCK_TIMEOUT_S.
+        A row that claims to be from the future gives way to any other. Safe for several processes at once,
+        and whoever is killed leaves the old file or the new one. Raises UserError if the file cannot be
+        written, or stays locked for LOCK_TIMEOUT_S.
         """
         added = list(rows)
         if added:
@@ -187,14 +246,23 @@ class SpeedTable:
             self._change(lambda rows: [row for row in rows if row not in dropped])
 
     def _change(self, change: Callable[[Sequence[SpeedRow]], Iterable[SpeedRow]]) -> None:
-        """Write what `change` makes of the newest rows, with the file locked."""
+        """Write what `change` makes of the newest rows, with the file locked; set aside what is damaged."""
         from filelock import FileLock, Timeout
 
         lock = self.path.with_name(f"{self.path.name}.lock")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock, timeout=LOCK_TIMEOUT_S):
-                self._replace(newest(change(self.load())))
+                try:
+                    self._read()
+                except FileNotFoundError:
+                    self._forget()
+                except (IsADirectoryError, PermissionError, ValueError) as error:
+                    set_aside(self.path, error, self._warn)
+                    self._forget()
+                self._keep_damaged()
+                self._replace(newest(change(self._rows)))
+                self._forget()
         except Timeout:
             raise UserError(
                 f"calibration table {self.path}: {lock} stayed locked for {LOCK_TIMEOUT_S:.0f} s; "
@@ -206,37 +274,77 @@ class SpeedTable:
                 f"choose a path you may write"
             ) from error
 
-    def _replace(self, rows: Sequence[SpeedRow]) -> None:
-        """Write a file beside the table and rename it; the lock is held, so one fixed name will do."""
-        draft = self.path.with_name(f".{self.path.name}.tmp")
-        with open(draft, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for row in rows:
-                writer.writerow([_NUMBERS.get(name, str)(getattr(row, name)) for name in COLUMNS])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, self.path)
+    def _keep_damaged(self) -> None:
+        """Append the damaged lines to the file for them, each with the reason."""
+        if not self._damaged:
+            return
+        before = b""
+        with suppress(FileNotFoundError):
+            before = self.damaged_file.read_bytes()
+        kept = [b"# %s\n%s\n" % (each.reason.encode(), each.text) for each in self._damaged]
+        write_atomically(self.damaged_file, before + b"".join(kept))
+        first = self._damaged[0]
+        self._warn(
+            f"calibration table {self.path}: {len(self._damaged)} damaged line(s) are now in "
+            f"{self.damaged_file.name} (line {first.number}: {first.reason}); what they held is measured anew"
+        )
 
-    def _parse(self, lines: Iterable[str]) -> list[SpeedRow]:
-        reader = csv.DictReader(lines, strict=True)
-        rows = []
+    def _replace(self, rows: Sequence[SpeedRow]) -> None:
+        """Write the whole file anew; the caller holds the lock."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow([_NUMBERS.get(name, str)(getattr(row, name)) for name in COLUMNS])
+        write_atomically(self.path, text.getvalue())
+
+
+@dataclass(frozen=True)
+class DamagedLine:
+    """A line of the file that is no row, and why."""
+
+    number: int
+    text: bytes
+    reason: str
+
+
+def parse(content: bytes) -> tuple[list[SpeedRow], list[DamagedLine]]:
+    """Return the rows of a table's file and its damaged lines; a row has one line.
+
+    Raises ValueError if the first line does not name the columns.
+    """
+    first, *lines = [line.rstrip(b"\r") for line in content.split(b"\n")]
+    header = tuple(_cells(first.removeprefix(BOM_UTF8)))
+    if sorted(header) != sorted(COLUMNS):
+        missing = [name for name in COLUMNS if name not in header]
+        unknown = [name for name in header if name not in COLUMNS]
+        raise ValueError(f"columns missing: {missing or 'none'}, unknown: {unknown or 'none'}")
+    rows, damaged = [], []
+    for number, line in enumerate(lines, start=2):
+        if not line.strip():
+            continue
         try:
-            header = tuple(reader.fieldnames or ())
-            if sorted(header) != sorted(COLUMNS):
-                missing = [name for name in COLUMNS if name not in header]
-                unknown = [name for name in header if name not in COLUMNS]
-                raise ValueError(f"columns missing: {missing or 'none'}, unknown: {unknown or 'none'}")
-            for record in reader:
-                if None in record or None in record.values():
-                    raise ValueError(f"the row must have {len(COLUMNS)} fields")
-                rows.append(_row(record))
-        except (ValueError, csv.Error) as error:  # ValueError: also text that is not UTF-8
-            raise UserError(
-                f"calibration table {self.path}, line {max(reader.line_num, 1)}: {error}; "
-                f"correct the file, or move it away and calibrate again"
-            ) from error
-        return rows
+            cells = _cells(line)
+            if len(cells) != len(COLUMNS):
+                raise ValueError(f"the row must have {len(COLUMNS)} fields")
+            rows.append(_row(dict(zip(header, cells, strict=True))))
+        except (ValueError, csv.Error) as error:
+            damaged.append(DamagedLine(number, line, _reason(error)))
+    return rows, damaged
+
+
+def _cells(line: bytes) -> list[str]:
+    """The fields of one line. Raises ValueError, of which UnicodeDecodeError is one, or csv.Error."""
+    try:
+        return next(csv.reader([line.decode("utf-8")], strict=True), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why something cannot be read, on one line of readable text."""
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return "".join(each if each.isprintable() else "?" for each in str(said))[:200]
 
 
 def _row(record: dict[str, str]) -> SpeedRow:
@@ -251,9 +359,17 @@ def _row(record: dict[str, str]) -> SpeedRow:
 
 
 def newest(rows: Iterable[SpeedRow]) -> tuple[SpeedRow, ...]:
-    """The newest row of each key, sorted by key; of two equally new ones the later."""
+    """The newest row of each key, sorted by key; of two equally new ones the later.
+
+    A row that claims to be from the future is the oldest: its time says nothing.
+    """
+    latest = datetime.now(timezone.utc) + CLOCK_SKEW
     found: dict[Key, SpeedRow] = {}
     for row in rows:
-        if row.key not in found or row.time >= found[row.key].time:
+        if row.key not in found or _age(row, latest) >= _age(found[row.key], latest):
             found[row.key] = row
     return tuple(found[key] for key in sorted(found))
+
+
+def _age(row: SpeedRow, latest: datetime) -> tuple[bool, datetime]:
+    return row.time <= latest, row.time

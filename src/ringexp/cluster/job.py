@@ -17,7 +17,9 @@ from ringexp.config import Config
 from ringexp.errors import Interrupted
 from ringexp.launch.slurm_step import SlurmJob
 from ringexp.report.console import Console
-from ringexp.tracking.files import mark_ended
+from ringexp.tracking.completed import fingerprint
+from ringexp.tracking.content import content_of
+from ringexp.tracking.files import mark_ended, read_results
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ def carry_out(file: JobFile) -> None:
     for signum in (signal.SIGTERM, signal.SIGUSR2):  # submitit would ignore one and requeue at the other
         signal.signal(signum, _interrupt)
     try:
-        place = _place(file)
-        outcomes = execute(file.runs, Console(), file.resume, place)
-        for (_, run_dir), outcome in zip(file.runs, outcomes, strict=True):
+        runs = [run for run in file.runs if not _done_before(*run)]
+        outcomes = execute(runs, Console(), file.resume, _place(file)) if runs else []
+        for (_, run_dir), outcome in zip(runs, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 mark_ended(run_dir, "failed", str(outcome))
     except KeyboardInterrupt as interrupt:
@@ -49,6 +51,15 @@ def carry_out(file: JobFile) -> None:
         for _, run_dir in file.runs:
             mark_ended(run_dir, "failed", str(error))
         raise
+
+
+def _done_before(config: Config, run_dir: Path) -> bool:
+    """Whether this job completed a run before SLURM requeued it, perhaps on another node that is as good."""
+    if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        return False
+    results = read_results(run_dir) or {}
+    of_run = fingerprint(config, content_of(config))
+    return results.get("status") == "complete" and str(results.get("key")).startswith(f"{of_run}-")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringexp.app import Outcome, mark_interrupted, outcome, resumed
+from ringexp.app import Outcome, check_folders, mark_interrupted, outcome, resumed
 from ringexp.cluster.job import JobFile, carry_out
 from ringexp.cluster.settings import SlurmConfig
 from ringexp.config import Config
@@ -22,7 +22,8 @@ from ringexp.errors import UserError
 from ringexp.launch.slurm_step import SlurmJob
 from ringexp.launch.supervision import Display
 from ringexp.report.console import Console
-from ringexp.tracking.completed import CompletedRuns
+from ringexp.tracking.completed import CompletedRuns, fingerprint
+from ringexp.tracking.content import content_of
 from ringexp.tracking.environment import command_line
 from ringexp.tracking.files import mark_ended, read_results
 
@@ -55,6 +56,7 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
     An interrupt cancels the jobs; if this process is killed they go on, and their results are found again.
     """
     settings.validate()
+    check_folders([run_dir for _, run_dir in runs])
     place = settings.place()
     todo = [(config, run_dir) for config, run_dir in runs if not resumed(config, run_dir, True, place)]
     submitted: list[_Submitted] = []
@@ -78,7 +80,7 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
     outcomes = [refused.get(run_dir) or outcome(run_dir) for _, run_dir in runs]
     for (config, run_dir), came_to in zip(runs, outcomes, strict=True):
         if not isinstance(came_to, Exception):
-            CompletedRuns(config.completed_dir, place).add(config, run_dir)
+            CompletedRuns(config.completed_dir, place).add(fingerprint(config, content_of(config)), run_dir)
     return outcomes
 
 

@@ -57,6 +57,7 @@ class Calibrator:
         """What hops cost; None before they were measured."""
         self._unlike = False  # whether that has been said
         self._checked: set[Any] = set()  # shapes, and profiles, whose stored speeds were tried out
+        self._tried: dict[Any, set[int]] = {}  # of others the lengths that were tried out or measured
 
     def speeds(self, config: Config, costs: bool) -> TableSpeeds:
         """Speeds of all ranks for this config, and costs: from the table, after measuring what it lacks.
@@ -88,7 +89,10 @@ class Calibrator:
             of_ranks = self.session.gather(measured)
             self._tell_if_unlike(of_ranks)
             if self.session.rank == 0:
-                SpeedTable(config.speeds_file).add(row for mine in of_ranks for row in mine)
+                table = SpeedTable(config.speeds_file, self.session.progress.warn)
+                table.add(row for mine in of_ranks for row in mine)
+            if tried := self._tried.get(self._checking(keys[0]["shape"])):
+                tried.update(length for length, *_ in missing)
             self.session.barrier()
             rows = self._stored(config, keys)
         return TableSpeeds(config.seq_len, self.session.percentages, rows)
@@ -137,7 +141,8 @@ class Calibrator:
 
     def _stored(self, config: Config, keys: list[dict[str, Any]]) -> list[list[SpeedRow]]:
         """The table's rows of each rank's hardware, of all percentages; old software counts in mode table."""
-        known = self.session.from_rank_zero(lambda: list(SpeedTable(config.speeds_file).load()))
+        table = SpeedTable(config.speeds_file, self.session.progress.warn)
+        known = self.session.from_rank_zero(lambda: list(table.mend()))
         software = {} if config.calibration.mode == "table" else {"versions": self._versions}
         rows = [_matching(known, **key, **software) for key in keys]
         old = {row.versions for mine in rows for row in mine} - {self._versions}
@@ -159,34 +164,72 @@ class Calibrator:
         keys: list[dict[str, Any]],
         rows: list[list[SpeedRow]],
     ) -> bool:
-        """Check one stored point of each rank, once a shape; forget the rows of ranks it is wrong for."""
-        shape = keys[0]["shape"]
-        checking = shape, self.session.throttle.name, tuple(self.session.percentages)
+        """Check stored speeds before they are relied on; drop those that are wrong, and only those.
+
+        One point of each rank, of the length nearest to the run, speaks for all its lengths. If it is off for
+        a rank, the rows of that length are dropped for that rank, and each other length is checked by itself
+        when it is needed, now or by a later job. Returns whether anything was dropped.
+        """
+        checking = self._checking(keys[0]["shape"])
         if checking in self._checked or not config.calibration.spot_check:
             return False
         own = [self._own(rows, rank) for rank in self._everyone]
         longest = max(config.seq_len, *lengths_of(config))  # that the workload was built for
-        point = spot_point([[row for row in mine if row.length <= longest] for mine in own], config.seq_len)
-        if point or not any(own):
+        usable = [[row for row in mine if row.length <= longest] for mine in own]
+        if not any(own):  # all is going to be measured now
             self._checked.add(checking)
-        if point is None:
-            return False
+        tried = self._tried.setdefault(checking, set())
+        stale, doubtful = False, bool(tried)
+        while True:
+            # A regression is over all lengths.
+            needed = set(lengths_of(config)) if doubtful and config.partitioner.name != "formula" else None
+            open_rows = [
+                [row for row in mine if row.length not in tried and (needed is None or row.length in needed)]
+                for mine in usable
+            ]
+            point = spot_point(open_rows, config.seq_len)
+            if point is None:
+                break
+            of_length = [[row for row in mine if row.length == point[0]] for mine in own]
+            off = self._stale_ranks(config, workload, kernel, point, of_length)
+            tried.add(point[0])
+            if off:
+                stale = doubtful = True
+                if self.session.rank == 0:
+                    table = SpeedTable(config.speeds_file, self.session.progress.warn)
+                    table.drop(row for rank in off for row in of_length[rank])
+            elif not doubtful:
+                self._checked.add(checking)
+                break
+        self.session.barrier()
+        return stale
+
+    def _checking(self, shape: str) -> Any:
+        """Whose stored speeds a check speaks for: those of a shape, at the ranks' present percentages."""
+        return shape, self.session.throttle.name, tuple(self.session.percentages)
+
+    def _stale_ranks(
+        self,
+        config: Config,
+        workload: Workload,
+        kernel: Kernel,
+        point: Point,
+        stored: list[list[SpeedRow]],
+    ) -> list[int]:
+        """Measure a point again, briefly, on all ranks; returns those whose stored row of it is off."""
         self.session.progress.stage(f"checking a stored speed of each of {self.session.world_size} ranks")
         spots = self.session.gather(self._measure(config, workload, kernel, point, SPOT_CHECK))
         self._tell_if_unlike([[spot] for spot in spots])
-        stale = False
+        off = []
         for rank, spot in enumerate(spots):
-            (stored,) = (row for row in own[rank] if row.point == point)
-            if is_stale(stored, spot, config.calibration.tolerance):
-                stale = True
+            (row,) = (row for row in stored[rank] if row.point == point)
+            if is_stale(row, spot, config.calibration.tolerance):
+                off.append(rank)
                 self.session.progress.warn(
                     f"rank {rank}: a stored speed is off, {point[0]} tokens take "
-                    f"{deviation(stored, spot):+.0%}; it is measured anew"
+                    f"{deviation(row, spot):+.0%}; that length is measured anew"
                 )
-                if self.session.rank == 0:
-                    SpeedTable(config.speeds_file).drop(own[rank])
-        self.session.barrier()
-        return stale
+        return off
 
     def _tell_if_unlike(self, measured: list[list[SpeedRow]]) -> None:
         """Say once if ranks that share rows are not equally fast, though nothing slows them."""

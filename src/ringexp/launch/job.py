@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
+from pathlib import Path
 from statistics import median
 
 import torch
 
+from ringexp.calibration.staleness import is_off
 from ringexp.config import num_chunks
 from ringexp.hetero.drift import drift_label
 from ringexp.launch.accuracy import accuracy_of
@@ -22,6 +24,7 @@ from ringexp.launch.decode import (
     decoding_figures,
     tokens_agreeing,
 )
+from ringexp.launch.reference_jobs import SPOT
 from ringexp.launch.session import Session
 from ringexp.launch.setting import Setting, are_devices, prepare
 from ringexp.launch.spec import Job
@@ -32,10 +35,12 @@ from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
 from ringexp.tracking import metrics
-from ringexp.tracking.completed import CompletedRuns
+from ringexp.tracking.completed import CompletedRuns, fingerprint
+from ringexp.tracking.content import content_of
 from ringexp.tracking.environment import environment
 from ringexp.tracking.metrics import Accuracy, Decoding, Prompt, References, RunResult
-from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
+from ringexp.tracking.references import ReferenceStore
+from ringexp.tracking.schema import described
 from ringexp.tracking.tracker import Tracker
 
 WARM_MS = 300.0
@@ -44,11 +49,15 @@ MOST_WARM = 50
 
 
 @torch.inference_mode()
-def run_job(session: Session, job: Job) -> None:
-    """Run one job. Rank 0 writes, the others take part; a reference job leaves nothing but its figures."""
+def run_job(session: Session, job: Job) -> bool:
+    """Run one job. Rank 0 writes, the others take part; a reference job leaves nothing but its figures.
+
+    Returns whether the ranks are to go on; they are not if a stored reference is off, which the jobs after a
+    spot check rely on.
+    """
     tracker = None
     if session.rank == 0 and job.run_dir:
-        tracker = Tracker(job.run_dir, job.config, session.progress.warn)
+        tracker = _tracker(session, job, job.run_dir)
     try:
         session.take_up(job)
         setting = prepare(session, job.config, is_run=job.role == "run")
@@ -57,23 +66,50 @@ def run_job(session: Session, job: Job) -> None:
             tracker.planned({"tokens": plan.tokens, "kv_tokens": plan.kv_tokens, "speeds": setting.speeds})
         if job.role == "single":
             with short_collections():
-                _remember_single(setting)
-            return
+                _remember_single(setting, job)
+            return True
         with session.limited_memory(job.config), short_collections():
             measured = _measure(setting, job.role, tracker)
-        _remember(setting, job.role, measured.latency_ms)
+        if job.role.startswith(SPOT):
+            return _still_holds(setting, job, measured)
         setting = replace(setting, plan=measured.plan)  # that the output is of
-        if job.run_dir:
-            result = _result(setting, measured, _check(setting, measured.output), _decoding(setting))
-            if tracker:
-                tracker.finish(result)
-                if result.exact is not False:
-                    completed = CompletedRuns(job.config.completed_dir, session.ranks.machine)
-                    completed.add(job.config, job.run_dir)
+        if not job.run_dir:
+            _remember(setting, job, measured)
+            return True
+        result = _result(setting, measured, _check(setting, measured.output), _decoding(setting))
+        if result.exact is not False:
+            _remember(setting, job, measured)
+        if tracker:
+            tracker.finish(result)
+            _complete(session, job, job.run_dir)
     except BaseException as error:
         if tracker:
             tracker.fail(error)
         raise
+    return True
+
+
+def _tracker(session: Session, job: Job, run_dir: Path) -> Tracker:
+    machine = session.ranks.machine
+    nodes = machine.get("nodes")  # of several nodes the first one has rank 0
+    facts = environment(nodes[0] if nodes else machine, session.ranks.command)
+    if nodes:
+        facts["nodes"] = nodes
+    return Tracker(run_dir, job.config, session.progress.warn, described(job.config, job.key, facts))
+
+
+def _complete(session: Session, job: Job, run_dir: Path) -> None:
+    """Let later sweeps find this run again, unless it is not what its key says."""
+    if job.key is None:
+        return
+    of_run, warn = job.key.partition("-")[0], session.progress.warn
+    if fingerprint(job.config, content_of(job.config, warn)) != of_run:
+        warn(
+            f"{run_dir.name}: ringexp's code, the prompt or the checkpoint changed while it ran, so no later "
+            "sweep takes its results"
+        )
+        return
+    CompletedRuns(job.config.completed_dir, session.ranks.machine, warn).add(of_run, run_dir)
 
 
 @contextmanager
@@ -110,9 +146,10 @@ class _Measured:
     def latencies_ms(self) -> list[float]:
         return [metrics.latency_ms(ranks) for ranks in self.iterations]
 
-    @property
-    def latency_ms(self) -> float:
-        return median(self.latencies_ms)
+    def as_reference(self) -> dict[str, float]:
+        """What is remembered of it: the median latency, and the interquartile range over that."""
+        latency_ms = median(self.latencies_ms)
+        return {"latency_ms_median": latency_ms, "spread": metrics.spread_ms(self.latencies_ms) / latency_ms}
 
 
 def _measure(setting: Setting, role: str, tracker: Tracker | None) -> _Measured:
@@ -123,7 +160,7 @@ def _measure(setting: Setting, role: str, tracker: Tracker | None) -> _Measured:
     what = f"{what}, {config.layout.name}, {drift_label(config.hetero.percentages, config.hetero.drift)}"
     session.progress.stage(f"{what}: {config.seq_len} tokens", config.warmup + config.repeats)
     session.reset_peak_memory()
-    references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
+    references = session.references()
     iterations: list[list[IterationTiming]] = []
     prompts: list[Prompt] = []
     index, warmed_up = -config.warmup, False
@@ -188,20 +225,42 @@ def _capacity_efficiency(
     return metrics.capacity_efficiency(latency_ms, speeds, references.single_ms, single_speed)
 
 
-def _remember(setting: Setting, role: str, latency_ms: float) -> None:
-    """Keep what other runs are measured against, if this job is one of those."""
+def _remember(setting: Setting, job: Job, measured: _Measured) -> None:
+    """Keep what other runs are measured against, if this job measures that."""
     session, config = setting.session, setting.config
-    store, machine = ReferenceStore(config.references_dir), session.ranks.machine
     if session.rank == 0:
-        measured = {"latency_ms_median": latency_ms}
-        if role == "homogeneous":
-            store.put("homogeneous", homogeneous_facts(config, machine), measured)
-        if config.partitioner.name == "even":
-            store.put("even", even_facts(config, machine), measured)
+        store = ReferenceStore(config.references_dir, session.progress.warn)
+        for kind, facts in job.references.items():
+            if kind == job.role or (kind == "even" and config.partitioner.name == "even"):
+                store.put(kind, facts, measured.as_reference(), session.ranks.invocation)
     session.barrier()
 
 
-def _remember_single(setting: Setting) -> None:
+def _still_holds(setting: Setting, job: Job, measured: _Measured) -> bool:
+    """Compare a stored reference with how fast it is now; forget all of this machine if it is off."""
+    session, config = setting.session, setting.config
+    ((kind, facts),) = job.references.items()
+    store = ReferenceStore(config.references_dir, session.progress.warn)
+
+    def compare() -> bool:
+        stored, spot = store.get(kind, facts), measured.as_reference()
+        if stored is None:
+            return False
+        times = stored["latency_ms_median"], spot["latency_ms_median"]
+        spreads = stored["spread"], spot["spread"]
+        if not is_off(*times, *spreads, config.calibration.tolerance):
+            return True
+        count = store.forget(facts["machine"])
+        session.progress.warn(
+            f"the stored {kind} reference is off, it takes {times[1] / times[0] - 1:+.0%}; "
+            f"{count} stored references of this machine are dropped, and those of this run measured anew"
+        )
+        return False
+
+    return session.from_rank_zero(compare)
+
+
+def _remember_single(setting: Setting, job: Job) -> None:
     """Keep the latency of the whole workload on one full-speed device, and the speed of that device."""
     session, config = setting.session, setting.config
     latency_ms, in_a_row_ms, decode_ms = _measure_single(setting)
@@ -213,8 +272,8 @@ def _remember_single(setting: Setting) -> None:
         }
         if config.decode_tokens:
             figures["decode_ms_per_token"] = decode_ms
-        facts = single_facts(config, session.ranks.machine)
-        ReferenceStore(config.references_dir).put("single", facts, figures)
+        store = ReferenceStore(config.references_dir, session.progress.warn)
+        store.put("single", job.references["single"], figures, session.ranks.invocation)
     session.barrier()
 
 
@@ -264,7 +323,7 @@ def _decoding(setting: Setting) -> Decoding | None:
     session, config = setting.session, setting.config
     if not config.decode_tokens:
         return None
-    references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
+    references = session.references()
     with session.limited_memory(config), short_collections():
         how = setting.ring(), setting.x, setting.speeds, setting.room
         ranks = decode_together(session, config, setting.workload, *how)
@@ -323,7 +382,7 @@ def _result(
     setting: Setting, measured: _Measured, accuracy: Accuracy | None, decoding: Decoding | None
 ) -> RunResult:
     session, config, plan = setting.session, setting.config, setting.plan
-    references = ReferenceStore(config.references_dir).collect(config, session.ranks.machine)
+    references = session.references()
     costs, units = _costs(setting), setting.workload.num_units
     predicted_ms = None
     if costs and not config.hetero.drift:
@@ -379,5 +438,5 @@ def _result(
         adaptation=adaptation if config.hetero.drift or config.partitioner.name == "adaptive" else None,
         references=asdict(references),
         speed_model=setting.source.describe_formula() if config.partitioner.name == "formula" else {},
-        environment=environment(session.device.type, session.ranks.command),
+        missing_references=session.missing_references(),
     )

@@ -30,6 +30,8 @@ from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import Transport
+from ringexp.tracking.environment import code_identity
+from ringexp.tracking.metrics import References
 from ringexp.tracking.references import ReferenceStore
 
 T = TypeVar("T")
@@ -58,6 +60,8 @@ class Session:
         """Of all ranks now; drift changes them."""
         self._kernels: dict[BlockShape, str] = {}  # chosen for kernel=auto
         self._expected: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.job: Job | None = None
+        """The one that is being done."""
 
     @property
     def world_size(self) -> int:
@@ -100,6 +104,7 @@ class Session:
 
     def take_up(self, job: Job) -> None:
         """Slow the ranks as a job asks; all ranks call it."""
+        self.job = job
         self.set_percentages([float(value) for value in job.config.hetero.percentages])
         emulated = job.throttle == "cpu_pacing"
         self.throttle = replace(self.throttle, name=job.throttle, emulated=emulated)
@@ -165,14 +170,16 @@ class Session:
             return self._kernels[shape]
         facts = {
             "machine": self.ranks.machine,
+            "code": code_identity(),
+            "ranks_per_device": self.ranks.ranks_per_device,
             "percentages": self.percentages,
             "throttle": self.ranks.throttle,
             "kernels": names,
             "shape": {**asdict(shape), "dtype": config.model.dtype},
         }
-        store = ReferenceStore(config.references_dir)
+        store = ReferenceStore(config.references_dir, self.progress.warn)
         known = self.from_rank_zero(lambda: store.get("kernel", facts))
-        if known is None:
+        if known is None or known["kernel"] not in names:
             self.progress.stage(f"choosing a kernel: {', '.join(names)}")
             kernels = [get_kernel(each, self.device, shape.dtype, shape.head_dim) for each in names]
             self.barrier()
@@ -182,6 +189,27 @@ class Session:
                 store.put("kernel", facts, known)
         self._kernels[shape] = known["kernel"]
         return known["kernel"]
+
+    def references(self) -> References:
+        """What the job's run is measured against, as far as it is known; all ranks ask together."""
+        job = self.job
+        if job is None:
+            return References()
+        store = ReferenceStore(job.config.references_dir, self.progress.warn)
+        return self.from_rank_zero(lambda: store.collect(job.references, job.invocation))
+
+    def missing_references(self) -> list[str]:
+        """The kinds of references that should be known and are not; all ranks ask together."""
+        job = self.job
+        if job is None:
+            return []
+        store = ReferenceStore(job.config.references_dir, self.progress.warn)
+        wanted = {
+            kind: facts
+            for kind, facts in job.references.items()
+            if kind != "even" or job.config.partitioner.name != "even"  # that one is the run itself
+        }
+        return self.from_rank_zero(lambda: store.missing(wanted, job.invocation))
 
     def from_rank_zero(self, value: Callable[[], T]) -> T:
         """`value()` of rank 0 on every rank; an exception it raises is raised on every rank."""

@@ -17,7 +17,6 @@ from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.workload import Workload, padded
 from ringexp.planning import HopCost, Plan, check_memory
 from ringexp.ring.prefill import RingContext
-from ringexp.tracking.references import ReferenceStore
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,7 @@ def _alone_ms(session: Session, config: Config, workload: Workload) -> float | N
     """What a unit of the workload took one full-speed device, where ranks at 100 % are such devices."""
     if config.hetero.drift or not are_devices(session, config):
         return None
-    store = ReferenceStore(config.references_dir)  # another launch may be writing there
-    single_ms = session.from_rank_zero(lambda: store.collect(config, session.ranks.machine).single_ms)
+    single_ms = session.references().single_ms
     return None if single_ms is None else single_ms / workload.num_units
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from ringexp.config import Config, FmsModelConfig
@@ -36,6 +37,24 @@ def with_prompt(config: Config) -> Config:
     if has_prompt(config):
         config.decode_tokens = config.decode_tokens or DEFAULT_NEW_TOKENS
     return config
+
+
+def tokens_of(config: Config) -> int:
+    """The tokens of the longest prompt; seq_len if the run has none of its own, or none that can be read."""
+    try:
+        if has_prompt(config):
+            checkpoint = config.model.checkpoint if isinstance(config.model, FmsModelConfig) else None
+            return _text_tokens(_text(config), config.prompt_lines, checkpoint)
+        return max(_lengths(config), default=config.seq_len)
+    except UserError:  # `with_prompt` says so
+        return config.seq_len
+
+
+@lru_cache(maxsize=64)
+def _text_tokens(text: str, lines: bool, checkpoint: str | None) -> int:
+    """The tokens of the longest prompt of a text; kept, since a sweep asks several times for each run."""
+    model = FmsModelConfig(checkpoint=checkpoint)
+    return max(map(len, prompts(Config(model=model, prompt_text=text, prompt_lines=lines))))
 
 
 def starts_of(config: Config) -> tuple[int, ...]:

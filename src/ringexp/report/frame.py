@@ -228,7 +228,7 @@ def _read(folder: Path) -> dict[str, Any]:
         if "command" in (results.get("environment") or {}):
             program, *arguments = results["environment"]["command"]
             results["environment"]["command"] = f"{program} {shlex.join(arguments)}"
-        row |= _identity(config) if config else {}
+        row |= _identity(config, results) if config else {}
         row |= dict(_flat(results, len(config["hetero"]["percentages"]) if config else 0))
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # what is not a run's own file
         return row | {"status": FAILED, "reason": f"{RESULTS} or {CONFIG} is damaged: {error}"}
@@ -257,13 +257,14 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
+def _identity(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """What a run was, by its settings; its model's shape by its results, which know it on any machine."""
     percentages = [float(value) for value in config["hetero"]["percentages"]]
     drift = _drift(config["hetero"].get("drift") or {})
     slowest, fastest = min(percentages), max(percentages)
     profile = "/".join(f"{value:g}" for value in percentages)
     model = config["model"]
-    shape = _shape(model)
+    shape = results["shape"] if isinstance(results.get("shape"), str) else _shape(model)
     asked = {"prefetch_hops": config["transport"].get("prefetch_hops"), "tile": config.get("tile")}
     asked |= {name: config.get(name) for name in ("cuda_graph", "prompt_lengths")}
     asked |= {"chunk_tokens": model.get("chunk_tokens")}
@@ -316,6 +317,8 @@ def _shape(model: dict[str, Any]) -> str | None:
         return shape_of(kind(**model))
     except TypeError:
         return None
+    except UserError:  # a checkpoint that is not here any more, or not on this machine
+        return f"checkpoint {model.get('checkpoint')}"
 
 
 def _hardware(results: dict[str, Any]) -> dict[str, Any]:

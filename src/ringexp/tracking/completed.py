@@ -1,49 +1,105 @@
 """Runs that are done, found again by what they were: so that a sweep goes on where it was interrupted.
 
-One small file a run under outputs/completed/, written as the run ends. Everything that decides a run's
-figures is in its name: the settings but for where results go, the machine, and the code itself.
+One small file per run under outputs/completed/, written as the run ends. Its name is the run's key, which
+holds everything that decides the run's figures: the settings but for where results go, what prompt and
+checkpoint contain, the machine, and the code itself. results.json has the key too, so a folder that another
+run has written to meanwhile is not taken for this one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ringexp.atomic import write_atomically
 from ringexp.config import Config
+from ringexp.stored import Warn, an_object, digest, read_checked, text, to_stderr, write_json
 from ringexp.tracking.environment import code_identity
-from ringexp.tracking.files import CONFIG, RESULTS, read_results, write_atomically
+from ringexp.tracking.files import CONFIG, RESULTS, begin, read_results
+from ringexp.tracking.schema import check_complete
 
 _DECIDES_NOTHING = ("label", "output_root", "tracker", "launch", "dry_run", "resume", "report")
+_PATHS = ("prompt_file", "prompt_text")
+"""Settings whose content decides, so that the name of a file does not."""
+
+
+def fingerprint(config: Config, content: Mapping[str, str]) -> str:
+    """Return 16 hex digits for what a run is, wherever it runs: its settings, content and code.
+
+    Args:
+        config: the run's settings.
+        content: hashes of its prompt and checkpoint, by `content.content_of`.
+    """
+    settings = asdict(config)
+    settings["model"].pop("checkpoint", None)
+    settings = {name: value for name, value in settings.items() if name not in (*_DECIDES_NOTHING, *_PATHS)}
+    return digest({"settings": settings, "content": dict(content), "code": code_identity()})
+
+
+def run_key(of_run: str, machine: Mapping[str, Any]) -> str:
+    """Return the key of a run on a machine: its fingerprint, and a digest of what decides speed there.
+
+    The machine's name is left out, since containers get a new one each time.
+    """
+    return f"{of_run}-{digest(_nameless(machine))}"
+
+
+def _nameless(machine: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {name: value for name, value in machine.items() if name != "host"}
+    if "nodes" in facts:
+        facts["nodes"] = [_nameless(node) for node in facts["nodes"]]
+    return facts
 
 
 class CompletedRuns:
-    """The index under one output root."""
+    """The index under one output root, of runs on one machine."""
 
-    def __init__(self, root: Path, machine: dict[str, Any]) -> None:
-        self._root, self._machine = root, machine
+    def __init__(self, root: Path, machine: Mapping[str, Any], warn: Warn = to_stderr) -> None:
+        self._root, self._machine, self._warn = root, machine, warn
 
-    def _path(self, config: Config) -> Path:
-        settings = {name: value for name, value in asdict(config).items() if name not in _DECIDES_NOTHING}
-        facts = {"settings": settings, "machine": self._machine, "code": code_identity()}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return self._root / f"{digest}.json"
+    def _path(self, of_run: str) -> Path:
+        return self._root / f"{run_key(of_run, self._machine)}.json"
 
-    def add(self, config: Config, run_dir: Path) -> None:
-        """Remember that `run_dir` has the complete results of this config."""
-        write_atomically(self._path(config), json.dumps({"run_dir": str(run_dir.absolute())}) + "\n")
+    def add(self, of_run: str, run_dir: Path) -> bool:
+        """Remember that `run_dir` has the complete results of a run.
 
-    def find(self, config: Config) -> Path | None:
+        Nothing happens, and the next sweep measures the run anew, if its output is wrong, if a reference that
+        it should be measured against failed, or if the index cannot be written, which the user is told.
+        """
+        results = read_results(run_dir) or {}
+        key = results.get("key")
+        if results.get("status") != "complete" or results.get("exact") is False or not isinstance(key, str):
+            return False
+        if results.get("missing_references") or not key.startswith(f"{of_run}-"):
+            return False
+        try:
+            write_json(self._path(of_run), {"run_dir": str(run_dir.absolute()), "key": key})
+        except OSError as error:
+            self._warn(
+                f"{self._root} cannot be written ({error.strerror}): {run_dir.name} is complete, but a later "
+                "sweep will not find it and measure it again"
+            )
+            return False
+        return True
+
+    def find(self, of_run: str) -> Path | None:
         """The folder of an equal run that is complete; None if there is none, or it is not there any more."""
-        path = self._path(config)
-        if not path.exists():
+        entry = read_checked(self._path(of_run), _entry, self._warn)
+        if entry is None:
             return None
-        run_dir = Path(json.loads(path.read_text())["run_dir"])
-        results = read_results(run_dir)
-        return run_dir if results and results["status"] == "complete" else None
+        run_dir = Path(entry["run_dir"])
+        results = read_checked(run_dir / RESULTS, check_complete, self._warn)
+        if not results or not (run_dir / CONFIG).is_file():
+            return None
+        same = results.get("key") == entry["key"] and entry["key"].startswith(f"{of_run}-")
+        return run_dir if same else None
+
+
+def _entry(value: Any) -> dict[str, str]:
+    entry = an_object(value, "the entry")
+    return {name: text(entry[name], name) for name in ("run_dir", "key")}
 
 
 def copy_results(source: Path, run_dir: Path) -> None:
@@ -51,9 +107,9 @@ def copy_results(source: Path, run_dir: Path) -> None:
 
     In the folder of that very run there is nothing to do.
     """
-    if run_dir.absolute() == source:
+    if run_dir.absolute() == source.absolute():
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / CONFIG, run_dir / CONFIG)
+    begin(run_dir)
+    write_atomically(run_dir / CONFIG, (source / CONFIG).read_bytes())
     results = (read_results(source) or {}) | {"resumed_from": str(source)}
-    write_atomically(run_dir / RESULTS, json.dumps(results, indent=2) + "\n")
+    write_json(run_dir / RESULTS, results)

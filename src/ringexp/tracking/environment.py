@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -13,30 +14,59 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ringexp.machine import cpu_cores, cpu_name
+from ringexp.machine import cpu_cores, cpu_name, mig_parts, nvidia_driver, visible_gpus
 
-PACKAGES = ("ringexp", "torch", "triton", "ibm-fms", "hydra-core", "omegaconf", "wandb", "submitit")
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The folder of the package, installed or in a source tree."""
+
+CODE = (".py", ".js", ".html", ".css", ".yaml")
+"""What the names of files end with that decide what ringexp does."""
+
+PACKAGES = ("ringexp", "torch", "triton", "ibm-fms", "transformers", "hydra-core", "omegaconf")
+PACKAGES += ("wandb", "submitit")
 
 
 def machine_facts(device_type: str) -> dict[str, Any]:
-    """What decides speed on this machine; found without creating a CUDA context."""
-    facts: dict[str, Any] = {"device": device_type, "torch": _version("torch")}
-    if device_type == "cuda":
-        return facts | {"gpus": gpu_names(), "driver": nvidia_driver()}
-    return facts | {"cpu": cpu_name(), "cores": cpu_cores()}
+    """What decides speed on this machine; found without creating a CUDA context.
+
+    The GPUs are those that CUDA_VISIBLE_DEVICES leaves, in order, by name and UUID.
+    """
+    facts: dict[str, Any] = {"device": device_type, "host": platform.node()}
+    facts |= {name: _version(name) for name in ("torch", "triton", "ibm-fms")}
+    if device_type != "cuda":
+        return facts | {"cpu": cpu_name(), "cores": cpu_cores()}
+    gpus = visible_gpus()
+    facts |= {"gpus": [gpu.name for gpu in gpus], "gpu_uuids": [gpu.uuid for gpu in gpus]}
+    facts |= {"gpu_order": os.environ.get("CUDA_DEVICE_ORDER", "FASTEST_FIRST"), "driver": nvidia_driver()}
+    if parts := mig_parts():
+        facts["mig_uuids"] = [part.uuid for part in parts]
+    if not gpus:  # nvidia-smi did not tell them apart
+        facts["visible_devices"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return facts
 
 
-def environment(device_type: str, command: list[str]) -> dict[str, Any]:
-    """Versions, hardware, driver, commit, command and time of a run."""
+def gpu_names() -> list[str]:
+    """The names of the GPUs that can be seen from here."""
+    return [gpu.name for gpu in visible_gpus()]
+
+
+def environment(machine: dict[str, Any], command: list[str]) -> dict[str, Any]:
+    """Versions, hardware, driver, commit, command and time of a run.
+
+    Args:
+        machine: `machine_facts` of the machine that the ranks run on.
+        command: how the launcher was called.
+    """
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": platform.node(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "machine": machine_facts(device_type),
+        "machine": machine,
         "cpu": cpu_name(),
         "commit": git_commit(),
+        "code": code_identity(),
         "command": command,
     }
 
@@ -48,42 +78,74 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _output(command: list[str], cwd: Path | None = None) -> str | None:
+def git_commit() -> str | None:
+    """Commit of ringexp's own source tree, `+dirty` with local changes.
+
+    None if ringexp is installed, also inside of somebody's repository, and where git does not tell, as for a
+    tree that another user owns.
+    """
+    source = _source_tree()
+    if source is None or not (source / ".git").exists():
+        return None
+    commit = _git(source, "rev-parse", "--short=12", "HEAD")
+    changes = _git(source, "status", "--porcelain")
+    if not commit or changes is None:
+        return None
+    return commit + ("+dirty" if changes else "")
+
+
+def _source_tree() -> Path | None:
+    """The root of the source tree that ringexp runs from; None if it was installed."""
+    root = PACKAGE.parents[1]
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
+        project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    ours = PACKAGE.parent.name == "src" and re.search(r'^name\s*=\s*"ringexp"', project, re.MULTILINE)
+    return root if ours else None
+
+
+def _git(source: Path, *arguments: str) -> str | None:
+    """What git says about the repository whose root is `source`, whatever repository the caller is in.
+
+    git finds that repository by itself, since it then refuses one that another user owns.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environ["GIT_CEILING_DIRECTORIES"] = str(source.parent)
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=source,
+            env=environ,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
 
 
 @functools.cache
-def gpu_names() -> list[str]:
-    names = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
-    return names.splitlines() if names else []
-
-
-@functools.cache
-def nvidia_driver() -> str | None:
-    found = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
-    return found.splitlines()[0] if found else None
-
-
-def git_commit() -> str | None:
-    """Commit of the source tree ringexp runs from, `+dirty` with local changes; None if installed."""
-    source = Path(__file__).resolve().parents[3]
-    if not (source / ".git").exists():
-        return None
-    commit = _output(["git", "rev-parse", "--short=12", "HEAD"], source)
-    if commit is None:
-        return None
-    return commit + ("+dirty" if _output(["git", "status", "--porcelain"], source) else "")
-
-
-@functools.cache
 def code_identity() -> str:
-    """ringexp's version, commit and local changes: equal for equal code."""
-    changes = _output(["git", "diff", "HEAD"], Path(__file__).parent) or ""
-    return f"{_version('ringexp')} {git_commit()} {hashlib.sha256(changes.encode()).hexdigest()[:12]}"
+    """Return 16 hex digits that are equal for equal code of ringexp, wherever it lies.
+
+    They are a hash over the package's own files, so a repository around an installed package does not count,
+    nor does what is in conf/: the settings that a run was composed of are known by themselves.
+    """
+    whole = hashlib.sha256()
+    for path in code_files():
+        whole.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode())
+        whole.update(hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()[:16]
+
+
+def code_files() -> list[Path]:
+    """The files that ringexp's package consists of, but for conf/."""
+    files = (path for path in PACKAGE.rglob("*") if path.suffix in CODE and path.is_file())
+    return sorted(path for path in files if path.relative_to(PACKAGE).parts[0] != "conf")
 
 
 def command_line() -> list[str]:

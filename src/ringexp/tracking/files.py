@@ -9,20 +9,22 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import json
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ringexp.atomic import no_link, write_atomically
 from ringexp.ring.timing import IterationTiming
+from ringexp.stored import parse_json, set_aside, write_json
 from ringexp.tracking import metrics
 from ringexp.tracking.trace import chrome_trace
 
 RESULTS = "results.json"
+PREVIOUS = "results.previous.json"
+TRACE = "trace.json"
 CONFIG = "config.yaml"
 ENDED = ("complete", "failed", "interrupted")
 ITERATION_FIELDS = (
@@ -52,26 +54,43 @@ HOP_FIELDS = (
 )
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` in one step: readers see the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def read_results(run_dir: Path) -> dict[str, Any] | None:
-    """The results.json of a run folder, or None where there is none."""
+    """The results.json of a run folder, or None where there is none that can be read; nothing is changed."""
+    try:
+        results = parse_json((run_dir / RESULTS).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return results if isinstance(results, dict) and isinstance(results.get("status"), str) else None
+
+
+def write_status(run_dir: Path, status: str, values: dict[str, Any]) -> bool:
+    """Replace results.json; return whether that was done. Everything that writes a status goes through here.
+
+    `complete` is final: a signal, an error or a full disk that comes later takes nothing back.
+
+    Args:
+        run_dir: the run's folder.
+        status: planned, complete, failed or interrupted.
+        values: everything else that results.json is to have.
+    """
     path = run_dir / RESULTS
-    return json.loads(path.read_text()) if path.exists() else None
+    known = read_results(run_dir)
+    if known and known["status"] == "complete":
+        return False
+    if known is None and os.path.lexists(path):
+        set_aside(path, ValueError("it is no results.json"))
+    write_json(path, {"status": status, **values})
+    return True
+
+
+def begin(run_dir: Path) -> None:
+    """Make a folder ready for a run. Results that an earlier one completed there: results.previous.json."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    known = read_results(run_dir)
+    if known and known["status"] == "complete":
+        os.replace(run_dir / RESULTS, run_dir / PREVIOUS)
+    with suppress(FileNotFoundError):
+        (run_dir / TRACE).unlink()
 
 
 def mark_ended(run_dir: Path, status: str, reason: str, overrule: bool = False) -> None:
@@ -81,10 +100,9 @@ def mark_ended(run_dir: Path, status: str, reason: str, overrule: bool = False) 
     A disk that is full stays as it is; the reason is told on the console too.
     """
     known = read_results(run_dir) or {}
-    if known.get("status") not in (("complete",) if overrule else ENDED):
-        document = known | {"status": status, "reason": reason}
+    if overrule or known.get("status") not in ENDED:
         with suppress(OSError):
-            write_atomically(run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
+            write_status(run_dir, status, known | {"status": status, "reason": reason})
 
 
 class RunFiles:
@@ -94,16 +112,15 @@ class RunFiles:
         from omegaconf import OmegaConf
 
         self.run_dir = run_dir
-        run_dir.mkdir(parents=True, exist_ok=True)
+        begin(run_dir)
         write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
         self._iterations = _CsvFile(run_dir / "iterations.csv", ITERATION_FIELDS)
         self._layers = _CsvFile(run_dir / "layers.csv", LAYER_FIELDS)
         self._hops = _CsvFile(run_dir / "hops.csv", HOP_FIELDS)
 
-    def write_results(self, status: str, values: dict[str, Any]) -> None:
-        """Replace results.json; `status` is planned or one of ENDED."""
-        document = {"status": status, **values}
-        write_atomically(self.run_dir / RESULTS, json.dumps(document, indent=2) + "\n")
+    def write_results(self, status: str, values: dict[str, Any]) -> bool:
+        """Replace results.json unless it is complete, as `write_status` does."""
+        return write_status(self.run_dir, status, values)
 
     def add_iteration(self, iteration: int, ranks: Sequence[IterationTiming], prompt: metrics.Prompt) -> None:
         latency = metrics.latency_ms(ranks)
@@ -122,7 +139,7 @@ class RunFiles:
 
     def write_trace(self, iterations: Sequence[Sequence[IterationTiming]]) -> None:
         """trace.json: the timeline of all iterations."""
-        write_atomically(self.run_dir / "trace.json", json.dumps(chrome_trace(iterations)) + "\n")
+        write_json(self.run_dir / TRACE, chrome_trace(iterations), indent=None)
 
     def close(self) -> None:
         self._iterations.close()
@@ -134,7 +151,7 @@ class _CsvFile:
     """Whole lines only: one that does not fit the disk is taken back before the error is raised."""
 
     def __init__(self, path: Path, header: Sequence[str]) -> None:
-        self._file = path.open("wb", buffering=0)
+        self._file = open(path, "wb", buffering=0, opener=no_link)  # noqa: SIM115
         self.add(header)
 
     def add(self, row: Sequence[Any]) -> None:

@@ -322,7 +322,7 @@ class RunResult:
     adaptation: Adaptation | None = None
     references: dict[str, float | None] = field(default_factory=dict)
     speed_model: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
+    missing_references: list[str] = field(default_factory=list)
     why_inexact: str | None = None
 
 

@@ -21,10 +21,16 @@ from ringexp.tracking.wandb_run import WandbRun
 class Tracker:
     """Every figure goes to the run's folder and to wandb under the same name.
 
-    warn: told, once, what goes wrong with wandb.
+    warn: told, once, what goes wrong with wandb. described: what the run is, which results.json always has.
     """
 
-    def __init__(self, run_dir: Path, config: Config, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        warn: Callable[[str], None],
+        described: dict[str, Any] | None = None,
+    ) -> None:
         settings = asdict(config)
         self._files = RunFiles(run_dir, settings)
         self._profiled: list[Sequence[IterationTiming]] | None = [] if config.profile else None
@@ -35,12 +41,15 @@ class Tracker:
             config.layout.name,
         )
         self._wandb = WandbRun(run_dir, config.tracker, settings, tags, warn=warn)
+        self._described = described or {}
         self._planned: dict[str, Any] = {}
+        self._figures: dict[str, Any] = {}  # the results of the run, once they are known
+        self._ended = False  # whether results.json has them
         self._latencies_ms: list[float] = []
 
     def planned(self, values: dict[str, Any]) -> None:
         self._planned = values
-        self._files.write_results("planned", values)
+        self._files.write_results("planned", self._described | values)
 
     def iteration(self, index: int, ranks: Sequence[IterationTiming], prompt: Prompt) -> None:
         self._files.add_iteration(index, ranks, prompt)
@@ -60,20 +69,30 @@ class Tracker:
         self._wandb.log(values)
 
     def finish(self, result: RunResult) -> None:
-        values = asdict(result)
-        self._files.write_results("complete", values | {"wandb": self._wandb.where})
+        """Write what the run came to: `complete`, or `failed` if its output is wrong, with all figures."""
+        self._figures = asdict(result)
+        values = self._described | self._figures
+        wrong = {"reason": result.why_inexact or "its output is wrong"} if result.exact is False else {}
+        status = "failed" if wrong else "complete"
+        self._files.write_results(status, values | wrong | {"wandb": self._wandb.where})
+        self._ended = True
         self._close_files()
-        self._wandb.finish(values)
+        self._wandb.finish(values, exit_code=1 if wrong else 0)
 
     def fail(self, error: BaseException) -> None:
-        """Keep what was planned and measured and say why there is no more."""
+        """Keep what was planned and measured and say why there is no more. What has ended stays as it is."""
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
         reason = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
-        values = self._planned | {"latency_ms_iterations": self._latencies_ms, "reason": reason}
+        measured = {"latency_ms_iterations": self._latencies_ms} | self._figures | {"reason": reason}
+        values = self._described | self._planned | measured
         with suppress(OSError):  # a full disk, which may well be the error that is being reported
-            self._files.write_results(status, values)
+            if not self._ended:
+                self._ended = not self._files.write_results(status, values)
             self._close_files()
-        self._wandb.finish(values, exit_code=1)
+        if self._ended:
+            self._wandb.finish(self._described | self._figures)
+        else:
+            self._wandb.finish(values, exit_code=1)
 
     def _close_files(self) -> None:
         if self._profiled is not None:

@@ -1,0 +1,103 @@
+"""The reference runs that a run is measured against: which there are, and which have to be measured for it.
+
+A sweep measures its own, each once. A single run takes stored ones if its own ranks find them right: they run
+one again, briefly, before the run. Where they cannot, or the check fails, all are measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ringexp.config import Config, HeteroConfig
+from ringexp.tracking.references import Facts, ReferenceStore, even_facts, homogeneous_facts, single_facts
+
+SPOT = "spot check of "
+"""How the role of a job begins that runs a stored reference again; the kind of reference follows."""
+
+SPOT_REPEATS = 5
+"""Timed iterations of such a job."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference of a run. is_run: the run measures it itself."""
+
+    kind: str
+    facts: Facts
+    config: Config
+    is_run: bool = False
+
+
+def references_of(
+    config: Config, machine: dict[str, Any], content: Mapping[str, str], device: str, num_gpus: int
+) -> list[Reference]:
+    """All references of a run, in the order in which they are measured; none with references=false.
+
+    Args:
+        config: the run's settings.
+        machine: what decides speed on the machine, as `machine_facts`.
+        content: hashes of the run's prompt and checkpoint.
+        device: cpu or cuda.
+        num_gpus: GPUs of all nodes together.
+    """
+    if not config.references:
+        return []
+    even = replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
+    even = replace(even, memory_limit_gib=None)
+    single = replace(even, hetero=_one_device(config, device), shard="tokens")
+    found = [Reference("single", single_facts(config, machine, content), single)]
+    if not config.hetero.is_measured:  # there is no ring of equal devices to measure against
+        homogeneous = replace(even, hetero=_full_speed(config, device, num_gpus), shard="tokens")
+        found.append(Reference("homogeneous", homogeneous_facts(config, machine, content), homogeneous))
+    is_run = config.partitioner.name == "even"
+    return [*found, Reference("even", even_facts(config, machine, content), even, is_run)]
+
+
+def to_measure(
+    references: list[Reference],
+    store: ReferenceStore,
+    shares_ranks: Callable[[Config], bool],
+    spot_check: bool,
+) -> tuple[Reference | None, list[Reference]]:
+    """Decide for a single run which stored reference to check, and which references to measure.
+
+    Args:
+        references: all of the run.
+        store: what is remembered.
+        shares_ranks: whether a config can run on the ranks of the run itself.
+        spot_check: the setting `calibration.spot_check`; without it all that is stored is believed.
+
+    Returns:
+        The reference that the run's ranks run again before the run, or None; and those that lack.
+    """
+    to_run = [each for each in references if not each.is_run]
+    known = [each for each in references if store.get(each.kind, each.facts)]
+    missing = [each for each in to_run if each not in known]
+    if not spot_check or len(missing) == len(to_run):
+        return None, missing
+    rings = [each for each in reversed(known) if each.kind != "single" and shares_ranks(each.config)]
+    drifts = any(each.config.hetero.drift for each in references)  # a few prompts would not meet all of it
+    if not rings or drifts or not all(shares_ranks(each.config) for each in missing):
+        return None, to_run
+    return rings[0], missing
+
+
+def brief(config: Config) -> Config:
+    """The same ring with as few iterations as tell whether it is as fast as it was."""
+    return replace(config, warmup=max(config.warmup, 1), repeats=SPOT_REPEATS, decode_tokens=0)
+
+
+def _one_device(config: Config, device: str) -> HeteroConfig:
+    """The ranks that measure one full-speed device: a single one, or on CPU all, each for itself."""
+    throttle = "measured" if config.hetero.is_measured else "none"
+    return HeteroConfig([100.0] * (1 if device == "cuda" else config.world_size), throttle)
+
+
+def _full_speed(config: Config, device: str, num_gpus: int) -> HeteroConfig:
+    """The profile of ranks that nothing slows: whole devices, or equal parts of the GPUs they share."""
+    gpus = num_gpus if device == "cuda" else config.world_size
+    sharing = -(-config.world_size // max(gpus, 1))
+    throttle = config.hetero.throttle if sharing > 1 else "none"
+    return HeteroConfig([100.0 / sharing] * config.world_size, throttle)

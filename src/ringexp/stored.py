@@ -1,0 +1,150 @@
+"""JSON files that runs leave for later ones: written strictly, and checked before they are believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ringexp.atomic import write_atomically
+
+T = TypeVar("T")
+
+Warn = Callable[[str], None]
+"""A function that tells the user one line."""
+
+DAMAGED = ".damaged"
+"""The end of the name that a damaged file gets."""
+
+NOT_FINITE = "not_finite"
+"""The key under which a JSON object lists those of its values that are null because they were not finite."""
+
+
+def to_stderr(text: str) -> None:
+    """Tell the user one line."""
+    print(f"ringexp: warning: {text}", file=sys.stderr)
+
+
+def digest(facts: Any) -> str:
+    """Return 16 hex digits that are equal for equal facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def strict_json(value: Any, indent: int | None = 2) -> str:
+    """Return `value` as JSON that every parser reads: a number that is not finite becomes null.
+
+    An object then has a further key, `not_finite`, with the place of each such number and what it was:
+    {"error_max_abs": "nan"}.
+    """
+    places: dict[str, str] = {}
+    document = _finite(value, "", places)
+    if places and isinstance(document, dict):
+        document[NOT_FINITE] = places | (document.get(NOT_FINITE) or {})
+    return json.dumps(document, indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any, place: str, places: dict[str, str]) -> Any:
+    """Copy `value` with null for numbers that are not finite; note in `places` where they were."""
+    if isinstance(value, float) and not math.isfinite(value):
+        places[place] = str(value)
+        return None
+    before = f"{place}." if place else ""
+    if isinstance(value, dict):
+        return {name: _finite(each, f"{before}{name}", places) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each, f"{before}{index}", places) for index, each in enumerate(value)]
+    return value
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Replace `path` by `value` as strict JSON, in one step."""
+    write_atomically(path, strict_json(value, indent))
+
+
+def parse_json(content: bytes) -> Any:
+    """Read strict JSON. Raises ValueError for anything else, NaN and Infinity included."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        return json.loads(content.decode("utf-8"), parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_checked(path: Path, check: Callable[[Any], T], warn: Warn = to_stderr) -> T | None:
+    """Read a JSON file that an earlier run left; a damaged one is set aside, with one warning.
+
+    Args:
+        path: the file; it need not be there.
+        check: returns what is wanted of the parsed content, or raises ValueError, KeyError or TypeError.
+        warn: is told which file was set aside.
+
+    Returns:
+        What `check` returned; None if there is no file, or none that can be believed.
+    """
+    try:
+        return check(parse_json(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        set_aside(path, error, warn)
+        return None
+
+
+def set_aside(path: Path, error: Exception, warn: Warn = to_stderr) -> None:
+    """Rename a damaged file, or a folder in its place, so that it is kept and stands in nobody's way."""
+    aside = unused(path.with_name(path.name + DAMAGED))
+    why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+    said = f"{path} is damaged ({type(error).__name__}: {why})"
+    try:
+        os.rename(path, aside)
+        warn(f"{said}; it is now {aside.name}, and what it held is measured anew")
+    except FileNotFoundError:  # another process was quicker
+        pass
+    except OSError as refused:
+        warn(f"{said} and cannot be renamed ({refused.strerror}); what it held is measured anew")
+
+
+def unused(path: Path) -> Path:
+    """Return `path`, or the first of `path.2`, `path.3` ... that is not there."""
+    names = (path if n == 1 else path.with_name(f"{path.name}.{n}") for n in range(1, 10_000))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def positive(value: Any, name: str) -> float:
+    """Return a number that is finite and above 0. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}={value!r} is no number")
+    with suppress(OverflowError):
+        if math.isfinite(value) and value > 0:
+            return float(value)
+    raise ValueError(f"{name}={value!r} must be finite and above 0")
+
+
+def positive_or_none(value: Any, name: str) -> float | None:
+    """Return None for null, else what `positive` returns."""
+    return None if value is None else positive(value, name)
+
+
+def text(value: Any, name: str) -> str:
+    """Return a text. Raises ValueError for anything else."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name}={value!r} is no text")
+    return value
+
+
+def an_object(value: Any, name: str) -> dict[str, Any]:
+    """Return a JSON object. Raises ValueError for anything else."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no object")
+    return value

@@ -1,0 +1,116 @@
+"""What a run's prompt and checkpoint contain, as hashes: a file that moves keeps its hash, a changed one not.
+
+Hashing a large checkpoint takes seconds, so the hash of a large file is kept in outputs/hashes.json, under
+the file's device, inode, size and times, which any change to the file changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ringexp.config import Config, FmsModelConfig
+from ringexp.errors import UserError
+from ringexp.stored import Warn, an_object, digest, read_checked, to_stderr, write_json
+
+OF_A_CHECKPOINT = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".tiktoken")
+"""What the names of a checkpoint's files end with: its configuration, its tokenizer and its weights."""
+
+LARGE_BYTES = 1 << 20
+"""Files of so many bytes are worth a place in the cache."""
+
+SETTLED_S = 2.0
+"""A file that changed less long ago may change again without a new time, so its hash is not kept."""
+
+THREADS = 8
+CHUNK_BYTES = 1 << 22
+
+
+def content_of(config: Config, warn: Warn = to_stderr) -> dict[str, str]:
+    """Return hashes of the prompt and of the checkpoint of a run, as far as it has them.
+
+    Raises UserError if one cannot be read.
+    """
+    found = {}
+    if config.prompt_file:
+        found["prompt"] = _sha256(Path(config.prompt_file), "prompt_file")
+    elif config.prompt_text:
+        found["prompt"] = hashlib.sha256(config.prompt_text.encode("utf-8", "surrogatepass")).hexdigest()
+    model = config.model
+    if isinstance(model, FmsModelConfig) and model.checkpoint:
+        cache = Path(config.output_root) / "hashes.json"
+        found["checkpoint"] = checkpoint_hash(Path(model.checkpoint), cache, warn)
+    return found
+
+
+def checkpoint_hash(folder: Path, cache: Path, warn: Warn = to_stderr) -> str:
+    """Hash the configuration, tokenizer and weights in `folder`, by their names and contents.
+
+    Args:
+        folder: a Hugging Face folder; its subfolders do not count.
+        cache: the file that keeps hashes of large files from one call to the next.
+        warn: is told if the cache is damaged.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix in OF_A_CHECKPOINT and path.is_file())
+    except OSError as error:
+        raise UserError(f"model.checkpoint={folder} cannot be read: {error.strerror}") from error
+    known = read_checked(cache, _cached, warn) or {}
+    with ThreadPoolExecutor(THREADS) as threads:
+        hashes = list(threads.map(lambda path: _hash_of(path, known), paths))
+    new = {key: sha for sha, key in hashes if key and key not in known}
+    if new:
+        with suppress(OSError):  # it is only a cache
+            write_json(cache, known | new)
+    return digest([[path.name, sha] for path, (sha, _) in zip(paths, hashes, strict=True)])
+
+
+def _hash_of(path: Path, known: dict[str, str]) -> tuple[str, str | None]:
+    """The hash of a file, and the key under which it may be kept."""
+    before = _key(path)
+    if before in known:
+        return known[before], before
+    sha = _sha256(path, "model.checkpoint")
+    settled = time.time() - max(os.stat(path).st_mtime, os.stat(path).st_ctime) > SETTLED_S
+    large = os.stat(path).st_size >= LARGE_BYTES
+    return sha, before if large and settled and _key(path) == before else None
+
+
+def _key(path: Path) -> str:
+    status = os.stat(path)
+    fields: Sequence[int] = (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    return ":".join(map(str, fields))
+
+
+def _sha256(path: Path, setting: str) -> str:
+    sha = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                sha.update(chunk)
+    except OSError as error:
+        raise UserError(f"{setting}={path} cannot be read: {error.strerror}") from error
+    return sha.hexdigest()
+
+
+def _cached(value: Any) -> dict[str, str]:
+    hashes = an_object(value, "the cache of hashes")
+    for key, sha in hashes.items():
+        if not re.fullmatch(r"\d+(:\d+){4}", key):
+            raise ValueError(f"{key!r} is no key")
+        if not isinstance(sha, str) or not re.fullmatch(r"[0-9a-f]{64}", sha):
+            raise ValueError(f"{sha!r} is no hash")
+    return hashes

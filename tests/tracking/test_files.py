@@ -1,0 +1,62 @@
+"""The status of a run, whoever writes it: complete is final."""
+
+import json
+import stat
+
+import pytest
+
+from ringexp.tracking.files import begin, mark_ended, read_results, write_status
+
+
+def test_complete_is_final(tmp_path):
+    assert write_status(tmp_path, "planned", {"tokens": [1, 1]})
+    assert write_status(tmp_path, "complete", {"latency_ms_median": 2.0})
+    assert not write_status(tmp_path, "interrupted", {"reason": "SIGTERM"})
+    for overrule in (False, True):
+        mark_ended(tmp_path, "failed", "a rank was killed", overrule)
+    assert read_results(tmp_path) == {"status": "complete", "latency_ms_median": 2.0}
+
+
+def test_a_run_that_has_failed_is_overruled_only_by_who_saw_all_ranks(tmp_path):
+    write_status(tmp_path, "failed", {"reason": "connection reset", "tokens": [1, 1]})
+    mark_ended(tmp_path, "interrupted", "Ctrl-C")
+    assert read_results(tmp_path)["reason"] == "connection reset"
+    mark_ended(tmp_path, "failed", "rank 1 was killed", overrule=True)
+    assert read_results(tmp_path) == {"status": "failed", "reason": "rank 1 was killed", "tokens": [1, 1]}
+
+
+def test_a_new_run_keeps_what_was_complete_there(tmp_path):
+    write_status(tmp_path, "complete", {"latency_ms_median": 2.0})
+    (tmp_path / "trace.json").write_text("{}")
+    begin(tmp_path)
+    assert read_results(tmp_path) is None
+    assert json.loads((tmp_path / "results.previous.json").read_text())["latency_ms_median"] == 2.0
+    assert not (tmp_path / "trace.json").exists()  # it would be taken for the new run's
+    assert write_status(tmp_path, "planned", {})
+
+
+def test_what_an_interrupted_run_has_measured_stays_for_the_next_attempt(tmp_path):
+    write_status(tmp_path, "interrupted", {"latency_ms_iterations": [1.0]})
+    begin(tmp_path)
+    assert read_results(tmp_path)["latency_ms_iterations"] == [1.0]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'{"status": 3}', b'{"a": "\xff"}', b'{"a": NaN}'], ids=str
+)
+def test_damaged_results_are_none_and_set_aside_by_who_writes(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    assert read_results(tmp_path) is None
+    assert path.read_bytes() == content
+    mark_ended(tmp_path, "interrupted", "Ctrl-C")
+    assert read_results(tmp_path) == {"status": "interrupted", "reason": "Ctrl-C"}
+    assert (tmp_path / "results.json.damaged").read_bytes() == content
+
+
+def test_results_are_strict_json_that_others_may_read(tmp_path):
+    write_status(tmp_path, "complete", {"error_max_abs": float("nan"), "busy_ms": [1.0, float("inf")]})
+    results = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert (results["error_max_abs"], results["busy_ms"]) == (None, [1.0, None])
+    assert results["not_finite"] == {"error_max_abs": "nan", "busy_ms.1": "inf"}
+    assert stat.S_IMODE((tmp_path / "results.json").stat().st_mode) & 0o600 == 0o600
