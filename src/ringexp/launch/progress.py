@@ -12,7 +12,7 @@ class ProgressWriter:
     """Rank 0's end; without a path it says nothing."""
 
     def __init__(self, path: Path | None) -> None:
-        self._file = path.open("a", buffering=1) if path else None
+        self._file = path.open("a", buffering=1, encoding="utf-8") if path else None
 
     def job(self, index: int) -> None:
         """The ranks turn to the next job of their list."""
@@ -44,7 +44,7 @@ class ProgressReader:
         """What was written since the last call."""
         if not self._path.exists():
             return
-        with self._path.open() as file:
+        with self._path.open(encoding="utf-8") as file:
             file.seek(self._offset)
             while (line := file.readline()).endswith("\n"):
                 self._offset = file.tell()
