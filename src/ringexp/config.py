@@ -14,6 +14,7 @@ from typing import Any
 
 from ringexp.errors import UserError
 from ringexp.hetero.drift import DriftConfig, drift_label, validate_drift
+from ringexp.names import folder_part
 from ringexp.planning import AdaptiveConfig, validate_adaptive
 
 PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
@@ -234,13 +235,16 @@ def register() -> None:
 
 
 def folder_name(text: str, key: str = "label") -> str:
-    """Return `text` if it can be a part of a folder's name and leads nowhere else; raise UserError if not."""
+    """Return `text` as a part of a folder's name, shortened where it is too long.
+
+    Raises UserError for text that leads to another folder or cannot be a name.
+    """
     text = str(text)
     if not text.isprintable() or "/" in text:
         raise UserError(
             f"{key}={text!r} becomes part of a folder's name: use printable characters other than /"
         )
-    return text
+    return folder_part(text)
 
 
 def _random_token() -> str:
