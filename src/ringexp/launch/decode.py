@@ -93,8 +93,8 @@ def decode_together(
     if ring.plan.tokens[session.rank]:
         local = local_inputs(x, ring.plan, session.rank)
         mine = decode(session, decoder_of(workload, ring, speeds, room), local, config.decode_tokens)
-    everyone = session.gather(mine and asdict(mine))
-    return [seen and Decoded(**seen) for seen in everyone]
+    everyone = session.gather(asdict(mine) if mine else None)
+    return [Decoded(**seen) if seen else None for seen in everyone]
 
 
 def tokens_agreeing(
