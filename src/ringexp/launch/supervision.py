@@ -95,12 +95,17 @@ def rendezvous(port: int, on_network: bool = False) -> Iterator[dict[str, str]]:
 
 
 def _listener(port: int, on_network: bool) -> tuple[socket.socket, str]:
-    """Return a listening socket and this machine's own address for it. Raises UserError if there is none."""
+    """Return a listening socket and this machine's own name for it. Raises UserError if there is none."""
+    places = [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "::1")]
+    both = on_network and socket.has_dualstack_ipv6()
+    if on_network:
+        every = (socket.AF_INET6, "::") if both else (socket.AF_INET, "0.0.0.0")
+        places = [(*every, "localhost")]
     refused = OSError()
-    for family, own, every in ((socket.AF_INET, "127.0.0.1", "0.0.0.0"), (socket.AF_INET6, "::1", "::")):
-        host = every if on_network else own
+    for family, host, own in places:
         try:
-            return socket.create_server((host, port), family=family, backlog=BACKLOG), own
+            bound = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+            return bound, own
         except OSError as error:
             refused = error
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # the machine may have no IPv4
