@@ -57,6 +57,7 @@ def test_without_ipv4_loopback_ranks_meet_over_ipv6(monkeypatch):
         pytest.skip("this machine has no IPv6 loopback")
     with rendezvous(0) as meeting:
         assert meeting["MASTER_ADDR"] == "::1"
+        assert "NCCL_SOCKET_IFNAME" not in meeting  # it takes no IPv6 address there
 
 
 def test_a_port_in_use_is_one_line():

@@ -21,9 +21,6 @@ from ringexp.launch.rank import SECRET_ENV, error_file
 from ringexp.launch.spec import RankSet
 
 BACKLOG = 1024  # connections that may wait while ranks start
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""The environment that keeps ranks' own connections on this machine, whatever a cluster's profile says."""
-
 POLL_S = 0.1
 GRACE_S = 3  # what a rank gets between SIGTERM and SIGKILL
 STOPPED_S = 10.0  # a rank that is stopped (SIGSTOP) for so long has failed
@@ -89,9 +86,15 @@ def rendezvous(port: int, on_network: bool = False) -> Iterator[dict[str, str]]:
         timeout=timedelta(seconds=30),
         master_listen_fd=listener.detach(),
     )
-    here = {} if on_network else {"MASTER_ADDR": host, **LOOPBACK}
+    here = {} if on_network else {"MASTER_ADDR": host, **_loopback(host)}
     yield here | {"MASTER_PORT": str(store.port), SECRET_ENV: secrets.token_hex(32)}
     del store
+
+
+def _loopback(host: str) -> dict[str, str]:
+    """Return the environment that keeps ranks' own connections here, whatever a cluster's profile says."""
+    gloo, nccl = {"GLOO_SOCKET_IFNAME": "lo"}, {"NCCL_SOCKET_IFNAME": "lo"}
+    return gloo | nccl if host == "127.0.0.1" else gloo  # NCCL finds no IPv6 address on loopback
 
 
 def _listener(port: int, on_network: bool) -> tuple[socket.socket, str]:
