@@ -137,3 +137,9 @@ def asked_rank_zero(rank: int, config: Config, error: Exception | None) -> tuple
         return "answer", repr(open_session(rank, config, [100.0] * 2).from_rank_zero(answer))
     except Exception as raised:
         return type(raised).__name__, str(raised)
+
+
+def tell_in_turn(rank: int, config: Config, values: list[object]) -> list[list[object]]:
+    """What this rank hears when every rank tells the same values, one after the other."""
+    session = open_session(rank, config, [100.0] * 2)
+    return [session.gather(value) for value in values]

@@ -34,7 +34,7 @@ from ringexp.ring.messages import Messages
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.ring.transport import Transport
-from ringexp.tracking.metrics import Accuracy
+from ringexp.tracking.metrics import Accuracy, References
 from ringexp.tracking.references import ReferenceStore
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Session:
     key: bytes = b""
 
     def __post_init__(self) -> None:
-        kinds = (IterationTiming, HopTiming, SpeedRow, Accuracy)
+        kinds = (IterationTiming, HopTiming, SpeedRow, Accuracy, References)
         self._messages = Messages(self.control, kinds, self.key, "session")
         self._workload: tuple[Any, Workload] | None = None
         self.calibrator = Calibrator(self)
