@@ -2,8 +2,8 @@
 
 RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: as torch knows them. RINGEXP_CPU_THREADS: how many it
 computes with on a CPU. RINGEXP_LAUNCHER_PID: the process it dies with. RINGEXP_SECRET: what only the ranks of
-this run know. It joins the others, applies its
-throttle, does its jobs. Asked to end (SIGTERM, or SIGUSR2 before a time limit) it keeps what was measured.
+this run know. It joins the others, applies its throttle, does its jobs. Asked to end (SIGTERM, or SIGUSR2
+before a time limit) it keeps what was measured.
 """
 
 from __future__ import annotations
@@ -104,9 +104,7 @@ def _main() -> None:
         torch.set_num_threads(int(os.environ["RINGEXP_CPU_THREADS"]))
     timeout = timedelta(seconds=ranks.jobs[0].config.launch.timeout_s)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    name, key = _keys(
-        os.environ.pop(SECRET_ENV)
-    )  # what the rank starts, such as a compiler, has no use for it
+    name, key = _keys(os.environ.pop(SECRET_ENV))  # a compiler that the rank starts has no use for it
     store = dist.PrefixStore(name, dist.TCPStore(address, port, is_master=False, timeout=timeout))
     # Weights and inputs are handed out over it; NCCL takes one rank a GPU.
     separate = ranks.transport in ("nccl", "ipc") and ranks.ranks_per_device == 1

@@ -99,11 +99,13 @@ def _loopback(host: str) -> dict[str, str]:
 
 def _listener(port: int, on_network: bool) -> tuple[socket.socket, str]:
     """Return a listening socket and this machine's own name for it. Raises UserError if there is none."""
-    places = [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "::1")]
     both = on_network and socket.has_dualstack_ipv6()
-    if on_network:
-        every = (socket.AF_INET6, "::") if both else (socket.AF_INET, "0.0.0.0")
-        places = [(*every, "localhost")]
+    if both:
+        places = [(socket.AF_INET6, "::", "localhost")]
+    elif on_network:
+        places = [(socket.AF_INET, "0.0.0.0", "localhost")]
+    else:
+        places = [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "::1")]
     refused = OSError()
     for family, host, own in places:
         try:
