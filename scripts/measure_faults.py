@@ -60,6 +60,18 @@ def to_rank_one(signum: int, *overrides: str) -> Fault:
     return fault
 
 
+def to_task_of_rank_one(*overrides: str) -> Fault:
+    """Kill the task of a SLURM step that watches over rank 1, which dies with it."""
+
+    def fault(root: Path) -> tuple[subprocess.Popen, float]:
+        process = started(root, *overrides, *QUIET)
+        status = Path(f"/proc/{rank_pids(root)[1]}/stat").read_text(encoding="utf-8")
+        os.kill(int(status.rpartition(")")[2].split()[1]), signal.SIGKILL)
+        return process, time.monotonic()
+
+    return fault
+
+
 def to_launcher(signum: int, *overrides: str) -> Fault:
     def fault(root: Path) -> tuple[subprocess.Popen, float]:
         process = started(root, *overrides, *QUIET)
@@ -75,9 +87,16 @@ def out_of_memory(root: Path) -> tuple[subprocess.Popen, float]:
 
     overrides = ("model.batch_size=100000000", "references=false", "tracker=disabled", PROFILE)
     process = subprocess.Popen(
-        command(*overrides, root=root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*overrides, root=root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
     )
-    happened(lambda: any("stage" in file.read_text() for file in root.rglob("rank_set.progress")), 90)
+    happened(
+        lambda: any("stage" in file.read_text(encoding="utf-8") for file in root.rglob("rank_set.progress")),
+        90,
+    )
     return process, time.monotonic()
 
 
@@ -115,7 +134,9 @@ def mps_processes(root: Path) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             ours = f"CUDA_MPS_LOG_DIRECTORY={root}".encode() in (folder / "environ").read_bytes()
-            if ours and (folder / "comm").read_text().startswith("nvidia-cuda-mps"):
+            if ours and (folder / "comm").read_text(encoding="utf-8", errors="replace").startswith(
+                "nvidia-cuda-mps"
+            ):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -126,7 +147,11 @@ def scancel(*arguments: str) -> Fault:
     def fault(root: Path) -> tuple[subprocess.Popen, float]:
         process = started(root, *SLURM, *QUIET)
         listed = subprocess.run(
-            ["squeue", "-h", "-o", "%i %Z %o"], capture_output=True, text=True, check=True
+            ["squeue", "-h", "-o", "%i %Z %o"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
         )
         jobs = [line.split()[0] for line in listed.stdout.splitlines() if str(root) in line]
         began = time.monotonic()
@@ -159,6 +184,11 @@ FAULTS: dict[str, tuple[str, Fault, bool]] = {
         to_rank_one(signal.SIGKILL, *SLURM),
         HAS_SLURM,
     ),
+    "slurm_task": (
+        "SLURM: the task of a rank is killed (SIGKILL)",
+        to_task_of_rank_one(*SLURM),
+        HAS_SLURM,
+    ),
     "slurm_launcher": (
         "SLURM: Ctrl-C in the submitting launcher",
         to_launcher(signal.SIGINT, *SLURM),
@@ -178,7 +208,7 @@ def leftovers(root: Path) -> list[str]:
         if not path.read_bytes().endswith(b"\n"):
             found.append(f"half a line in {path}")
     for path in root.rglob("results.json"):
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -193,7 +223,9 @@ def measure(name: str, root: Path) -> str:
     left = leftovers(root)
     said = stderr.splitlines() or [line.strip() for line in stdout.splitlines() if " warning: " in line]
     message = said[-1].replace(str(root), "…") if said else "-"
-    statuses = sorted({json.loads(path.read_text())["status"] for path in root.rglob("results.json")})
+    statuses = sorted(
+        {json.loads(path.read_text(encoding="utf-8"))["status"] for path in root.rglob("results.json")}
+    )
     shown = message if len(message) <= 130 else message[:130] + " …"
     done = ", done" if process.returncode == 0 else ""
     return (

@@ -151,7 +151,7 @@ def default_device() -> str:
 def cpu_name() -> str:
     """The processor's model name, or the architecture where the kernel does not tell."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -84,11 +85,19 @@ def mps_daemon(workdir: Path) -> Iterator[dict[str, str]]:
 
 
 def _is_for_us(pipe_directory: str) -> bool:
-    """Whether its daemon serves this user: it is the user's own or root's."""
+    """Whether its daemon serves this user: the folder is the user's own or root's.
+
+    At NVIDIA's default place, where anybody may have put something first, it is no link, and nobody else may
+    write in it: whoever can might stand in for the daemon.
+    """
     try:
-        return os.stat(pipe_directory).st_uid in (0, os.getuid())
+        found = (
+            os.lstat(pipe_directory) if pipe_directory == DEFAULT_PIPE_DIRECTORY else os.stat(pipe_directory)
+        )
     except OSError:
         return False
+    open_to_all = pipe_directory == DEFAULT_PIPE_DIRECTORY and found.st_mode & stat.S_IWOTH
+    return stat.S_ISDIR(found.st_mode) and found.st_uid in (0, os.getuid()) and not open_to_all
 
 
 def sm_total_environment() -> dict[str, str]:
@@ -104,7 +113,7 @@ def _start(variables: dict[str, str], log_directory: Path) -> None:
         env.pop(name, None)
     output = log_directory / "start.txt"  # not a pipe: the daemon would hold it open
     try:
-        with output.open("w") as sink:
+        with output.open("w", encoding="utf-8") as sink:
             started = subprocess.run(
                 [CONTROL_PROGRAM, "-d"],
                 env=env,
@@ -134,7 +143,9 @@ def _said(log_directory: Path) -> str:
     """The last line that the daemon or its log has to say."""
     for name in ("start.txt", "control.log"):
         path = log_directory / name
-        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+        lines = (
+            path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
+        )
         if lines:
             return lines[-1].strip()
     return "it said nothing"

@@ -33,7 +33,7 @@ THROTTLE_S = 60.0  # for the first task of a node to have the throttle ready
 
 def main() -> None:
     path, rank = Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
-    ranks = RankSet.from_json(path.read_text())
+    ranks = RankSet.from_json(path.read_text(encoding="utf-8"))
     try:
         with _node_throttle(ranks, path.parent) as environments:
             code = _watch(path, rank, _environment(ranks, rank) | environments[rank])
@@ -44,9 +44,10 @@ def main() -> None:
 
 
 def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
-    """Where the rank is, as `launch.rank` wants to know it; MASTER_PORT is there already."""
+    """Where the rank is, as `launch.rank` wants to know it; what `rendezvous` yields is there already."""
     local_rank, here = int(os.environ["SLURM_LOCALID"]), _tasks_here()
-    master = os.environ["SLURM_LAUNCH_NODE_IPADDR"]  # an address: names of nodes need not resolve
+    # An address: names of nodes need not resolve.
+    master = os.environ.get("MASTER_ADDR") or os.environ["SLURM_LAUNCH_NODE_IPADDR"]
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores_a_rank(here)))
     environment = {
         "RANK": str(rank),
@@ -103,7 +104,7 @@ def _node_throttle(ranks: RankSet, workdir: Path) -> Iterator[list[dict[str, str
         if time.monotonic() > deadline:
             raise RunFailed(f"the first task of {socket.gethostname()} started no {ranks.throttle} daemon")
         time.sleep(POLL_S)
-    yield json.loads(told.read_text())
+    yield json.loads(told.read_text(encoding="utf-8"))
 
 
 def _watch(path: Path, rank: int, environment: dict[str, str]) -> int:

@@ -223,7 +223,9 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         config = read_config(folder)
         path = folder / RESULTS
-        results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"status": NOT_RUN}
+        results: dict[str, Any] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"status": NOT_RUN}
+        )
         status = results.pop("status")
         if "command" in (results.get("environment") or {}):
             program, *arguments = results["environment"]["command"]
