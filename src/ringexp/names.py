@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 
 MAX_FOLDER_BYTES = 160
-"""Bytes of a label in a folder's name. File systems take 255 bytes, and a time or a number comes before it."""
+"""Bytes of a label in a folder's name. File systems take 255 bytes; a time or a number comes before it."""
 
 MAX_WANDB_TAG, MAX_WANDB_NAME = 64, 128
 """The limits of wandb, in characters; with a longer one it keeps no record."""

@@ -60,7 +60,7 @@ def label(percentages: Sequence[float], limit: int = MAX_LABEL) -> str:
 
 
 def percentages_named(text: str) -> list[float] | None:
-    """Return the percentages that a name such as "mps_33_66" or "33_66" stands for; None if it is no such name."""
+    """Return the percentages that a name such as "mps_33_66" or "33_66" stands for; None for other text."""
     match = re.fullmatch(r"(?:mps_)?((?:\d+(?:\.\d+)?)(?:[_/x:-]\d+(?:\.\d+)?)*)", text.strip())
     return [float(value) for value in re.split(r"[_/x:-]", match[1])] if match else None
 
