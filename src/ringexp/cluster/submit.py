@@ -21,6 +21,7 @@ from ringexp.config import Config
 from ringexp.errors import UserError
 from ringexp.launch.slurm_step import SlurmJob
 from ringexp.launch.supervision import Display
+from ringexp.preflight import Surroundings, check_before_start
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns
 from ringexp.tracking.environment import command_line
@@ -56,9 +57,13 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
     """
     settings.validate()
     place = settings.place()
-    todo = [(config, run_dir) for config, run_dir in runs if not resumed(config, run_dir, True, place)]
+    refused = _refused(runs, settings)
+    todo = [
+        (config, run_dir)
+        for config, run_dir in runs
+        if run_dir not in refused and not resumed(config, run_dir, True, place)
+    ]
     submitted: list[_Submitted] = []
-    refused: dict[Path, UserError] = {}
     with console.progress() as display:
         try:
             for group in groups(todo):
@@ -80,6 +85,20 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
         if not isinstance(came_to, Exception):
             CompletedRuns(config.completed_dir, place).add(config, run_dir)
     return outcomes
+
+
+def _refused(runs: Sequence[tuple[Config, Path]], settings: SlurmConfig) -> dict[Path, UserError]:
+    """Runs that can be known to fail before a job is submitted for them, each with the reason."""
+    gpus = settings.nodes * (settings.gpus_per_node or 0)
+    refused: dict[Path, UserError] = {}
+    for config, run_dir in runs:
+        device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
+        where = Surroundings(device, gpus or None, settings.nodes, here=False)
+        try:
+            check_before_start(config, config.transport.name, where)
+        except UserError as error:
+            refused[run_dir] = error
+    return refused
 
 
 def groups(runs: Sequence[tuple[Config, Path]]) -> list[Runs]:
