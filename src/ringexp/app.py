@@ -14,6 +14,7 @@ from ringexp.config import AttentionModelConfig, Config, HeteroConfig
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.profiles import beside
 from ringexp.hetero.throttle import IN_PROCESS, resolve_throttle
+from ringexp.interrupts import undisturbed
 from ringexp.launch.local import run_ranks
 from ringexp.launch.planning import plan_for
 from ringexp.launch.spec import Job, RankSet
@@ -100,7 +101,8 @@ def execute(
             for index, ranks in enumerate(rank_sets(fitting, place)):
                 _run_set(place, ranks, fitting[0][1] / "ranks" / str(index), display, failures)
     except KeyboardInterrupt as interrupt:
-        mark_interrupted(fitting, f"interrupted: {str(interrupt) or 'Ctrl-C'}")
+        with undisturbed():
+            mark_interrupted(fitting, f"interrupted: {str(interrupt) or 'Ctrl-C'}")
         raise
     return [failures.get(run_dir) or outcome(run_dir) for _, run_dir in runs]
 

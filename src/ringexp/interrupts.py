@@ -20,18 +20,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Interrupts:
     """Handlers of the three signals for the time of a block, in the main thread.
 
-    The first signal raises Interrupted. Every further one, and the first after `closing`, calls `again`
-    instead, so that what ends in good order is not torn. What ignores SIGHUP (nohup) goes on ignoring it.
+    A signal raises Interrupted. After `closing` it calls `again` instead, so that what ends in good order is
+    not torn. once: the first signal is the last that raises. What ignores SIGHUP (nohup) goes on ignoring it.
     """
 
-    def __init__(self, again: Callable[[], None]) -> None:
-        self._again = again
+    def __init__(self, again: Callable[[], None], once: bool = False) -> None:
+        self._again, self._once = again, once
         self._closing = False
         self._before: dict[signal.Signals, Any] = {}
 
     def closing(self) -> None:
-        """From here on a signal calls `again`."""
+        """Let every signal from here on call `again`."""
         self._closing = True
+
+    def install(self) -> None:
+        """Set the handlers once more, after a library has set its own."""
+        for signum in self._before:
+            signal.signal(signum, self._handle)
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
@@ -42,11 +47,6 @@ class Interrupts:
                     signal.signal(signum, self._handle)
         return self
 
-    def install(self) -> None:
-        """Set the handlers once more, after a library has set its own."""
-        for signum in self._before:
-            signal.signal(signum, self._handle)
-
     def __exit__(self, *_: object) -> None:
         for signum, before in self._before.items():
             signal.signal(signum, before if before is not None else signal.SIG_DFL)
@@ -55,7 +55,7 @@ class Interrupts:
         if self._closing:
             self._again()
             return
-        self._closing = True
+        self._closing = self._once
         raise Interrupted(f"{signal.Signals(signum).name} to the launcher")
 
 

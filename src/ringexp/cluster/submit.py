@@ -19,6 +19,7 @@ from ringexp.cluster.job import JobFile, carry_out
 from ringexp.cluster.settings import SlurmConfig
 from ringexp.config import Config
 from ringexp.errors import UserError
+from ringexp.interrupts import undisturbed
 from ringexp.launch.slurm_step import SlurmJob
 from ringexp.launch.supervision import Display
 from ringexp.preflight import Surroundings, check_before_start
@@ -77,8 +78,11 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
                     _follow(submitted, display)
             _follow(submitted, display)
         except KeyboardInterrupt:
-            _cancel(submitted, display)
-            mark_interrupted(todo, "interrupted: Ctrl-C")
+            try:
+                _cancel(submitted, display)
+            finally:
+                with undisturbed():
+                    mark_interrupted(todo, "interrupted: Ctrl-C")
             raise
     outcomes = [refused.get(run_dir) or outcome(run_dir) for _, run_dir in runs]
     for (config, run_dir), came_to in zip(runs, outcomes, strict=True):
