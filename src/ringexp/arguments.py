@@ -7,6 +7,7 @@ where it expects a name with an exception. What it would stumble over is mended 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -37,10 +38,8 @@ def prepared(arguments: Sequence[str]) -> list[str]:
 
     Raises UserError for an unknown option, for a group that is given no name, and for bytes that are no text.
     """
-    for argument in arguments:
-        _check_text(argument)
     parser = _parser()
-    ordered = _options_last(arguments, parser)
+    ordered = _options_last([_text(argument) for argument in arguments], parser)
     parsed = parser.parse_args(ordered)
     if parsed.experimental_rerun is not None:
         raise UserError("--experimental-rerun is not supported: give the settings of the run again")
@@ -88,11 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_text(argument: str) -> None:
-    """Raise UserError for bytes that are no UTF-8, which Python keeps as lone surrogates, and for NUL."""
-    shown = argument.encode("utf-8", "backslashreplace").decode("utf-8")
-    if shown != argument:
-        raise UserError(f"{shown} is not UTF-8 text")
+def _text(argument: str) -> str:
+    """Return an argument as UTF-8 text, whatever the locale; raise UserError for other bytes."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError as error:
+        shown = argument.encode("utf-8", "backslashreplace").decode("utf-8")
+        raise UserError(f"{shown} is not UTF-8 text") from error
 
 
 def _options_last(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 
 class _Patient(io.FileIO):
-    """A file descriptor whose reader may go: what is written after that is dropped."""
+    """A file descriptor whose reader may go, or whose disk may be full: what it cannot take is dropped."""
 
     def write(self, data: object) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
             return super().write(data)  # pyright: ignore[reportArgumentType]
-        except BrokenPipeError:
+        except OSError:
             return len(memoryview(data))  # pyright: ignore[reportArgumentType]
 
 
 def keep_printing() -> None:
     """Let standard output go on without its reader (`| head`) and without characters its encoding lacks."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     stream = sys.stdout
     if not isinstance(stream, io.TextIOWrapper):
         return

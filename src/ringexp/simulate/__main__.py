@@ -14,6 +14,7 @@ from ringexp.simulate.hardware import Link, load_hardware
 from ringexp.simulate.recorded import find_recorded, ring_of_run, ring_of_table
 from ringexp.simulate.rings import TILE, Ring, Split, run, timings
 from ringexp.simulate.specified import ring_of_devices
+from ringexp.terminal import keep_printing
 from ringexp.token_counts import token_count
 
 DESCRIPTION = """\
@@ -135,6 +136,7 @@ def build_ring(asked: argparse.Namespace, seq_len: int) -> Ring:
 
 def main() -> None:
     """Exit code 0 with figures, 2 for input there can be none of."""
+    keep_printing()
     asked = parse()
     try:
         if asked.runs:
