@@ -65,6 +65,16 @@ def test_prompt_lengths_have_a_range(value):
         validate(replace(WHOLE, prompt_lengths=value))
 
 
+@pytest.mark.parametrize(
+    "override",
+    [{"nlayers": 10**23}, {"nlayers": 0}, {"emb_dim": 10**23}, {"rope_theta": float("nan")}],
+    ids=str,
+)
+def test_overrides_that_no_model_has_are_refused(override):
+    with pytest.raises(UserError, match=r"model\.overrides\."):
+        validate(replace(WHOLE, model=replace(WHOLE.model, overrides=override)))
+
+
 def test_the_defaults_and_a_drift_are_in_range():
     validate(ATTENTION)
     drifting = replace(WHOLE.hetero, drift=DriftConfig("step", to=[100, 50]))

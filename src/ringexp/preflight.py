@@ -127,15 +127,12 @@ def _installed(package: str) -> bool:
 def _check_model(config: Config) -> MemoryNeed | None:
     """Check that the model can be made; return the least it needs of a rank's memory, or None."""
     model = config.model
-    if isinstance(model, AttentionModelConfig):
-        return shape_of_config(model).memory
-    assert isinstance(model, FmsModelConfig)
-    if model.checkpoint:
+    if isinstance(model, FmsModelConfig) and model.checkpoint:
         from ringexp.models.checkpoint_folder import check_folder
 
         check_folder(model.checkpoint, config.seq_len + config.decode_tokens)
         return None
-    if is_stock(model):
+    if not isinstance(model, FmsModelConfig) or is_stock(model):
         shape = shape_of_config(model)
         return shape.memory if shape else None
     from ringexp.models.outline import weight_bytes  # imports FMS

@@ -13,6 +13,7 @@ MAX_RANKS = 4096
 MAX_ITERATIONS = 1_000_000
 MAX_WIDTH = 2**20
 MAX_GIB = 2**30
+MAX_NUMBER = 2**40
 YEAR_S = 365 * 24 * 3600
 
 
@@ -68,8 +69,9 @@ RANGES = {
 }
 """Every setting that is one number; a setting that may be null has a range for when it is not."""
 
-LISTS = ("hetero.percentages", "hetero.drift.to", "prompt_lengths", "memory_limit_gib", "tracker.tags")
-"""Settings with checks of their own."""
+OVERRIDES = {"nlayers": Range(1, MAX_RANKS)}
+OVERRIDE = Range(-MAX_NUMBER, MAX_NUMBER, whole=False)
+"""Numbers of a model's own config: what FMS would build for minutes or for ever is not asked of it."""
 
 FREE_TEXT = ("prompt_text",)
 """Text that may have lines."""
@@ -82,6 +84,9 @@ def check_ranges(config: Any) -> None:
             check_text(key, value)
         elif key in RANGES and value is not None:
             RANGES[key].check(key, value)
+    for name, value in getattr(config.model, "overrides", {}).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            OVERRIDES.get(name, OVERRIDE).check(f"model.overrides.{name}", value)
     for length in config.prompt_lengths or ():
         TOKENS.check("an entry of prompt_lengths", length)
     for limit in config.memory_limit_gib if isinstance(config.memory_limit_gib, list) else ():

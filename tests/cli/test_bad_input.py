@@ -65,16 +65,19 @@ def test_bad_settings_are_one_line(tmp_path, overrides, message):
     assert message in line
 
 
-def test_what_only_a_rank_can_find_out_is_one_line_too(tmp_path):
+def test_a_kernel_that_cannot_run_is_refused_before_ranks_start(tmp_path):
     done = ringexp("kernel=triton", "references=false", *QUICK, root=tmp_path, env={"TRITON_INTERPRET": "0"})
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "kernel=triton needs CUDA, but device=cpu" in line
-    assert ranks_alive(tmp_path) == []
+    assert not list(tmp_path.glob("runs/*/*/ranks"))
 
 
 def test_a_rank_that_raises_is_named_with_its_reason_and_log(tmp_path):
-    done = ringexp("model.batch_size=100000000", "references=false", *QUICK, root=tmp_path)
+    """The scores of a kernel that keeps them all are terabytes."""
+    done = ringexp(
+        "kernel=reference", "seq_len=1M", "partitioner=even", "references=false", *QUICK, root=tmp_path
+    )
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert re.search(r"rank \d failed: .*can't allocate memory.*; traceback in .*stderr.log", line)

@@ -114,19 +114,30 @@ def model_shape(name: str) -> ModelShape:
         raise UserError(
             f"model {name} has no shape here; choose one of {', '.join(known)}{did_you_mean(name, known)}"
         )
-    shape = shape_of_config(config)
-    assert shape
-    return shape
+    return _attention_shape(config)
 
 
 def shape_of_config(model: ModelConfig) -> ModelShape | None:
     """Return the shape of a configured model; None for a whole model whose shape is not known here."""
-    settings = {"batch_size": model.batch_size, "itemsize": ITEMSIZE.get(model.dtype, 2)}
     if isinstance(model, AttentionModelConfig):
-        names = ("emb_dim", "num_heads", "num_kv_heads", "head_dim", "projections", "causal")
-        return ModelShape(**{name: getattr(model, name) for name in names}, **settings)
+        return _attention_shape(model)
     whole = WHOLE_MODELS.get(model.name)
-    return replace(whole, **settings) if whole else None
+    return (
+        replace(whole, batch_size=model.batch_size, itemsize=ITEMSIZE.get(model.dtype, 2)) if whole else None
+    )
+
+
+def _attention_shape(model: AttentionModelConfig) -> ModelShape:
+    return ModelShape(
+        emb_dim=model.emb_dim,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        projections=model.projections,
+        causal=model.causal,
+        batch_size=model.batch_size,
+        itemsize=ITEMSIZE.get(model.dtype, 2),
+    )
 
 
 def is_stock(model: FmsModelConfig) -> bool:
