@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ringexp.machine import all_ok, hardware_queues, visible_entries, visible_gpus
+from ringexp.machine import all_ok, hardware_queues, memory_bytes, visible_entries, visible_gpus
 
 TWO = " \t\x1b[4mGPU0\tGPU1\t\x1b[0m\n GPU0\tX\tOK\t\n GPU1\t{}\tX\t\n\nLegend:\n\n  OK   = Status Ok\n"
 
@@ -91,3 +91,9 @@ def test_a_mig_part_is_named_after_its_gpu_and_size(smi, monkeypatch):
 def test_entries_are_read_as_cuda_reads_them(monkeypatch, visible, entries):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert visible_entries() == entries
+
+
+def test_the_memory_of_this_machine_is_known():
+    told = memory_bytes()
+    assert told
+    assert 2**28 < told < 2**50

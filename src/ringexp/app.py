@@ -12,10 +12,11 @@ from typing import Any
 
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
-from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config
+from ringexp.config import AttentionModelConfig, Config
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.profiles import beside
 from ringexp.hetero.throttle import IN_PROCESS, resolve_throttle
+from ringexp.interrupts import undisturbed
 from ringexp.launch.local import run_ranks
 from ringexp.launch.planning import plan_for
 from ringexp.launch.reference_jobs import SPOT, Reference, brief, references_of, to_measure
@@ -23,7 +24,8 @@ from ringexp.launch.spec import Job, RankSet
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
 from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
 from ringexp.models.shapes import shape_of
-from ringexp.planning import BY_COST, Plan, check_enough_tiles
+from ringexp.planning import BY_COST, Plan
+from ringexp.preflight import Surroundings, check_before_start
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns, copy_results, fingerprint, run_key
 from ringexp.tracking.content import content_of
@@ -115,7 +117,8 @@ def execute(
             if stopped:  # by references that are off: those are measured anew
                 _run_sets([run for run in fitting if run[1] in stopped], place, display, failures, True)
     except KeyboardInterrupt as interrupt:
-        mark_interrupted(fitting, f"interrupted: {str(interrupt) or 'Ctrl-C'}")
+        with undisturbed():
+            mark_interrupted(fitting, f"interrupted: {str(interrupt) or 'Ctrl-C'}")
         raise
     return [failures.get(run_dir) or outcome(run_dir) for _, run_dir in runs]
 
@@ -342,32 +345,11 @@ def _transport(config: Config, device: str, place: Place) -> str:
 
 def _check_fits(config: Config, device: str, place: Place) -> None:
     """Raises UserError for what can be known to fail before any process starts."""
-    check_enough_tiles(config.seq_len, config.world_size, config.tile or DEFAULT_TILE[device])
-    if config.dry_run:
-        return
-    gpus = place.num_gpus
-    if device == "cuda" and not gpus:
-        raise UserError("device=cuda, but no CUDA device is visible; use device=cpu or device=auto")
-    transport = _transport(config, device, place)
-    if transport == "ipc" and place.num_nodes > 1:
-        raise UserError(
-            f"transport=ipc is for ranks on one machine, and these are on {place.num_nodes}; use "
-            "transport=nccl, gloo or auto"
-        )
-    if transport in ("nccl", "ipc") and device != "cuda":
-        raise UserError(f"transport={transport} needs CUDA, but device={device}; use transport=gloo or auto")
-    if transport == "nccl" and config.world_size > gpus:
-        raise UserError(
-            f"hetero.percentages={config.hetero.percentages} asks for {config.world_size} ranks, but NCCL "
-            f"takes one rank a GPU, and {gpus} can be seen; use at most {gpus} ranks, or transport=ipc"
-        )
-    if config.cuda_graph and transport not in ("nccl", "ipc"):
-        raise UserError(
-            f"cuda_graph=true needs CUDA with transport=nccl or ipc, but device={device} and "
-            f"transport={transport}; use cuda_graph=null"
-        )
-    if config.kernel.name == "cudnn" and device != "cuda":
-        raise UserError(f"kernel=cudnn needs CUDA, but device={device}; use kernel=sdpa or kernel=auto")
+    here = not config.dry_run or config.device == "cpu"  # else it may be a plan for other hardware
+    transport = config.transport.name if config.dry_run else _transport(config, device, place)
+    gpus = place.num_gpus if here or place.num_gpus else None
+    where = Surroundings(device, gpus, place.num_nodes, here)
+    check_before_start(config, transport, where)
 
 
 def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | None]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -162,6 +163,35 @@ def cpu_name() -> str:
 def cpu_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def memory_bytes() -> int | None:
+    """Return the memory that processes here may use together, swap included; None where nobody tells.
+
+    The least of what the machine has and what its control groups allow.
+    """
+    sizes = []
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        kib = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines)}
+        sizes.append(1024 * (int(kib["MemTotal"]) + int(kib["SwapTotal"])))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            sizes.append(int(Path(limit).read_text(encoding="utf-8")))
+    return min(sizes, default=None)
+
+
+@functools.cache
+def gpu_memory_bytes() -> int | None:
+    """Return the memory of the largest GPU here; None where nobody tells."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=True
+        ).stdout
+        return max(2**20 * int(line) for line in told.split())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
 
 
 def cores_a_rank(world_size: int) -> int:

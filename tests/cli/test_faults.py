@@ -65,6 +65,46 @@ def test_interrupt_ends_everything_with_one_message(tmp_path):
     assert gone(tmp_path, 5)
 
 
+def test_a_second_interrupt_ends_with_the_same_message(tmp_path):
+    """A rank that is stopped does not act on SIGTERM, so the launcher still waits at the second interrupt."""
+    process = started(tmp_path, *ENDLESS, "tracker=disabled")
+    os.kill(rank_pids(tmp_path)[0], signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    (line,) = stderr.strip().splitlines()
+    assert "interrupted; what was measured is kept" in line
+    assert gone(tmp_path, 5)
+
+
+def test_a_sweep_that_is_interrupted_twice_is_marked(tmp_path):
+    sweep = ["-m", "partitioner=even,uneven", "hetero=mps_50_100", "tracker=disabled", *ENDLESS]
+    process = started(tmp_path, *sweep, run="0_*")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stdout + stderr
+    files = sorted(tmp_path.glob("sweeps/*/*/*/results.json"))
+    assert [json.loads(file.read_text())["status"] for file in files] == ["interrupted"] * 2
+    assert gone(tmp_path, 5)
+
+
+def test_a_run_goes_on_without_the_reader_of_its_output(tmp_path):
+    process = started(tmp_path, *FINITE, "tracker=disabled")
+    assert process.stdout
+    process.stdout.close()
+    assert process.stderr
+    stderr = process.stderr.read()
+    assert process.wait(60) == 0, stderr
+    assert stderr == ""
+    (run_dir,) = run_dirs(tmp_path)
+    assert json.loads((run_dir / "results.json").read_text())["status"] == "complete"
+
+
 def test_an_interrupted_run_says_so_and_keeps_what_it_measured(tmp_path):
     process = started(tmp_path, *ENDLESS, "tracker=disabled")
     process.terminate()

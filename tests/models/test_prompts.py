@@ -1,6 +1,10 @@
 """Batches of unequal prompts from the command line: each prompt is computed as if it were alone."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ import torch
 from ringexp.config import Config, FmsModelConfig
 from ringexp.errors import UserError
 from ringexp.models.checkpoint_folder import load_tokenizer
-from ringexp.models.prompt import starts_of, with_prompt
+from ringexp.models.prompt import prompts, starts_of, with_prompt
 from support.checkpoints import CHECKPOINTS, greedy, save_checkpoint
 from support.command import QUICK, ringexp, run_dirs
 
@@ -71,6 +75,77 @@ def test_every_line_of_a_text_is_continued(tmp_path):
         continuation = tokenizer.decode(greedy(reference, ids, 6)[0, ids.shape[1] :])
         assert results["decode"]["texts"][number] == continuation
         assert f"Continuation of prompt {number}\n{continuation}\n" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder, *CHECKPOINTS["llama"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("ab\ncd\n", ["ab", "cd"]),
+        ("ab\r\ncd", ["ab", "cd"]),
+        ("\ufeffab\ncd", ["ab", "cd"]),
+        ("ab\n\n  \ncd", ["ab", "cd"]),
+        *((f"ab{other}cd\nef", [f"ab{other}cd", "ef"]) for other in "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"),
+    ],
+    ids=repr,
+)
+def test_a_text_has_lines_at_newlines_alone(folder, tmp_path, content, lines):
+    (tmp_path / "prompt.txt").write_bytes(content.encode())
+    config = Config(model=FmsModelConfig(name="any", checkpoint=str(folder)), prompt_lines=True)
+    tokenizer = load_tokenizer(folder)
+    for settings in ({"prompt_file": str(tmp_path / "prompt.txt")}, {"prompt_text": content}):
+        expected = [list(tokenizer(line)["input_ids"]) for line in lines]
+        assert prompts(replace(config, **settings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"caf\xe9", "is not UTF-8 text: byte 3 is 0xe9"),
+        (b"\xff\xfea\0b\0", "is not UTF-8 text: byte 0 is 0xff"),
+        (b"a\0b", "has NUL bytes"),
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (None, "is no file"),
+    ],
+    ids=repr,
+)
+def test_a_file_that_is_no_text_is_refused(folder, tmp_path, content, message):
+    path = tmp_path / "prompt.txt"
+    path.mkdir() if content is None else path.write_bytes(content)
+    config = Config(model=FmsModelConfig(name="any", checkpoint=str(folder)), prompt_file=str(path))
+    with pytest.raises(UserError, match=f"prompt_file={path} {message}"):
+        prompts(config)
+
+
+def test_a_prompt_is_utf_8_whatever_the_locale(folder, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes("größe, 字 and 😀".encode())
+    plain, ascii_locale = (
+        subprocess.run(
+            [sys.executable, "-c", READ, str(folder), str(tmp_path / "prompt.txt")],
+            env=os.environ | env,
+            capture_output=True,
+            check=True,
+        ).stdout
+        for env in ({"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    )
+    assert plain == ascii_locale
+    assert len(plain.split(b",")) > 1
+
+
+READ = """
+import sys
+from ringexp.config import Config, FmsModelConfig
+from ringexp.models.prompt import prompts
+
+print(prompts(Config(model=FmsModelConfig(checkpoint=sys.argv[1]), prompt_file=sys.argv[2])))
+"""
 
 
 def test_prompts_decide_length_and_batch():

@@ -19,8 +19,10 @@ from ringexp.cluster.job import JobFile, carry_out
 from ringexp.cluster.settings import SlurmConfig
 from ringexp.config import Config
 from ringexp.errors import UserError
+from ringexp.interrupts import undisturbed
 from ringexp.launch.slurm_step import SlurmJob
 from ringexp.launch.supervision import Display
+from ringexp.preflight import Surroundings, check_before_start
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns, fingerprint
 from ringexp.tracking.content import content_of
@@ -58,9 +60,13 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
     settings.validate()
     check_folders([run_dir for _, run_dir in runs])
     place = settings.place()
-    todo = [(config, run_dir) for config, run_dir in runs if not resumed(config, run_dir, True, place)]
+    refused = _refused(runs, settings)
+    todo = [
+        (config, run_dir)
+        for config, run_dir in runs
+        if run_dir not in refused and not resumed(config, run_dir, True, place)
+    ]
     submitted: list[_Submitted] = []
-    refused: dict[Path, UserError] = {}
     with console.progress() as display:
         try:
             for group in groups(todo):
@@ -74,14 +80,31 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
                     _follow(submitted, display)
             _follow(submitted, display)
         except KeyboardInterrupt:
-            _cancel(submitted, display)
-            mark_interrupted(todo, "interrupted: Ctrl-C")
+            try:
+                _cancel(submitted, display)
+            finally:
+                with undisturbed():
+                    mark_interrupted(todo, "interrupted: Ctrl-C")
             raise
     outcomes = [refused.get(run_dir) or outcome(run_dir) for _, run_dir in runs]
     for (config, run_dir), came_to in zip(runs, outcomes, strict=True):
         if not isinstance(came_to, Exception):
             CompletedRuns(config.completed_dir, place).add(fingerprint(config, content_of(config)), run_dir)
     return outcomes
+
+
+def _refused(runs: Sequence[tuple[Config, Path]], settings: SlurmConfig) -> dict[Path, UserError]:
+    """Runs that can be known to fail before a job is submitted for them, each with the reason."""
+    gpus = settings.nodes * (settings.gpus_per_node or 0)
+    refused: dict[Path, UserError] = {}
+    for config, run_dir in runs:
+        device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
+        where = Surroundings(device, gpus or None, settings.nodes, here=False)
+        try:
+            check_before_start(config, config.transport.name, where)
+        except UserError as error:
+            refused[run_dir] = error
+    return refused
 
 
 def groups(runs: Sequence[tuple[Config, Path]]) -> list[Runs]:

@@ -122,6 +122,24 @@ def remove_groups(folders: Sequence[Path], patience_s: float = PATIENCE_S) -> No
                 time.sleep(0.02)
 
 
+def check_groups() -> None:
+    """Make a control group and remove it; raise UserError where that is not allowed."""
+    try:
+        folder = make_group(own_group(), f"ringexp-{os.getpid()}-probe", 1.0)
+    except OSError as error:
+        raise _no_group(error) from error
+    remove_groups([folder])
+
+
+def _no_group(error: OSError) -> Exception:
+    from ringexp.errors import UserError
+
+    return UserError(
+        f"hetero.throttle=cpu_quota cannot make a control group here ({error}): it needs root or a "
+        "delegated cgroup; hetero.throttle=cpu_pacing needs neither"
+    )
+
+
 @contextmanager
 def quota_groups(
     percentages: Sequence[float], cores: int, drifting: bool = False
@@ -132,7 +150,6 @@ def quota_groups(
 
     Raises UserError where this user may not make groups.
     """
-    from ringexp.errors import UserError
     from ringexp.hetero.watchdog import cleaned_up
 
     folders: list[Path | None] = []
@@ -144,10 +161,7 @@ def quota_groups(
             folders.append(make_group(own, name, cores * percentage / 100) if limited else None)
     except OSError as error:
         remove_groups([folder for folder in folders if folder])
-        raise UserError(
-            f"hetero.throttle=cpu_quota cannot make a control group here ({error}): it needs root or a "
-            "delegated cgroup; hetero.throttle=cpu_pacing needs neither"
-        ) from error
+        raise _no_group(error) from error
     made = [folder for folder in folders if folder]
     with cleaned_up(lambda: remove_groups(made), __file__, *map(str, made)):
         yield folders

@@ -12,11 +12,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.hetero.throttle import host_throttle
+from ringexp.interrupts import Interrupts
 from ringexp.launch.rank import error_file
 from ringexp.launch.spec import RankSet
 from ringexp.launch.supervision import (
@@ -44,21 +47,34 @@ def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     path = write_rank_set(ranks, workdir)
+    started: list[SubprocessContext] = []
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     with (
+        Interrupts(again=lambda: _kill(started), once=True) as interrupts,
         rendezvous(ranks.jobs[0].config.launch.port) as meeting,
         host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as extra,
     ):
         environments = {
             rank: _environment(ranks, rank) | meeting | extra[rank] for rank in range(ranks.world_size)
         }
-        processes = _start(path, environments, workdir)
         try:
-            _follow(processes, path, display)
-        except SignalException as stop:  # torch turns SIGINT and SIGTERM into this one
+            started.append(_start(path, environments, workdir))
+            interrupts.install()  # torch has set handlers of its own
+            _follow(started[0], path, display)
+        except SignalException as stop:  # by torch's handlers, before ours were back
             raise Interrupted(f"{stop.sigval.name} to the launcher") from stop
         finally:
-            processes.close(signal.SIGTERM, GRACE_S)
+            interrupts.closing()
+            for processes in started:
+                processes.close(signal.SIGTERM, GRACE_S)
+
+
+def _kill(started: Sequence[SubprocessContext]) -> None:
+    """Kill all ranks at once: whoever interrupts twice does not wait for them to end in good order."""
+    for processes in started:
+        for pid in processes.pids().values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _environment(ranks: RankSet, rank: int) -> dict[str, str]:

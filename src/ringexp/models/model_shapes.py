@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ringexp.config import CONF_DIR, AttentionModelConfig, did_you_mean
+from ringexp.config import CONF_DIR, AttentionModelConfig, FmsModelConfig, ModelConfig, did_you_mean
 from ringexp.errors import UserError
 from ringexp.planning import MemoryNeed, attention_token_bytes, rotation_bytes
 
@@ -113,25 +114,56 @@ def model_shape(name: str) -> ModelShape:
         raise UserError(
             f"model {name} has no shape here; choose one of {', '.join(known)}{did_you_mean(name, known)}"
         )
-    return ModelShape(
-        emb_dim=config.emb_dim,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        projections=config.projections,
-        causal=config.causal,
-        batch_size=config.batch_size,
-        itemsize=ITEMSIZE.get(config.dtype, 2),
+    return _attention_shape(config)
+
+
+def shape_of_config(model: ModelConfig) -> ModelShape | None:
+    """Return the shape of a configured model; None for a whole model whose shape is not known here."""
+    if isinstance(model, AttentionModelConfig):
+        return _attention_shape(model)
+    whole = WHOLE_MODELS.get(model.name)
+    return (
+        replace(whole, batch_size=model.batch_size, itemsize=ITEMSIZE.get(model.dtype, 2)) if whole else None
     )
+
+
+def _attention_shape(model: AttentionModelConfig) -> ModelShape:
+    return ModelShape(
+        emb_dim=model.emb_dim,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        projections=model.projections,
+        causal=model.causal,
+        batch_size=model.batch_size,
+        itemsize=ITEMSIZE.get(model.dtype, 2),
+    )
+
+
+def is_stock(model: FmsModelConfig) -> bool:
+    """Whether a whole model is one of conf/model, with the FMS model that stands there."""
+    written = _written(model.name)
+    settings = ("architecture", "variant", "overrides")
+    stock = {"architecture": "llama", "variant": "micro", "overrides": {}} | written
+    return bool(written) and all(getattr(model, name) == stock[name] for name in settings)
 
 
 def attention_config(name: str) -> AttentionModelConfig | None:
     """conf/model's attention module of that name; None if there is none."""
+    written = _written(name)
+    if not written:
+        return None
+    schema, *_ = written.pop("defaults")
+    return AttentionModelConfig(**written) if "attention_model" in str(schema) else None
+
+
+def _written(name: str) -> dict[str, Any]:
+    """What stands in conf/model of that name; nothing if there is no such file."""
     from omegaconf import OmegaConf
 
     path = CONF_DIR / "model" / f"{name}.yaml"
     if not path.is_file():
-        return None
-    written = dict(OmegaConf.load(path))  # type: ignore[call-overload]
-    schema, *_ = written.pop("defaults")
-    return AttentionModelConfig(**written) if "attention_model" in str(schema) else None
+        return {}
+    written = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(written, dict)
+    return {str(key): value for key, value in written.items()}

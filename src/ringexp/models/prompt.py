@@ -75,11 +75,16 @@ def prompts(config: Config) -> list[list[int]]:
     if config.prompt_file and config.prompt_text:
         raise UserError("give prompt_file or prompt_text, not both")
     text, tokenizer = _text(config), load_tokenizer(folder)
-    texts = [line for line in text.splitlines() if line.strip()] if config.prompt_lines else [text]
+    texts = [line for line in _lines(text) if line.strip()] if config.prompt_lines else [text]
     found = [list(tokenizer(each)["input_ids"]) for each in texts]
     if not found or not all(found):
-        raise UserError("the prompt is empty")
+        raise UserError(f"{_source(config)} is empty; give text to run")
     return found
+
+
+def _lines(text: str) -> list[str]:
+    """Split at line ends alone; form feeds and Unicode's separators are part of a prompt."""
+    return text.split("\n")
 
 
 def _lengths(config: Config) -> list[int]:
@@ -100,10 +105,37 @@ def _lengths(config: Config) -> list[int]:
     return given
 
 
+def _source(config: Config) -> str:
+    return f"prompt_file={config.prompt_file}" if config.prompt_file else "prompt_text"
+
+
 def _text(config: Config) -> str:
-    if not config.prompt_file:
-        return config.prompt_text or ""
+    """Return the text of the prompts, UTF-8 whatever the locale, without a byte order mark.
+
+    Raises UserError for a file that cannot be read, or that is no text.
+    """
+    text = _file_text(config.prompt_file) if config.prompt_file else config.prompt_text or ""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    if "\0" in text:
+        raise UserError(f"{_source(config)} has NUL bytes; it must be UTF-8 text")
+    if not text:
+        raise UserError(f"{_source(config)} is empty; give text to run")
+    return text
+
+
+def _file_text(name: str) -> str:
+    path = Path(name)
     try:
-        return Path(config.prompt_file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt_file={config.prompt_file} cannot be read: {error}") from error
+        if path.exists() and not path.is_file():  # every rank reads it, so a pipe would not do either
+            raise UserError(f"prompt_file={name} is no file; give a file of UTF-8 text")
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"prompt_file={name} cannot be read: {why}") from error
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"prompt_file={name} is not UTF-8 text: byte {error.start} is 0x{content[error.start]:02x}; "
+            "convert it, such as by iconv -t UTF-8"
+        ) from error
