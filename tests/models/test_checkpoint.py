@@ -73,7 +73,7 @@ def test_a_prompt_is_continued(tmp_path):
             "linear",
         ),
         ("MistralConfig", {"sliding_window": 64}, "sliding window of 64 tokens, which FMS does not compute"),
-        ("LlamaConfig", {"head_dim": 24}, "heads of 24; FMS's llama has hidden_size"),
+        ("LlamaConfig", {"head_dim": 24}, "head_dim=24, but FMS's llama has heads of hidden_size"),
         ("Qwen2Config", {}, "has a Qwen2ForCausalLM; use one of LlamaForCausalLM"),
     ],
 )

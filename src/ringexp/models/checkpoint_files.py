@@ -99,6 +99,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
+def shards_of(index: Path) -> set[str]:
+    """Return the names of the files that an index names. Raises UserError for one that cannot be read."""
+    return set(_read_index(index).values())
+
+
 def _read_index(index: Path) -> dict[str, str]:
     """Return the shard of each tensor, as an index names them."""
     shard_of = read_json(index).get("weight_map")
