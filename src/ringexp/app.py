@@ -155,11 +155,7 @@ def outcome(run_dir: Path) -> Outcome:
     if results is None or results["status"] != "complete":
         return RunFailed((results or {}).get("reason") or f"the ranks ended without results for {run_dir}")
     if results["exact"] is False:
-        return RunFailed(
-            f"the output is off by {results['error_max_abs']:.3g} from one process in float32, a token by "
-            f"{results['error_token']:.1%} of its size, but one process in this precision only by "
-            f"{results['error_single_max_abs']:.3g} and {results['error_single_token']:.1%}: do not use it"
-        )
+        return RunFailed(results.get("why_inexact") or "the output is not that of one process")
     return results
 
 

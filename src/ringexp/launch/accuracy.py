@@ -1,32 +1,59 @@
-"""How far outputs are from those of one process."""
+"""How far the output of a ring is from the output of one process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from ringexp.tracking.metrics import Accuracy
 
 
-def accuracy_of(
-    parts: Sequence[tuple[torch.Tensor, torch.Tensor]], single: torch.Tensor, exact: torch.Tensor
-) -> Accuracy:
-    """Of the ranks' outputs, each with its part of `exact`, [B, L, ...] or [B, ...], all by one process in
-    float32. single: all by one process in the outputs' own precision."""
+def accuracy_of(parts: Sequence[tuple[Tensor, Tensor]], single: Tensor, exact: Tensor) -> Accuracy:
+    """Compare the output of all ranks with that of one process.
+
+    A value that is NaN or infinite, on either side, makes the errors NaN or infinite.
+
+    Args:
+        parts: for each rank its output and its part of `exact`, [B, L, ...] or [B, ...] each.
+        single: the whole output of one process in the outputs' own precision.
+        exact: the whole output of one process in float32.
+    """
     errors = [_errors(out, part) for out, part in parts]
     single_max_abs, single_token = _errors(single, exact)
     return Accuracy(
-        error_max_abs=max(error for error, _ in errors),
+        error_max_abs=_largest(error for error, _ in errors),
         error_single_max_abs=single_max_abs,
-        error_token=max(error for _, error in errors),
+        error_token=_largest(error for _, error in errors),
         error_single_token=single_token,
-        reference_spread=(exact.max() - exact.min()).item(),
+        reference_spread=exact.max().item() - exact.min().item(),
+        not_finite=sum(_not_finite(out) for out, _ in parts),
+        single_not_finite=_not_finite(single),
+        reference_not_finite=_not_finite(exact),
     )
 
 
-def _errors(out: torch.Tensor, exact: torch.Tensor) -> tuple[float, float]:
-    """The largest difference, and the largest of a token relative to its output, by norms."""
+def _largest(values: Iterable[float]) -> float:
+    """The largest value, or NaN if any is NaN: Python's max() may skip a NaN."""
+    known = list(values)
+    return math.nan if any(map(math.isnan, known)) else max(known)
+
+
+def _not_finite(x: Tensor) -> int:
+    """Count the values that are NaN or infinite."""
+    return x.numel() - int(x.isfinite().sum())
+
+
+def _errors(out: Tensor, exact: Tensor) -> tuple[float, float]:
+    """The largest difference, and the largest of a token relative to the token's output, by Euclidean norms."""
     difference = out.float() - exact
-    off, size = ((x.flatten(2) if x.dim() > 2 else x).norm(dim=-1) for x in (difference, exact))
-    return difference.abs().max().item(), (off / size.clamp_min(1e-30)).max().item()
+    off, size = (_token_norms(x) for x in (difference, exact))
+    least = torch.finfo(size.dtype).tiny
+    return difference.abs().max().item(), (off / size.clamp_min(least)).max().item()
+
+
+def _token_norms(x: Tensor) -> Tensor:
+    """The norm of each token, in float64, where the square of no float32 value overflows or vanishes."""
+    return torch.linalg.vector_norm(x.flatten(2) if x.dim() > 2 else x, dim=-1, dtype=torch.float64)

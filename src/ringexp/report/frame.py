@@ -237,7 +237,8 @@ def _read(folder: Path) -> dict[str, Any]:
     elif status == NOT_RUN:
         row["reason"] = "it was not begun"
     elif status == COMPLETE and results.get("exact") is False:
-        status, row["reason"] = FAILED, f"its output is wrong by {results.get('error_max_abs')}"
+        status = FAILED
+        row["reason"] = results.get("why_inexact") or f"its output is wrong by {results.get('error_max_abs')}"
     return row | {"status": status} | _hardware(results)
 
 

@@ -5,6 +5,7 @@ All times are milliseconds. Lists have one entry a rank unless the name says ite
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
@@ -107,14 +108,34 @@ def tflops(flops: float, latency: float) -> float:
     return flops / latency / 1e9
 
 
+SPREAD_BOUND = 1e-5
+"""An exact output in float32 differs by no more than this part of the reference's spread."""
+TOKEN_BOUND = 1e-4
+"""Each token of an exact output in float32 differs by no more than this part of its size."""
+PRECISION_SLACK = 1.5
+"""An exact output in a lower precision is at most this much further from float32 than one process is."""
+
+
+def error_bounds(spread: float, single_max_abs: float, single_token: float) -> tuple[float, float]:
+    """Return the largest `error_max_abs` and the largest `error_token` that an exact output may have.
+
+    Args:
+        spread: largest minus smallest value of one process in float32.
+        single_max_abs: the largest difference of one process in the run's precision from float32.
+        single_token: the same for the worst token, relative to its size.
+    """
+    of_output = max(SPREAD_BOUND * spread, PRECISION_SLACK * single_max_abs)
+    return of_output, max(TOKEN_BOUND, PRECISION_SLACK * single_token)
+
+
 @dataclass(frozen=True)
 class Accuracy:
-    """How far the output is from a single process computing in float32 on the same inputs.
+    """The distance of the output from that of one process computing in float32 on the same inputs.
 
-    token: the token that is furthest, relative to its own output, by Euclidean norms; outputs of early tokens
-    are large, and the largest difference is theirs. exact: float32 runs stay within 1e-5 of the reference's
-    spread, and each token within 1e-4; lower precisions are no further from float32 than 1.5 x what one
-    process in that precision is, in both.
+    error_token: the worst token's distance relative to its size, by Euclidean norms. Outputs of early tokens
+    are large, so the largest difference tends to be theirs. error_single_*: the same for one process in the
+    run's precision. reference_spread: largest minus smallest value in float32. not_finite: how many values of
+    the output are NaN or infinite; single_*, reference_*: of one process in that precision and in float32.
     """
 
     error_max_abs: float
@@ -122,11 +143,47 @@ class Accuracy:
     error_token: float
     error_single_token: float
     reference_spread: float
+    not_finite: int = 0
+    single_not_finite: int = 0
+    reference_not_finite: int = 0
 
     @property
     def exact(self) -> bool:
-        most = max(1e-5 * self.reference_spread, 1.5 * self.error_single_max_abs)
-        return self.error_max_abs <= most and self.error_token <= max(1e-4, 1.5 * self.error_single_token)
+        """Tell if the output is right: all is finite, and both errors are within `error_bounds`."""
+        of_single = self.reference_spread, self.error_single_max_abs, self.error_single_token
+        if self.not_finite or self.single_not_finite or self.reference_not_finite:
+            return False
+        if not all(map(math.isfinite, of_single)):  # what is infinite or NaN bounds nothing
+            return False
+        of_output, of_token = error_bounds(*of_single)
+        return self.error_max_abs <= of_output and self.error_token <= of_token  # False for NaN
+
+    @property
+    def why_inexact(self) -> str | None:
+        """Say in one line why the output is not exact, and if the ring is at fault; None if it is exact."""
+        if self.exact:
+            return None
+        if self.reference_not_finite:
+            return (
+                f"one process in float32 computes {self.reference_not_finite} values that are NaN or infinite, "
+                "so nothing can be checked: the model, its weights or its inputs are at fault, not the ring"
+            )
+        if self.single_not_finite:
+            return (
+                f"one process in this precision computes {self.single_not_finite} values that are NaN or "
+                "infinite, and none in float32: this dtype's range is too small for the model, the ring is not "
+                "at fault; use another model.dtype"
+            )
+        if self.not_finite:
+            return (
+                f"{self.not_finite} values of the output are NaN or infinite, and none of one process: "
+                "do not use it"
+            )
+        return (
+            f"the output is off by {self.error_max_abs:.3g} from one process in float32, a token by "
+            f"{self.error_token:.1%} of its size, but one process in this precision only by "
+            f"{self.error_single_max_abs:.3g} and {self.error_single_token:.1%}: do not use it"
+        )
 
 
 @dataclass(frozen=True)
@@ -266,6 +323,7 @@ class RunResult:
     references: dict[str, float | None] = field(default_factory=dict)
     speed_model: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    why_inexact: str | None = None
 
 
 def per_rank_medians(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, list[float]]:
