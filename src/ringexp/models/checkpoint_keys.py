@@ -176,8 +176,9 @@ IGNORED = _words(
     "prefix task_specific_params finetuning_task problem_type id2label label2id num_labels _num_labels "
     "unsloth_version unsloth_fixed transformers.js_config max_sequence_length is_llama_config "
     # training: dropout, first weights, losses
-    "attention_dropout hidden_dropout resid_pdrop embd_pdrop initializer_range router_aux_loss_coef "
-    "router_jitter_noise output_router_logits gradient_checkpointing neftune_noise_alpha tf_legacy_loss "
+    "attention_dropout attention_probs_dropout_prob hidden_dropout hidden_dropout_prob resid_pdrop "
+    "embd_pdrop initializer_range router_aux_loss_coef router_jitter_noise output_router_logits "
+    "gradient_checkpointing neftune_noise_alpha tf_legacy_loss "
     # tokens of the tokenizer
     "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id "
     # what else is returned, and how it is computed rather than what
@@ -198,6 +199,7 @@ IGNORED = _words(
     "num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind "
     "assistant_early_exit target_lookbehind prompt_lookup_num_tokens max_matching_ngram_size "
     "compile_config disable_compile prefill_chunk_size use_mtp continuous_batching_config "
+    "assistant_ensemble_weight speculation_type dola_layers _from_model_config "
 )
 """Keys that change no logits of these families in Hugging Face's models, whatever their values are."""
 
@@ -239,7 +241,7 @@ def family_of(folder: object, raw: Mapping[str, Any]) -> Family:
     listed = raw.get("architectures") or []
     names = [str(name) for name in listed] if isinstance(listed, list) else [str(listed)]
     kind = raw.get("model_type")
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         has = names[0] if names else f"model of type {json.dumps(kind)}"
         allowed = ", ".join(family.architecture for family in FAMILIES)
         raise UserError(f"checkpoint {folder} has a {has}; use one of {allowed}")
