@@ -138,8 +138,8 @@ def test_the_original_length_of_a_scaled_rope_is_found():
     length = "original_max_position_embeddings"
     for changes, expected in (
         ({"rope_scaling": scaling}, 131072),
-        ({"rope_scaling": scaling, length: 4096}, 4096),
-        ({"rope_scaling": {**scaling, length: 2048}, length: 4096}, 4096),
+        ({"rope_scaling": {**scaling, length: 4096}}, 4096),
+        ({"rope_scaling": {**scaling, length: 4096}, length: 4096}, 4096),
     ):
         llama3 = parsed("Llama 3.1 8B", **changes).llama3
         raw = json.loads(json.dumps({**PUBLIC["Llama 3.1 8B"], **changes}))  # transformers changes it
@@ -231,6 +231,7 @@ NO_SCALING = {"rope_type": "linear", "factor": 2.0}
         ),
         ("Llama 3.1 8B", {"rope_scaling": "linear"}, "has to be a table"),
         ("Llama 3.1 8B", {"rope_scaling": ..., "rope_parameters": {"full_attention": {}}}, "full_attention"),
+        ("Llama 3.1 8B", {"original_max_position_embeddings": 4096}, "the scaled rope has 8192"),
         ("Llama 3.1 8B", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ("Llama 3.1 8B", {"rope_parameters": {"partial_rotary_factor": 0.5}, "rope_scaling": ...}, "0.5"),
         ("Llama 3.1 8B", {"rope_theta": None}, "rope_theta=null"),
