@@ -51,8 +51,7 @@ def test_settings_are_honoured_as_by_hugging_face(tmp_path, name):
     kind, settings = HONOURED[name]
     save_model(tmp_path, kind, ODD | settings)
     assert distance(tmp_path) < 3e-6
-    if kind != "MixtralConfig":  # Hugging Face's experts have no float64
-        assert distance(tmp_path, torch.float64) < 2e-6
+    assert distance(tmp_path, torch.float64) < 2e-6
 
 
 @pytest.mark.parametrize("theta_and_scaling", [{"rope_type": "llama3"}, {"type": "llama3"}])
@@ -191,7 +190,9 @@ def test_a_prompt_is_continued(tmp_path):
     (run_dir,) = run_dirs(tmp_path)
     results = json.loads((run_dir / "results.json").read_text())
     assert sum(results["tokens"]) == len(text)
+    assert "checkpoint error" in done.stdout
     assert (results["exact"], results["decode"]["agreeing"]) == (True, 9)
+    assert 0 < results["error_checkpoint"] < 3e-6
     assert results["decode"]["texts"] == [continuation]
 
 

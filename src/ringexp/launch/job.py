@@ -14,6 +14,7 @@ import torch
 from ringexp.config import num_chunks
 from ringexp.hetero.drift import drift_label
 from ringexp.launch.accuracy import accuracy_of
+from ringexp.launch.checkpoint import with_checkpoint_check
 from ringexp.launch.decode import (
     continuations,
     decode,
@@ -65,6 +66,7 @@ def run_job(session: Session, job: Job) -> None:
         setting = replace(setting, plan=measured.plan)  # that the output is of
         if job.run_dir:
             result = _result(setting, measured, _check(setting, measured.output), _decoding(setting))
+            result = with_checkpoint_check(setting, result)
             if tracker:
                 tracker.finish(result)
                 if result.exact is not False:
