@@ -11,8 +11,11 @@ import torch
 
 from ringexp.models import checkpoint_check
 from ringexp.models.checkpoint import load_checkpoint
-from ringexp.models.checkpoint_check import compare_with_hugging_face
-from ringexp.tracking.metrics import CHECKPOINT_BOUND, CheckpointCheck
+from ringexp.models.checkpoint_check import (
+    CHECKPOINT_BOUND,
+    CheckpointCheck,
+    compare_with_hugging_face,
+)
 from support.checkpoints import CHECKPOINTS, ODD, save_model
 from support.command import QUICK, ringexp, run_dirs
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from ringexp.errors import UserError
 from ringexp.models.checkpoint import load_checkpoint
-from ringexp.models.checkpoint_folder import check_folder
+from ringexp.models.checkpoint_folder import check_folder, load_tokenizer
 from support.checkpoints import CHECKPOINTS, distance, save_checkpoint
 
 INDEX = "model.safetensors.index.json"
@@ -254,6 +254,18 @@ def test_an_adapter_is_refused(folder):
 def test_a_config_that_is_no_table_is_refused(folder, text):
     (folder / "config.json").write_text(text, encoding="utf-8")
     assert "config.json" in refused(folder)
+
+
+@pytest.mark.parametrize("content", [POINTER, b"{}", b"", None])
+@whole
+def test_a_tokenizer_that_cannot_be_read_is_one_line(folder, content):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    if content is not None:
+        (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match="has no tokenizer that can be read: ") as error:
+        load_tokenizer(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_folders_that_are_none_are_refused(tmp_path):

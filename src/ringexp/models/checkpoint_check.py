@@ -7,17 +7,45 @@ import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ringexp.tracking.metrics import CheckpointCheck
-
+CHECKPOINT_BOUND = 3e-4
+"""Logits of a checkpoint in float32 differ from transformers' by no more than this part of their spread."""
 PROMPT = 64
 """Most tokens of the prompt that are compared."""
 MARGIN = 1.1
 """Memory that has to be free, over that of the weights."""
+
+
+@dataclass(frozen=True)
+class CheckpointCheck:
+    """The distance of a loaded checkpoint from transformers' own model of the same folder.
+
+    error: largest difference of the logits of a short prompt, both in float32, over their spread; None if it
+    was not measured, for the reason in left_out.
+    """
+
+    error: float | None = None
+    left_out: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Tell if nothing but rounding was found; a NaN is not rounding."""
+        return self.error is None or self.error <= CHECKPOINT_BOUND
+
+    def why_inexact(self, folder: object) -> str | None:
+        """Say in one line that transformers computes the checkpoint otherwise; None if it does not."""
+        if self.exact:
+            return None
+        return (
+            f"checkpoint {folder} is computed otherwise than by Hugging Face's own model: in float32 the "
+            f"logits differ by {self.error:.3g} of their spread, and by rounding at most by "
+            f"{CHECKPOINT_BOUND:g}: do not use it"
+        )
 
 
 def compare_with_hugging_face(model: nn.Module, folder: str | Path, ids: torch.Tensor) -> CheckpointCheck:
@@ -33,10 +61,11 @@ def compare_with_hugging_face(model: nn.Module, folder: str | Path, ids: torch.T
     """
     dtype = next(model.parameters()).dtype
     precise = torch.float64 if dtype == torch.float64 else torch.float32
-    need = MARGIN * sum(parameter.numel() for parameter in model.parameters()) * precise.itemsize
-    places = [ids.device, torch.device("cpu")] if ids.device.type == "cuda" else [ids.device]
-    free = {device: _free_bytes(device) for device in places}
-    device = next((device for device in places if free[device] >= need), None)
+    weights = MARGIN * sum(parameter.numel() for parameter in model.parameters())
+    need, host = weights * precise.itemsize, torch.device("cpu")
+    free = {device: _free_bytes(device) for device in dict.fromkeys((ids.device, host))}
+    fits = [device for device, size in free.items() if size >= need]
+    device = fits[0] if fits and free[host] >= weights * dtype.itemsize else None  # it is read on the host
     if device is None:
         have = ", ".join(f"{device.type} has {size / 2**30:.1f}" for device, size in free.items())
         return CheckpointCheck(

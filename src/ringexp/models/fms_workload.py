@@ -16,14 +16,13 @@ from ringexp.kernels import get_decode_kernel
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.checkpoint import load_checkpoint
-from ringexp.models.checkpoint_check import compare_with_hugging_face
+from ringexp.models.checkpoint_check import CheckpointCheck, compare_with_hugging_face
 from ringexp.models.generation import Decoder, prefill_with_cache
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.workload import LocalInputs, broadcast_weights
 from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, rotation_bytes
 from ringexp.ring.prefill import RingContext
-from ringexp.tracking.metrics import CheckpointCheck
 
 
 class FmsWorkload:

@@ -186,37 +186,6 @@ class Accuracy:
         )
 
 
-CHECKPOINT_BOUND = 3e-4
-"""Logits of a checkpoint in float32 differ from transformers' by no more than this part of their spread."""
-
-
-@dataclass(frozen=True)
-class CheckpointCheck:
-    """The distance of a loaded checkpoint from transformers' own model of the same folder.
-
-    error: largest difference of the logits of a short prompt, both in float32, over their spread; None if it
-    was not measured, for the reason in left_out.
-    """
-
-    error: float | None = None
-    left_out: str | None = None
-
-    @property
-    def exact(self) -> bool:
-        """Tell if nothing but rounding was found; a NaN is not rounding."""
-        return self.error is None or self.error <= CHECKPOINT_BOUND
-
-    def why_inexact(self, folder: object) -> str | None:
-        """Say in one line that transformers computes the checkpoint otherwise; None if it does not."""
-        if self.exact:
-            return None
-        return (
-            f"checkpoint {folder} is computed otherwise than by Hugging Face's own model: in float32 the "
-            f"logits differ by {self.error:.3g} of their spread, and by rounding at most by "
-            f"{CHECKPOINT_BOUND:g}: do not use it"
-        )
-
-
 @dataclass(frozen=True)
 class Decoding:
     """Greedy decoding after prefill, with the cache where prefill left it.
