@@ -55,6 +55,13 @@ def broken(q, k, v, causal, softmax_scale):
     return out, lse
 
 
+def without_a_sum(q, k, v, causal, softmax_scale):
+    """Right but for the log-sum-exp of one head, which is NaN."""
+    out, lse = oracle.block(q, k, v, causal, softmax_scale)
+    lse[:, 2] = float("nan")
+    return out, lse
+
+
 def coarse(q, k, v, causal, softmax_scale):
     out, lse = oracle.block(q, k, v, causal, softmax_scale)
     return out * 1.01, lse
@@ -66,6 +73,7 @@ def test_kernels_are_checked_against_float64(dtype, length):
     inputs = BlockShape(1, 4, 2, 32, dtype, length).inputs(CPU)
     assert is_right(get_kernel("sdpa", "cpu", dtype, 32), *inputs, 0.2)
     assert not is_right(Kernel("broken", broken), *inputs, 0.2)
+    assert not is_right(Kernel("without a sum", without_a_sum), *inputs, 0.2)
     assert not is_right(Kernel("coarse", coarse), *inputs, 0.2)
 
 

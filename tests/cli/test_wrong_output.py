@@ -1,4 +1,4 @@
-"""A wrong output, from a kernel that is wrong on one rank: the run fails, and nothing takes it for a result."""
+"""A wrong output, by a kernel that is wrong on one rank: the run fails, and nothing takes it for a result."""
 
 import json
 import os

@@ -184,6 +184,27 @@ def merge_difference(dtype: torch.dtype, start: int, stop: int, in_place: bool) 
     return max(out_error.item(), ((lse - expected_lse).abs() / FLOAT32_EPS).max().item())
 
 
+def merged_with_nothing(nothing: float) -> tuple[Tensor, Tensor]:
+    """out and lse of two rows, one of ones with lse 0 and one of nothing, each merged with a row of nothing.
+
+    nothing: the lse of such a row. The merge is Triton's.
+    """
+    from ringexp.kernels.triton_merge import merge_rows
+
+    old = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).repeat(1, 1, 1, 16), torch.tensor([[[0.0, nothing]]])
+    merge_rows(old, (torch.zeros_like(old[0]), torch.full((1, 1, 2), nothing)), 0, 2, old)
+    return old
+
+
+def with_infinite_keys(causal: bool) -> tuple[Tensor, Tensor]:
+    """out [B, H, L, D] of the Triton kernel and of the oracle, where the first 20 of 40 keys are -inf."""
+    q, k, v = inputs(Case(40, 40, causal))
+    q = q.abs() + 0.1
+    k[:, :, :20] = float("-inf")
+    kernel = get_kernel("triton", "cpu", torch.float32, 64)
+    return kernel.block(q, k, v, causal, 0.125)[0], oracle.block(q, k, v, causal, 0.125)[0]
+
+
 def rotary_difference(dtype: torch.dtype, head_dim: int, num_heads: int) -> float:
     """Largest difference of the Triton rotation from FMS's own, in roundings of the dtype."""
     from fms.modules.positions import RotaryEmbedding

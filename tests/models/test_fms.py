@@ -1,9 +1,14 @@
 """FMS models through the ring equal the same weights on one process."""
 
-import pytest
+import math
 
+import pytest
+import torch
+
+from ringexp.config import FmsModelConfig
 from ringexp.launch.accuracy import accuracy_of
-from support.model_ranks import TINY, ask_for_model, chunked_logits, fms_logits
+from ringexp.models.fms_workload import FmsWorkload
+from support.model_ranks import LLAMA, TINY, ask_for_model, chunked_logits, fms_logits
 
 
 @pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
@@ -53,3 +58,15 @@ def test_prefill_in_chunks_equals_one_process(pools, architecture, tokens, chunk
     owner = max(range(len(tokens)), key=lambda rank: results[rank][2])
     ring, alone, _ = results[owner]
     assert (ring - alone).abs().max().item() <= 1e-5 * (alone.max() - alone.min()).item()
+
+
+@torch.inference_mode()
+def test_tokens_of_logits_that_are_nan_never_agree():
+    config = FmsModelConfig(name="llama_tiny", dtype="float32", overrides=LLAMA)
+    workload = FmsWorkload(config, 16, torch.device("cpu"), 0)
+    prompt = workload.inputs(8, 0)[:1]
+    token = workload.reference(prompt, torch.float32).argmax(-1).view(1, 1)
+    assert workload.agreeing(prompt, token) == 1
+    workload._model.get_parameter("head.weight")[5] = math.nan
+    assert workload.reference(prompt, torch.float32).argmax(-1).item() == 5  # what argmax takes NaN for
+    assert workload.agreeing(prompt, torch.tensor([[5]])) == 0

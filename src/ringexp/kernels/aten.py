@@ -6,30 +6,44 @@ function is a block as in `contract`; which one fits where is decided in `provid
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ringexp.kernels.contract import check_block
+from ringexp.kernels.contract import LOWEST_LSE, check_block
 
 _aten = torch.ops.aten
+ROWS_AT_ONCE = 1024
+"""Rows whose scores are computed together, to bound the memory that they take."""
 
 
 def flash_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """Flash attention on the CPU: float32, bfloat16, float16; any head_dim; KV heads are not expanded."""
+    """Flash attention on the CPU: float32, bfloat16, float16; any head_dim; KV heads are not expanded.
+
+    PyTorch answers out 0 and lse 0 for a row whose scores are all -inf. The lse is made -inf here.
+    """
     check_block(q, k, v, causal, softmax_scale)
-    return _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=softmax_scale)
+    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=softmax_scale)
+    suspect = lse == 0
+    if suspect.any():
+        suspect &= (out == 0).all(dim=3)
+        lse = lse.masked_fill(_without_scores(suspect, q, k, causal), -math.inf)
+    return out, lse
 
 
 def flash_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """FlashAttention-2: float16 and bfloat16, compute capability >= 8.0, head_dim <= 256.
 
     KV heads are not expanded. A head_dim that is no multiple of 8 is padded with zeros, which costs a copy.
+    The kernel answers out 0 and lse +inf for a row whose scores are all -inf. The lse is made `LOWEST_LSE`.
     """
     check_block(q, k, v, causal, softmax_scale)
     head_dim = q.shape[3]
     q, k, v = _pad_head_dim(q), _pad_head_dim(k), _pad_head_dim(v)
     out, lse = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=softmax_scale)[:2]
+    lse.nan_to_num_(nan=math.nan, posinf=LOWEST_LSE, neginf=LOWEST_LSE)
     return out[..., :head_dim], lse
 
 
@@ -63,6 +77,24 @@ def cudnn_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: flo
         q, k, v, None, True, 0.0, causal, False, scale=softmax_scale
     )[:2]
     return out, lse.reshape(q.shape[:3])  # from [B, H, Lq, 1]
+
+
+def _without_scores(suspect: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """Tell which of the rows `suspect` [B, H, Lq] have no score above -inf, by computing their scores.
+
+    A key and a value of zeros give out 0 and lse 0 too, and they count.
+    """
+    group = q.shape[1] // k.shape[1]
+    empty = torch.zeros_like(suspect)
+    for batch, head in suspect.any(dim=2).nonzero().tolist():
+        keys = k[batch, head // group].float()
+        for rows in suspect[batch, head].nonzero().squeeze(1).split(ROWS_AT_ONCE):
+            scores = q[batch, head, rows].float() @ keys.mT
+            if causal:
+                unseen = torch.arange(keys.shape[0], device=q.device) > rows[:, None]
+                scores.masked_fill_(unseen, -math.inf)
+            empty[batch, head, rows] = scores.isneginf().all(dim=1)
+    return empty
 
 
 def _pad_head_dim(x: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ A block is one attention call of the ring: all queries of one span against all k
 - causal: query i sees keys 0..i; needs Lq == Lk. There is no other mask, so no row is ever fully masked.
 - softmax_scale > 0 multiplies the scores.
 - out [B, H, Lq, D] in q's dtype; lse [B, H, Lq] float32, the natural log of the sum of exp(scores).
+- A row whose scores are all -inf, by keys that are -inf or overflow, has out 0 and lse -inf or `LOWEST_LSE`,
+  so that it merges with weight 0. The Triton kernels do not know such rows and answer NaN. A row that sees a
+  NaN has out NaN.
 
 A kernel may also have `block_into(q, spans, causal, softmax_scale, acc, acc_lse, fresh, final, done)`, for
 one block or several at once: the keys of the first span are for all rows of q, and causal is about them
@@ -26,11 +29,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from torch import Tensor, dtype
+from torch import Tensor, dtype, finfo, float32
 
 Block: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
 Rows: TypeAlias = tuple[int, int]
 """Rows [start, stop) of a tensor."""
+
+LOWEST_LSE = finfo(float32).min
+"""The log-sum-exp of a row without scores, on CUDA: the merge there takes differences, of -inf too NaN."""
 
 
 class Arriving(NamedTuple):

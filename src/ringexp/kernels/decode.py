@@ -96,9 +96,14 @@ def by_blocks(block: Block) -> DecodeKernel:
 
 
 def merge(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """As `triton_decode.merge`, by PyTorch's operators; of several parts one has a slot."""
+    """As `triton_decode.merge`, by PyTorch's operators."""
     if len(parts) > 1:
         out, lse = parts[..., :-1], parts[..., -1:]
-        merged = (lse.softmax(0) * out).sum(0), lse.logsumexp(0)
+        high = lse.amax(0)
+        level = high.masked_fill(high.isneginf(), 0.0)  # where no part has a score: exp(-inf) is 0
+        weights = (lse - level).exp()
+        total = weights.sum(0)
+        divisor = total.masked_fill(total == 0, 1.0)
+        merged = (weights * out).sum(0) / divisor, level + total.log()
         parts = torch.cat(merged, dim=-1).unsqueeze(0)
     return parts[0] if dtype is None else parts[0, ..., :-1].to(dtype).contiguous()

@@ -6,6 +6,7 @@ For each query row with results (out_a, lse_a) and (out_b, lse_b) over disjoint 
     out = out_a + w * (out_b - out_a)
     lse = log(exp(lse_a) + exp(lse_b))
 
+A row whose scores are all -inf on one side has weight 0 there. On both sides it stays out 0 and lse -inf.
 The online-softmax identity (Milakov and Gimelshein, 2018), in the sigmoid form used by ring attention codes.
 """
 
@@ -60,7 +61,7 @@ class OnlineSoftmax:
 
         Args:
             out: [B, H, rows, D], any floating dtype.
-            lse: [B, H, rows] float32, natural log; finite, as no row of a block is fully masked.
+            lse: [B, H, rows] float32, natural log; see `contract` for rows whose scores are all -inf.
             rows: which query rows the block covers, step 1.
         """
         batch, q_len, num_heads, head_dim = self._shape
@@ -197,6 +198,7 @@ def _merge_rows(
         out.copy_(old_out)
         lse.copy_(old_lse)
     row_lse = old_lse[:, :, rows]
-    weight = torch.sigmoid(new_lse - row_lse).transpose(1, 2).unsqueeze(3)
+    share = torch.sigmoid(new_lse - row_lse).masked_fill(new_lse.isneginf(), 0.0)  # -inf - -inf is NaN
+    weight = share.transpose(1, 2).unsqueeze(3)
     out[:, rows] = old_out[:, rows].float().lerp(new_out.float(), weight)
     torch.logaddexp(row_lse, new_lse, out=lse[:, :, rows])

@@ -47,7 +47,7 @@ def _not_finite(x: Tensor) -> int:
 
 
 def _errors(out: Tensor, exact: Tensor) -> tuple[float, float]:
-    """The largest difference, and the largest of a token relative to the token's output, by Euclidean norms."""
+    """The largest difference, and the largest of a token relative to its own output, by Euclidean norms."""
     difference = out.float() - exact
     off, size = (_token_norms(x) for x in (difference, exact))
     least = torch.finfo(size.dtype).tiny

@@ -95,7 +95,8 @@ class FmsWorkload:
     def agreeing(self, x: torch.Tensor, tokens: torch.Tensor) -> int:
         """How many of the tokens [B, N] are what this process alone would choose after x and those before.
 
-        Computed with FMS's own attention, all at once; if all agree, greedy decoding gives these tokens.
+        Computed with FMS's own attention, all at once; if all agree, greedy decoding gives these tokens. A
+        token whose logits hold a NaN does not agree: there is no most likely one.
         """
         ids = torch.cat((x, tokens[:, :-1]), dim=1)
         positions = torch.arange(ids.shape[1], device=x.device).expand(x.shape[0], -1)
@@ -106,7 +107,7 @@ class FmsWorkload:
             use_cache=True,
             attn_name="sdpa_causal",
         )
-        return int((logits.argmax(-1) == tokens).sum())
+        return int(((logits.argmax(-1) == tokens) & ~logits.isnan().any(-1)).sum())
 
     def compare_with_hugging_face(self, x: torch.Tensor) -> CheckpointCheck:
         """Compare the checkpoint with transformers' own model, on the beginning of the prompt x [1, S]."""

@@ -165,14 +165,14 @@ class Accuracy:
             return None
         if self.reference_not_finite:
             return (
-                f"one process in float32 computes {self.reference_not_finite} values that are NaN or infinite, "
+                f"one process in float32 computes {self.reference_not_finite} NaN or infinite values itself, "
                 "so nothing can be checked: the model, its weights or its inputs are at fault, not the ring"
             )
         if self.single_not_finite:
             return (
-                f"one process in this precision computes {self.single_not_finite} values that are NaN or "
-                "infinite, and none in float32: this dtype's range is too small for the model, the ring is not "
-                "at fault; use another model.dtype"
+                f"one process in this precision computes {self.single_not_finite} NaN or infinite values "
+                "itself, and none in float32: this dtype's range is too small for the model, and the ring is "
+                "not at fault; use another model.dtype"
             )
         if self.not_finite:
             return (
