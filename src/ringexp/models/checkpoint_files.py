@@ -73,9 +73,12 @@ def find_weights(folder: Path) -> WeightFiles:
 
 
 def why_no_content(path: Path) -> str | None:
-    """Say what a file is that a failed download left in the place of the real one; None if it is not that."""
-    with path.open("rb") as file:
-        start = file.read(64)
+    """Say what a failed download left in place of a file, or why it cannot be read; None if all is well."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     if start.startswith(LFS_POINTER):
         return "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
     if start.lstrip().lower().startswith(HTML):
