@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from ringexp.errors import UserError
 from ringexp.models.checkpoint import from_pretrained, load_checkpoint
 from ringexp.models.checkpoint_folder import load_tokenizer
+from ringexp.models.strategy import get_model
 from support.checkpoints import (
     CHECKPOINTS,
     HONOURED,
@@ -154,6 +155,18 @@ def test_arguments_that_are_not_honoured_are_refused(tmp_path, arguments, messag
         from_pretrained(**arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("hf_configured", {"variant": "DIR"}),
+        ("llama", {"variant": "7b", "model_path": "DIR", "source": "hf"}),
+    ],
+)
+def test_other_ways_to_load_from_hugging_face_are_refused(architecture, arguments):
+    with pytest.raises(UserError, match='on a ring use "hf_pretrained"'):
+        get_model(architecture, distributed_strategy="ring", block_lens=[8], **arguments)
 
 
 def test_arguments_that_change_nothing_are_taken(tmp_path):

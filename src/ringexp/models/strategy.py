@@ -213,6 +213,11 @@ def get_model(
     strategy = RingAttentionStrategy(block_lens, group, layout)
     if architecture == "hf_pretrained":
         model = from_pretrained(variant, **kwargs)
+    elif architecture == "hf_configured" or kwargs.get("source") == "hf":
+        raise UserError(
+            f"{architecture} of Hugging Face goes round the checks of a checkpoint; "
+            'on a ring use "hf_pretrained"'
+        )
     else:
         model = fms_get_model(architecture, variant, distributed_strategy="none", **kwargs)
     broadcast_weights(model, group)
