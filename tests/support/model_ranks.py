@@ -239,6 +239,17 @@ def run_checkpoint(
 
 
 @torch.inference_mode()
+def ring_logits(rank: int, form: str, folder: str, block_lens: list[int], ids: torch.Tensor) -> torch.Tensor:
+    """All logits of ids [B, S] through the ring, of a checkpoint that is asked for in one of FMS's forms."""
+    from ringexp.models.strategy import get_model
+
+    how = {"distributed_strategy": "ring", "block_lens": block_lens}
+    if form == "positional":
+        return get_model("hf_pretrained", folder, **how)(ids)
+    return get_model("hf_pretrained", **{form: folder}, **how)(ids)
+
+
+@torch.inference_mode()
 def chunked_logits(
     rank: int, architecture: str, tokens: list[int], chunks: int
 ) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -16,6 +16,7 @@ from ringexp.calibration.staleness import is_off
 from ringexp.config import num_chunks
 from ringexp.hetero.drift import drift_label
 from ringexp.launch.accuracy import accuracy_of
+from ringexp.launch.checkpoint import with_checkpoint_check
 from ringexp.launch.decode import (
     continuations,
     decode,
@@ -77,6 +78,7 @@ def run_job(session: Session, job: Job) -> bool:
             _remember(setting, job, measured)
             return True
         result = _result(setting, measured, _check(setting, measured.output), _decoding(setting))
+        result = with_checkpoint_check(setting, result)
         if result.exact is not False:
             _remember(setting, job, measured)
         if tracker:

@@ -1,176 +1,246 @@
-"""Checkpoints: a Hugging Face folder as an FMS model, with what FMS's own loader loses put right.
+"""Checkpoints: a folder or hub id of Hugging Face as an FMS model that computes what Hugging Face's computes.
 
-FMS reads weights; from transformers 5 it reads no rope scaling, of Qwen 3 not the rope's base, and rounds the
-feed-forward width of Qwen 3 and Mistral up. Here these settings are passed on. Mixtral's weights are laid out
-as FMS has them, which FMS itself cannot do. What FMS cannot compute is refused.
+The settings are checked by `checkpoint_config`, the files by `checkpoint_files`. FMS's model is built without
+memory of its own, and every parameter is made of the file's tensors as `checkpoint_tensors` says, so nothing
+is left as it was allocated.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import pickle
+import zipfile
+from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from fms.models import get_model as fms_get_model
+from fms.distributed import local_rank
+from fms.models.granite import Granite, GraniteConfig
+from fms.models.llama import LLaMA, LLaMAConfig
+from fms.models.mistral import Mistral, MistralConfig
+from fms.models.mixtral import Mixtral, MixtralConfig
+from fms.models.qwen3 import Qwen3, Qwen3Config
 from torch import nn
 
 from ringexp.errors import UserError
-from ringexp.models.checkpoint_folder import read_config
+from ringexp.models.checkpoint_config import CheckpointConfig
+from ringexp.models.checkpoint_files import TORCH, WeightFiles, check_named
+from ringexp.models.checkpoint_folder import open_folder
+from ringexp.models.checkpoint_tensors import Parameter, check_tensors, parameters_of
+from ringexp.models.hub import local_folder
 
+EMBEDDING = "base_model.embedding.weight"
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Types that weights may have, in the file and in memory."""
 
-@dataclass(frozen=True)
-class _Family:
-    """How FMS calls the rope's base, and whether it can scale the rope."""
-
-    architecture: str
-    theta: str
-    scales: bool
-
-
-_FAMILIES = {
-    "LlamaForCausalLM": _Family("llama", "rope_theta", scales=True),
-    "GraniteForCausalLM": _Family("granite", "rope_theta", scales=False),
-    "Qwen3ForCausalLM": _Family("qwen3", "rope_theta", scales=True),
-    "MistralForCausalLM": _Family("mistral", "rope_base", scales=True),
-    "MixtralForCausalLM": _Family("mixtral", "rope_base", scales=False),
+FMS_ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
+    "source": (None, "hf"),
+    "checkpoint_sharding": (None,),
+    "trust_remote_code": (False, True),
+    "override_hf_pretrained_config": (False, True),
+    "linear_config": (None,),
+    "fused_weights": (True,),
+    "vision_only": (False,),
 }
+"""Other arguments of FMS's `get_model` that may be given, with the values that change nothing here."""
 
 
-def load_checkpoint(folder: str | Path, device: torch.device, dtype: torch.dtype, seq_len: int) -> nn.Module:
-    """The FMS model of a folder that `save_pretrained` wrote, in `dtype`, for positions up to `seq_len`.
+def from_pretrained(
+    variant: str | Path | None = None,
+    *,
+    model_path: str | Path | None = None,
+    device_type: str = "cpu",
+    data_type: str | torch.dtype | None = None,
+    max_expected_seq_len: int | None = None,
+    **others: Any,
+) -> nn.Module:
+    """Load a checkpoint, asked for as FMS's `get_model("hf_pretrained", ...)` is.
 
-    Raises UserError for a folder that is none, and for a family or setting that FMS does not compute.
+    Args:
+        variant: folder or hub id; either this or model_path.
+        model_path: folder or hub id.
+        device_type: "cpu" or "cuda"; of several GPUs the one of LOCAL_RANK.
+        data_type: of the weights, a dtype or its name; float32 if None.
+        max_expected_seq_len: the longest context, in tokens; if None, the one that the model was made for, or
+            its sliding window if that is shorter.
+        others: arguments of FMS that change nothing (`FMS_ARGUMENTS`).
+
+    Returns:
+        FMS's model, with all weights on this rank's device.
+
+    Raises:
+        UserError: an argument that is not honoured, or a checkpoint that is not, see `check_folder`.
     """
-    config = read_config(folder)
-    name = next(iter(config.get("architectures") or []), "")
-    if name not in _FAMILIES:
-        raise UserError(f"{folder} has a {name or 'model of no name'}; use one of {', '.join(_FAMILIES)}")
-    family = _FAMILIES[name]
-    settings = _settings(folder, config, family, seq_len)
-    what = {
-        "device_type": device.type,
-        "data_type": dtype,
-        "distributed_strategy": "none",
-        "max_expected_seq_len": seq_len,
-        **settings,
-    }
-    if family.architecture == "mixtral":
-        model = fms_get_model("mixtral", "8x7b", **_mixtral_settings(config), **what)
-        _fill_mixtral(model, Path(folder))
-        return model
-    return fms_get_model("hf_pretrained", model_path=str(folder), override_hf_pretrained_config=True, **what)
+    if (variant is None) == (model_path is None):
+        raise UserError('"hf_pretrained" needs either variant or model_path, a folder or a hub id')
+    for name, value in others.items():
+        if name not in FMS_ARGUMENTS:
+            raise UserError(
+                f'{name}={value} does not go with "hf_pretrained", whose config.json says what the model is; '
+                "leave it out"
+            )
+        if value not in FMS_ARGUMENTS[name]:
+            allowed = " or ".join(map(str, FMS_ARGUMENTS[name]))
+            raise UserError(f'{name}={value} does not go with "hf_pretrained" on a ring; use {allowed}')
+    index = local_rank() if device_type == "cuda" else None
+    device = torch.device(device_type) if index is None else torch.device(device_type, index)
+    source = variant if variant is not None else model_path
+    assert source is not None
+    return load_checkpoint(local_folder(source), device, _dtype(data_type), max_expected_seq_len)
 
 
-def _settings(folder: str | Path, config: dict[str, Any], family: _Family, seq_len: int) -> dict[str, Any]:
-    """What FMS has to be told."""
-    rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else {})
-    settings: dict[str, Any] = {}
-    theta = rope.get("rope_theta") or config.get("rope_theta")
-    if theta:
-        settings[family.theta] = theta
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if scaling and not (family.scales and kind == "llama3"):
-        raise UserError(
-            f"{folder} scales its rope ({kind}), which FMS's {family.architecture} does not; "
-            "rope scaling is known for llama3 alone"
-        )
-    if scaling:
-        settings["rope_scaling"] = {**scaling, "rope_type": kind}
-    if family.architecture in ("qwen3", "mistral"):
-        settings["multiple_of"] = 1
-    window = config.get("sliding_window")
-    if window and config.get("use_sliding_window", True) and window < seq_len:
-        raise UserError(
-            f"{folder} attends to a sliding window of {window} tokens, which FMS does not compute; "
-            f"use a context of up to {window}"
-        )
-    heads = config["hidden_size"] // config["num_attention_heads"]
-    if family.architecture in ("llama", "mixtral") and (config.get("head_dim") or heads) != heads:
-        raise UserError(
-            f"{folder} has heads of {config['head_dim']}; FMS's {family.architecture} has hidden_size / "
-            f"num_attention_heads = {heads}"
-        )
-    return settings
+def load_checkpoint(
+    folder: str | Path, device: torch.device, dtype: torch.dtype, seq_len: int | None
+) -> nn.Module:
+    """Load a folder that `save_pretrained` wrote as FMS's model.
 
+    Args:
+        folder: the checkpoint.
+        device: where the weights go.
+        dtype: of the weights.
+        seq_len: the longest context, in tokens; None for the longest that the model can.
 
-def _mixtral_settings(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "src_vocab_size": config["vocab_size"],
-        "dim": config["hidden_size"],
-        "hidden_dim": config["intermediate_size"],
-        "nheads": config["num_attention_heads"],
-        "kvheads": config["num_key_value_heads"],
-        "nlayers": config["num_hidden_layers"],
-        "norm_eps": config["rms_norm_eps"],
-        "num_experts": config["num_local_experts"],
-        "top_k_experts": config["num_experts_per_tok"],
-    }
-
-
-def _fill_mixtral(model: nn.Module, folder: Path) -> None:
-    """Copy the weights tensor by tensor, so that no second model is ever in memory."""
-    config: Any = model.config
-    sizes = config.nheads, config.kvheads, config.num_experts
+    Raises:
+        UserError: what `check_folder` says, and weights that cannot be read.
+    """
+    config, files = open_folder(folder, seq_len)
+    model = _empty_model(config, config.longest if seq_len is None else seq_len)
     with ExitStack() as stack, torch.no_grad():
-        read = _reader(folder, stack)
-        for name, parameter in model.named_parameters():
-            parameter.copy_(_mixtral_tensor(name, read, *sizes))
+        there, read = _reader(config, files, stack)
+        parameters = {parameter.name: parameter for parameter in parameters_of(config, there)}
+        assert parameters.keys() == dict(model.named_parameters()).keys(), "a parameter has no tensors"
+        _fill(model, parameters, read, device, dtype)
+        if config.tied:
+            _tie(model)
+    assert not any(x.is_meta for x in (*model.parameters(), *model.buffers())), "a parameter was not filled"
+    model.get_submodule("base_model").post_init()  # the rope's table, where the weights are
+    return model.eval()
 
 
-def _mixtral_tensor(
-    name: str, read: Callable[[str], torch.Tensor], heads: int, key_heads: int, experts: int
-) -> torch.Tensor:
-    """FMS's parameter out of Hugging Face's."""
-    outer = {
-        "base_model.embedding.weight": "model.embed_tokens.weight",
-        "base_model.dec_norm.weight": "model.norm.weight",
-        "head.weight": "lm_head.weight",
+def _empty_model(config: CheckpointConfig, seq_len: int) -> nn.Module:
+    """Build FMS's model of these settings, whose parameters have shapes but no memory."""
+    common: dict[str, Any] = {
+        "src_vocab_size": config.vocab_size,
+        "norm_eps": config.norm_eps,
+        "nheads": config.num_heads,
+        "kvheads": config.num_kv_heads,
+        "nlayers": config.num_layers,
+        "max_expected_seq_len": seq_len,
     }
-    if name in outer:
-        return read(outer[name])
-    match = re.fullmatch(r"base_model\.layers\.(\d+)\.(.+)", name)
-    assert match, name
-    layer, part = f"model.layers.{match[1]}.", match[2]
-    if part == "attn.in_proj.qkv_fused.weight":
-        query, key, value = (read(f"{layer}self_attn.{x}_proj.weight") for x in "qkv")
-        return torch.cat((_interleaved(query, heads), _interleaved(key, key_heads), value))
-    moe = f"{layer}block_sparse_moe."
-    if part == "ff_sub_layer.cond_ffn.w13":
-        gates, ups = ([read(f"{moe}experts.{e}.{w}.weight") for e in range(experts)] for w in ("w1", "w3"))
-        return torch.stack([torch.cat(pair) for pair in zip(gates, ups, strict=True)])
-    if part == "ff_sub_layer.cond_ffn.w2":
-        return torch.stack([read(f"{moe}experts.{e}.w2.weight") for e in range(experts)])
-    inner = {
-        "attn.dense.weight": "self_attn.o_proj.weight",
-        "ln.weight": "input_layernorm.weight",
-        "ff_ln.weight": "post_attention_layernorm.weight",
-        "ff_sub_layer.gate.weight": "block_sparse_moe.gate.weight",
+    dense = {
+        "emb_dim": config.hidden_size,
+        "multiple_of": 1,
+        "hidden_grow_factor": (config.intermediate_size + 0.5) / config.hidden_size,  # FMS rounds down
+        "activation_fn": config.activation,
+        "tie_heads": False,  # done here
     }
-    return read(layer + inner[part])
+    llama3 = {"rope_type": "llama3", **config.llama3} if config.llama3 else {}
+    head_dim, biases = {"head_dim": config.head_dim}, {"attn_bias": config.attention_bias}
+    with torch.device("meta"):
+        match config.family.model_type:
+            case "llama":
+                rope = {"rope_theta": config.rope_theta, "rope_scaling": llama3}
+                return LLaMA(LLaMAConfig(**common, **dense, **biases, **rope, mlp_bias=config.mlp_bias))
+            case "granite":
+                own = {name: getattr(config, name) for name in config.family.multipliers}
+                own |= {"rope_theta": config.rope_theta, "mlp_bias": config.mlp_bias}
+                return Granite(GraniteConfig(**common, **dense, **head_dim, **biases, **own))
+            case "qwen3":
+                rope = {"rope_theta": config.rope_theta, "rope_scaling": llama3}
+                return Qwen3(Qwen3Config(**common, **dense, **head_dim, **biases, **rope))
+            case "mistral":
+                rope = {"rope_base": config.rope_theta, "rope_scaling": llama3}
+                return Mistral(MistralConfig(**common, **dense, **head_dim, **rope))
+            case "mixtral":
+                sizes = {"dim": config.hidden_size, "hidden_dim": config.intermediate_size}
+                experts = {"num_experts": config.num_experts, "top_k_experts": config.experts_per_token}
+                return Mixtral(MixtralConfig(**common, **sizes, **experts, rope_base=config.rope_theta))
+            case other:
+                raise AssertionError(other)
 
 
-def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a query or key projection, from Hugging Face's halves of a head to FMS's neighbouring pairs."""
-    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def _reader(folder: Path, stack: ExitStack) -> Callable[[str], torch.Tensor]:
-    """Reads one tensor by name from the folder's safetensors files, which stay open until the stack ends."""
+def _reader(
+    config: CheckpointConfig, files: WeightFiles, stack: ExitStack
+) -> tuple[Container[str], Callable[[str], torch.Tensor]]:
+    """Return which tensors there are, and a function that reads one until the stack ends."""
+    if files.kind == TORCH:
+        tensors = _load_torch(files)
+        check_tensors(config, files.folder, {name: tuple(x.shape) for name, x in tensors.items()})
+        return tensors, tensors.__getitem__
     from safetensors import safe_open
 
-    files: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        file = stack.enter_context(safe_open(str(path), "pt"))
-        files |= dict.fromkeys(file.keys(), file)
+    opened: dict[Path, Any] = {path: stack.enter_context(safe_open(str(path), "pt")) for path in files.paths}
+    return files.file_of, lambda name: opened[files.file_of[name]].get_tensor(name)
 
-    def read(name: str) -> torch.Tensor:
-        if name not in files:
-            raise UserError(f"{folder} has no {name} in its safetensors files")
-        return files[name].get_tensor(name)
 
-    return read
+def _load_torch(files: WeightFiles) -> dict[str, torch.Tensor]:
+    """Load what torch.save wrote, tensors alone. Raises UserError for files that hold anything else."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in files.paths:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path} cannot be loaded as weights alone: {reason}") from error
+        if not isinstance(loaded, dict):
+            raise UserError(f"{path} holds a {type(loaded).__name__}, not tensors by name")
+        for name, tensor in loaded.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype not in FLOATS:
+                what = str(tensor.dtype) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise UserError(
+                    f"{path}: {name} is of type {what}; weights have to be floating-point tensors"
+                )
+            if name in tensors:
+                raise UserError(f"checkpoint {files.folder} has {name} in two files")
+            tensors[name] = tensor
+    check_named(files.folder, files.kind, files.named, frozenset(tensors))
+    return tensors
+
+
+def _fill(
+    model: nn.Module,
+    parameters: Mapping[str, Parameter],
+    read: Callable[[str], torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Give the model its parameters, tensor by tensor, so that no second model is ever in memory.
+
+    A head that is made of the embedding's tensor is the embedding itself.
+    """
+    for name, empty in dict(model.named_parameters()).items():
+        parameter = parameters[name]
+        assert tuple(empty.shape) == parameter.shape, f"{name} is {empty.shape} in FMS"
+        assert empty.numel() == sum(prod(piece.shape) for piece in parameter.pieces), name
+        if name == "head.weight" and parameter.pieces == parameters[EMBEDDING].pieces:
+            weight = model.get_parameter(EMBEDDING)
+        else:
+            filled = torch.empty(parameter.shape, device=device, dtype=dtype)
+            for piece in parameter.pieces:
+                tensor = read(piece.name)
+                filled[piece.at].copy_(_paired(tensor, piece.heads) if piece.heads else tensor)
+            weight = nn.Parameter(filled)
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, weight)
+
+
+def _tie(model: nn.Module) -> None:
+    """Tie the head to the embedding if they are equal, as Hugging Face does with a file that has both."""
+    embedding = model.get_parameter(EMBEDDING)
+    if torch.equal(embedding, model.get_parameter("head.weight")):
+        model.get_submodule("head").weight = embedding
+
+
+def _paired(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Reorder rows of a query or key projection, from Hugging Face's halves of a head to FMS's pairs."""
+    return tensor.view(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def _dtype(data_type: str | torch.dtype | None) -> torch.dtype:
+    dtype = getattr(torch, data_type, None) if isinstance(data_type, str) else data_type or torch.float32
+    if dtype not in FLOATS:
+        allowed = ", ".join(str(each).removeprefix("torch.") for each in FLOATS)
+        raise UserError(f"data_type={data_type} cannot be computed with; use one of {allowed}")
+    return dtype

@@ -220,5 +220,7 @@ def _rope(values: ConfigValues, family: Family) -> tuple[float, dict[str, float]
     settings: dict[str, float] = {name: inner.number(name) for name in LLAMA3_KEYS}
     if settings["high_freq_factor"] <= settings["low_freq_factor"]:
         raise inner.refusal("high_freq_factor", "it has to be above low_freq_factor")
-    settings[length] = (inner if values.get(length) is None else values).count(length)
+    settings[length] = inner.count(length)
+    if values.get(length) not in (None, settings[length]):
+        raise values.refusal(length, f"the scaled rope has {settings[length]}")
     return theta, settings

@@ -73,9 +73,12 @@ def find_weights(folder: Path) -> WeightFiles:
 
 
 def why_no_content(path: Path) -> str | None:
-    """Say what a file is that a failed download left in the place of the real one; None if it is not that."""
-    with path.open("rb") as file:
-        start = file.read(64)
+    """Say what a failed download left in place of a file, or why it cannot be read; None if all is well."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     if start.startswith(LFS_POINTER):
         return "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
     if start.lstrip().lower().startswith(HTML):
@@ -97,6 +100,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UserError(f"{path} has to hold a table, not {type(table).__name__}")
     return table
+
+
+def shards_of(index: Path) -> set[str]:
+    """Return the names of the files that an index names. Raises UserError for one that cannot be read."""
+    return set(_read_index(index).values())
 
 
 def _read_index(index: Path) -> dict[str, str]:

@@ -67,5 +67,6 @@ def load_tokenizer(folder: str | Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.checkpoint={folder} has no tokenizer that can be read: {error}") from error
+    except Exception as error:  # a damaged file makes the tokenizers library raise bare exceptions
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"checkpoint {folder} has no tokenizer that can be read: {reason}") from error

@@ -172,31 +172,34 @@ def _words(text: str) -> frozenset[str]:
 
 IGNORED = _words(
     # notes on the file and its origin
-    "_name_or_path name_or_path transformers_version _commit_hash dtype torch_dtype tokenizer_class prefix "
-    "task_specific_params finetuning_task problem_type id2label label2id num_labels _num_labels "
+    "_name_or_path name_or_path transformers_version _commit_hash dtype torch_dtype tokenizer_class "
+    "prefix task_specific_params finetuning_task problem_type id2label label2id num_labels _num_labels "
     "unsloth_version unsloth_fixed transformers.js_config max_sequence_length is_llama_config "
     # training: dropout, first weights, losses
-    "attention_dropout hidden_dropout resid_pdrop embd_pdrop initializer_range router_aux_loss_coef "
-    "router_jitter_noise output_router_logits gradient_checkpointing neftune_noise_alpha tf_legacy_loss "
+    "attention_dropout attention_probs_dropout_prob hidden_dropout hidden_dropout_prob resid_pdrop "
+    "embd_pdrop initializer_range router_aux_loss_coef router_jitter_noise output_router_logits "
+    "gradient_checkpointing neftune_noise_alpha tf_legacy_loss "
     # tokens of the tokenizer
     "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id "
     # what else is returned, and how it is computed rather than what
     "is_decoder max_window_layers use_cache output_attentions output_hidden_states return_dict "
     "use_return_dict use_bfloat16 attn_implementation _attn_implementation _attn_implementation_autoset "
-    "_attn_implementation_internal _experts_implementation_internal experts_implementation _flash_attn_2_enabled "
+    "_attn_implementation_internal _experts_implementation_internal experts_implementation "
+    "_flash_attn_2_enabled "
     # settings of generation, which Hugging Face moves to generation_config.json
     "max_length max_new_tokens min_length min_new_tokens early_stopping max_time stop_strings do_sample "
-    "num_beams num_beam_groups penalty_alpha temperature top_k top_p min_p top_h "
-    "typical_p epsilon_cutoff eta_cutoff diversity_penalty repetition_penalty encoder_repetition_penalty length_penalty "
-    "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids force_words_ids renormalize_logits constraints "
-    "forced_bos_token_id forced_eos_token_id forced_decoder_ids remove_invalid_values "
-    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias token_healing "
-    "guidance_scale low_memory watermarking_config num_return_sequences output_scores output_logits "
-    "return_dict_in_generate cache_implementation cache_config max_cache_len return_legacy_cache "
-    "decoder_start_token_id is_assistant num_assistant_tokens num_assistant_tokens_schedule "
-    "assistant_confidence_threshold assistant_lookbehind assistant_early_exit target_lookbehind "
-    "prompt_lookup_num_tokens max_matching_ngram_size compile_config disable_compile "
-    "prefill_chunk_size use_mtp continuous_batching_config"
+    "num_beams num_beam_groups penalty_alpha temperature top_k top_p min_p top_h typical_p "
+    "epsilon_cutoff eta_cutoff diversity_penalty repetition_penalty encoder_repetition_penalty "
+    "length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids force_words_ids "
+    "renormalize_logits constraints forced_bos_token_id forced_eos_token_id forced_decoder_ids "
+    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens "
+    "sequence_bias token_healing guidance_scale low_memory watermarking_config num_return_sequences "
+    "output_scores output_logits return_dict_in_generate cache_implementation cache_config "
+    "max_cache_len return_legacy_cache decoder_start_token_id is_assistant num_assistant_tokens "
+    "num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind "
+    "assistant_early_exit target_lookbehind prompt_lookup_num_tokens max_matching_ngram_size "
+    "compile_config disable_compile prefill_chunk_size use_mtp continuous_batching_config "
+    "assistant_ensemble_weight speculation_type dola_layers _from_model_config "
 )
 """Keys that change no logits of these families in Hugging Face's models, whatever their values are."""
 
@@ -238,7 +241,7 @@ def family_of(folder: object, raw: Mapping[str, Any]) -> Family:
     listed = raw.get("architectures") or []
     names = [str(name) for name in listed] if isinstance(listed, list) else [str(listed)]
     kind = raw.get("model_type")
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         has = names[0] if names else f"model of type {json.dumps(kind)}"
         allowed = ", ".join(family.architecture for family in FAMILIES)
         raise UserError(f"checkpoint {folder} has a {has}; use one of {allowed}")

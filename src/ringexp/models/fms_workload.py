@@ -16,6 +16,7 @@ from ringexp.kernels import get_decode_kernel
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.checkpoint import load_checkpoint
+from ringexp.models.checkpoint_check import CheckpointCheck, compare_with_hugging_face
 from ringexp.models.generation import Decoder, prefill_with_cache
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
@@ -32,6 +33,7 @@ class FmsWorkload:
 
     def __init__(self, config: FmsModelConfig, seq_len: int, device: torch.device, seed: int) -> None:
         self._config = config
+        self.checkpoint_check: CheckpointCheck | None = None  # what it came to on the rank that did it
         self.dtype = getattr(torch, config.dtype)
         self._device = device
         if config.checkpoint:
@@ -106,6 +108,11 @@ class FmsWorkload:
             attn_name="sdpa_causal",
         )
         return int(((logits.argmax(-1) == tokens) & ~logits.isnan().any(-1)).sum())
+
+    def compare_with_hugging_face(self, x: torch.Tensor) -> CheckpointCheck:
+        """Compare the checkpoint with transformers' own model, on the beginning of the prompt x [1, S]."""
+        assert self._config.checkpoint
+        return compare_with_hugging_face(self._model, self._config.checkpoint, x)
 
     def part_of(self, reference: torch.Tensor, plan: Plan, rank: int) -> torch.Tensor | None:
         return reference if rank == plan.owner_of_last else None

@@ -21,7 +21,7 @@ from ringexp.errors import UserError
 from ringexp.kernels import DecodeKernel, Kernel, get_decode_kernel, get_kernel
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.cache import RingCache
-from ringexp.models.checkpoint import load_checkpoint
+from ringexp.models.checkpoint import from_pretrained
 from ringexp.models.facts import check_supported, head_dim_of
 from ringexp.models.generation import Decoder
 from ringexp.models.rotary import fuse_rotary
@@ -195,7 +195,7 @@ def get_model(
     """FMS's `get_model`, which also knows `distributed_strategy="ring"` with `block_lens`, one a rank.
 
     transport: auto is what the group's backend can do, see `ring.groups`. All other arguments go to FMS;
-    with architecture="hf_pretrained" and model_path, see `checkpoint`. max_expected_seq_len has to cover the
+    with architecture="hf_pretrained", see `checkpoint.from_pretrained`. max_expected_seq_len has to cover the
     prompt and what is generated. The weights of rank 0 are broadcast, so that random ones agree.
     Raises UserError for a strategy nobody has (FMS itself ignores those) and for block_lens that do not fit.
     """
@@ -211,22 +211,14 @@ def get_model(
     if block_lens is None:
         raise UserError('distributed_strategy="ring" needs block_lens, the token count of every rank')
     strategy = RingAttentionStrategy(block_lens, group, layout)
-    if architecture == "hf_pretrained" and kwargs.get("model_path"):
-        model = _from_folder(strategy.plan.seq_len, **kwargs)
+    if architecture == "hf_pretrained":
+        model = from_pretrained(variant, **kwargs)
+    elif architecture == "hf_configured" or kwargs.get("source") == "hf":
+        raise UserError(
+            f"{architecture} of Hugging Face goes round the checks of a checkpoint; "
+            'on a ring use "hf_pretrained"'
+        )
     else:
         model = fms_get_model(architecture, variant, distributed_strategy="none", **kwargs)
     broadcast_weights(model, group)
     return RingModel(model.eval(), strategy, kernel, transport)
-
-
-def _from_folder(
-    seq_len: int,
-    *,
-    model_path: str,
-    device_type: str = "cpu",
-    data_type: str | torch.dtype = torch.float32,
-    max_expected_seq_len: int | None = None,
-) -> nn.Module:
-    """A Hugging Face folder's model, by the arguments that FMS has for it."""
-    dtype = getattr(torch, data_type) if isinstance(data_type, str) else data_type
-    return load_checkpoint(model_path, torch.device(device_type), dtype, max_expected_seq_len or seq_len)

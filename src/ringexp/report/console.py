@@ -172,6 +172,9 @@ def _result_rows(r: dict[str, Any]) -> list[tuple[str, str, str]]:
     if r["exact"] is not None:
         verdict = "exact" if r["exact"] else "WRONG"
         rows.append(("max error", f"{r['error_max_abs']:.2g}", f"against one process in float32: {verdict}"))
+    if r.get("error_checkpoint") is not None:
+        against = "of the logits' spread, against Hugging Face's own model in float32"
+        rows.append(("checkpoint error", f"{r['error_checkpoint']:.2g}", against))
     if a := r.get("adaptation"):
         cost = f"took {a['replan_ms']:.1f} ms; all prompts with that: {a['total_ms']:.0f} ms"
         rows.append(("new plans", str(a["replans"]), cost))

@@ -324,6 +324,7 @@ class RunResult:
     speed_model: dict[str, Any] = field(default_factory=dict)
     missing_references: list[str] = field(default_factory=list)
     why_inexact: str | None = None
+    error_checkpoint: float | None = None
 
 
 def per_rank_medians(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, list[float]]:
