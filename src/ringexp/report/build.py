@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ringexp.config import TrackerConfig
 from ringexp.errors import UserError
 from ringexp.report.figures import FIGURES, calibration_curves
-from ringexp.report.frame import Runs, complete, contexts, csv_text, load_runs, read_config
+from ringexp.report.folder import read_config
+from ringexp.report.frame import Runs, complete, contexts, csv_text, load_runs
 from ringexp.report.headlines import headlines
 from ringexp.report.page import Drawn, page
 from ringexp.report.planner import planner_page

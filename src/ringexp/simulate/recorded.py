@@ -18,11 +18,12 @@ from ringexp.errors import UserError
 from ringexp.models.model_shapes import attention_config, model_shape
 from ringexp.models.shapes import shape_of
 from ringexp.planning import HopCost, Plan, RankCost, make_plan
-from ringexp.report.frame import complete, load_runs, read_config
+from ringexp.report.folder import read_config, read_results
+from ringexp.report.frame import complete, load_runs
 from ringexp.simulate.hardware import Link
 from ringexp.simulate.rings import KnownSpeeds, Ring
 from ringexp.tracking import metrics
-from ringexp.tracking.files import RESULTS, read_results
+from ringexp.tracking.files import RESULTS
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 from ringexp.config import DEFAULT_TILE, AttentionModelConfig
 from ringexp.planning import RankCost
-from ringexp.report.frame import Run, Runs, complete, ranks_of, read_config
+from ringexp.report.folder import read_config, read_results
+from ringexp.report.frame import Run, Runs, complete, ranks_of
 from ringexp.report.palette import RANK_COLOURS
 from ringexp.report.planner.shapes import SHAPES, Shape
-from ringexp.tracking.files import read_results
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 PARTITIONERS = ("even", "lut", "balanced")
