@@ -245,6 +245,22 @@ def test_symbolic_link_stays_a_link(tmp_path):
     assert len(SpeedTable(target).load()) == 2
 
 
+def test_links_beside_the_table_are_not_followed(table):
+    """Whoever may write in the folder can foresee the lock's name, and could that of a draft."""
+    table.path.parent.mkdir()
+    victim = table.path.with_name("victim")
+    victim.write_text("precious")
+    table.path.with_name(f".{table.path.name}.tmp").symlink_to(victim)
+    table.add([ROW])
+    assert table.load() == (ROW,)
+    lock = table.path.with_name(f"{table.path.name}.lock")
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(victim)
+    with pytest.raises(UserError, match="cannot be written: Too many levels of symbolic links"):
+        table.add([ROW])
+    assert victim.read_text() == "precious"
+
+
 def test_processes_adding_at_once_lose_no_row(table):
     code = """
 for length in range(1, 26):

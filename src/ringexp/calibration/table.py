@@ -8,6 +8,7 @@ table.rows(hardware="NVIDIA H200", shape=shape)       # filter
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ringexp.atomic import write_atomically
 from ringexp.errors import UserError
 
 LOCK_TIMEOUT_S = 60.0
@@ -207,16 +209,13 @@ class SpeedTable:
             ) from error
 
     def _replace(self, rows: Sequence[SpeedRow]) -> None:
-        """Write a file beside the table and rename it; the lock is held, so one fixed name will do."""
-        draft = self.path.with_name(f".{self.path.name}.tmp")
-        with open(draft, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for row in rows:
-                writer.writerow([_NUMBERS.get(name, str)(getattr(row, name)) for name in COLUMNS])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, self.path)
+        """Write the whole file anew; the caller holds the lock."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow([_NUMBERS.get(name, str)(getattr(row, name)) for name in COLUMNS])
+        write_atomically(self.path, text.getvalue())
 
     def _parse(self, lines: Iterable[str]) -> list[SpeedRow]:
         reader = csv.DictReader(lines, strict=True)

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ringexp.atomic import no_link
+
 
 class ProgressWriter:
     """Rank 0's end; without a path it says nothing."""
 
     def __init__(self, path: Path | None) -> None:
-        self._file = path.open("a", buffering=1) if path else None
+        self._file = None
+        if path:
+            self._file = open(path, "a", buffering=1, opener=no_link)  # noqa: SIM115
 
     def job(self, index: int) -> None:
         """The ranks turn to the next job of their list."""

@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from ringexp.atomic import PRIVATE, write_atomically
 from ringexp.errors import Interrupted
-from ringexp.tracking.files import write_atomically
 
 PR_SET_PDEATHSIG = 1
 
@@ -46,7 +46,7 @@ def write_error(rank_set: Path, rank: int, kind: str, message: str, time_s: floa
     if not (path := error_file(rank_set, rank)).exists():
         document = {"time": time_s, "type": kind, "message": " ".join(message.split())}
         with suppress(OSError):
-            write_atomically(path, json.dumps(document))
+            write_atomically(path, json.dumps(document), PRIVATE)
 
 
 def main() -> None:

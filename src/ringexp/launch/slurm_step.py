@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ringexp.atomic import no_link
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.launch.spec import RankSet
 from ringexp.launch.supervision import (
@@ -53,7 +54,7 @@ class SlurmJob:
         command += [sys.executable, "-m", "ringexp.launch.slurm_survey"]
         log = workdir / "srun.log"
         try:
-            with log.open("w") as said:
+            with open(log, "w", opener=no_link) as said:
                 stdin = subprocess.DEVNULL
                 subprocess.run(
                     command, env=_environment(), stdin=stdin, stderr=said, timeout=SURVEY_S, check=True
@@ -74,7 +75,7 @@ class SlurmJob:
         log = workdir / "logs" / "srun.log"
         command = self._srun(ranks.world_size, workdir / "logs" / "rank_%t.log")
         command += [sys.executable, "-m", "ringexp.launch.slurm_task", str(path)]
-        with rendezvous(ranks.jobs[0].config.launch.port) as port, log.open("w") as said:
+        with rendezvous(ranks.jobs[0].config.launch.port) as port, open(log, "w", opener=no_link) as said:
             environment = _environment() | {"MASTER_PORT": str(port)}
             step = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=said)
             try:

@@ -20,13 +20,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from ringexp.atomic import PRIVATE, write_atomically
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.hetero.throttle import host_throttle
 from ringexp.launch.rank import ASKED_TO_END, write_error
 from ringexp.launch.spec import RankSet
 from ringexp.launch.supervision import GRACE_S, POLL_S, StopWatch, killed, stopped_too_long
 from ringexp.machine import cores_a_rank, gpu_count
-from ringexp.tracking.files import write_atomically
 
 THROTTLE_S = 60.0  # for the first task of a node to have the throttle ready
 
@@ -95,7 +95,7 @@ def _node_throttle(ranks: RankSet, workdir: Path) -> Iterator[list[dict[str, str
     told = workdir / f"throttle_node_{os.environ['SLURM_NODEID']}.json"
     if os.environ["SLURM_LOCALID"] == "0":
         with host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as environments:
-            write_atomically(told, json.dumps(environments))
+            write_atomically(told, json.dumps(environments), PRIVATE)
             yield environments
         return
     deadline = time.monotonic() + THROTTLE_S

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+from ringexp.atomic import PRIVATE, write_atomically
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.launch.progress import ProgressReader
 from ringexp.launch.rank import error_file
@@ -43,7 +44,7 @@ def write_rank_set(ranks: RankSet, workdir: Path) -> Path:
     """Make the folder of one start of ranks, with the file they read."""
     (workdir / "logs").mkdir(parents=True, exist_ok=True)
     path = workdir / "rank_set.json"
-    path.write_text(ranks.to_json())
+    write_atomically(path, ranks.to_json(), PRIVATE)
     return path
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,6 @@ def copy_results(source: Path, run_dir: Path) -> None:
     """
     if run_dir.absolute() == source:
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / CONFIG, run_dir / CONFIG)
+    write_atomically(run_dir / CONFIG, (source / CONFIG).read_bytes())
     results = (read_results(source) or {}) | {"resumed_from": str(source)}
     write_atomically(run_dir / RESULTS, json.dumps(results, indent=2) + "\n")

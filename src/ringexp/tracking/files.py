@@ -11,13 +11,13 @@ import errno
 import io
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ringexp.atomic import no_link, write_atomically
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.trace import chrome_trace
@@ -50,22 +50,6 @@ HOP_FIELDS = (
     "transfer_ms",
     "transfer_start_ms",
 )
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` in one step: readers see the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_results(run_dir: Path) -> dict[str, Any] | None:
@@ -134,7 +118,7 @@ class _CsvFile:
     """Whole lines only: one that does not fit the disk is taken back before the error is raised."""
 
     def __init__(self, path: Path, header: Sequence[str]) -> None:
-        self._file = path.open("wb", buffering=0)
+        self._file = open(path, "wb", buffering=0, opener=no_link)  # noqa: SIM115
         self.add(header)
 
     def add(self, row: Sequence[Any]) -> None:
