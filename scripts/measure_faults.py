@@ -75,9 +75,16 @@ def out_of_memory(root: Path) -> tuple[subprocess.Popen, float]:
 
     overrides = ("model.batch_size=100000000", "references=false", "tracker=disabled", PROFILE)
     process = subprocess.Popen(
-        command(*overrides, root=root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*overrides, root=root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
     )
-    happened(lambda: any("stage" in file.read_text() for file in root.rglob("rank_set.progress")), 90)
+    happened(
+        lambda: any("stage" in file.read_text(encoding="utf-8") for file in root.rglob("rank_set.progress")),
+        90,
+    )
     return process, time.monotonic()
 
 
@@ -115,7 +122,9 @@ def mps_processes(root: Path) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             ours = f"CUDA_MPS_LOG_DIRECTORY={root}".encode() in (folder / "environ").read_bytes()
-            if ours and (folder / "comm").read_text().startswith("nvidia-cuda-mps"):
+            if ours and (folder / "comm").read_text(encoding="utf-8", errors="replace").startswith(
+                "nvidia-cuda-mps"
+            ):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -126,7 +135,11 @@ def scancel(*arguments: str) -> Fault:
     def fault(root: Path) -> tuple[subprocess.Popen, float]:
         process = started(root, *SLURM, *QUIET)
         listed = subprocess.run(
-            ["squeue", "-h", "-o", "%i %Z %o"], capture_output=True, text=True, check=True
+            ["squeue", "-h", "-o", "%i %Z %o"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
         )
         jobs = [line.split()[0] for line in listed.stdout.splitlines() if str(root) in line]
         began = time.monotonic()
@@ -178,7 +191,7 @@ def leftovers(root: Path) -> list[str]:
         if not path.read_bytes().endswith(b"\n"):
             found.append(f"half a line in {path}")
     for path in root.rglob("results.json"):
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -193,7 +206,9 @@ def measure(name: str, root: Path) -> str:
     left = leftovers(root)
     said = stderr.splitlines() or [line.strip() for line in stdout.splitlines() if " warning: " in line]
     message = said[-1].replace(str(root), "…") if said else "-"
-    statuses = sorted({json.loads(path.read_text())["status"] for path in root.rglob("results.json")})
+    statuses = sorted(
+        {json.loads(path.read_text(encoding="utf-8"))["status"] for path in root.rglob("results.json")}
+    )
     shown = message if len(message) <= 130 else message[:130] + " …"
     done = ", done" if process.returncode == 0 else ""
     return (

@@ -157,5 +157,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException):
         key = getattr(error, "full_key", None)
         first = str(error).splitlines()[0]
+        if (refused := f"{UserError.__name__} raised while resolving interpolation: ") in first:
+            return first.partition(refused)[2]
         return f"{key}: {first}" if key else first
     return text

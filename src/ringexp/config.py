@@ -14,6 +14,7 @@ from typing import Any
 
 from ringexp.errors import UserError
 from ringexp.hetero.drift import DriftConfig, drift_label, validate_drift
+from ringexp.names import folder_part
 from ringexp.planning import AdaptiveConfig, validate_adaptive
 
 PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
@@ -230,6 +231,20 @@ def register() -> None:
     resolver("full_speed", lambda device: [100.0] * (2 if device == "cpu" else gpu_count() or 2))
     resolver("profile", lambda p, drift=None: drift_label(list(p), DriftConfig(**drift) if drift else None))
     resolver("token", _random_token)
+    resolver("folder", folder_name)
+
+
+def folder_name(text: str, key: str = "label") -> str:
+    """Return `text` as a part of a folder's name, shortened where it is too long.
+
+    Raises UserError for text that leads to another folder or cannot be a name.
+    """
+    text = str(text)
+    if not text.isprintable() or "/" in text:
+        raise UserError(
+            f"{key}={text!r} becomes part of a folder's name: use printable characters other than /"
+        )
+    return folder_part(text)
 
 
 def _random_token() -> str:
@@ -325,6 +340,8 @@ def validate(config: Config) -> None:
         if not value >= minimum:
             raise UserError(f"{key}={value} must be at least {minimum}")
 
+    folder_name(config.label)
+    folder_name(config.model.name, "model.name")
     one_of("partitioner.name", config.partitioner.name, PARTITIONERS)
     one_of("layout.name", config.layout.name, LAYOUTS)
     one_of("shard", config.shard, SHARD_MODES)

@@ -23,7 +23,12 @@ def gpus_reach_each_other() -> bool:
     """Whether every GPU here can write into every other's memory by itself; False where nobody can tell."""
     try:
         told = subprocess.run(
-            ["nvidia-smi", "topo", "-p2p", "w"], capture_output=True, text=True, timeout=60, check=True
+            ["nvidia-smi", "topo", "-p2p", "w"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+            check=True,
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return False
@@ -46,7 +51,7 @@ def default_device() -> str:
 def cpu_name() -> str:
     """The processor's model name, or the architecture where the kernel does not tell."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
+from ringexp.hetero.drift import DriftConfig, drift_label
 from ringexp.hetero.profiles import beside, label, named_profiles, validate_percentages
 
 valid = st.lists(st.floats(min_value=0, max_value=100, exclude_min=True), min_size=1, max_size=6)
@@ -33,15 +34,40 @@ def test_a_caller_cannot_change_the_named_profiles():
 
 @pytest.mark.parametrize(
     ("percentages", "text"),
-    [([50, 100], "50_100"), ([100.0], "100"), ([12.5, 100], "12.5_100"), ([100, 50, 25], "100_50_25")],
+    [
+        ([50, 100], "50_100"),
+        ([100.0], "100"),
+        ([12.5, 100], "12.5_100"),
+        ([100, 50, 25], "100_50_25"),
+        ([100] * 40 + [50] * 12, "100x40_50x12"),
+        ([100] * 999 + [50], "100x999_50"),
+    ],
 )
 def test_label(percentages, text):
     assert label(percentages) == text
 
 
-@given(valid)
-def test_a_label_reads_back_as_its_percentages(percentages):
+@given(valid.filter(lambda percentages: len("_".join(map(repr, percentages))) <= 60))
+def test_a_short_label_reads_back_as_its_percentages(percentages):
     assert [float(part) for part in label(percentages).split("_")] == percentages
+
+
+@pytest.mark.parametrize("world_size", [2, 17, 52, 1000])
+@pytest.mark.parametrize("drift", [None, "recovery"])
+def test_labels_of_many_ranks_are_short_and_differ(world_size, drift):
+    """Profiles of one, two and many different percentages, and each one's mirror image."""
+    profiles = [
+        [100.0] * world_size,
+        [100.0] * (world_size - 1) + [50.0],
+        [100 - rank * 99 / world_size for rank in range(world_size)],
+    ]
+    profiles += [percentages[::-1] for percentages in profiles[1:]]
+    to = [DriftConfig(drift, to=percentages) if drift else None for percentages in profiles]
+    names = [
+        drift_label(profiles[0], each) if each else label(p) for p, each in zip(profiles, to, strict=True)
+    ]
+    assert len(set(names)) == len(profiles)
+    assert all(len(name) <= 60 for name in names)  # wandb takes tags of 64 characters
 
 
 @given(valid)

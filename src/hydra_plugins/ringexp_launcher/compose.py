@@ -40,6 +40,7 @@ class TogetherLauncher(Launcher):
             with open_dict(config):
                 config.hydra.job.id = index
                 config.hydra.job.num = index
+            _stay_inside(config.hydra.sweep)
             returns.append(
                 run_job(
                     hydra_context=self._context,
@@ -51,3 +52,14 @@ class TogetherLauncher(Launcher):
             )
         cli.sweep(collected, self.carry_out())
         return returns
+
+
+def _stay_inside(sweep: DictConfig) -> None:
+    """Raise UserError for a run's folder that is not inside the sweep's."""
+    from ringexp.errors import UserError
+
+    folder, inside = Path(sweep.dir).resolve(), Path(sweep.dir, str(sweep.subdir)).resolve()
+    if folder not in inside.parents:
+        raise UserError(
+            f"hydra.sweep.subdir={sweep.subdir} leads out of hydra.sweep.dir={sweep.dir}: name a folder in it"
+        )

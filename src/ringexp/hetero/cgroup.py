@@ -48,13 +48,13 @@ class OwnGroup:
 def own_group(proc: Path = Path("/proc/self")) -> OwnGroup:
     """Raises OSError where no hierarchy with the cpu controller is mounted."""
     paths = {}
-    for line in (proc / "cgroup").read_text().splitlines():
+    for line in (proc / "cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         number, controllers, path = line.split(":", 2)
         if "cpu" in controllers.split(","):
             paths[1] = path
         elif number == "0" and not controllers:
             paths[2] = path
-    for line in (proc / "mountinfo").read_text().splitlines():
+    for line in (proc / "mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         root, mount = before.split()[3:5]
         kind, *_, options = after.split()
@@ -81,7 +81,10 @@ def make_group(own: OwnGroup, name: str, share: float) -> Path:
     for parent in own.parents:
         folder = parent / name
         try:
-            if own.version == 2 and "cpu" not in (parent / "cgroup.subtree_control").read_text().split():
+            if (
+                own.version == 2
+                and "cpu" not in (parent / "cgroup.subtree_control").read_text(encoding="utf-8").split()
+            ):
                 raise PermissionError(1, f"the cpu controller is not passed on by {parent}")
             folder.mkdir()
         except OSError as error:
@@ -100,10 +103,10 @@ def set_quota(folder: Path, version: int, share: float) -> None:
     """Give a group, new or with processes in it, `share` cores; raises OSError if that may not be."""
     quota_us, period_us = quota(share)
     if version == 1:
-        (folder / "cpu.cfs_period_us").write_text(str(period_us))
-        (folder / "cpu.cfs_quota_us").write_text(str(quota_us))
+        (folder / "cpu.cfs_period_us").write_text(str(period_us), encoding="utf-8")
+        (folder / "cpu.cfs_quota_us").write_text(str(quota_us), encoding="utf-8")
     else:
-        (folder / "cpu.max").write_text(f"{quota_us} {period_us}")
+        (folder / "cpu.max").write_text(f"{quota_us} {period_us}", encoding="utf-8")
 
 
 def remove_groups(folders: Sequence[Path], patience_s: float = PATIENCE_S) -> None:
@@ -163,7 +166,7 @@ def member_of(folder: Path | None) -> Iterator[None]:
 
     before = own_group().folder
     try:
-        (folder / "cgroup.procs").write_text(str(os.getpid()))
+        (folder / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"hetero.throttle=cpu_quota: this process may not be moved to {folder} ({error.strerror}); "
@@ -173,7 +176,7 @@ def member_of(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # a rank that ends leaves anyhow
-            (before / "cgroup.procs").write_text(str(os.getpid()))
+            (before / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
 
 
 def busy_share(threads: int, seconds: float = 0.4) -> float:

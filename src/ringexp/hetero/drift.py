@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ringexp.errors import UserError
-from ringexp.hetero.profiles import label, validate_percentages
+from ringexp.hetero.profiles import MAX_LABEL, label, validate_percentages
 
 CHANGEABLE = ("green_context", "cpu_pacing", "cpu_quota")
 """Throttles whose percentage can change in a process."""
@@ -60,9 +60,14 @@ def levels(drift: DriftConfig, percentages: Sequence[float], prompts: int) -> li
 
 
 def drift_label(percentages: Sequence[float], drift: DriftConfig | None = None) -> str:
-    """A profile's name in file names and tables, with its drift: "100_100_step_100_50"."""
-    name = label(percentages)
-    return f"{name}_{drift.kind}_{label(drift.to)}" if drift else name
+    """Return a profile's label with its drift, "100_100_step_100_50", in at most MAX_LABEL characters."""
+    if not drift:
+        return label(percentages)
+    whole = f"{label(percentages)}_{drift.kind}_{label(drift.to)}"
+    if len(whole) <= MAX_LABEL:
+        return whole
+    limit = (MAX_LABEL - len(drift.kind) - 2) // 2
+    return f"{label(percentages, limit)}_{drift.kind}_{label(drift.to, limit)}"
 
 
 def validate_drift(drift: DriftConfig, percentages: Sequence[float], throttle: str) -> None:

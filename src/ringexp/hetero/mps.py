@@ -104,7 +104,7 @@ def _start(variables: dict[str, str], log_directory: Path) -> None:
         env.pop(name, None)
     output = log_directory / "start.txt"  # not a pipe: the daemon would hold it open
     try:
-        with output.open("w") as sink:
+        with output.open("w", encoding="utf-8") as sink:
             started = subprocess.run(
                 [CONTROL_PROGRAM, "-d"],
                 env=env,
@@ -134,7 +134,9 @@ def _said(log_directory: Path) -> str:
     """The last line that the daemon or its log has to say."""
     for name in ("start.txt", "control.log"):
         path = log_directory / name
-        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+        lines = (
+            path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
+        )
         if lines:
             return lines[-1].strip()
     return "it said nothing"

@@ -42,7 +42,8 @@ def ask(command: str, pipe_directory: str, timeout_s: float = 10.0) -> str | Non
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=timeout_s,
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -67,7 +68,7 @@ def processes(pipe_directory: str) -> list[int]:
         if not folder.name.isdigit():
             continue
         try:
-            is_mps = (folder / "comm").read_text().startswith(_PROCESS_NAME)
+            is_mps = (folder / "comm").read_text(encoding="utf-8", errors="replace").startswith(_PROCESS_NAME)
             if is_mps and wanted in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
         except OSError:  # gone meanwhile, or another user's

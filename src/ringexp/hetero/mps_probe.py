@@ -23,7 +23,12 @@ def refusal(variables: dict[str, str]) -> str | None:
     command = [sys.executable, "-I", "-S", __file__]
     try:
         probe = subprocess.run(
-            command, env=os.environ | variables, capture_output=True, text=True, timeout=PROBE_S
+            command,
+            env=os.environ | variables,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=PROBE_S,
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {PROBE_S:g} s"

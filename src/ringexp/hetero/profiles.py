@@ -10,9 +10,15 @@ A percentage says how much of the device a rank may use; how fast that makes the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from itertools import groupby
 
 from ringexp.errors import UserError
+from ringexp.names import digest
+
+MAX_LABEL = 60
+"""Characters of a profile's label; wandb takes tags of 64."""
 
 
 def validate_percentages(percentages: Sequence[float], key: str = "hetero.percentages") -> list[float]:
@@ -38,9 +44,25 @@ def format_percentage(percentage: float) -> str:
     return str(int(percentage)) if float(percentage).is_integer() else repr(float(percentage))
 
 
-def label(percentages: Sequence[float]) -> str:
-    """A profile's name in file names and tables: [50, 100] -> "50_100"."""
-    return "_".join(format_percentage(value) for value in percentages)
+def label(percentages: Sequence[float], limit: int = MAX_LABEL) -> str:
+    """Return a profile's name in folder names, tables and wandb, in at most `limit` characters.
+
+    [50, 100] is "50_100". The label of many ranks counts equal neighbours: "100x40_50x12". Where that is too
+    long as well, the label is the number of ranks and a hash of all percentages: "64_ranks_1a2b3c4d".
+    """
+    values = [format_percentage(value) for value in percentages]
+    plain = "_".join(values)
+    if len(plain) <= limit:
+        return plain
+    runs = [(value, sum(1 for _ in equal)) for value, equal in groupby(values)]
+    counted = "_".join(f"{value}x{count}" if count > 1 else value for value, count in runs)
+    return counted if len(counted) <= limit else f"{len(values)}_ranks_{digest(plain)}"
+
+
+def percentages_named(text: str) -> list[float] | None:
+    """Return the percentages that a name such as "mps_33_66" or "33_66" stands for; None for other text."""
+    match = re.fullmatch(r"(?:mps_)?((?:\d+(?:\.\d+)?)(?:[_/x:-]\d+(?:\.\d+)?)*)", text.strip())
+    return [float(value) for value in re.split(r"[_/x:-]", match[1])] if match else None
 
 
 def beside(percentages: Sequence[float], devices: Sequence[object], rank: int) -> str:

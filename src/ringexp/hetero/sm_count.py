@@ -27,7 +27,9 @@ def probe_sm_totals() -> list[int]:
     env.pop("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", None)
     command = [sys.executable, "-I", "-S", __file__]
     try:
-        probe = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        probe = subprocess.run(
+            command, env=env, capture_output=True, encoding="utf-8", errors="replace", timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [int(count) for count in probe.stdout.split()] if probe.returncode == 0 else []

@@ -16,7 +16,7 @@ class ProgressWriter:
     def __init__(self, path: Path | None) -> None:
         self._file = None
         if path:
-            self._file = open(path, "a", buffering=1, opener=no_link)  # noqa: SIM115
+            self._file = open(path, "a", buffering=1, encoding="utf-8", opener=no_link)  # noqa: SIM115
 
     def job(self, index: int) -> None:
         """The ranks turn to the next job of their list."""
@@ -48,7 +48,7 @@ class ProgressReader:
         """What was written since the last call."""
         if not self._path.exists():
             return
-        with self._path.open() as file:
+        with self._path.open(encoding="utf-8") as file:
             file.seek(self._offset)
             while (line := file.readline()).endswith("\n"):
                 self._offset = file.tell()

@@ -89,7 +89,7 @@ def _main() -> None:
     from ringexp.ring.transport import make_transport
 
     path = Path(sys.argv[1])
-    ranks = RankSet.from_json(path.read_text())
+    ranks = RankSet.from_json(path.read_text(encoding="utf-8"))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if ranks.device == "cuda":
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(hardware_queues(ranks.ranks_per_device)))

@@ -54,12 +54,12 @@ class SlurmJob:
         command += [sys.executable, "-m", "ringexp.launch.slurm_survey"]
         log = workdir / "srun.log"
         try:
-            with open(log, "w", opener=no_link) as said:
+            with open(log, "w", encoding="utf-8", opener=no_link) as said:
                 stdin = subprocess.DEVNULL
                 subprocess.run(
                     command, env=_environment(), stdin=stdin, stderr=said, timeout=SURVEY_S, check=True
                 )
-            return [json.loads(answer.read_text()) for answer in answers]
+            return [json.loads(answer.read_text(encoding="utf-8")) for answer in answers]
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             reason = _last_line(log) or str(error)
             raise RunFailed(f"srun could not start a task on every node of the job: {reason}") from error
@@ -75,7 +75,10 @@ class SlurmJob:
         log = workdir / "logs" / "srun.log"
         command = self._srun(ranks.world_size, workdir / "logs" / "rank_%t.log")
         command += [sys.executable, "-m", "ringexp.launch.slurm_task", str(path)]
-        with rendezvous(ranks.jobs[0].config.launch.port) as port, open(log, "w", opener=no_link) as said:
+        with (
+            rendezvous(ranks.jobs[0].config.launch.port) as port,
+            open(log, "w", encoding="utf-8", opener=no_link) as said,
+        ):
             environment = _environment() | {"MASTER_PORT": str(port)}
             step = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=said)
             try:
@@ -130,5 +133,5 @@ def _explain(code: int, ranks: RankSet, path: Path, log: Path) -> UserError | Ru
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
     return lines[-1] if lines else ""

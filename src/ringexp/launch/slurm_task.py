@@ -33,7 +33,7 @@ THROTTLE_S = 60.0  # for the first task of a node to have the throttle ready
 
 def main() -> None:
     path, rank = Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
-    ranks = RankSet.from_json(path.read_text())
+    ranks = RankSet.from_json(path.read_text(encoding="utf-8"))
     try:
         with _node_throttle(ranks, path.parent) as environments:
             code = _watch(path, rank, _environment(ranks, rank) | environments[rank])
@@ -103,7 +103,7 @@ def _node_throttle(ranks: RankSet, workdir: Path) -> Iterator[list[dict[str, str
         if time.monotonic() > deadline:
             raise RunFailed(f"the first task of {socket.gethostname()} started no {ranks.throttle} daemon")
         time.sleep(POLL_S)
-    yield json.loads(told.read_text())
+    yield json.loads(told.read_text(encoding="utf-8"))
 
 
 def _watch(path: Path, rank: int, environment: dict[str, str]) -> int:

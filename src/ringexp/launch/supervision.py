@@ -81,7 +81,7 @@ def killed(rank: int, signum: int, pid: int, log: str | Path) -> str:
 def stopped(pid: int) -> bool:
     """Whether a process is stopped by a signal such as SIGSTOP."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] == "T"
@@ -115,7 +115,9 @@ def earliest_error(
     was killed or stopped; else the earliest error: the others are its victims.
     """
     files = {rank: error_file(path, rank) for rank in ranks}
-    errors = {rank: json.loads(file.read_text()) for rank, file in files.items() if file.exists()}
+    errors = {
+        rank: json.loads(file.read_text(encoding="utf-8")) for rank, file in files.items() if file.exists()
+    }
     if not errors:
         return None
     causes = {UserError.__name__: 0, RunFailed.__name__: 1}

@@ -13,7 +13,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The folder's config.json. Raises UserError if there is none."""
     path = Path(folder) / "config.json"
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"model.checkpoint={folder} has no config.json that can be read: {error}") from error
 

@@ -85,6 +85,6 @@ def _text(config: Config) -> str:
     if not config.prompt_file:
         return config.prompt_text or ""
     try:
-        return Path(config.prompt_file).read_text()
+        return Path(config.prompt_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompt_file={config.prompt_file} cannot be read: {error}") from error

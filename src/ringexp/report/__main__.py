@@ -69,7 +69,7 @@ def _write_planner(path: Path) -> None:
     from ringexp.report.planner import planner_page
 
     try:
-        path.write_text(planner_page())
+        path.write_text(planner_page(), encoding="utf-8")
     except OSError as error:
         print(f"ringexp.report: error: {path} cannot be written: {error.strerror}", file=sys.stderr)
         sys.exit(2)

@@ -36,10 +36,10 @@ def page(
     notes: Sequence[str],
 ) -> str:
     """The page: headlines of each context, then figures, then all runs, then what they were made with."""
-    template = Template(Path(__file__).with_name("page.html").read_text())
+    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),
-        style=Path(__file__).with_name("page.css").read_text(),
+        style=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
         counts=escape(counts(runs)),
         csv=base64.b64encode(csv_text(runs).encode()).decode(),
         summary="\n".join(_summary(found, runs, notes)),

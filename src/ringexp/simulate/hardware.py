@@ -115,7 +115,7 @@ def _read(path: Path) -> tuple[dict[str, Device], dict[str, Link]]:
     from yaml import YAMLError, safe_load
 
     try:
-        sheet = safe_load(path.read_text()) or {}
+        sheet = safe_load(path.read_text(encoding="utf-8")) or {}
         devices = {name: _device(name, given) for name, given in (sheet.get("devices") or {}).items()}
         links = {name: _link(given) for name, given in (sheet.get("links") or {}).items()}
     except OSError as error:

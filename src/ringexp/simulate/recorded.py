@@ -116,7 +116,7 @@ def read_recorded(folder: Path) -> Recorded:
 def _busy_ms(folder: Path, ranks: int) -> list[list[float]]:
     """Of each iteration, each rank's time computing."""
     try:
-        with (folder / "iterations.csv").open(newline="") as file:
+        with (folder / "iterations.csv").open(encoding="utf-8", newline="") as file:
             busy = [float(row["busy_ms"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}/iterations.csv cannot be read: {error}") from error

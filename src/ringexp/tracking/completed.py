@@ -40,7 +40,7 @@ class CompletedRuns:
         path = self._path(config)
         if not path.exists():
             return None
-        run_dir = Path(json.loads(path.read_text())["run_dir"])
+        run_dir = Path(json.loads(path.read_text(encoding="utf-8"))["run_dir"])
         results = read_results(run_dir)
         return run_dir if results and results["status"] == "complete" else None
 

@@ -50,7 +50,9 @@ def _version(package: str) -> str | None:
 
 def _output(command: list[str], cwd: Path | None = None) -> str | None:
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -55,7 +55,7 @@ HOP_FIELDS = (
 def read_results(run_dir: Path) -> dict[str, Any] | None:
     """The results.json of a run folder, or None where there is none."""
     path = run_dir / RESULTS
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def mark_ended(run_dir: Path, status: str, reason: str, overrule: bool = False) -> None:

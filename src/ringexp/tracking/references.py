@@ -32,7 +32,7 @@ class ReferenceStore:
 
     def get(self, kind: str, facts: dict[str, Any]) -> dict[str, Any] | None:
         path = self.path(kind, facts)
-        return json.loads(path.read_text())["measured"] if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8"))["measured"] if path.exists() else None
 
     def put(self, kind: str, facts: dict[str, Any], measured: dict[str, Any]) -> None:
         """Remember `measured`; the first measurement of a key stays."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringexp.config import TrackerConfig
+from ringexp.names import MAX_WANDB_NAME, MAX_WANDB_TAG, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,13 +54,15 @@ class WandbRun:
         self._run = wandb.init(
             project=tracker.project,
             entity=tracker.entity,
-            group=tracker.group,
+            group=tracker.group and shortened(tracker.group, MAX_WANDB_NAME),
             job_type=job_type,
-            name=folder.name if job_type == "run" else f"{job_type} {folder.parent.name}",
+            name=shortened(
+                folder.name if job_type == "run" else f"{job_type} {folder.parent.name}", MAX_WANDB_NAME
+            ),
             mode=tracker.mode,  # pyright: ignore[reportArgumentType]
             dir=str(folder),
             config=settings,
-            tags=[*tags, *tracker.tags],
+            tags=[shortened(tag, MAX_WANDB_TAG) for tag in [*tags, *tracker.tags]],
             settings=wandb.Settings(
                 silent=True,
                 console="off",

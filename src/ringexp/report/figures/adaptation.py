@@ -107,7 +107,7 @@ def read_course(run: Run) -> Course | None:
     """From a run's iterations.csv; None where that is missing, older, or cut off."""
     folder = Path(run.resumed_from if isinstance(run.resumed_from, str) else run.folder)
     try:
-        with (folder / "iterations.csv").open(newline="") as file:
+        with (folder / "iterations.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         ranks = int(run.world_size)
         first = [row for row in rows if row["rank"] == "0"]

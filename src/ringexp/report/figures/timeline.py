@@ -113,7 +113,7 @@ def _timing(row: dict[str, str], hops: list[dict[str, str]], layers: list[dict[s
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -29,9 +29,9 @@ ON_DARK = {BLACK: "#B8C0C8"}
 def planner_page(runs: Sequence[MeasuredRun] = (), report: str | None = None) -> str:
     """The page, with measured runs to choose from. report: the file beside it that it leads back to."""
     data = {"shapes": [asdict(shape) for shape in SHAPES], "runs": [asdict(run) for run in runs]}
-    scripts = (f"<script>\n{(FOLDER / name).read_text()}</script>" for name in SCRIPTS)
-    return Template((FOLDER / "planner.html").read_text()).substitute(
-        style=(FOLDER.parent / "page.css").read_text(),
+    scripts = (f"<script>\n{_text(FOLDER / name)}</script>" for name in SCRIPTS)
+    return Template(_text(FOLDER / "planner.html")).substitute(
+        style=_text(FOLDER.parent / "page.css"),
         colours=_colours(),
         back=f'<a href="{report}">The report</a>' if report else "",
         data=json.dumps(data).replace("<", "\\u003c"),
@@ -54,3 +54,7 @@ def _colours() -> str:
 
 def _declared(variables: dict[str, str]) -> str:
     return f":root {{ {' '.join(f'--{name}: {value};' for name, value in variables.items())} }}"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
