@@ -48,7 +48,8 @@ def run_job(session: Session, job: Job) -> None:
     """Run one job. Rank 0 writes, the others take part; a reference job leaves nothing but its figures."""
     tracker = None
     if session.rank == 0 and job.run_dir:
-        tracker = Tracker(job.run_dir, job.config, session.progress.warn)
+        described = {"environment": environment(session.device.type, session.ranks.command)}
+        tracker = Tracker(job.run_dir, job.config, session.progress.warn, described)
     try:
         session.take_up(job)
         setting = prepare(session, job.config, is_run=job.role == "run")
