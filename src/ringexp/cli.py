@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,8 +16,12 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from ringexp import config as settings
+from ringexp.arguments import prepared
 from ringexp.config import CONF_DIR
 from ringexp.errors import UserError
+from ringexp.interrupts import EXIT_CODE, Interrupts
+from ringexp.messages import hydra_line, is_expected, one_line, raised_by_hydra
+from ringexp.terminal import keep_printing
 
 if TYPE_CHECKING:
     from ringexp.app import Outcome
@@ -29,6 +32,8 @@ CarryOut = Callable[[Sequence[tuple[settings.Config, Path]], "Console"], "list[O
 
 LOCAL_LAUNCHERS = ("shared_ranks", "basic")
 """Without -m Hydra uses no launcher, whatever is chosen; with these that makes no difference."""
+
+INTERRUPTED = "interrupted; what was measured is kept, and in a sweep the same command goes on"
 
 
 @dataclass
@@ -48,19 +53,20 @@ def _run(cfg: Any) -> None:
     run_dir = output_dir()
     chosen = HydraConfig.get()
     if chosen.mode == RunMode.MULTIRUN:
-        _outcome.sweep_dir = Path(chosen.sweep.dir)
-    elif (launcher := chosen.runtime.choices["hydra/launcher"]) not in LOCAL_LAUNCHERS:
-        raise UserError(f"hydra/launcher={launcher} is for sweeps, also of one run: add -m (--multirun)")
+        _outcome.sweep_dir = None if cfg.dry_run else Path(chosen.sweep.dir)
+    launcher = chosen.runtime.choices["hydra/launcher"]
     try:
+        if chosen.mode != RunMode.MULTIRUN and launcher not in LOCAL_LAUNCHERS:
+            raise UserError(f"hydra/launcher={launcher} is for sweeps, also of one run: add -m (--multirun)")
         config = settings.from_hydra(cfg)
         _outcome.report &= config.report and not config.dry_run
         from ringexp.app import run
 
         run(config, run_dir)
     except Exception as error:
-        if not _expected(error):
+        if not is_expected(error):
             raise
-        _report(error, run_dir)
+        _report(error, None if cfg.dry_run else run_dir)
 
 
 def output_dir() -> Path:
@@ -73,9 +79,6 @@ def sweep(composed: Sequence[tuple[Any, Path]], carry_out: CarryOut) -> None:
     from ringexp.app import run
     from ringexp.report.console import Console
 
-    if not composed:
-        return
-    sweep_dir = composed[0][1].parent
     runs = []
     for cfg, run_dir in composed:
         try:
@@ -83,81 +86,69 @@ def sweep(composed: Sequence[tuple[Any, Path]], carry_out: CarryOut) -> None:
             if config.dry_run:
                 run(config, run_dir)
                 continue
-            _outcome.sweep_dir = sweep_dir
+            sweep_dir = _outcome.sweep_dir = run_dir.parent
             _outcome.report &= config.report
             runs.append((settings.grouped(config, f"{sweep_dir.parent.name} {sweep_dir.name}"), run_dir))
         except (UserError, OmegaConfBaseException) as error:
-            _report(error, run_dir)
+            _report(error, None if cfg.dry_run else run_dir)
+    if not runs:
+        return
     for (_, run_dir), outcome in zip(runs, carry_out(runs, Console()), strict=True):
         if isinstance(outcome, Exception):
             _report(outcome, run_dir)
 
 
-def _report(error: Exception, run_dir: Path) -> None:
-    """Say on stderr why a run failed, and leave it in the run's folder."""
+def _report(error: Exception, run_dir: Path | None) -> None:
+    """Say on stderr why a run failed, and leave it in the run's folder; a dry run has none."""
     from ringexp.tracking.files import mark_ended
 
-    mark_ended(run_dir, "failed", _one_line(error))
+    if run_dir:
+        mark_ended(run_dir, "failed", one_line(error))
     code = 2 if isinstance(error, UserError | OmegaConfBaseException) else 1
-    _fail(_one_line(error), code, run_dir if _outcome.sweep_dir else None)
+    _fail(one_line(error), code, run_dir if _outcome.sweep_dir else None)
 
 
 def main() -> None:
-    """Entry point. Bad input ends in one line on stderr and exit code 2, a failed run in 1, Ctrl-C in 130.
+    """Entry point: bad input ends in one line and exit code 2, a failed run in 1, an interrupt in 130.
 
     In a sweep a failed run does not stop the others; the exit code is that of the first failure.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
-    settings.register()
+    keep_printing()
     try:
+        with Interrupts(again=lambda: os._exit(EXIT_CODE)) as interrupts:
+            try:
+                _compose_and_run()
+            except KeyboardInterrupt:
+                interrupts.closing()
+                _outcome.report = False
+                _fail(INTERRUPTED, EXIT_CODE)
+            finally:
+                if _outcome.sweep_dir:
+                    from ringexp.report.sweep import summarize
+
+                    summarize(_outcome.sweep_dir, _outcome.report)
+    except KeyboardInterrupt:  # while the sweep was summed up
+        _fail(INTERRUPTED, EXIT_CODE)
+    codes = _outcome.exit_codes
+    sys.exit(EXIT_CODE if EXIT_CODE in codes else next(iter(codes), 0))
+
+
+def _compose_and_run() -> None:
+    """Hand the command line to Hydra; what is wrong with it ends in one line."""
+    try:
+        sys.argv[1:] = prepared(sys.argv[1:])
+        settings.register()
         _run()
     except (HydraException, OmegaConfBaseException, UserError) as error:
-        _fail(_one_line(error), 2)
-    except KeyboardInterrupt:
-        _outcome.report = False
-        _fail("interrupted; what was measured is kept, and in a sweep the same command goes on", 130)
-    finally:
-        if _outcome.sweep_dir:
-            from ringexp.report.sweep import summarize
-
-            summarize(_outcome.sweep_dir, _outcome.report)
-    sys.exit(next(iter(_outcome.exit_codes), 0))
-
-
-def _expected(error: Exception) -> bool:
-    """Whether the message says it all, so that our own traceback would add nothing."""
-    from ringexp.errors import RunFailed
-
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    return isinstance(error, UserError | RunFailed | OmegaConfBaseException)
+        _fail(one_line(error), 2)
+    except Exception as error:
+        if not raised_by_hydra(error):
+            raise
+        _fail(hydra_line(error), 2)
 
 
 def _fail(message: str, code: int, run_dir: Path | None = None) -> None:
     where = f" in {run_dir.name}" if run_dir else ""
     print(f"ringexp: error{where}: {message}", file=sys.stderr)
     _outcome.exit_codes.append(code)
-
-
-def _one_line(error: Exception) -> str:
-    """An exception's message on one line; unknown keys and choices with the nearest known one."""
-    from hydra.errors import ConfigCompositionException, MissingConfigException
-
-    text = " ".join(str(error).split())
-    cause = error.__cause__
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        key = getattr(cause, "full_key", None) or ""
-        if "is not in struct" in str(cause) or "not in " in str(cause):
-            return settings.unknown_key(key, settings.known_keys())
-        return f"{key}: {str(cause).splitlines()[0]}" if key else str(cause).splitlines()[0]
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        hint = settings.did_you_mean(choice, error.options)
-        return f"{group}={choice} is unknown; choose one of {', '.join(error.options)}{hint}"
-    if isinstance(error, OmegaConfBaseException):
-        key = getattr(error, "full_key", None)
-        first = str(error).splitlines()[0]
-        if (refused := f"{UserError.__name__} raised while resolving interpolation: ") in first:
-            return first.partition(refused)[2]
-        return f"{key}: {first}" if key else first
-    return text

@@ -17,6 +17,7 @@ from ringexp.errors import UserError
 from ringexp.hetero.drift import DriftConfig, drift_label, validate_drift
 from ringexp.names import folder_part
 from ringexp.planning import AdaptiveConfig, validate_adaptive
+from ringexp.ranges import check_ranges
 
 PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
 CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
@@ -236,6 +237,7 @@ def register() -> None:
     resolver("profile", lambda p, drift=None: drift_label(list(p), DriftConfig(**drift) if drift else None))
     resolver("token", _random_token)
     resolver("folder", folder_name)
+    resolver("unless_dry", lambda dry, folder, otherwise=None: otherwise if dry else folder)
 
 
 def folder_name(text: str, key: str = "label") -> str:
@@ -319,9 +321,67 @@ def known_keys(config: Any = None, prefix: str = "") -> list[str]:
     return keys
 
 
+ALIASES = {
+    "gpu": "cuda",
+    "nvidia": "cuda",
+    "cuda:0": "cuda",
+    "fp32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "naive": "reference",
+    "math": "reference",
+    "eager": "reference",
+    "torch": "sdpa",
+    "hopper": "triton",
+    "flash_attention": "flash",
+    "flash_attention_2": "flash",
+    "fa4": "flash",
+    "mpi": "gloo",
+    "tcp": "gloo",
+    "socket": "gloo",
+    "p2p": "ipc",
+    "nvlink": "ipc",
+    "equal": "even",
+    "uniform": "even",
+    "percentage": "uneven",
+    "proportional": "uneven",
+    "table": "lut",
+    "polynomial": "formula",
+    "regression": "formula",
+    "optimal": "balanced",
+    "waterfilling": "balanced",
+    "dynamic": "adaptive",
+    "striped": "zigzag",
+    "stripe": "zigzag",
+    "plain": "contiguous",
+    "wandb": "online",
+    "off": "disabled",
+    "none": "disabled",
+    "smctrl": "green_context",
+    "cgroup": "cpu_quota",
+    "cgroups": "cpu_quota",
+    "pacing": "cpu_pacing",
+    "quota": "cpu_quota",
+    "llama3": "llama3_8b",
+    "llama": "llama3_8b",
+    "mixtral": "mixtral_8x7b",
+    "mistral": "mistral_7b",
+    "qwen3": "qwen3_8b",
+    "granite": "granite_8b",
+    "submitit_slurm": "slurm",
+    "local": "shared_ranks",
+    "queries": "tokens",
+}
+"""Other names of choices, where the nearest spelling is another one or none."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The hint at the end of an error: the nearest known word, or nothing."""
-    near = get_close_matches(word, list(known), n=1)
+    """The hint at the end of an error: what a word is called here, or the nearest known word, or nothing."""
+    known = list(known)
+    alias = ALIASES.get(word.lower())
+    near = [alias] if alias in known else get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -345,6 +405,7 @@ def validate(config: Config) -> None:
         if not value >= minimum:
             raise UserError(f"{key}={value} must be at least {minimum}")
 
+    check_ranges(config)
     folder_name(config.label)
     folder_name(config.model.name, "model.name")
     one_of("partitioner.name", config.partitioner.name, PARTITIONERS)
@@ -377,30 +438,13 @@ def validate(config: Config) -> None:
             "partitioner=uneven splits by percentage, and hetero=measured has none; "
             "use even, lut, formula, balanced or adaptive"
         )
-    at_least("seq_len", config.seq_len, 1)
-    at_least("model.batch_size", config.model.batch_size, 1)
-    at_least("warmup", config.warmup, 0)
-    at_least("repeats", config.repeats, 1)
-    at_least("calibration.min_samples", config.calibration.min_samples, 1)
-    at_least("calibration.min_seconds", config.calibration.min_seconds, 0)
-    at_least("calibration.precision", config.calibration.precision, 0)
     at_least("calibration.max_seconds", config.calibration.max_seconds, config.calibration.min_seconds)
-    at_least("calibration.tolerance", config.calibration.tolerance, 0)
-    at_least("launch.timeout_s", config.launch.timeout_s, 1)
     if config.decode_tokens and config.model.kind != "fms":
         raise UserError(f"decode_tokens is for whole models; model={config.model.name} is one layer")
     if config.decode_tokens:
         at_least("decode_tokens", config.decode_tokens, 3)  # one by prefill, one to warm up
-    if config.tile is not None:
-        at_least("tile", config.tile, 1)
-    if config.transport.prefetch_hops is not None:
-        at_least("transport.prefetch_hops", config.transport.prefetch_hops, 1)
-    if not 0 <= config.launch.port < 65536:
-        raise UserError(f"launch.port={config.launch.port} must be 0 (any free port) or a port up to 65535")
     model = config.model
     if isinstance(model, AttentionModelConfig):
-        for key in ("emb_dim", "num_heads", "num_kv_heads", "head_dim"):
-            at_least(f"model.{key}", getattr(model, key), 1)
         if model.num_heads % model.num_kv_heads:
             raise UserError(
                 f"model.num_kv_heads={model.num_kv_heads} must divide model.num_heads={model.num_heads}"

@@ -2,10 +2,11 @@
 
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
-from support.command import QUICK, ranks_alive, ringexp
+from support.command import QUICK, ranks_alive, ringexp, run_dirs
 
 BAD = [
     (["seqlen=5"], "no setting seqlen; did you mean seq_len?"),
@@ -20,6 +21,15 @@ BAD = [
         "partitioner=lutt is unknown; choose one of adaptive, balanced, even, formula, lut, uneven",
     ),
     (["seq_len=abc"], "seq_len: Value 'abc'"),
+    (["seq_len=100000000000000000000000"], "must be at least 1 and at most 2147483647"),
+    (["hetero=50_100"], "use hetero=mps_50_100 or hetero.percentages=[50,100]"),
+    (["hetero=mps_33_66"], "for these percentages use hetero.percentages=[33,66]"),
+    (["device=gpu"], "device=gpu is unknown; choose one of auto, cpu, cuda; did you mean cuda?"),
+    (["hydra/launcher=slurm"], "hydra/launcher=slurm is for sweeps, also of one run: add -m"),
+    (["-m", "hydra/launcher=submitit_slurm"], "hydra/launcher=submitit_slurm cannot start ranks"),
+    (["-m", "hydra/launcher=submitit_local"], "hydra/launcher=submitit_local cannot start ranks"),
+    (["--resolve"], "the settings cannot be composed: The --resolve flag can only be used"),
+    (["--nonsense"], "unrecognized arguments: --nonsense"),
     (["seq_len=20"], "seq_len=20 is smaller than one tile of 16 tokens"),
     (["hetero.percentages=[0,50]"], "hetero.percentages=[0.0, 50.0]: the entry of rank 0"),
     (["hetero.percentages=[100,101]"], "the entry of rank 1 is 101.0"),
@@ -108,4 +118,62 @@ def test_dry_run_plans_and_starts_nothing(tmp_path):
     assert done.returncode == 0
     assert "dry_run=true: nothing was started" in done.stdout
     assert "21760" in done.stdout  # 65536 / 3, to a tile of 256
-    assert not list(tmp_path.glob("runs/*/*/ranks"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_sweep_takes_its_option_last_and_writes_nothing(tmp_path):
+    done = ringexp(
+        "dry_run=true",
+        "device=cpu",
+        "model=attention_tiny",
+        "seq_len=1k,2k",
+        "-m",
+        root="outputs",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("nothing was started") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "inside a file", "dangling link", "loop", "no folder can be there"])
+@pytest.mark.parametrize("option", [(), ("-m",)], ids=["run", "sweep"])
+def test_an_output_root_that_cannot_be_is_one_line(tmp_path, kind, option):
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    root = {
+        "file": tmp_path / "file",
+        "inside a file": tmp_path / "file" / "x",
+        "dangling link": tmp_path / "dangling",
+        "loop": tmp_path / "loop",
+        "no folder can be there": Path("/proc/x"),
+    }[kind]
+    done = ringexp("model=attention_tiny", "device=cpu", *option, root=root)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"ringexp: error: output_root={root} ")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
+
+
+@pytest.mark.parametrize("world_size", [17, 52])
+def test_many_ranks_get_a_folder(tmp_path, world_size):
+    """The ranks themselves would take too long: no port can be had."""
+    profile = ",".join(str(100 - rank) for rank in range(world_size))
+    done = ringexp(
+        f"hetero.percentages=[{profile}]",
+        "launch.port=1",
+        "device=cpu",
+        "model=attention_tiny",
+        root=tmp_path,
+    )
+    assert "launch.port=1" in done.stderr
+    (run_dir,) = run_dirs(tmp_path)
+    assert f"{world_size}_ranks_" in run_dir.name
+
+
+@pytest.mark.parametrize("option", ["--help", "--info", "--hydra-help", "--version", "--cfg=job"])
+def test_options_of_hydra_end_well(tmp_path, option):
+    done = ringexp(option, root=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout

@@ -173,6 +173,14 @@ def test_timings_are_those_of_a_run():
     assert [hop.source for hop in ranks[0].hops] == [0, 1]
 
 
+def test_lengths_may_have_units(monkeypatch, capsys):
+    plain, short = (
+        simulated(monkeypatch, capsys, "--devices", "2xH100", "--seq-len", lengths)
+        for lengths in ("4096,65536", "4k,64k")
+    )
+    assert plain == short
+
+
 def test_hops_are_drawn(monkeypatch, capsys, tmp_path):
     picture = tmp_path / "ring.png"
     simulated(monkeypatch, capsys, "--devices", "2xH100,L40", "--timeline", picture, "--partitioner", "even")

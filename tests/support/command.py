@@ -13,18 +13,23 @@ QUICK += ("calibration.spot_check=false",)  # with two samples, any point may be
 
 
 def ringexp(
-    *overrides: str, root: Path, env: dict[str, str] | None = None, timeout: float = 240
+    *overrides: str,
+    root: Path | str,
+    env: dict[str, str] | None = None,
+    timeout: float = 240,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*overrides, root=root),
         capture_output=True,
         text=True,
         timeout=timeout,
+        cwd=cwd,
         env=os.environ | {"COLUMNS": "160"} | (env or {}),
     )
 
 
-def command(*overrides: str, root: Path) -> list[str]:
+def command(*overrides: str, root: Path | str) -> list[str]:
     return [sys.executable, "-m", "ringexp", *overrides, f"output_root={root}"]
 
 

@@ -40,7 +40,8 @@ class TogetherLauncher(Launcher):
             with open_dict(config):
                 config.hydra.job.id = index
                 config.hydra.job.num = index
-            _stay_inside(config.hydra.sweep)
+            if not (config.dry_run and config.hydra.sweep.subdir == ""):
+                _stay_inside(config.hydra.sweep)
             returns.append(
                 run_job(
                     hydra_context=self._context,

@@ -15,11 +15,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from ringexp.arguments import with_counts
+from ringexp.errors import UserError
+from ringexp.messages import folder_line
+
+LAUNCHERS = ("shared_ranks", "slurm", "slurm_local_debug", "basic")
+"""Launchers that can start ranks; each job of the last has ranks of its own."""
 
 
 @dataclass
@@ -42,6 +51,40 @@ class GridSweeper(BasicSweeper):
     ) -> None:
         super().__init__(max_batch_size, params)
         self._leave_out = leave_out
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+        """Refuse launchers that run each job by itself: they know nothing of ranks that jobs share."""
+        launcher = config.hydra.runtime.choices["hydra/launcher"]
+        if launcher not in LAUNCHERS:
+            raise UserError(
+                f"hydra/launcher={launcher} cannot start ranks; use hydra/launcher=slurm on a cluster "
+                "(docs/slurm.md), or leave it out"
+            )
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Launch the jobs batch by batch; a dry run leaves no record of the sweep."""
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        given = with_counts([*self._parse_config(), *arguments])
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        batches = self.split_arguments(parser.parse_overrides(given), self.max_batch_size)
+        if not self.config.dry_run:
+            folder = Path(self.config.hydra.sweep.dir)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                OmegaConf.save(self.config, folder / "multirun.yaml")
+            except OSError as error:
+                raise UserError(folder_line(error)) from error
+        returns, begun = [], 0
+        for batch in batches:
+            self.validate_batch_is_legal(batch)
+            returns.append(self.launcher.launch(batch, initial_job_idx=begun))
+            begun += len(batch)
+            for job in returns[-1]:
+                _ = job.return_value  # raises what the job raised
+        return returns
 
     def split_arguments(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, overrides: list[Any], max_batch_size: int | None

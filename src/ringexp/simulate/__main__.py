@@ -14,6 +14,7 @@ from ringexp.simulate.hardware import Link, load_hardware
 from ringexp.simulate.recorded import find_recorded, ring_of_run, ring_of_table
 from ringexp.simulate.rings import TILE, Ring, Split, run, timings
 from ringexp.simulate.specified import ring_of_devices
+from ringexp.token_counts import token_count
 
 DESCRIPTION = """\
 Simulate ring-attention prefill over unequal devices: by spec sheets, or at costs that runs have measured. Or
@@ -88,7 +89,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _number(text: str, least: int = 1) -> int:
-    value = int(text)
+    """Read a whole number; 4k is 4096."""
+    try:
+        value = token_count(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     if value < least:
         raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
     return value

@@ -1,0 +1,73 @@
+"""Ctrl-C, SIGTERM and SIGHUP: the first ends a run in good order, a further one at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from ringexp.errors import Interrupted
+
+EXIT_CODE = 130
+"""Of a command that was interrupted, by whichever signal."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupts:
+    """Handlers of the three signals for the time of a block, in the main thread.
+
+    The first signal raises Interrupted. Every further one, and the first after `closing`, calls `again`
+    instead, so that what ends in good order is not torn. What ignores SIGHUP (nohup) goes on ignoring it.
+    """
+
+    def __init__(self, again: Callable[[], None]) -> None:
+        self._again = again
+        self._closing = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def closing(self) -> None:
+        """From here on a signal calls `again`."""
+        self._closing = True
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                before = signal.getsignal(signum)
+                if signum != signal.SIGHUP or before != signal.SIG_IGN:
+                    self._before[signum] = before
+                    signal.signal(signum, self._handle)
+        return self
+
+    def install(self) -> None:
+        """Set the handlers once more, after a library has set its own."""
+        for signum in self._before:
+            signal.signal(signum, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for signum, before in self._before.items():
+            signal.signal(signum, before if before is not None else signal.SIG_DFL)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._closing:
+            self._again()
+            return
+        self._closing = True
+        raise Interrupted(f"{signal.Signals(signum).name} to the launcher")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore the three signals for the time of a short block that must not be torn."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
