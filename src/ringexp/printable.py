@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 _UNSAFE = re.compile(
     "["
@@ -30,10 +29,3 @@ def shown(text: object) -> str:
     from rich.markup import escape
 
     return escape(plain(text))
-
-
-def print_in_any_locale() -> None:
-    """Let standard output and error write as escapes what their encoding does not have."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")

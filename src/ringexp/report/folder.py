@@ -21,6 +21,7 @@ MOST_BYTES = 256 * 2**20
 MOST_CONFIG_BYTES = 2**20
 MOST_CONFIG_VALUES = 10_000
 """A config has a few hundred; YAML can repeat a part without end."""
+MOST_BRACKETS = 1_000
 
 
 class Damaged(ValueError):
@@ -90,6 +91,8 @@ def _text(path: Path, folder: Path, most_bytes: int = MOST_BYTES) -> str | None:
 def _yaml(text: str, path: Path) -> Any:
     from yaml import YAMLError, safe_load
 
+    if text.count("[") + text.count("{") > MOST_BRACKETS:  # which take a parser minutes
+        raise Damaged(f"{path.name} is nested too deeply")
     try:
         found = safe_load(text)
     except RecursionError:

@@ -171,7 +171,7 @@ def contexts(frame: Runs) -> list[tuple[str, Runs]]:
     found += [(group.iloc[0], group) for _, group in rest.groupby(shared, dropna=False, sort=False)]
     varying = [key for key in keys if len({str(first[key]) for first, _ in found}) > 1]
     if "model" in varying:  # whose name says its shape
-        varying.remove("shape")
+        varying = [key for key in varying if key != "shape"]
     named = [
         (", ".join(_named(key, first[key]) for key in varying), _one_a_cell(group)) for first, group in found
     ]
