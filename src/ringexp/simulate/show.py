@@ -24,6 +24,7 @@ from ringexp.tracking import metrics
 
 MOST_DRAWN = 64
 """Ranks of a picture."""
+PICTURES = ("png", "pdf", "svg")
 
 
 def outcomes_table(outcomes: Sequence[Outcome], ring: Ring) -> None:
@@ -147,6 +148,9 @@ def draw_timelines(
         )
         for split, ranks in timed
     ]
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    if kind not in PICTURES:
+        raise UserError(f"--timeline {path}: .{kind} is unknown; choose one of .{', .'.join(PICTURES)}")
     image = io.BytesIO()
     with drawing():
         figure = timelines(panels, names)
@@ -157,6 +161,7 @@ def draw_timelines(
             )
         figure.savefig(image, format=kind)
     try:
+        path.parent.stat()  # a folder that is not there is more likely a slip than a wish
         write_atomically(path, image.getvalue())
     except OSError as error:
         raise UserError(f"--timeline {path} cannot be written: {error.strerror}") from error
