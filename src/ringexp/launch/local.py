@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,7 @@ def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
     path = write_rank_set(ranks, workdir)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     with (
+        _signals_given_back(),
         rendezvous(ranks.jobs[0].config.launch.port) as port,
         host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as extra,
     ):
@@ -60,6 +63,18 @@ def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
             raise Interrupted(f"{stop.sigval.name} to the launcher") from stop
         finally:
             processes.close(signal.SIGTERM, GRACE_S)
+
+
+@contextmanager
+def _signals_given_back() -> Iterator[None]:
+    """After the block, handle signals as before: torch takes some when ranks start, and keeps them."""
+    before = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            if handler is not None and signal.getsignal(signum) is not handler:
+                signal.signal(signum, handler)
 
 
 def _environment(ranks: RankSet, rank: int, port: int) -> dict[str, str]:
