@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringexp.config import TrackerConfig
 from ringexp.printable import plain
@@ -65,8 +65,11 @@ class WandbRun:
     job_type: `run` for a run of the ring, `report` for the report of a sweep. warn: told once of a failure.
     """
 
-    online_failed = False
+    online_failed: ClassVar[bool] = False
     """Whether this process has met a server out of reach: further records are begun offline."""
+
+    temporary: ClassVar[list[Path]] = []
+    """The temporary folders of wandb in this process."""
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class WandbRun:
     def _start(self, choice: Choice, settings: dict[str, Any]) -> None:
         if choice.mode == "disabled":
             return
-        wandb = _imported(self._folder / "wandb" / "tmp", keep=self._job_type != "run")
+        wandb = _imported(self._folder / "wandb" / "tmp")
         before = set(self._folder.glob("wandb/run-*"))
         online = choice.mode == "online" and not WandbRun.online_failed
         try:
@@ -136,7 +139,8 @@ class WandbRun:
     def log_media(self, images: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> None:
         """Log figures and tables, under their names."""
         if self._run is not None:
-            self._guard(lambda: self._log_media(images, tables))
+            with _temporary_folders():
+                self._guard(lambda: self._log_media(images, tables))
 
     def _log_media(self, images: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> None:
         import wandb
@@ -196,22 +200,32 @@ def _first_line(error: Exception) -> str:
     return plain((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def _imported(folder: Path, keep: bool) -> Any:
-    """Import wandb with the temporary folders that it makes while it is imported in `folder`.
+def _imported(folder: Path) -> Any:
+    """Import wandb, have it make its temporary folders in `folder`, and remove them.
 
-    Only figures and tables need them. Without `keep` they are gone at once, so that a process which is killed
-    leaves none behind.
+    Only figures and tables need them (`_temporary_folders`), and a process that is killed would leave them.
     """
     if "wandb" not in sys.modules:
         folder.mkdir(parents=True, exist_ok=True)
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         before, tempfile.tempdir = tempfile.tempdir, str(folder)
         try:
             import wandb
         finally:
             tempfile.tempdir = before
-            if not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+            WandbRun.temporary = [*folder.iterdir()]
+            shutil.rmtree(folder, ignore_errors=True)
     import wandb
 
     return wandb
+
+
+@contextmanager
+def _temporary_folders() -> Iterator[None]:
+    """Have the folders that `_imported` removed for the time of a block."""
+    for folder in WandbRun.temporary:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for folder in WandbRun.temporary:
+            shutil.rmtree(folder.parent, ignore_errors=True)
