@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ringexp.config import TrackerConfig
 from ringexp.errors import RunFailed, UserError
-from ringexp.printable import plain, print_in_any_locale
+from ringexp.printable import plain
+from ringexp.terminal import keep_printing
 
 DESCRIPTION = """\
 Make one report of all runs under some folders: a page that opens without a network, with headlines, figures
@@ -56,7 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """End with exit code 0 and a report; 2: bad input, 1: the disk is full, 130: Ctrl-C."""
     arguments = parse()
-    print_in_any_locale()
+    keep_printing()
     if arguments.planner:
         _write_planner(arguments.planner)
         return
@@ -89,6 +90,7 @@ def _write_planner(path: Path) -> None:
     from ringexp.report.planner import planner_page
 
     try:
+        path.parent.stat()  # a folder that is not there is more likely a slip than a wish
         write_atomically(path, planner_page())
     except OSError as error:
         print(f"ringexp.report: error: {plain(path)} cannot be written: {error.strerror}", file=sys.stderr)

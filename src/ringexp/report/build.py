@@ -71,13 +71,7 @@ def write_report(
         attempts += _calibration_figures(_calibrations(folders, runs, speeds_file))
     except UserError as error:  # a damaged table
         notes.append(plain(error))
-    drawn: list[Drawn] = []
-    for attempt in attempts:
-        try:
-            drawn += attempt.drawn()
-        except Exception as error:  # one figure that fails is no reason to have none
-            notes.append(plain(f"Figure {attempt.name} could not be drawn: {type(error).__name__}: {error}"))
-            print(f"ringexp.report: {notes[-1]}", file=sys.stderr)
+    drawn = _drawn(attempts, notes)
     measured: list[MeasuredRun] = []
     try:
         measured = measured_runs(groups)
@@ -96,6 +90,18 @@ def write_report(
     if tracker:
         _log(folders, runs, out, list(contents), tracker)
     return Report(out / "index.html", runs)
+
+
+def _drawn(attempts: Sequence[_Attempt], notes: list[str]) -> list[Drawn]:
+    """Draw what can be drawn; what cannot is added to `notes` and said."""
+    drawn: list[Drawn] = []
+    for attempt in attempts:
+        try:
+            drawn += attempt.drawn()
+        except Exception as error:  # one figure that fails is no reason to have none
+            notes.append(plain(f"Figure {attempt.name} could not be drawn: {type(error).__name__}: {error}"))
+            print(f"ringexp.report: {notes[-1]}", file=sys.stderr)
+    return drawn
 
 
 @contextmanager

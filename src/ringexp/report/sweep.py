@@ -15,22 +15,19 @@ from ringexp.report.page import counts
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ringexp.config import TrackerConfig
+    from ringexp.config import Config
 
 MOST_ROWS = 60
 """A longer sweep shows its headlines instead of a table; the report has all."""
 
 
-def summarize(
-    sweep_dir: Path, report: bool, tracker: TrackerConfig | None = None, speeds_file: Path | None = None
-) -> None:
+def summarize(sweep_dir: Path, report: bool, config: Config | None = None) -> None:
     """Print how the runs of a sweep ended, and write its report if that is wanted.
 
     Args:
         sweep_dir: the folder of all runs.
         report: whether to write the report.
-        tracker: how the sweep's runs were logged to wandb, and the report will be; None: not at all.
-        speeds_file: the calibration table that they planned with.
+        config: of one of the runs, which says how the report is logged to wandb; None: it is not.
     """
     from rich.console import Console
 
@@ -56,6 +53,7 @@ def summarize(
         from ringexp.report.build import write_report
 
         try:
+            tracker, speeds_file = (config.tracker, config.speeds_file) if config else (None, None)
             written = write_report([sweep_dir], sweep_dir / "report", tracker, speeds_file)
             console.print(f"Report: {shown(written.page)}", soft_wrap=True)
         except (UserError, RunFailed) as error:

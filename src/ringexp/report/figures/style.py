@@ -33,7 +33,9 @@ LENGTH_AXIS = "prompt, tokens"
 @contextmanager
 def drawing() -> Iterator[None]:
     """Have matplotlib's own defaults for a block, not the user's, and names drawn as they are written."""
-    own = {name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name}
+    own: dict[Any, Any] = {
+        name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name
+    }
     with matplotlib.rc_context(own | {"text.parse_math": False}):
         yield
 
