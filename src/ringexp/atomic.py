@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,19 +17,33 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
 
     The draft beside it has a name that nobody can foresee, and the file gets `mode` less the umask.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    write_together({path: content}, mode)
+
+
+def write_together(contents: Mapping[Path, str | bytes], mode: int = 0o666) -> None:
+    """Write several files as `write_atomically` does, and none of them if one does not fit the disk."""
+    drafts: dict[Path, Path] = {}
     try:
-        with os.fdopen(os.open(draft, flags, mode), "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drafts[path] = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+            _write_new(drafts[path], content if isinstance(content, bytes) else content.encode(), mode)
+        for path, draft in drafts.items():
+            os.replace(draft, path)
     except BaseException:
-        with suppress(OSError):
-            draft.unlink()
+        for draft in drafts.values():
+            with suppress(OSError):
+                draft.unlink()
         raise
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that is not there yet, down to the disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, mode), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def no_link(path: str, flags: int) -> int:

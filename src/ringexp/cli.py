@@ -43,6 +43,7 @@ class _Outcome:
     exit_codes: list[int] = field(default_factory=list)  # of the runs that failed
     sweep_dir: Path | None = None
     report: bool = True  # whether a report is wanted at the end of the sweep
+    config: settings.Config | None = None  # of one of the sweep's runs
 
 
 _outcome = _Outcome()
@@ -60,6 +61,7 @@ def _run(cfg: Any) -> None:
             raise UserError(f"hydra/launcher={launcher} is for sweeps, also of one run: add -m (--multirun)")
         config = settings.from_hydra(cfg)
         _outcome.report &= config.report and not config.dry_run
+        _outcome.config = config
         from ringexp.app import run
 
         run(config, run_dir)
@@ -88,7 +90,8 @@ def sweep(composed: Sequence[tuple[Any, Path]], carry_out: CarryOut) -> None:
                 continue
             sweep_dir = _outcome.sweep_dir = run_dir.parent
             _outcome.report &= config.report
-            runs.append((settings.grouped(config, f"{sweep_dir.parent.name} {sweep_dir.name}"), run_dir))
+            _outcome.config = settings.grouped(config, f"{sweep_dir.parent.name} {sweep_dir.name}")
+            runs.append((_outcome.config, run_dir))
         except (UserError, OmegaConfBaseException) as error:
             _report(error, None if cfg.dry_run else run_dir)
     if not runs:
@@ -127,7 +130,7 @@ def main() -> None:
                 if _outcome.sweep_dir:
                     from ringexp.report.sweep import summarize
 
-                    summarize(_outcome.sweep_dir, _outcome.report)
+                    summarize(_outcome.sweep_dir, _outcome.report, _outcome.config)
     except KeyboardInterrupt:  # while the sweep was summed up
         _fail(INTERRUPTED, EXIT_CODE)
     codes = _outcome.exit_codes

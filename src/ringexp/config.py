@@ -6,6 +6,7 @@ cannot work fails in `validate`. Both end as one `UserError` line.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -103,13 +104,16 @@ class TransportConfig:
 
 @dataclass
 class TrackerConfig:
-    """wandb: offline writes files only, online needs a login, disabled touches nothing."""
+    """wandb: offline writes files only, online needs a login, disabled touches nothing.
 
-    mode: str = "offline"
-    project: str = "ringexp"
+    null: what the environment says (WANDB_MODE, WANDB_PROJECT, ...), else offline and project ringexp.
+    """
+
+    mode: str | None = None
+    project: str | None = None
     entity: str | None = None
     group: str | None = None
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] | None = None
 
 
 @dataclass
@@ -288,9 +292,10 @@ def from_hydra(cfg: Any) -> Config:
 
 
 def grouped(config: Config, group: str) -> Config:
-    """The same with this wandb group, unless it has one."""
+    """The same with this wandb group, unless it or the environment has one."""
     tracker = config.tracker
-    return replace(config, tracker=replace(tracker, group=tracker.group or group))
+    group = tracker.group or os.environ.get("WANDB_RUN_GROUP") or group
+    return replace(config, tracker=replace(tracker, group=group))
 
 
 def from_dict(data: dict[str, Any]) -> Config:
@@ -423,7 +428,8 @@ def validate(config: Config) -> None:
     one_of("shard", config.shard, SHARD_MODES)
     one_of("kernel.name", config.kernel.name, KERNELS)
     one_of("transport.name", config.transport.name, TRANSPORTS)
-    one_of("tracker.mode", config.tracker.mode, TRACKER_MODES)
+    if config.tracker.mode is not None:
+        one_of("tracker.mode", config.tracker.mode, TRACKER_MODES)
     one_of("hetero.throttle", config.hetero.throttle, ("auto", *DEVICE_OF_THROTTLE))
     one_of("calibration.mode", config.calibration.mode, CALIBRATION_MODES)
     one_of("device", config.device, DEVICES)

@@ -16,12 +16,16 @@ EXIT_CODE = 130
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+TAKEN_BY_TORCH = (*SIGNALS, signal.SIGQUIT)
+"""Signals for which torch sets handlers as it starts ranks, and keeps them."""
+
 
 class Interrupts:
     """Handlers of the three signals for the time of a block, in the main thread.
 
     A signal raises Interrupted. After `closing` it calls `again` instead, so that what ends in good order is
     not torn. once: the first signal is the last that raises. What ignores SIGHUP (nohup) goes on ignoring it.
+    After the block all signals are handled as before it, whatever torch has set in between.
     """
 
     def __init__(self, again: Callable[[], None], once: bool = False) -> None:
@@ -35,16 +39,14 @@ class Interrupts:
 
     def install(self) -> None:
         """Set the handlers once more, after a library has set its own."""
-        for signum in self._before:
-            signal.signal(signum, self._handle)
+        for signum in SIGNALS:
+            if signum in self._before and (signum != signal.SIGHUP or self._before[signum] != signal.SIG_IGN):
+                signal.signal(signum, self._handle)
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for signum in SIGNALS:
-                before = signal.getsignal(signum)
-                if signum != signal.SIGHUP or before != signal.SIG_IGN:
-                    self._before[signum] = before
-                    signal.signal(signum, self._handle)
+            self._before = {signum: signal.getsignal(signum) for signum in TAKEN_BY_TORCH}
+            self.install()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -92,7 +92,7 @@ def check_ranges(config: Any) -> None:
     for limit in config.memory_limit_gib if isinstance(config.memory_limit_gib, list) else ():
         _check_limit(config, limit)
     _check_limit(config, config.memory_limit_gib)
-    if "" in config.tracker.tags:
+    if config.tracker.tags and "" in config.tracker.tags:
         raise UserError(f"tracker.tags={list(config.tracker.tags)} has an empty tag; leave it out")
     if len(config.hetero.percentages) > MAX_RANKS:
         count = len(config.hetero.percentages)

@@ -22,6 +22,7 @@ from support.faults import (
     started,
     wandb_processes,
 )
+from support.wandb_records import WANDB
 
 
 def test_a_killed_rank_ends_the_run_and_keeps_what_was_measured(tmp_path):
@@ -212,7 +213,7 @@ def test_a_killed_run_leaves_all_but_the_last_second_in_its_wandb_record(tmp_pat
     process.communicate()
     assert gone(tmp_path, 10)
     (record,) = tmp_path.glob("runs/*/*/wandb/offline-run-*")
-    read = subprocess.run(["wandb", "leet", "inspect", "--json", str(record)], capture_output=True, text=True)
+    read = subprocess.run([WANDB, "leet", "inspect", "--json", str(record)], capture_output=True, text=True)
     entries = [json.loads(line) for line in read.stdout.splitlines() if line.startswith("{")]
     logged = {int(entry["history"]["item"]["iteration"]) for entry in entries if entry["type"] == "history"}
     assert before - logged == set()

@@ -3,9 +3,7 @@
 import csv
 import json
 import math
-import subprocess
 from dataclasses import fields
-from pathlib import Path
 from statistics import median
 
 import pytest
@@ -15,6 +13,7 @@ from ringexp.errors import UserError
 from ringexp.hetero.cgroup import own_group, quota_groups
 from ringexp.tracking.metrics import RunResult
 from support.command import QUICK, ranks_alive, ringexp, run_dirs
+from support.wandb_records import records, run_record, summary
 
 PROMISED = [
     "latency_ms_median",
@@ -108,14 +107,6 @@ def test_the_hops_file_has_a_line_a_hop(finished):
     }
 
 
-def wandb_records(run_dir: Path) -> list[dict]:
-    (folder,) = (run_dir / "wandb").glob("offline-run-*")
-    done = subprocess.run(
-        ["wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True, check=True
-    )
-    return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
-
-
 def flattened(records: list[dict], kind: str, field: str) -> list[dict]:
     """The `field` of every record of one kind, in order."""
     return [record[kind][field] for record in records if record["type"] == kind and record[kind].get(field)]
@@ -123,18 +114,35 @@ def flattened(records: list[dict], kind: str, field: str) -> list[dict]:
 
 def test_wandb_has_every_figure_of_the_results_file(finished):
     _, run_dir, results, _ = finished
-    summary: dict = {}
-    for update in flattened(wandb_records(run_dir), "summary", "update"):
-        summary |= update
-    names = [field.name for field in fields(RunResult)]
-    assert [name for name in names if name not in summary] == []
-    for name in names:
-        assert same(summary[name], results[name]), name
+    found = summary(records(run_dir))
+    for field in fields(RunResult):
+        name, value = field.name, results[field.name]
+        if name == "latency_ms_iterations":
+            continue
+        if not isinstance(value, list):
+            assert same(found[name], value), name
+            continue
+        for rank, entry in enumerate(value):
+            parts = (
+                {f".{key}": part for key, part in entry.items()} if isinstance(entry, dict) else {"": entry}
+            )
+            for key, part in parts.items():
+                assert same(found[f"rank_{rank}/{name}{key}"], part), name
+    assert [name for name, value in found.items() if isinstance(value, list)] == []
+
+
+def test_wandb_says_with_what_a_run_was_made(finished):
+    _, run_dir, results, _ = finished
+    config = run_record(records(run_dir))["config"]
+    assert config["seq_len"] == 1001
+    assert "partitioner=lut" in config["command"]
+    assert config["hardware"] == results["environment"]["machine"]
+    assert config["versions"]["torch"] == results["environment"]["versions"]["torch"]
 
 
 def test_wandb_has_every_iteration(finished):
     _, run_dir, results, _ = finished
-    history = flattened(wandb_records(run_dir), "history", "item")
+    history = flattened(records(run_dir), "history", "item")
     assert [row["latency_ms"] for row in history] == pytest.approx(results["latency_ms_iterations"])
     assert all({"rank_0/busy_ms", "rank_1/idle_ms", "rank_1/comm_ms"} <= set(row) for row in history)
 
@@ -142,8 +150,7 @@ def test_wandb_has_every_iteration(finished):
 def test_wandb_has_system_metrics_of_a_run_of_a_few_seconds(finished):
     """CPU use is the difference of two samples, so there are at least two."""
     _, run_dir, _, _ = finished
-    records = wandb_records(run_dir)
-    samples = [record["stats"]["item"] for record in records if record["type"] == "stats"]
+    samples = [record["stats"]["item"] for record in records(run_dir) if record["type"] == "stats"]
     assert all(sample["proc.memory.rssMB"] > 0 for sample in samples)
     assert any("cpu" in sample for sample in samples)
 

@@ -22,6 +22,7 @@ from ringexp.models import facts
 from ringexp.planning import LAYOUTS, HopCost, RankCost
 from ringexp.report.build import write_report
 from ringexp.report.planner import FOLDER, planner_page
+from ringexp.report.planner.runs import MeasuredRun
 from ringexp.report.planner.shapes import SHAPES
 from support.browser import dom
 from support.run_folders import write_run
@@ -298,3 +299,12 @@ def test_the_command_writes_the_planner_without_runs(tmp_path):
     assert "cannot be written: No such file or directory" in done.stderr
     assert run(tmp_path, "--planner", tmp_path / "planner.html").returncode == 2
     assert run().returncode == 2
+
+
+def test_no_name_of_a_run_ends_the_script():
+    name = "</script><script>alert(1)</script> & \u2028"
+    page = planner_page([MeasuredRun(name, {}, None, {})])
+    data = re.search(r"const DATA = (.*);</script>", page)[1]
+    assert json.loads(data)["runs"][0]["name"] == name
+    assert not set("<>&\u2028") & set(data)
+    assert page.count("<script") == planner_page().count("<script")

@@ -1,20 +1,29 @@
 """The report as a whole: its files, its page, its command, and its wandb run."""
 
+import errno
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from ringexp import atomic
 from ringexp.calibration.table import SpeedRow, SpeedTable
+from ringexp.config import TrackerConfig
+from ringexp.report import __main__ as command
 from ringexp.report import build
 from ringexp.report.build import write_report
+from ringexp.report.sweep import summarize
 from support.run_folders import two_rank_iteration, write_iterations, write_run
+from support.wandb_records import artifact_files, records, run_record
 
 SHAPE = "attention-b1-e4096-h32-kv32-d128-causal-bfloat16-triton"
 
@@ -159,13 +168,100 @@ def test_runs_of_two_kinds_have_figures_of_their_own(tmp_path):
     assert "The extreme case: kernel cudnn" in text
 
 
-def report(*arguments) -> subprocess.CompletedProcess[str]:
+def report(*arguments, env: dict[str, str] | None = None, python=()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ringexp.report", *map(str, arguments)],
+        [sys.executable, *python, "-m", "ringexp.report", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
+        env=os.environ | (env or {}),
     )
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "tkagg", "nonsense"])
+def test_a_backend_of_the_environment_draws_nothing(sweep, backend):
+    done = report(sweep, env={"MPLBACKEND": backend})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (sweep / "report" / "figures" / "extreme_case.png").exists()
+
+
+def test_matplotlib_settings_of_the_user_draw_nothing(sweep, tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: nowhere\nsavefig.dpi: 1\n")
+    done = report(sweep, env={"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((sweep / "report" / "figures").glob("*.png"))) > 5
+
+
+def test_an_ascii_locale_makes_the_same_report(sweep):
+    write_run(sweep, 20, status="failed", reason="Größe \u2028 zu groß")
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    done = report(sweep, env=ascii_only, python=("-X", "utf8=0"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Größe" in (sweep / "report" / "index.html").read_text(encoding="utf-8")
+    listing = [sys.executable, "-X", "utf8=0", "-m", "ringexp.results", sweep, "--columns", "reason"]
+    listed = subprocess.run(listing, capture_output=True, text=True, env=os.environ | ascii_only)
+    assert (listed.returncode, listed.stderr) == (0, "")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_full_disk_leaves_the_old_report_whole(sweep, monkeypatch, capsys):
+    out = write_report([sweep], sweep / "report").page.parent
+    before = content(out)
+    write_run(sweep, 20, partitioner="lut")
+    written = atomic._write_new
+
+    def full(path: Path, data: bytes, mode: int) -> None:
+        if "index.html" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(path, data, mode)
+
+    monkeypatch.setattr(atomic, "_write_new", full)
+    monkeypatch.setattr(sys, "argv", ["report", str(sweep), "--tracker", "disabled"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1
+    assert "cannot be written: No space left on device; what was there is as it was" in line
+    assert content(out) == before
+    summarize(sweep, report=True)
+    assert "no report: the report in" in capsys.readouterr().out
+
+
+def test_a_signal_while_figures_are_drawn_ends_the_report(sweep, monkeypatch):
+    def interrupted(runs):
+        signal.raise_signal(signal.SIGINT)
+
+    broken = replace(build.FIGURES[0], draw=interrupted)
+    monkeypatch.setattr(build, "FIGURES", [broken, *build.FIGURES[1:]])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_report([sweep], sweep / "report")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert content(sweep / "report") == {}
+
+
+def test_ctrl_c_ends_the_command_with_one_line(sweep):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ringexp.report", sweep, "--tracker", "disabled"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "matplotlib/ft2font" not in maps.read_text():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "ringexp.report: interrupted; a report that was there is as it was\n"
 
 
 def test_the_command_makes_one_report_of_several_folders(sweep, tmp_path):
@@ -222,23 +318,17 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_report_is_a_wandb_run_in_the_group_of_the_runs(sweep):
-    for config in sweep.glob("*/config.yaml"):
-        config.write_text(config.read_text().replace("group: null", "group: study"))
-    write_report([sweep], sweep / "report", tracker_mode="offline")
-    (folder,) = (sweep / "report" / "wandb").glob("offline-run-*")
-    done = subprocess.run(
-        ["wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True, check=True
-    )
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
-    (run,) = (record["run"] for record in records if record["type"] == "run")
-    assert (run.get("runGroup") or run.get("run_group"), run.get("jobType") or run.get("job_type")) == (
-        "study",
-        "report",
-    )
-    (item,) = (record["history"]["item"] for record in records if record["type"] == "history")
+    write_report([sweep], sweep / "report", TrackerConfig("offline", group="study"))
+    found = records(sweep / "report")
+    run = run_record(found)
+    assert (run["run_group"], run["job_type"]) == ("study", "report")
+    (item,) = (record["history"]["item"] for record in found if record["type"] == "history")
     assert {"extreme_case._type", "runs._type"} <= set(item)
-    (table,) = folder.glob("files/media/table/*.json")
+    (table,) = (sweep / "report").glob("wandb/offline-run-*/files/media/table/*.json")
     assert len(json.loads(table.read_text())["data"]) == 13
+    assert {"index.html", "planner.html", "runs.csv", "figures/extreme_case.png"} <= set(
+        artifact_files(found)
+    )
 
 
 def test_wandb_that_fails_is_said_once_and_changes_nothing(sweep, monkeypatch, capsys):
@@ -248,7 +338,7 @@ def test_wandb_that_fails_is_said_once_and_changes_nothing(sweep, monkeypatch, c
         raise OSError("no room")
 
     monkeypatch.setattr(wandb, "init", broken)
-    assert write_report([sweep], sweep / "report", tracker_mode="offline").page.exists()
+    assert write_report([sweep], sweep / "report", TrackerConfig("offline")).page.exists()
     assert capsys.readouterr().err.count("wandb: no room") == 1
 
 

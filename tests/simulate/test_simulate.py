@@ -257,3 +257,38 @@ def test_neither_planning_nor_simulating_imports_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 3, 7, 10**12])
+@pytest.mark.parametrize("devices", ["H100", "H100,A100", "2xH100,3xL40"])
+def test_odd_lengths_are_right_or_refused(monkeypatch, capsys, seq_len, devices):
+    ranks = len(load_hardware().ring(devices))
+    arguments = ("--devices", devices, "--seq-len", seq_len, "--layout", "zigzag,contiguous")
+    if seq_len < ranks:
+        with pytest.raises(SystemExit) as ended:
+            simulated(monkeypatch, capsys, *arguments)
+        assert ended.value.code == 2
+        assert f"seq_len={seq_len} is smaller than one tile" in capsys.readouterr().err
+        return
+    for one in simulated(monkeypatch, capsys, *arguments)["simulated"]:
+        assert sum(one["tokens"]) == seq_len
+        assert 0 < one["capacity_efficiency"] <= 1.000001
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--devices", "H100", "--seq-len", "0"], "0 must be at least 1"),
+        (["--devices", "H100", "--seq-len", "1" + 23 * "0"], "must be at most 1000000000000"),
+        (["--devices", "2xH100", "--hop", "nan:1"], "must be at least 0, and above 0, and finite"),
+        (["--devices", "2xH100", "--hop", "1:inf"], "must be at least 0, and above 0, and finite"),
+        (["--devices", "2xH100", "--hop", "1"], "is not US:GBPS"),
+        (["--devices", "99999999xH100"], "a ring of more than 65536 is not simulated"),
+        (["--devices", "2xH100", "--timeline", "x.doc"], ".doc is unknown; choose one of .png, .pdf, .svg"),
+    ],
+)
+def test_what_cannot_be_simulated_is_one_line(monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        simulated(monkeypatch, capsys, *arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from ringexp.errors import UserError
+from ringexp.config import TrackerConfig
+from ringexp.errors import RunFailed, UserError
+from ringexp.printable import plain
+from ringexp.terminal import keep_printing
 
 DESCRIPTION = """\
 Make one report of all runs under some folders: a page that opens without a network, with headlines, figures
@@ -38,8 +42,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tracker",
         choices=("offline", "online", "disabled"),
-        help="log the report to wandb this way (default: as the runs were)",
+        help="log the report to wandb this way (default: WANDB_MODE, else offline)",
     )
+    parser.add_argument("--project", help="of wandb (default: WANDB_PROJECT, else ringexp)")
+    parser.add_argument("--entity", help="of wandb (default: WANDB_ENTITY, else the login's)")
+    parser.add_argument("--group", help="of wandb (default: WANDB_RUN_GROUP, else the sweep's)")
     parser.add_argument("--planner", type=Path, metavar="FILE", help="write the planner alone, without runs")
     parsed = parser.parse_args(arguments)
     if bool(parsed.folders) == bool(parsed.planner):
@@ -48,8 +55,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Exit code 0 with a report, 2 for input there can be none of."""
+    """End with exit code 0 and a report; 2: bad input, 1: the disk is full, 130: Ctrl-C."""
     arguments = parse()
+    keep_printing()
     if arguments.planner:
         _write_planner(arguments.planner)
         return
@@ -58,22 +66,36 @@ def main() -> None:
         from ringexp.report.build import write_report
         from ringexp.report.page import counts
 
-        report = write_report(arguments.folders, out, arguments.tracker)
-    except UserError as error:
-        print(f"ringexp.report: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{counts(report.runs)}\nReport: {report.page}")
+        report = write_report(arguments.folders, out, _tracker(arguments))
+    except (UserError, RunFailed) as error:
+        print(f"ringexp.report: error: {plain(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        print("ringexp.report: interrupted; a report that was there is as it was", file=sys.stderr)
+        sys.exit(130)
+    print(plain(counts(report.runs)))
+    print(f"Report: {plain(report.page)}")
+
+
+def _tracker(arguments: argparse.Namespace) -> TrackerConfig:
+    """Where the report is logged: what the command says; the environment is asked for what it does not."""
+    (folder, *others) = (each.resolve() for each in arguments.folders)
+    sweep = None if others else f"{folder.parent.name} {folder.name}"
+    group = arguments.group or os.environ.get("WANDB_RUN_GROUP") or sweep
+    return TrackerConfig(arguments.tracker, arguments.project, arguments.entity, group)
 
 
 def _write_planner(path: Path) -> None:
+    from ringexp.atomic import write_atomically
     from ringexp.report.planner import planner_page
 
     try:
-        path.write_text(planner_page(), encoding="utf-8")
+        path.parent.stat()  # a folder that is not there is more likely a slip than a wish
+        write_atomically(path, planner_page())
     except OSError as error:
-        print(f"ringexp.report: error: {path} cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"ringexp.report: error: {plain(path)} cannot be written: {error.strerror}", file=sys.stderr)
         sys.exit(2)
-    print(f"Planner: {path}")
+    print(f"Planner: {plain(path)}")
 
 
 if __name__ == "__main__":

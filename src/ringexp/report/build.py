@@ -1,27 +1,30 @@
-"""The report of some runs: runs.csv, figures as PNG, one page with both, and the planner set to these runs.
-
-It is logged to wandb as the runs were.
-"""
+"""The report of some runs: runs.csv, figures as PNG, one page with both, and the planner with these runs."""
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ringexp.atomic import write_together
 from ringexp.config import TrackerConfig
-from ringexp.errors import UserError
+from ringexp.errors import RunFailed, UserError
+from ringexp.printable import plain
 from ringexp.report.figures import FIGURES, calibration_curves
-from ringexp.report.frame import Runs, complete, contexts, csv_text, load_runs, read_config
+from ringexp.report.figures.style import drawing
+from ringexp.report.frame import Runs, complete, contexts, csv_text, described, load_runs
 from ringexp.report.headlines import headlines
 from ringexp.report.page import Drawn, page
 from ringexp.report.planner import planner_page
 from ringexp.report.planner.runs import MeasuredRun, measured_runs
-from ringexp.tracking.files import write_atomically
+from ringexp.tracking.files import CONFIG, RESULTS
 from ringexp.tracking.wandb_run import WandbRun
 
 if TYPE_CHECKING:
@@ -39,52 +42,94 @@ class Report:
     runs: Runs
 
 
-def write_report(folders: Sequence[Path], out: Path, tracker_mode: str | None = None) -> Report:
+def write_report(
+    folders: Sequence[Path], out: Path, tracker: TrackerConfig | None = None, speeds_file: Path | None = None
+) -> Report:
     """Report on all runs under `folders` in the folder `out`, made if need be.
 
-    tracker_mode: for wandb, in place of what the runs had. Raises UserError if there are no runs, or if `out`
-    cannot be written.
+    What the folders hold is data: it decides neither where the report goes nor what else is read.
+
+    Args:
+        folders: searched for runs at any depth.
+        out: where the report goes; a report that is there already is replaced as a whole.
+        tracker: how the report is logged to wandb; None: not at all.
+        speeds_file: the calibration table of the runs, if none lies above their folders.
+
+    Raises:
+        UserError: there are no runs, or `out` cannot be written.
+        RunFailed: the disk is full, or fails; a report that was there is as it was.
     """
     runs = load_runs(folders)
-    try:
+    with _written_in(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "runs.csv", csv_text(runs))
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written: {error.strerror}; choose another folder with --out"
-        ) from error
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     groups = contexts(runs)
-    notes = []
-    if len(groups) > MOST_CONTEXTS:
-        rest = ", ".join(name for name, _ in groups[MOST_CONTEXTS:])
-        notes.append(f"Figures are of the {MOST_CONTEXTS} largest groups of runs; not of: {rest}")
-    drawn: list[Drawn] = []
+    notes = _notes(runs, groups)
     attempts = list(_run_figures(groups[:MOST_CONTEXTS]))
-    tables: dict[str, list[SpeedRow]] = {}
     try:
-        tables = _calibrations(folders, runs)
+        attempts += _calibration_figures(_calibrations(folders, runs, speeds_file))
     except UserError as error:  # a damaged table
-        notes.append(str(error))
-    attempts += _calibration_figures(tables)
-    for attempt in attempts:
-        try:
-            drawn += attempt.drawn()
-        except Exception as error:  # one figure that fails is no reason to have none
-            notes.append(f"Figure {attempt.name} could not be drawn: {type(error).__name__}: {error}")
-            print(f"ringexp.report: {notes[-1]}", file=sys.stderr)
-    for figure in drawn:
-        write_atomically(out / "figures" / f"{figure.name}.png", figure.png)
-    found = [(name, headlines(group)) for name, group in groups]
-    title = f"ringexp: {', '.join(folder.resolve().name for folder in folders)}"
+        notes.append(plain(error))
+    drawn = _drawn(attempts, notes)
     measured: list[MeasuredRun] = []
     try:
         measured = measured_runs(groups)
     except Exception as error:  # the planner without runs is better than no report
-        notes.append(f"The planner has no runs: {type(error).__name__}: {error}")
-    write_atomically(out / "planner.html", planner_page(measured, report="index.html"))
-    write_atomically(out / "index.html", page(title, runs, found, drawn, notes))
-    _log(folders, runs, out, drawn, tracker_mode)
+        notes.append(plain(f"The planner has no runs: {type(error).__name__}: {error}"))
+    title = plain(f"ringexp: {', '.join(folder.resolve().name for folder in folders)}")
+    found = [(name, headlines(group)) for name, group in groups]
+    contents: dict[Path, str | bytes] = {
+        out / "runs.csv": csv_text(runs),
+        **{out / "figures" / f"{figure.name}.png": figure.png for figure in drawn},
+        out / "planner.html": planner_page(measured, report="index.html"),
+        out / "index.html": page(title, runs, found, drawn, notes),
+    }
+    with _written_in(out):
+        write_together(contents)
+    if tracker:
+        _log(folders, runs, out, list(contents), tracker)
     return Report(out / "index.html", runs)
+
+
+def _drawn(attempts: Sequence[_Attempt], notes: list[str]) -> list[Drawn]:
+    """Draw what can be drawn; what cannot is added to `notes` and said."""
+    drawn: list[Drawn] = []
+    for attempt in attempts:
+        try:
+            drawn += attempt.drawn()
+        except Exception as error:  # one figure that fails is no reason to have none
+            notes.append(plain(f"Figure {attempt.name} could not be drawn: {type(error).__name__}: {error}"))
+            print(f"ringexp.report: {notes[-1]}", file=sys.stderr)
+    return drawn
+
+
+@contextmanager
+def _written_in(out: Path) -> Iterator[None]:
+    """Turn what the disk says into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise RunFailed(
+                f"the report in {out} cannot be written: {error.strerror}; what was there is as it was. "
+                "Make room, or choose another folder with --out"
+            ) from error
+        raise UserError(
+            f"{out} cannot be written: {error.strerror}; choose another folder with --out"
+        ) from error
+
+
+def _notes(runs: Runs, groups: Sequence[tuple[str, Runs]]) -> list[str]:
+    """What the figures leave out."""
+    notes = []
+    if len(groups) > MOST_CONTEXTS:
+        rest = ", ".join(name for name, _ in groups[MOST_CONTEXTS:])
+        notes.append(f"Figures are of the {MOST_CONTEXTS} largest groups of runs; not of: {rest}")
+    if alone := len(complete(runs)) - len(described(runs)):
+        why = f"Neither their {RESULTS} nor their {CONFIG} says what they were."
+        notes.append(f"Complete runs that are in the table only: {alone}. {why}")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -99,11 +144,12 @@ class _Attempt:
 
     def drawn(self) -> list[Drawn]:
         """The figure; nothing where the runs do not have its axes."""
-        figure = self.draw()
-        if figure is None:
-            return []
         png = io.BytesIO()
-        figure.savefig(png, format="png")
+        with drawing():
+            figure = self.draw()
+            if figure is None:
+                return []
+            figure.savefig(png, format="png")
         return [Drawn(self.name, self.title, self.caption, self.context, png.getvalue())]
 
 
@@ -128,7 +174,7 @@ def _calibration_figures(tables: dict[str, list[SpeedRow]]) -> list[_Attempt]:
     ]
 
 
-def _calibrations(folders: Sequence[Path], runs: Runs) -> dict[str, list[SpeedRow]]:
+def _calibrations(folders: Sequence[Path], runs: Runs, speeds_file: Path | None) -> dict[str, list[SpeedRow]]:
     """Rows of the tables these runs planned with: of their shapes and throttles, by what they share; of what
     several tables have, the newest.
 
@@ -139,7 +185,8 @@ def _calibrations(folders: Sequence[Path], runs: Runs) -> dict[str, list[SpeedRo
     shapes = {f"{run['shape']}-{run.kernel}" for _, run in complete(runs).iterrows()}
     throttles = set(complete(runs).throttle)
     found: dict[str, list[SpeedRow]] = {}
-    for row in newest(row for path in _speed_tables(folders, runs) for row in SpeedTable(path).load()):
+    tables = _speed_tables(folders) or ([speeds_file] if speeds_file else [])
+    for row in newest(row for path in tables for row in SpeedTable(path).load()):
         if row.shape in shapes and row.throttle in throttles:
             where = f"{row.hardware}, throttle {row.throttle}, ranks a device: {row.ranks_per_device}"
             where += f", beside {row.beside} %" if row.beside else ""
@@ -147,31 +194,24 @@ def _calibrations(folders: Sequence[Path], runs: Runs) -> dict[str, list[SpeedRo
     return found
 
 
-def _speed_tables(folders: Sequence[Path], runs: Runs) -> list[Path]:
-    """calibration/speeds.csv of the output root above each folder, or of the one the runs name."""
+def _speed_tables(folders: Sequence[Path]) -> list[Path]:
+    """calibration/speeds.csv of the output root above each folder."""
     found = []
     for folder in folders:
         above = [folder.resolve(), *folder.resolve().parents]
-        near = [path for root in above if (path := root / "calibration" / "speeds.csv").exists()]
+        near = [path for root in above if (path := root / "calibration" / "speeds.csv").is_file()]
         found += near[:1]
-    if not found:
-        named = (read_config(Path(folder)) or {} for folder in complete(runs).folder[:1])
-        found = [
-            Path(config.get("output_root", "outputs")) / "calibration" / "speeds.csv" for config in named
-        ]
     return list(dict.fromkeys(found))
 
 
-def _log(folders: Sequence[Path], runs: Runs, out: Path, drawn: Sequence[Drawn], mode: str | None) -> None:
-    """The figures and the table as a wandb run of type `report`, in the group of the runs."""
+def _log(
+    folders: Sequence[Path], runs: Runs, out: Path, files: Sequence[Path], tracker: TrackerConfig
+) -> None:
+    """The figures, the table and the report's files as a wandb run of type `report`."""
     done = complete(runs)
     if done.empty:
         return
-    settings = (read_config(Path(done.folder.iloc[0])) or {}).get("tracker") or {}
-    tracker = TrackerConfig(**{name: settings[name] for name in vars(TrackerConfig()) if name in settings})
-    tracker.mode = mode or tracker.mode
-    record = WandbRun(out, tracker, {"folders": [str(folder) for folder in folders]}, job_type="report")
-    record.log_media(
-        {figure.name: out / "figures" / f"{figure.name}.png" for figure in drawn}, {"runs": runs}
-    )
+    record = WandbRun(out, tracker, {"folders": [plain(folder) for folder in folders]}, job_type="report")
+    record.log_media({path.stem: path for path in files if path.suffix == ".png"}, {"runs": runs})
+    record.log_files(files)
     record.finish({"runs_complete": len(done), "runs": len(runs)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.table import Table
 from ringexp.config import Config
 from ringexp.hetero.drift import drift_label
 from ringexp.planning import Plan
+from ringexp.printable import plain_lines, shown
 
 EMULATED = "emulated by pacing: ranks wait, the hardware is not slower"
 
@@ -31,13 +33,13 @@ class Console:
     def __init__(self) -> None:
         import sys
 
-        self._out = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 118)
+        self._out = RichConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 118)
 
     def heading(self, config: Config, device: str, throttle: str) -> None:
         note = f" ({EMULATED})" if throttle == "cpu_pacing" else ""
         profile = drift_label(config.hetero.percentages, config.hetero.drift)
         self._out.print(
-            f"[bold]{config.model.name}[/bold], {config.seq_len} tokens on {config.world_size} ranks "
+            f"[bold]{shown(config.model.name)}[/bold], {config.seq_len} tokens on {config.world_size} ranks "
             f"({device}), profile {profile}, throttle {throttle}{note}"
         )
 
@@ -56,7 +58,7 @@ class Console:
         parts = ", ".join(f"{100 * pairs / sum(work):.1f} %" for pairs in work)
         self._out.print(f"Attention work a rank: {parts}. Throttle: {throttle}.")
         if note:
-            self._out.print(f"Note: {note}.")
+            self._out.print(f"Note: {shown(note)}.")
         self._out.print("dry_run=true: nothing was started.")
 
     @staticmethod
@@ -107,20 +109,20 @@ class Console:
         table.add_column(justify="right")
         table.add_column(style="dim")
         for row in _result_rows(r):
-            table.add_row(*row)
+            table.add_row(*map(shown, row))
         self._out.print(table)
         texts = (r.get("decode") or {}).get("texts", [])
         for number, text in enumerate(texts):
             which = f" of prompt {number}" if len(texts) > 1 else ""
             self._out.print(f"[bold]Continuation{which}[/bold]")
-            self._out.print(text, markup=False)
+            self._out.print(plain_lines(text), markup=False)
         if r["throttle_emulated"]:
             self._out.print(f"Throttle {r['throttle']}: {EMULATED}.")
-        self._out.print(f"Everything lies in {run_dir}", soft_wrap=True)
-        if r.get("wandb") and config.tracker.mode == "offline":
-            self._out.print(f"Send to wandb: wandb sync {r['wandb']}", soft_wrap=True)
+        self._out.print(f"Everything lies in {shown(run_dir)}", soft_wrap=True)
+        if r.get("wandb") and Path(r["wandb"]).is_dir():
+            self._out.print(f"Send to wandb: {shown(sync_command(Path(r['wandb'])))}", soft_wrap=True)
         elif r.get("wandb"):
-            self._out.print(f"wandb: {r['wandb']}", soft_wrap=True)
+            self._out.print(f"wandb: {shown(r['wandb'])}", soft_wrap=True)
 
 
 class _Progress:
@@ -134,13 +136,19 @@ class _Progress:
         if "stage" in event:
             if self._task is not None:
                 self._bars.remove_task(self._task)
-            self._task = self._bars.add_task(event["stage"], total=event["total"])
+            stage = shown(event["stage"])
+            self._task = self._bars.add_task(stage, total=event["total"])
             if not self._out.is_terminal:
-                self._out.print(f"  {event['stage']}")
+                self._out.print(f"  {stage}")
         elif "advance" in event and self._task is not None:
             self._bars.advance(self._task)
         elif "warn" in event:
-            self._out.print(f"  warning: {event['warn']}")
+            self._out.print(f"  warning: {shown(event['warn'])}")
+
+
+def sync_command(folder: Path, pattern: str = "") -> str:
+    """Return the command that sends an offline wandb record, or all below a folder, to the server."""
+    return f"wandb sync {shlex.quote(str(folder))}" + (f"/{pattern}" if pattern else "")
 
 
 def _spans(plan: Plan) -> list[str]:

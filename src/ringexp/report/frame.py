@@ -10,24 +10,24 @@ empty. Columns that need other runs come from `with_comparisons`; docs/metrics.m
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ringexp.config import register
 from ringexp.errors import UserError
+from ringexp.printable import plain
+from ringexp.report.identity import DRIFTING
+from ringexp.report.row import COMPLETE, FAILED, INTERRUPTED, NOT_RUN, read_row
 from ringexp.tracking import metrics
-from ringexp.tracking.files import CONFIG, RESULTS
+from ringexp.tracking.files import RESULTS
+
+__all__ = ["COMPLETE", "FAILED", "INTERRUPTED", "NOT_RUN"]
 
 Runs = Any
 """A pandas.DataFrame with a row a run; Any, since pandas has no types that say what a selection is."""
 
 Run = Any
 """A row of it, a pandas.Series."""
-
-COMPLETE, FAILED, INTERRUPTED, NOT_RUN = "complete", "failed", "interrupted", "not run"
 
 IDENTITY = (
     "model",
@@ -66,9 +66,6 @@ SINGLE = ("references.single_ms", "references.single_back_to_back_ms")
 CONTEXT = ("model", "shape", "settings", "world_size", "hardware", "kernel_asked", "transport")
 """Runs that differ in one of these are never compared; kernel=auto may choose another for another length."""
 
-DRIFTING = "speeds that change"
-"""The pattern of profiles with a drift: runs of those are compared with each other only."""
-
 
 def load_runs(folders: Sequence[Path]) -> Runs:
     """Every run under `folders`, in the order of their folders; a run that two of them have counts once.
@@ -82,7 +79,7 @@ def load_runs(folders: Sequence[Path]) -> Runs:
             what = "is not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder} {what}; give a folder of runs, such as outputs/sweeps/DATE/TIME")
     paths = list(dict.fromkeys(path.resolve() for folder in folders for path in _run_folders(folder)))
-    rows = [_read(path) for path in paths]
+    rows = [read_row(path) for path in paths]
     kept = {row["folder"] for row in rows}
     rows = [row for row in rows if row.get("resumed_from") not in kept - {row["folder"]}]
     if not rows:
@@ -103,6 +100,7 @@ def load_runs(folders: Sequence[Path]) -> Runs:
         "fast_percent",
         "seq_len",
         "world_size",
+        "adaptation.total_ms",
         *SINGLE,
     ]
     for name in numbers:
@@ -137,15 +135,26 @@ def complete(frame: Runs) -> Runs:
     return frame[frame.status == COMPLETE]
 
 
+def described(frame: Runs) -> Runs:
+    """The complete runs of which it is known what they were; a results.json alone may not say it."""
+    done = complete(frame)
+    known = done.seq_len.notna() & done.world_size.notna()
+    for name in ("profile", "layout", "partitioner"):
+        known &= done[name] != ""
+    return done[known]
+
+
 def contexts(frame: Runs) -> list[tuple[str, Runs]]:
-    """Complete runs that may share a figure, with what sets them apart as a name; the largest group first.
+    """Runs that may share a figure, with what sets them apart as a name; the largest group first.
+
+    They are the `described` ones.
 
     In a group the percentage of the slowest rank (of the fastest one's) and the length say which profile and
     prompt it is. Equal ranks are 100 % of that axis in every group that could have them.
     """
     import pandas as pd
 
-    done = complete(frame)
+    done = described(frame)
     equal = done[(done.slow_percent == 100) & (done.pattern != DRIFTING)]
     keys, shared = [*CONTEXT, "throttle", "pattern"], [*CONTEXT, "fast_percent"]
     groups = [
@@ -162,7 +171,7 @@ def contexts(frame: Runs) -> list[tuple[str, Runs]]:
     found += [(group.iloc[0], group) for _, group in rest.groupby(shared, dropna=False, sort=False)]
     varying = [key for key in keys if len({str(first[key]) for first, _ in found}) > 1]
     if "model" in varying:  # whose name says its shape
-        varying.remove("shape")
+        varying = [key for key in varying if key != "shape"]
     named = [
         (", ".join(_named(key, first[key]) for key in varying), _one_a_cell(group)) for first, group in found
     ]
@@ -183,7 +192,15 @@ def csv_text(frame: Runs) -> str:
     """All columns as CSV: what a run was, how it ended, its figures, then everything else."""
     first = ["run", "status", *IDENTITY, "world_size", "slow_percent", *FIGURES, "exact"]
     rest = [name for name in frame.columns if name not in first and name not in ("reason", "folder")]
-    return frame[[*first, *rest, "reason", "folder"]].to_csv(index=False)
+    return frame[[*first, *rest, "reason", "folder"]].map(_cell).to_csv(index=False)
+
+
+def _cell(value: Any) -> Any:
+    """A value that no spreadsheet takes for a formula; the folder, too, as text that can be written."""
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _alike(frame: Runs, row: Run, keys: Sequence[str]) -> Runs:
@@ -196,7 +213,7 @@ def _one_a_cell(group: Runs) -> Runs:
     """Of several runs of one thing the latest."""
     cell = ["slow_percent", "profile", "seq_len", "layout", "partitioner", "shard"]
     if "environment.time" in group:
-        group = group.sort_values("environment.time", kind="stable")
+        group = group.sort_values("environment.time", key=lambda times: times.astype(str), kind="stable")
     return group.drop_duplicates(cell, keep="last").sort_index()
 
 
@@ -215,130 +232,4 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 def _job_order(path: Path) -> tuple[str, int, str]:
     number = path.name.split("_")[0]
-    return (str(path.parent), int(number) if number.isdigit() else -1, path.name)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {"run": folder.name, "folder": str(folder)}
-    try:
-        config = read_config(folder)
-        path = folder / RESULTS
-        results: dict[str, Any] = (
-            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"status": NOT_RUN}
-        )
-        status = results.pop("status")
-        if "command" in (results.get("environment") or {}):
-            program, *arguments = results["environment"]["command"]
-            results["environment"]["command"] = f"{program} {shlex.join(arguments)}"
-        row |= _identity(config, results) if config else {}
-        row |= dict(_flat(results, len(config["hetero"]["percentages"]) if config else 0))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # what is not a run's own file
-        return row | {"status": FAILED, "reason": f"{RESULTS} or {CONFIG} is damaged: {error}"}
-    if status == "planned":
-        status, row["reason"] = FAILED, "it did not finish"
-    elif status == NOT_RUN:
-        row["reason"] = "it was not begun"
-    elif status == COMPLETE and results.get("exact") is False:
-        status = FAILED
-        row["reason"] = results.get("why_inexact") or f"its output is wrong by {results.get('error_max_abs')}"
-    return row | {"status": status} | _hardware(results)
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """The settings of a run: its own record, or what Hydra composed if it never began."""
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
-    register()  # what Hydra composed has interpolations still
-    for path in (folder / CONFIG, folder / ".hydra" / "config.yaml"):
-        if path.exists():
-            try:
-                return OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[return-value]
-            except YAMLError as error:
-                raise ValueError(" ".join(str(error).split())) from error
-    return None
-
-
-def _identity(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-    """What a run was, by its settings; its model's shape by its results, which know it on any machine."""
-    percentages = [float(value) for value in config["hetero"]["percentages"]]
-    drift = _drift(config["hetero"].get("drift") or {})
-    slowest, fastest = min(percentages), max(percentages)
-    profile = "/".join(f"{value:g}" for value in percentages)
-    model = config["model"]
-    shape = results["shape"] if isinstance(results.get("shape"), str) else _shape(model)
-    asked = {"prefetch_hops": config["transport"].get("prefetch_hops"), "tile": config.get("tile")}
-    asked |= {name: config.get(name) for name in ("cuda_graph", "prompt_lengths")}
-    asked |= {"chunk_tokens": model.get("chunk_tokens")}
-    return {
-        "model": model["name"],
-        "profile": f"{profile}, {drift}" if drift else profile,
-        "drift": drift,
-        "seq_len": config["seq_len"],
-        "layout": config["layout"]["name"],
-        "partitioner": config["partitioner"]["name"],
-        "shard": config.get("shard", "tokens"),
-        "kernel": config["kernel"]["name"],
-        "transport": config["transport"]["name"],
-        "throttle": config["hetero"].get("throttle"),
-        "kernel_asked": config["kernel"]["name"],
-        "settings": ", ".join(f"{name}={value}" for name, value in asked.items() if value is not None),
-        "shape": shape,
-        "world_size": len(percentages),
-        "slow_percent": 100 * slowest / fastest,
-        "fast_percent": fastest,
-        "pattern": DRIFTING if drift else _pattern(percentages),
-    }
-
-
-def _drift(drift: dict[str, Any]) -> str:
-    """A drift in words, such as "ramp to 100/50 at 10 over 10"; nothing for none."""
-    if drift.get("kind", "none") == "none":
-        return ""
-    to = "/".join(f"{value:g}" for value in drift["to"])
-    return f"{drift['kind']} to {to} at {drift['at']}" + (
-        f" over {drift['over']}" if drift["kind"] != "step" else ""
-    )
-
-
-def _pattern(percentages: Sequence[float]) -> str:
-    """The profile but for the slowest rank, such as 100/*: what an axis of percentages leaves as it is."""
-    if len(set(percentages)) == 1:
-        return "equal"
-    slowest = percentages.index(min(percentages))
-    return "/".join("*" if rank == slowest else f"{value:g}" for rank, value in enumerate(percentages))
-
-
-def _shape(model: dict[str, Any]) -> str | None:
-    """What the model's calibration rows are kept under, but for the kernel; None for an older config."""
-    from ringexp.config import AttentionModelConfig, FmsModelConfig
-    from ringexp.models.shapes import shape_of
-
-    kind = AttentionModelConfig if model.get("kind") == "attention" else FmsModelConfig
-    try:
-        return shape_of(kind(**model))
-    except TypeError:
-        return None
-    except UserError:  # a checkpoint that is not here any more, or not on this machine
-        return f"checkpoint {model.get('checkpoint')}"
-
-
-def _hardware(results: dict[str, Any]) -> dict[str, Any]:
-    machine = (results.get("environment") or {}).get("machine") or {}
-    names = machine.get("gpus") or ([machine["cpu"]] if machine.get("cpu") else [])
-    if not names:
-        return {}
-    counted = {name: names.count(name) for name in names}
-    return {"hardware": ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counted.items())}
-
-
-def _flat(values: dict[str, Any], world_size: int, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(column, scalar) of nested results; of lists those with one entry a rank, and only at the top."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, 0, f"{prefix}{name}.")
-        elif not isinstance(value, list):
-            yield prefix + name, value
-        elif len(value) == world_size and not name.endswith("_iterations"):
-            ranks = {f"{name}.{rank}": entry for rank, entry in enumerate(value)}
-            yield from _flat(ranks, 0, prefix)
+    return (str(path.parent), int(number) if number.isascii() and number.isdecimal() else -1, path.name)

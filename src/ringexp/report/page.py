@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from ringexp.printable import plain
 from ringexp.report.frame import COMPLETE, FAILED, FIGURES, Run, Runs, csv_text, ranks_of
 from ringexp.report.headlines import Headline
 
@@ -100,7 +101,7 @@ def _head() -> str:
 
 
 def _row(run: Run) -> str:
-    cells = [f'<td title="{escape(str(run.folder))}">{escape(run.run)}</td>']
+    cells = [f'<td title="{escape(plain(run.folder))}">{escape(run.run)}</td>']
     cells += [f"<td>{escape(_plain(run[name]))}</td>" for name in FILTERS]
     cells.append(f"<td>{'/'.join(f'{count:.0f}' for count in ranks_of(run, 'tokens'))}</td>")
     cells += [_number(run[name]) for name in FIGURES]

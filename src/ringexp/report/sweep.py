@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ringexp.errors import UserError
-from ringexp.report.console import EMULATED, number
+from ringexp.errors import RunFailed, UserError
+from ringexp.printable import plain, shown
+from ringexp.report.console import EMULATED, number, sync_command
 from ringexp.report.frame import FAILED, INTERRUPTED, Runs, complete, contexts, load_runs, ranks_of
 from ringexp.report.page import counts
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ringexp.config import Config
+
 MOST_ROWS = 60
 """A longer sweep shows its headlines instead of a table; the report has all."""
 
 
-def summarize(sweep_dir: Path, report: bool) -> None:
-    """Print how the runs of a sweep ended, and write its report if that is wanted."""
-    from rich.console import Console
-    from rich.markup import escape
+def summarize(sweep_dir: Path, report: bool, config: Config | None = None) -> None:
+    """Print how the runs of a sweep ended, and write its report if that is wanted.
 
-    console = Console(highlight=False, width=None if Console().is_terminal else 132)
+    Args:
+        sweep_dir: the folder of all runs.
+        report: whether to write the report.
+        config: of one of the runs, which says how the report is logged to wandb; None: it is not.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 132)
     try:
         runs = load_runs([sweep_dir])
     except UserError as error:  # nothing was composed
-        console.print(str(error), soft_wrap=True)
+        console.print(plain(error), soft_wrap=True, markup=False)
         return
     done = complete(runs)
     if 0 < len(done) <= MOST_ROWS:
@@ -34,21 +43,28 @@ def summarize(sweep_dir: Path, report: bool) -> None:
     elif len(done):
         _headlines(console, done)
     for name, emulated in sorted(
-        {(run.throttle, run.get("throttle_emulated") is True) for _, run in done.iterrows()}
+        {(str(run.throttle), run.get("throttle_emulated") is True) for _, run in done.iterrows()}
     ):
-        console.print(f"throttle {name}" + (f" ({EMULATED})" if emulated else ""))
+        console.print(f"throttle {shown(name)}" + (f" ({EMULATED})" if emulated else ""))
     for _, run in runs[runs.status.isin((FAILED, INTERRUPTED))].iterrows():
-        console.print(f"[red]{run.status}[/red] {run.run}: {escape(str(run.reason))}", soft_wrap=True)
-    console.print(f"{counts(runs)}; everything lies in {sweep_dir}", soft_wrap=True)
+        console.print(f"[red]{run.status}[/red] {shown(run.run)}: {shown(run.reason)}", soft_wrap=True)
+    console.print(f"{counts(runs)}; everything lies in {shown(sweep_dir)}", soft_wrap=True)
     if report:
         from ringexp.report.build import write_report
 
         try:
-            console.print(f"Report: {write_report([sweep_dir], sweep_dir / 'report').page}", soft_wrap=True)
-        except UserError as error:
-            console.print(f"no report: {error}", soft_wrap=True)
+            tracker, speeds_file = (config.tracker, config.speeds_file) if config else (None, None)
+            written = write_report([sweep_dir], sweep_dir / "report", tracker, speeds_file)
+            console.print(f"Report: {shown(written.page)}", soft_wrap=True)
+        except (UserError, RunFailed) as error:
+            console.print(f"no report: {shown(error)}", soft_wrap=True)
     else:
-        console.print(f"No report was made; python -m ringexp.report {sweep_dir} does", soft_wrap=True)
+        remedy = f"python -m ringexp.report {shlex.quote(str(sweep_dir))}"
+        console.print(f"No report was made; {shown(remedy)} does", soft_wrap=True)
+    if any(sweep_dir.glob("*/wandb/offline-run-*")):
+        console.print(
+            f"Send all to wandb: {shown(sync_command(sweep_dir, '*/wandb/offline-run-*'))}", soft_wrap=True
+        )
 
 
 def _table(console: Console, done: Runs) -> None:
@@ -62,10 +78,10 @@ def _table(console: Console, done: Runs) -> None:
     for _, run in done.iterrows():
         split = " (kv only)" if run["shard"] == "kv" else ""
         table.add_row(
-            run.profile,
-            f"{run.seq_len:.0f}",
-            run.layout,
-            run.partitioner + split,
+            shown(run.profile),
+            number(run.seq_len, "{:.0f}"),
+            shown(run.layout),
+            shown(run.partitioner + split),
             "/".join(f"{count:.0f}" for count in ranks_of(run, "tokens")),
             number(run.latency_ms_median, "{:.2f}"),
             number(run.speedup_over_even, "{:.2f}x"),
@@ -80,6 +96,7 @@ def _headlines(console: Console, done: Runs) -> None:
     from ringexp.report.headlines import headlines
 
     for context, group in contexts(done):
-        console.print(f"[bold]{context}[/bold]" if context else "[bold]Sweep[/bold]")
+        console.print(f"[bold]{shown(context or 'Sweep')}[/bold]")
         for line in headlines(group):
-            console.print(f"  {line.name}: [bold]{line.text}[/bold] ({line.detail})", soft_wrap=True)
+            said = f"  {shown(line.name)}: [bold]{shown(line.text)}[/bold] ({shown(line.detail)})"
+            console.print(said, soft_wrap=True)

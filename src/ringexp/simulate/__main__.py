@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ringexp.errors import UserError
 from ringexp.models.model_shapes import model_shape
+from ringexp.printable import plain
 from ringexp.simulate import show
 from ringexp.simulate.hardware import Link, load_hardware
 from ringexp.simulate.recorded import find_recorded, ring_of_run, ring_of_table
@@ -28,6 +29,10 @@ replay finished runs, and say how far simulated and measured latency are apart.
 
 Spec sheets are in hardware.yaml beside this command's code: what is published, and what is assumed of it. All
 figures are simulated; docs/scale.md says how far they can be trusted."""
+
+
+MOST = 10**12
+"""Above any count, and far below what floating point counts exactly."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -95,8 +100,9 @@ def _number(text: str, least: int = 1) -> int:
         value = token_count(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
+    if not least <= value <= MOST:
+        bound = f"at least {least}" if value < least else f"at most {MOST}"
+        raise argparse.ArgumentTypeError(f"{text} must be {bound}")
     return value
 
 
@@ -106,9 +112,13 @@ def _numbers(text: str) -> list[int]:
 
 def _hop(text: str) -> tuple[float, float]:
     """Microseconds and GB/s."""
-    latency_us, gbps = (float(part) for part in text.split(":"))
-    if latency_us < 0 or gbps <= 0:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0, and above 0")
+    parts = text.split(":")
+    try:
+        latency_us, gbps = (float(part) for part in parts)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not US:GBPS, such as 20:50") from None
+    if not (0 <= latency_us < MOST and 0 < gbps < MOST):
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0, and above 0, and finite")
     return latency_us, gbps
 
 
@@ -138,6 +148,7 @@ def main() -> None:
     """Exit code 0 with figures, 2 for input there can be none of."""
     keep_printing()
     asked = parse()
+    keep_printing()
     try:
         if asked.runs:
             runs = find_recorded(asked.runs)
@@ -166,8 +177,11 @@ def main() -> None:
         else:
             show.outcomes_table(outcomes, ring)
     except UserError as error:
-        print(f"ringexp.simulate: error: {error}", file=sys.stderr)
+        print(f"ringexp.simulate: error: {plain(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("ringexp.simulate: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ringexp.errors import UserError
 from ringexp.models.model_shapes import ModelShape
 from ringexp.planning import HopCost, NodeLinks, RankCost
 
+MOST_DEVICES = 65_536
 SHIPPED = Path(__file__).with_name("hardware.yaml")
 
 
@@ -74,9 +76,11 @@ class Hardware:
         found: list[Device] = []
         for part in devices.split(","):
             match = re.fullmatch(r"(?:(\d+)x)?(.+)", part.strip())
-            count = int(match[1] or 1) if match else 0
+            count = int(match[1] or 1) if match and len(match[1] or "") < 9 else 0
             if not match or not count:
                 raise UserError(f"--devices {devices}: {part!r} is no COUNTxNAME, such as 4xH100")
+            if len(found) + count > MOST_DEVICES:
+                raise UserError(f"--devices {devices}: a ring of more than {MOST_DEVICES} is not simulated")
             found += [_known("device", match[2], self.devices)] * count
         return found
 
@@ -120,7 +124,15 @@ def _read(path: Path) -> tuple[dict[str, Device], dict[str, Link]]:
         links = {name: _link(given) for name, given in (sheet.get("links") or {}).items()}
     except OSError as error:
         raise UserError(f"--hardware {path} cannot be read: {error.strerror}") from error
-    except (YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        YAMLError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(f"--hardware {path}: {reason}; {SHIPPED} shows the form") from error
     return devices, links
@@ -133,23 +145,28 @@ def _device(name: str, given: dict[str, Any]) -> Device:
         name=str(name),
         peak_tflops=peak,
         attention_tflops=peak * _positive(fraction["attention"]),
-        causal_tflops=peak * min(_positive(fraction["causal"]), fraction["attention"]),
+        causal_tflops=peak * min(_positive(fraction["causal"]), _positive(fraction["attention"])),
         linear_tflops=peak * _positive(fraction["linear"]),
         memory_gbps=_positive(sheet["memory_gbps"]) * _positive(fraction["memory"]),
         memory_gb=_positive(sheet["memory_gb"]),
-        layer_us=float(given["layer_us"]),
-        hop_us=float(given["hop_us"]),
-        link=given["link"],
+        layer_us=_finite(given["layer_us"]),
+        hop_us=_finite(given["hop_us"]),
+        link=str(given["link"]),
     )
 
 
 def _link(given: dict[str, Any]) -> Link:
-    return Link(_positive(given["gbps"]) * _positive(given["fraction"]), float(given["latency_us"]))
+    return Link(_positive(given["gbps"]) * _positive(given["fraction"]), _finite(given["latency_us"]))
 
 
 def _positive(value: Any) -> float:
-    if not float(value) > 0:
-        raise ValueError(f"{value} must be above 0")
+    return _finite(value, above=True)
+
+
+def _finite(value: Any, above: bool = False) -> float:
+    """A number of at least 0, or above it."""
+    if isinstance(value, bool) or not 0 <= float(value) < inf or (above and not float(value) > 0):
+        raise ValueError(f"{value} must be {'above' if above else 'at least'} 0, and finite")
     return float(value)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,12 +16,17 @@ from ringexp.config import DEFAULT_TILE
 from ringexp.errors import UserError
 from ringexp.models.model_shapes import attention_config, model_shape
 from ringexp.models.shapes import shape_of
-from ringexp.planning import HopCost, Plan, RankCost, make_plan
-from ringexp.report.frame import complete, load_runs, read_config
+from ringexp.planning import LAYOUTS, HopCost, Plan, RankCost, make_plan
+from ringexp.printable import plain
+from ringexp.report.folder import Damaged, read_config, read_results, read_rows
+from ringexp.report.frame import complete, load_runs
+from ringexp.report.measured_costs import costs_of, hop_of
+from ringexp.report.row import COMPLETE, read_row
+from ringexp.report.values import LARGEST, section, setting
 from ringexp.simulate.hardware import Link
 from ringexp.simulate.rings import KnownSpeeds, Ring
 from ringexp.tracking import metrics
-from ringexp.tracking.files import RESULTS, read_results
+from ringexp.tracking.files import RESULTS
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Recorded:
             self.results["tokens"],
             self.config["layout"]["name"],
             causal=self.causal,
-            tile=self.config["tile"] or DEFAULT_TILE[self.results["environment"]["machine"]["device"]],
+            tile=self.config.get("tile") or DEFAULT_TILE[self.results["environment"]["machine"]["device"]],
             chunks=-(-seq_len // chunk_tokens) if chunk_tokens else 1,
         )
 
@@ -84,7 +88,7 @@ class Recorded:
         )
 
     def _latency_ms(self, costs: Sequence[RankCost]) -> float:
-        prefetch_hops = self.config["transport"]["prefetch_hops"]
+        prefetch_hops = section(self.config, "transport").get("prefetch_hops")
         return self.layers * self.plan.predicted_ms(costs, self.hop, prefetch_hops)
 
     @property
@@ -99,26 +103,53 @@ class Recorded:
 
 def read_recorded(folder: Path) -> Recorded:
     """Raises UserError for a folder that is no complete run with costs."""
-    config, results = read_config(folder), read_results(folder)
-    if not config or not results or results.get("status") != "complete":
-        raise UserError(f"{folder} has no {RESULTS} of a complete run")
-    if not results.get("costs"):
+    row = read_row(folder.resolve())
+    if row["status"] != COMPLETE:
+        why = f": {row['reason']}" if row["reason"] else ""
+        raise UserError(f"{folder} has no {RESULTS} of a complete run{why}")
+    try:
+        config, results = read_config(folder) or {}, read_results(folder) or {}
+        costs, hop = costs_of(results), hop_of(results)
+        _check_settings(config, results, len(costs))
+        busy_ms = _busy_ms(folder, len(costs)) if costs else []
+    except Damaged as error:
+        raise UserError(f"{folder} cannot be replayed: {error}") from error
+    if not costs:
         raise UserError(
             f"{folder}/{RESULTS} has no costs: shard=kv has none, nor have runs of an older version"
         )
-    hop = results.get("hop")
-    costs = [RankCost(**cost) for cost in results["costs"]]
-    link = HopCost(hop["latency_ms"], hop["token_ms"], hop["direct"]) if hop else None
-    return Recorded(folder, config, results, costs, link, _busy_ms(folder, len(costs)))
+    return Recorded(folder, config, results, costs, hop, busy_ms)
+
+
+def _check_settings(config: dict[str, Any], results: dict[str, Any], ranks: int) -> None:
+    """Raises Damaged unless a plan can be made of them; `read_row` has checked the rest."""
+    counts = [config.get("tile"), section(config, "model").get("chunk_tokens")]
+    counts += [section(config, "transport").get("prefetch_hops"), results.get("num_units", 0)]
+    for count in counts:
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise Damaged(f"tile, chunk_tokens, prefetch_hops or num_units is {setting(count)}")
+    tokens, percentages = results.get("tokens"), section(config, "hetero").get("percentages")
+    if not isinstance(tokens, list) or not all(isinstance(count, int) for count in tokens):
+        raise Damaged("tokens are no whole numbers")
+    if sum(tokens) != config.get("seq_len") or not isinstance(percentages, list):
+        raise Damaged("tokens are not those of the prompt")
+    if ranks and not len(tokens) == len(percentages) == ranks:
+        raise Damaged("costs are of another number of ranks")
+    if section(config, "layout").get("name") not in LAYOUTS:
+        raise Damaged("the layout is unknown")
+    device = (results.get("environment") or {}).get("machine", {}).get("device")
+    if config.get("tile") is None and device not in DEFAULT_TILE:
+        raise Damaged("the device is unknown")
 
 
 def _busy_ms(folder: Path, ranks: int) -> list[list[float]]:
-    """Of each iteration, each rank's time computing."""
+    """Of each iteration, each rank's time computing. Raises Damaged without any."""
     try:
-        with (folder / "iterations.csv").open(encoding="utf-8", newline="") as file:
-            busy = [float(row["busy_ms"]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{folder}/iterations.csv cannot be read: {error}") from error
+        busy = [float(row["busy_ms"]) for row in read_rows(folder / "iterations.csv")]
+    except (KeyError, ValueError, TypeError) as error:
+        raise Damaged(f"iterations.csv cannot be read: {plain(error)}") from error
+    if not busy or len(busy) % ranks or not all(0 <= ms < LARGEST for ms in busy):
+        raise Damaged("iterations.csv has no busy_ms of every rank and iteration")
     return [busy[start : start + ranks] for start in range(0, len(busy), ranks)]
 
 

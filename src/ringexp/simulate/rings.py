@@ -37,7 +37,7 @@ class KnownSpeeds:
     seq_len: int
 
     def lut(self) -> list[float]:
-        half = self.seq_len // 2
+        half = max(self.seq_len // 2, 1)
         times = {
             cost: cost.with_hops(1).time_ms(half, half * self.seq_len / 2, half**2 / 2)
             for cost in set(self.known)

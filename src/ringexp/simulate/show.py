@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ringexp.atomic import write_atomically
 from ringexp.errors import UserError
+from ringexp.printable import plain, shown
 from ringexp.ring.timing import IterationTiming
 from ringexp.simulate.recorded import Recorded
 from ringexp.simulate.rings import Outcome, Ring, Split
@@ -21,6 +24,7 @@ from ringexp.tracking import metrics
 
 MOST_DRAWN = 64
 """Ranks of a picture."""
+PICTURES = ("png", "pdf", "svg")
 
 
 def outcomes_table(outcomes: Sequence[Outcome], ring: Ring) -> None:
@@ -78,7 +82,7 @@ def replay_table(runs: Sequence[Recorded]) -> None:
         table.add_column(name, justify="left" if name == "run" else "right")
     for run in runs:
         table.add_row(
-            run.folder.name,
+            shown(run.folder.name),
             f"{run.measured_ms:.4g}",
             f"{run.simulated_ms:.4g}",
             f"{run.error:+.1%}",
@@ -111,7 +115,7 @@ def replay_json(runs: Sequence[Recorded]) -> str:
     (middle, high), (busy_middle, busy_high) = _errors(runs)
     rows: list[dict[str, Any]] = [
         {
-            "run": str(run.folder),
+            "run": plain(run.folder),
             "measured_ms": run.measured_ms,
             "simulated_ms": run.simulated_ms,
             "error": run.error,
@@ -128,30 +132,40 @@ def draw_timelines(
     path: Path, timed: Sequence[tuple[Split, list[IterationTiming]]], names: Sequence[str]
 ) -> None:
     """A PNG with a panel a split. Raises UserError for more ranks than can be told apart."""
-    from ringexp.report.figures.style import tokens
+    from ringexp.report.figures.style import drawing, tokens
     from ringexp.report.figures.timeline import timelines
 
     if len(names) > MOST_DRAWN:
         raise UserError(
             f"--timeline draws up to {MOST_DRAWN} ranks, and there are {len(names)}; leave it out"
         )
-    figure = timelines(
-        [
-            (
-                split.partitioner,
-                f"{split.partitioner}, {split.layout}: simulated, {tokens(split.seq_len)} tokens, "
-                f"{ranks[0].latency_ms:.4g} ms a layer",
-                ranks,
+    panels = [
+        (
+            split.partitioner,
+            f"{split.partitioner}, {split.layout}: simulated, {tokens(split.seq_len)} tokens, "
+            f"{ranks[0].latency_ms:.4g} ms a layer",
+            ranks,
+        )
+        for split, ranks in timed
+    ]
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    if kind not in PICTURES:
+        raise UserError(f"--timeline {path}: .{kind} is unknown; choose one of .{', .'.join(PICTURES)}")
+    image = io.BytesIO()
+    with drawing():
+        figure = timelines(panels, names)
+        kinds, kind = figure.canvas.get_supported_filetypes(), path.suffix.removeprefix(".") or "png"
+        if kind not in kinds:
+            raise UserError(
+                f"--timeline {path}: .{kind} is no kind of picture; choose one of {', '.join(kinds)}"
             )
-            for split, ranks in timed
-        ],
-        names,
-    )
+        figure.savefig(image, format=kind)
     try:
-        figure.savefig(path)
+        path.parent.stat()  # a folder that is not there is more likely a slip than a wish
+        write_atomically(path, image.getvalue())
     except OSError as error:
         raise UserError(f"--timeline {path} cannot be written: {error.strerror}") from error
 
 
 def _print(table: Table) -> None:
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160).print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,15 +14,19 @@ from ringexp.errors import Interrupted
 from ringexp.hetero.drift import drift_label
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
-from ringexp.tracking.files import RunFiles
+from ringexp.tracking.files import CONFIG, RESULTS, RunFiles
 from ringexp.tracking.metrics import Prompt, RunResult
-from ringexp.tracking.wandb_run import WandbRun
+from ringexp.tracking.wandb_run import WandbRun, summary_of
+
+FILES = (CONFIG, RESULTS, "iterations.csv", "layers.csv", "hops.csv", "trace.json")
+"""Of a run's folder, those that its wandb record has as an artifact."""
 
 
 class Tracker:
     """Every figure goes to the run's folder and to wandb under the same name.
 
-    warn: told, once, what goes wrong with wandb. described: what the run is, which results.json always has.
+    warn: told, once, what goes wrong with wandb. described: what the run is, which results.json always has,
+    its `environment` among it.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class Tracker:
         described: dict[str, Any] | None = None,
     ) -> None:
         settings = asdict(config)
+        self._run_dir, self._world_size = run_dir, config.world_size
         self._files = RunFiles(run_dir, settings)
         self._profiled: list[Sequence[IterationTiming]] | None = [] if config.profile else None
         tags = (
@@ -40,8 +46,9 @@ class Tracker:
             config.partitioner.name,
             config.layout.name,
         )
-        self._wandb = WandbRun(run_dir, config.tracker, settings, tags, warn=warn)
         self._described = described or {}
+        about = _about(self._described.get("environment") or {})
+        self._wandb = WandbRun(run_dir, config.tracker, settings | about, tags, warn=warn)
         self._planned: dict[str, Any] = {}
         self._figures: dict[str, Any] = {}  # the results of the run, once they are known
         self._ended = False  # whether results.json has them
@@ -77,7 +84,7 @@ class Tracker:
         self._files.write_results(status, values | wrong | {"wandb": self._wandb.where})
         self._ended = True
         self._close_files()
-        self._wandb.finish(values, exit_code=1 if wrong else 0)
+        self._end_record(values, exit_code=1 if wrong else 0)
 
     def fail(self, error: BaseException) -> None:
         """Keep what was planned and measured and say why there is no more. What has ended stays as it is."""
@@ -90,11 +97,29 @@ class Tracker:
                 self._ended = not self._files.write_results(status, values)
             self._close_files()
         if self._ended:
-            self._wandb.finish(self._described | self._figures)
+            self._end_record(self._described | self._figures)
         else:
-            self._wandb.finish(values, exit_code=1)
+            self._end_record(values, exit_code=1)
+
+    def _end_record(self, values: dict[str, Any], exit_code: int = 0) -> None:
+        """Give wandb the files and the figures that the run ends with."""
+        self._wandb.log_files([self._run_dir / name for name in FILES])
+        self._wandb.finish(summary_of(values, self._world_size), exit_code)
 
     def _close_files(self) -> None:
         if self._profiled is not None:
             self._files.write_trace(self._profiled)
         self._files.close()
+
+
+def _about(environment: dict[str, Any]) -> dict[str, Any]:
+    """What the config pane of the wandb run shows beside the settings."""
+    program, *arguments = environment.get("command") or [""]
+    command = f"{program} {shlex.join(arguments)}".strip()
+    facts = {
+        "command": command,
+        "hardware": environment.get("machine"),
+        "versions": environment.get("versions"),
+    }
+    facts |= {name: environment.get(name) for name in ("commit", "host", "python")}
+    return {name: fact for name, fact in facts.items() if fact}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringexp.config import TrackerConfig
-from ringexp.names import MAX_WANDB_NAME, MAX_WANDB_TAG, shortened
+from ringexp.printable import plain
+from ringexp.tracking.wandb_choice import Choice, choose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,9 +20,43 @@ if TYPE_CHECKING:
 SYSTEM_SAMPLE_S = 1.0
 """How often wandb samples the machine: its 15 s are longer than most runs. A sample takes under 2 ms."""
 
+CONNECT_S = 30.0
+"""How long a server may take to answer, or a user to log in, before the record is kept offline."""
+
+OF_ITERATIONS = ("latency_ms_iterations", "adaptation.prompts")
+"""Lists with an entry per iteration: the history has them."""
+
+NESTED_PER_RANK = ("decode.kept", "decode.cache_bytes")
+"""Lists with an entry per rank that are parts of other figures."""
+
 
 def to_stderr(text: str) -> None:
     print(f"ringexp: {text}", file=sys.stderr)
+
+
+def summary_of(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    """Return figures as wandb's summary has them: a list with an entry per rank becomes `rank_N/NAME`."""
+    summary: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            parts = {key: part for key, part in value.items() if f"{name}.{key}" not in OF_ITERATIONS}
+            lists = [key for key in parts if f"{name}.{key}" in NESTED_PER_RANK]
+            for key in lists:
+                summary |= _by_rank(f"{name}.{key}", parts.pop(key))
+            summary[name] = parts
+        elif not isinstance(value, list | tuple):
+            summary[name] = value
+        elif name not in OF_ITERATIONS and len(value) == world_size:
+            summary |= _by_rank(name, value)
+    return summary
+
+
+def _by_rank(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for rank, value in enumerate(values):
+        parts = value if isinstance(value, Mapping) else {"": value}
+        found |= {f"rank_{rank}/{name}.{key}".removesuffix("."): part for key, part in parts.items()}
+    return found
 
 
 class WandbRun:
@@ -26,6 +64,12 @@ class WandbRun:
 
     job_type: `run` for a run of the ring, `report` for the report of a sweep. warn: told once of a failure.
     """
+
+    online_failed: ClassVar[bool] = False
+    """Whether this process has met a server out of reach: further records are begun offline."""
+
+    temporary: ClassVar[list[Path]] = []
+    """The temporary folders of wandb in this process."""
 
     def __init__(
         self,
@@ -37,41 +81,49 @@ class WandbRun:
         warn: Callable[[str], None] = to_stderr,
     ) -> None:
         self._run: Any = None
+        self._folder, self._job_type = folder, job_type
         self._warn, self._warned = warn, False
-        if tracker.mode != "disabled":
-            self._guard(lambda: self._start(folder, tracker, settings, tags, job_type))
+        self._guard(lambda: self._start(choose(tracker, folder, tags, job_type), settings))
 
-    def _start(
-        self,
-        folder: Path,
-        tracker: TrackerConfig,
-        settings: dict[str, Any],
-        tags: Sequence[str],
-        job_type: str,
-    ) -> None:
-        import wandb
+    def _start(self, choice: Choice, settings: dict[str, Any]) -> None:
+        if choice.mode == "disabled":
+            return
+        wandb = _imported(self._folder / "wandb" / "tmp")
+        before = set(self._folder.glob("wandb/run-*"))
+        online = choice.mode == "online" and not WandbRun.online_failed
+        try:
+            self._run = self._init(wandb, choice, settings, "online" if online else "offline")
+        except Exception as error:
+            if not online:
+                raise
+            WandbRun.online_failed = True
+            for folder in set(self._folder.glob("wandb/run-*")) - before:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._say(f"wandb: {_first_line(error)}; the record is kept offline, for `wandb sync`")
+            self._run = self._init(wandb, choice, settings, "offline")
+        if self._job_type == "run":
+            self._run.define_metric("*", step_metric="iteration")
 
-        self._run = wandb.init(
-            project=tracker.project,
-            entity=tracker.entity,
-            group=tracker.group and shortened(tracker.group, MAX_WANDB_NAME),
-            job_type=job_type,
-            name=shortened(
-                folder.name if job_type == "run" else f"{job_type} {folder.parent.name}", MAX_WANDB_NAME
-            ),
-            mode=tracker.mode,  # pyright: ignore[reportArgumentType]
-            dir=str(folder),
+    def _init(self, wandb: Any, choice: Choice, settings: dict[str, Any], mode: str) -> Any:
+        return wandb.init(
+            project=choice.project,
+            entity=choice.entity,
+            group=choice.group,
+            job_type=self._job_type,
+            name=choice.name,
+            mode=mode,
+            dir=str(self._folder),
             config=settings,
-            tags=[shortened(tag, MAX_WANDB_TAG) for tag in [*tags, *tracker.tags]],
+            tags=choice.tags,
             settings=wandb.Settings(
                 silent=True,
                 console="off",
+                init_timeout=CONNECT_S,
+                login_timeout=CONNECT_S,
                 x_transaction_log_flush_interval=1.0,
                 x_stats_sampling_interval=SYSTEM_SAMPLE_S,
             ),
         )
-        if job_type == "run":
-            self._run.define_metric("*", step_metric="iteration")
 
     @property
     def where(self) -> str | None:
@@ -87,7 +139,8 @@ class WandbRun:
     def log_media(self, images: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> None:
         """Log figures and tables, under their names."""
         if self._run is not None:
-            self._guard(lambda: self._log_media(images, tables))
+            with _temporary_folders():
+                self._guard(lambda: self._log_media(images, tables))
 
     def _log_media(self, images: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> None:
         import wandb
@@ -95,10 +148,26 @@ class WandbRun:
         media: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in images.items()}
         for name, table in tables.items():
             rows = table.astype(object).where(table.notna(), None)
+            rows = rows.map(lambda value: plain(value) if isinstance(value, str) else value)
             media[name] = wandb.Table(
                 columns=list(rows.columns), data=rows.values.tolist(), allow_mixed_types=True
             )
         self._run.log(media)
+
+    def log_files(self, paths: Sequence[Path]) -> None:
+        """Log those of the files that are there as one artifact; they stay where they are."""
+        if self._run is not None:
+            self._guard(lambda: self._log_files(paths))
+
+    def _log_files(self, paths: Sequence[Path]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"{self._job_type}-{self._run.id}", "results")
+        for path in paths:
+            if path.is_file():
+                name = str(path.relative_to(self._folder))
+                artifact.add_file(str(path), name=name, skip_cache=True, policy="immutable")
+        self._run.log_artifact(artifact)
 
     def finish(self, summary: dict[str, Any], exit_code: int = 0) -> None:
         if self._run is not None:
@@ -119,6 +188,44 @@ class WandbRun:
         try:
             action()
         except Exception as error:  # tracking is a guest: any failure of it is reported, none is fatal
-            if not self._warned:
-                self._warn(f"wandb: {error}; it goes on, and the files are complete")
-            self._warned = True
+            self._say(f"wandb: {_first_line(error)}; it goes on, and the files are complete")
+
+    def _say(self, text: str) -> None:
+        if not self._warned:
+            self._warn(text)
+        self._warned = True
+
+
+def _first_line(error: Exception) -> str:
+    return plain((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def _imported(folder: Path) -> Any:
+    """Import wandb, have it make its temporary folders in `folder`, and remove them.
+
+    Only figures and tables need them (`_temporary_folders`), and a process that is killed would leave them.
+    """
+    if "wandb" not in sys.modules:
+        folder.mkdir(parents=True, exist_ok=True)
+        before, tempfile.tempdir = tempfile.tempdir, str(folder)
+        try:
+            import wandb
+        finally:
+            tempfile.tempdir = before
+            WandbRun.temporary = [*folder.iterdir()]
+            shutil.rmtree(folder, ignore_errors=True)
+    import wandb
+
+    return wandb
+
+
+@contextmanager
+def _temporary_folders() -> Iterator[None]:
+    """Have the folders that `_imported` removed for the time of a block."""
+    for folder in WandbRun.temporary:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for folder in WandbRun.temporary:
+            shutil.rmtree(folder.parent, ignore_errors=True)

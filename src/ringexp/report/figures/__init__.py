@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
+from ringexp.report.plotting import MATPLOTLIB  # isort: split
 
 from ringexp.report.figures import adaptation, comparisons, curves, timeline
 from ringexp.report.figures.calibration import calibration_curves
 from ringexp.report.frame import Runs
 
-__all__ = ["FIGURES", "FigureKind", "calibration_curves"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FIGURES", "MATPLOTLIB", "FigureKind", "calibration_curves"]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ringexp.report.figures import style
+from ringexp.report.folder import read_rows
 from ringexp.report.frame import Run, Runs
 
 MOST = 4
@@ -107,8 +107,7 @@ def read_course(run: Run) -> Course | None:
     """From a run's iterations.csv; None where that is missing, older, or cut off."""
     folder = Path(run.resumed_from if isinstance(run.resumed_from, str) else run.folder)
     try:
-        with (folder / "iterations.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(folder / "iterations.csv")
         ranks = int(run.world_size)
         first = [row for row in rows if row["rank"] == "0"]
         latency_ms = [float(row["latency_ms"]) for row in first]
@@ -117,7 +116,7 @@ def read_course(run: Run) -> Course | None:
             for rank in range(ranks)
         ]
         efficiency = [row["capacity_efficiency"] for row in first]
-    except (OSError, KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError):
         return None
     if not latency_ms or any(len(each) != len(latency_ms) for each in shares):
         return None

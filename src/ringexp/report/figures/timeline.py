@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,9 @@ from matplotlib.patches import Patch
 
 from ringexp.report.figures import style
 from ringexp.report.figures.comparisons import extreme_cell
+from ringexp.report.folder import read_rows
 from ringexp.report.frame import Run, Runs
+from ringexp.report.values import LARGEST
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking.trace import COMPUTE, stretches
 
@@ -80,12 +81,12 @@ def median_iteration(run_dir: Path) -> list[IterationTiming] | None:
     None where the run left no hops.csv and iterations.csv that belong together.
     """
     try:
-        iterations, hops = (_rows(run_dir / name) for name in ("iterations.csv", "hops.csv"))
+        iterations, hops = (read_rows(run_dir / name) for name in ("iterations.csv", "hops.csv"))
         latencies = sorted({(float(row["latency_ms"]), row["iteration"]) for row in iterations})
         if not latencies:
             return None
         _, wanted = latencies[len(latencies) // 2]
-        layers = _rows(run_dir / "layers.csv") if (run_dir / "layers.csv").exists() else []
+        layers = read_rows(run_dir / "layers.csv") if (run_dir / "layers.csv").exists() else []
         return [
             _timing(
                 row,
@@ -95,7 +96,7 @@ def median_iteration(run_dir: Path) -> list[IterationTiming] | None:
             for row in sorted(iterations, key=lambda row: int(row["rank"]))
             if row["iteration"] == wanted
         ]
-    except (OSError, KeyError, ValueError, TypeError):  # not there, older, or cut off while being written
+    except (KeyError, ValueError, TypeError):  # not there, older, or cut off while being written
         return None
 
 
@@ -104,17 +105,13 @@ def _timing(row: dict[str, str], hops: list[dict[str, str]], layers: list[dict[s
     busy_ms = float(row["busy_ms"])
     attended = [_hop(hop) for hop in hops]
     linear_ms = [float(layer["linear_ms"]) for layer in layers]
-    return IterationTiming(
-        latency_ms=float(row["latency_ms"]),
-        busy_ms=busy_ms,
-        hops=attended,
-        linear_ms=linear_ms or [busy_ms - sum(hop.compute_ms for hop in attended)],
-    )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    linear_ms = linear_ms or [busy_ms - sum(hop.compute_ms for hop in attended)]
+    latency_ms = float(row["latency_ms"])
+    if any(not 0 <= hop.layer < len(linear_ms) for hop in attended):
+        raise ValueError("a hop of a layer that there is not")
+    if not 0 < latency_ms < LARGEST:
+        raise ValueError("an iteration without a latency")
+    return IterationTiming(latency_ms, busy_ms, attended, linear_ms)
 
 
 def _hop(row: dict[str, str]) -> HopTiming:

@@ -34,9 +34,17 @@ def planner_page(runs: Sequence[MeasuredRun] = (), report: str | None = None) ->
         style=_text(FOLDER.parent / "page.css"),
         colours=_colours(),
         back=f'<a href="{report}">The report</a>' if report else "",
-        data=json.dumps(data).replace("<", "\\u003c"),
+        data=_in_script(data),
         scripts="\n".join(scripts),
     )
+
+
+def _in_script(data: object) -> str:
+    """JSON that no parser of HTML or JavaScript can take for anything else, whatever its texts hold."""
+    text = json.dumps(data, allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 def _colours() -> str:

@@ -8,16 +8,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ringexp.config import DEFAULT_TILE, AttentionModelConfig
+from ringexp.config import DEFAULT_TILE
 from ringexp.planning import RankCost
-from ringexp.report.frame import Run, Runs, complete, ranks_of, read_config
+from ringexp.printable import plain
+from ringexp.report.folder import Damaged, read_config, read_results
+from ringexp.report.frame import Run, Runs, complete, ranks_of
+from ringexp.report.measured_costs import costs_of
 from ringexp.report.palette import RANK_COLOURS
 from ringexp.report.planner.shapes import SHAPES, Shape
-from ringexp.tracking.files import read_results
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 PARTITIONERS = ("even", "lut", "balanced")
 """Those of the page."""
+DEVICE = "environment.machine.device"
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ def _of_group(context: str, group: Runs) -> Iterator[MeasuredRun]:
     for (profile, seq_len), alike in runs.groupby(["profile", "seq_len"], sort=False):
         ways = [way for _, way in alike.iterrows()]
         run = max(ways, key=lambda way: (way.layout == "zigzag", way.partitioner == "balanced"))
-        config = read_config(Path(run.folder)) or {}
-        shape = _shape(config.get("model") or {}) if run["shape"] else None
+        config = _config(run)
+        shape = _shape(config.get("model")) if run["shape"] else None
         speeds = ranks_of(run, "speeds")
-        if shape is None or not 0 < len(speeds) <= len(RANK_COLOURS):
+        if shape is None or not 0 < len(speeds) <= len(RANK_COLOURS) or not min(speeds) > 0:
             continue
         costs = _costs(run)
         measured: dict[str, dict[str, float]] = {}
@@ -72,7 +75,8 @@ def _of_group(context: str, group: Runs) -> Iterator[MeasuredRun]:
                 "mask": "causal",
                 "tflops": max(speeds),
                 "fixedMs": median(cost.fixed_ms for cost in costs) or None if costs else None,
-                "tile": config.get("tile") or DEFAULT_TILE.get(str(run.get("environment.machine.device"))),
+                "tile": _count(config.get("tile"))
+                or DEFAULT_TILE.get(str(run.get("environment.machine.device"))),
                 "shape": asdict(shape),
             },
             costs,
@@ -86,23 +90,46 @@ def _positive(run: Run, name: str) -> float | None:
     return float(value) if value is not None and value == value and value > 0 else None
 
 
-def _shape(model: dict[str, Any]) -> Shape | None:
+def _count(value: Any) -> int | None:
+    """A whole number above 0, or None."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 < value < 2**31 else None
+
+
+def _shape(model: Any) -> Shape | None:
     """Of a run's model config; None where the page cannot describe it."""
-    itemsize = ITEMSIZE.get(str(model.get("dtype")))
-    if itemsize is None:
+    if not isinstance(model, dict):
         return None
+    itemsize, batch = ITEMSIZE.get(str(model.get("dtype"))), _count(model.get("batch_size"))
+    if itemsize is None or batch is None:
+        return None
+    name = plain(model.get("name"))
     if model.get("kind") == "attention":
-        config = AttentionModelConfig(**model)
-        emb_dim = config.emb_dim if config.projections else 0
-        sizes = (config.num_heads, config.num_kv_heads, config.head_dim)
-        shape = Shape(config.name, 1, config.batch_size, emb_dim, *sizes, itemsize=itemsize)
-        return shape if config.causal else None
-    known = {shape.name: shape for shape in SHAPES}.get(str(model.get("name")))
-    as_named = not any(model.get(name) for name in ("chunk_tokens", "checkpoint", "overrides"))
-    return replace(known, batch=model["batch_size"], itemsize=itemsize) if known and as_named else None
+        emb_dim = _count(model.get("emb_dim"))
+        sizes = [_count(model.get(size)) for size in ("num_heads", "num_kv_heads", "head_dim")]
+        heads, kv_heads, head_dim = sizes
+        if not (emb_dim and heads and kv_heads and head_dim) or model.get("causal") is not True:
+            return None
+        emb_dim = emb_dim if model.get("projections") is True else 0
+        return Shape(name, 1, batch, emb_dim, heads, kv_heads, head_dim, itemsize=itemsize)
+    known = {shape.name: shape for shape in SHAPES}.get(name)
+    as_named = not any(model.get(part) for part in ("chunk_tokens", "checkpoint", "overrides"))
+    return replace(known, batch=batch, itemsize=itemsize) if known and as_named else None
 
 
 def _costs(run: Run) -> list[RankCost] | None:
     """As the run's plan had them; the page knows of no measured time of one device."""
-    found = (read_results(Path(run.folder)) or {}).get("costs")
-    return [RankCost(**cost | {"alone_ms": None}) for cost in found] if found else None
+    try:
+        found = costs_of(read_results(Path(run.folder)) or {})
+    except Damaged:
+        return None
+    fits = len(found) == run.world_size
+    return [replace(cost, alone_ms=None) for cost in found] if found and fits else None
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """The settings of a run, as far as it has them."""
+    try:
+        return read_config(Path(run.folder)) or {}
+    except Damaged:
+        return {}

@@ -1,0 +1,31 @@
+"""Text from files and other programs, made safe to print: nothing in it acts on the terminal."""
+
+from __future__ import annotations
+
+import re
+
+_UNSAFE = re.compile(
+    "["
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, and C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # change the direction of text
+    "\u2028\u2029"  # separate lines and paragraphs
+    "\ud800-\udfff"  # halves of pairs, which no encoding can write
+    "]"
+)
+
+
+def plain(text: object) -> str:
+    """Return `text` on one line, with what acts on a terminal replaced: control characters and the like."""
+    return plain_lines(re.sub(r"[\t\r\n]+", " ", str(text)))
+
+
+def plain_lines(text: object) -> str:
+    """Return the same with its tabs and newlines."""
+    return _UNSAFE.sub("\ufffd", str(text))
+
+
+def shown(text: object) -> str:
+    """Return `plain` text as rich prints it: what looks like markup is escaped."""
+    from rich.markup import escape
+
+    return escape(plain(text))

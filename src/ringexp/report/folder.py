@@ -1,0 +1,122 @@
+"""The files of one run's folder, read as data: whoever wrote them, nothing in them is resolved or run.
+
+A file that is no regular one, leads out of its folder, is too large, or is not what it should be raises
+`Damaged`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from ringexp.printable import plain
+from ringexp.tracking.files import CONFIG, RESULTS
+
+MOST_BYTES = 256 * 2**20
+MOST_CONFIG_BYTES = 2**20
+MOST_CONFIG_VALUES = 10_000
+"""A config has a few hundred; YAML can repeat a part without end."""
+MOST_BRACKETS = 1_000
+
+
+class Damaged(ValueError):
+    """Says which file of a run is not what it should be, and why; quotes nothing of it."""
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of a run: its own record, or what Hydra composed if it never began; None without.
+
+    Interpolations such as `${oc.env:HOME}` stay the text that they are.
+    """
+    for path in (folder / CONFIG, folder / ".hydra" / "config.yaml"):
+        text = _text(path, folder, MOST_CONFIG_BYTES)
+        if text is not None:
+            return _mapping(_yaml(text, path), path)
+    return None
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """Return what the results.json of a run says, with null for NaN; None if there is no such file."""
+    path = folder / RESULTS
+    text = _text(path, folder)
+    if text is None:
+        return None
+    try:
+        return _mapping(json.loads(text, parse_constant=lambda name: None), path)
+    except Damaged:
+        raise
+    except RecursionError:
+        raise Damaged(f"{path.name} is nested too deeply") from None
+    except ValueError as error:
+        raise Damaged(f"{path.name} is no JSON: {plain(error)}") from None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of one of a run's CSV files. Raises Damaged if it is missing, too."""
+    text = _text(path, path.parent)
+    if text is None:
+        raise Damaged(f"{path.name} is missing")
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise Damaged(f"{path.name} is no CSV: {plain(error)}") from None
+
+
+def _text(path: Path, folder: Path, most_bytes: int = MOST_BYTES) -> str | None:
+    """The text of a file; None if there is none. Never waits for the other end of a pipe."""
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise Damaged(f"{path.name} is a link that leads out of the folder; put a copy in its place")
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Damaged(f"{path.name} is no regular file")
+            if status.st_size > most_bytes:
+                raise Damaged(f"{path.name} is larger than {most_bytes} bytes")
+            return file.read(most_bytes).decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError:
+        raise Damaged(f"{path.name} is not UTF-8") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = error.strerror if isinstance(error, OSError) else "its links form a circle"
+        raise Damaged(f"{path.name} cannot be read: {reason}") from None
+
+
+def _yaml(text: str, path: Path) -> Any:
+    from yaml import YAMLError, safe_load
+
+    if text.count("[") + text.count("{") > MOST_BRACKETS:  # which take a parser minutes
+        raise Damaged(f"{path.name} is nested too deeply")
+    try:
+        found = safe_load(text)
+    except RecursionError:
+        raise Damaged(f"{path.name} is nested too deeply") from None
+    except (YAMLError, ValueError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise Damaged(f"{path.name} is no YAML{where}") from None
+    if _has_more_values(found, MOST_CONFIG_VALUES):
+        raise Damaged(f"{path.name} has more than {MOST_CONFIG_VALUES} values")
+    return found
+
+
+def _has_more_values(value: Any, most: int) -> bool:
+    """Whether there are more than `most` values in it, each counted as often as it is repeated."""
+    waiting, seen = [value], 0
+    while waiting and seen + len(waiting) <= most:
+        each = waiting.pop()
+        seen += 1
+        waiting += each.values() if isinstance(each, dict) else each if isinstance(each, list | set) else ()
+    return bool(waiting)
+
+
+def _mapping(found: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise Damaged(f"{path.name} is no mapping of names to values")
+    return found

@@ -1,0 +1,51 @@
+"""Values of files that others wrote, each as what it has to be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ringexp.printable import plain
+from ringexp.report.folder import Damaged
+from ringexp.tracking.files import CONFIG
+
+MOST_TEXT = 2_000
+MOST_SETTING = 200
+LARGEST = 1e30
+"""No figure of a run comes near it, and products of two are finite."""
+
+
+def section(values: dict[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+    """Return a part of a config; an empty one where it is missing. Raises Damaged for anything else."""
+    found = values.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise Damaged(f"{CONFIG} has {prefix}{name} that is no section")
+    return found
+
+
+def word(value: Any, otherwise: str | None = None) -> str | None:
+    """Return a text, or a number in words; `otherwise` for anything else."""
+    if isinstance(value, str):
+        return plain(value)[:MOST_TEXT]
+    return otherwise if value is None or isinstance(value, dict | list) else setting(value)
+
+
+def setting(value: Any) -> str:
+    """Return a setting in words: a scalar, or a list of them."""
+    if isinstance(value, list):
+        entries = ("..." if isinstance(each, dict | list) else str(each) for each in value[:MOST_SETTING])
+        return plain(f"[{', '.join(entries)}]")[:MOST_SETTING]
+    return "..." if isinstance(value, dict) else plain(value)[:MOST_SETTING]
+
+
+def number(value: Any) -> float | None:
+    """Return a number, or None for what is none, infinite, or larger than any figure can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        finite = float(value)
+    except OverflowError:
+        return None
+    return finite if math.isfinite(finite) and abs(finite) < LARGEST else None
