@@ -60,6 +60,18 @@ def to_rank_one(signum: int, *overrides: str) -> Fault:
     return fault
 
 
+def to_task_of_rank_one(*overrides: str) -> Fault:
+    """Kill the task of a SLURM step that watches over rank 1, which dies with it."""
+
+    def fault(root: Path) -> tuple[subprocess.Popen, float]:
+        process = started(root, *overrides, *QUIET)
+        status = Path(f"/proc/{rank_pids(root)[1]}/stat").read_text(encoding="utf-8")
+        os.kill(int(status.rpartition(")")[2].split()[1]), signal.SIGKILL)
+        return process, time.monotonic()
+
+    return fault
+
+
 def to_launcher(signum: int, *overrides: str) -> Fault:
     def fault(root: Path) -> tuple[subprocess.Popen, float]:
         process = started(root, *overrides, *QUIET)
@@ -170,6 +182,11 @@ FAULTS: dict[str, tuple[str, Fault, bool]] = {
     "slurm_killed": (
         "SLURM: a rank is killed (SIGKILL)",
         to_rank_one(signal.SIGKILL, *SLURM),
+        HAS_SLURM,
+    ),
+    "slurm_task": (
+        "SLURM: the task of a rank is killed (SIGKILL)",
+        to_task_of_rank_one(*SLURM),
         HAS_SLURM,
     ),
     "slurm_launcher": (

@@ -14,6 +14,10 @@ class RunFailed(RuntimeError):
     """A run that started and could not end well; the message says what happened, where, and where to look."""
 
 
+class PeerFailed(RuntimeError):
+    """Another rank failed, and this one cannot go on without it; the message says which and why."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to end before it was done; the message says by what. time_s: when."""
 

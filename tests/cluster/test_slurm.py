@@ -207,6 +207,52 @@ def test_a_killed_rank_is_named_and_the_next_run_gets_new_ranks(tmp_path, start)
     assert done["status"] == "complete"
 
 
+def test_a_killed_task_is_named_and_not_its_victim(tmp_path, start):
+    """The task that watches over a rank: the rank dies with it, and neither leaves a word."""
+    process = start(*SWEEP, "partitioner=even", "seq_len=256", "repeats=100000")
+    (rank,) = [pid for pid in rank_processes(tmp_path) if b"RANK=1" in environment(pid)]
+    os.kill(int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (failed,) = statuses(tmp_path)
+    assert failed["status"] == "failed"
+    assert failed["reason"].startswith("the task of rank 1 ended: Killed, on n1, says srun; its log: ")
+    assert "the task of rank 1 ended" in stderr
+    assert "by peer" not in stderr
+
+
+def test_the_secret_is_in_the_ranks_environment_only(tmp_path, start):
+    """Not on a command line, in a file, or in what SLURM tells of job and step."""
+    start(*SWEEP, "partitioner=even", "seq_len=256", "repeats=100000")
+    variable = next(
+        name for name in environment(rank_processes(tmp_path)[0]) if name.startswith(b"RINGEXP_SECRET=")
+    )
+    secret = variable.partition(b"=")[2]
+    assert len(secret) == 64
+    lines = b"".join(read(file) for file in Path("/proc").glob("[0-9]*/cmdline"))
+    assert b"ringexp.launch.slurm_task" in lines
+    assert secret not in lines
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(file.name == "rank_set.json" for file in files)
+    assert [file for file in files if secret in file.read_bytes()] == []
+    for asked in (
+        ["scontrol", "show", "job", "-dd"],
+        ["scontrol", "show", "step"],
+        ["squeue", "-s", "-o", "%all"],
+    ):
+        said = subprocess.run(asked, capture_output=True, check=True).stdout
+        assert said
+        assert secret not in said
+
+
+def read(file: Path) -> bytes:
+    """A file of /proc; nothing if its process has ended."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
 def test_the_job_outlives_a_killed_launcher(tmp_path, start):
     sweep = (*SWEEP, "partitioner=even", "seq_len=256", "repeats=60", "warmup=1")
     process = start(*sweep)

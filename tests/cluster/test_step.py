@@ -16,7 +16,7 @@ from ringexp.config import (
     PartitionerConfig,
     TrackerConfig,
 )
-from ringexp.launch.slurm_step import SlurmJob
+from ringexp.launch.slurm_step import SlurmJob, lost_task
 from ringexp.report.console import Console
 
 SRUN = r"""#!/bin/bash
@@ -66,6 +66,25 @@ def settings(root: Path, **more) -> Config:
         output_root=str(root),
         **more,
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("srun: error: n1: task 1: Killed\nsrun: Terminating StepId=3.0\n", (1, "Killed, on n1")),
+        (
+            "srun: error: n0: tasks 2-3: Segmentation fault (core dumped)",
+            (2, "Segmentation fault (core dumped), on n0"),
+        ),
+        ("srun: error: gpu-7: task 0: Out Of Memory", (0, "Out Of Memory, on gpu-7")),
+        ("srun: error: n0: task 0: Exited with exit code 1\n", None),
+        ("srun: Terminating StepId=3.0\nsrun: error: n1: task 1: Killed", None),
+        ("slurmstepd: error: *** STEP 1.0 ON n0 CANCELLED AT x ***\nsrun: error: n1: task 1: Killed", None),
+        ("", None),
+    ],
+)
+def test_the_task_that_was_killed_is_told_from_those_srun_ends(said, lost):
+    assert lost_task(said) == lost
 
 
 def test_the_ranks_of_a_step_run_and_are_throttled(srun, tmp_path):

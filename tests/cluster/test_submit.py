@@ -1,11 +1,14 @@
 """What of the cluster needs no cluster: settings, grouping, tasks, and submitit's own executor."""
 
 import os
+import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ringexp.cluster import submit
 from ringexp.cluster.settings import SlurmConfig
 from ringexp.cluster.submit import groups
 from ringexp.config import Config, HeteroConfig, PartitionerConfig
@@ -56,6 +59,19 @@ def test_the_local_executor_takes_the_same_path(tmp_path):
     assert "1 of 1 runs complete" in done.stdout
     (pickled,) = tmp_path.glob("sweeps/*/*/0_*/submitted/*_result.pkl")
     assert pickled.stat().st_size > 0
+
+
+def test_what_is_submitted_is_for_the_user_alone(tmp_path, monkeypatch):
+    """The job unpickles it."""
+    modes = []
+
+    def executor(folder: Path, *settings: object) -> SimpleNamespace:
+        modes.append(stat.S_IMODE(folder.stat().st_mode))
+        return SimpleNamespace(submit=lambda *job: SimpleNamespace(job_id="1"))
+
+    monkeypatch.setattr(submit, "_executor", executor)
+    submit._submit([(Config(), tmp_path / "run")], SlurmConfig())
+    assert modes == [0o700]
 
 
 def test_without_slurm_the_launcher_says_so(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -145,6 +146,28 @@ def test_the_daemon_of_the_user_is_used_and_left_alone(fake_mps, workdir, theirs
     assert mps_control.answers(theirs)
     assert len(fake_mps.starts()) == 1
     assert "quit" not in fake_mps.record()
+
+
+def test_the_default_folder_is_trusted_if_others_cannot_put_it_there(tmp_path, monkeypatch):
+    """Anybody may make a folder or a link at the place where NVIDIA's programs look."""
+    default, real = tmp_path / "default", tmp_path / "real"
+    monkeypatch.setattr(mps, "DEFAULT_PIPE_DIRECTORY", str(default))
+    real.mkdir()
+    assert not mps._is_for_us(str(default))
+    default.symlink_to(real)
+    assert not mps._is_for_us(str(default))
+    default.unlink()
+    default.mkdir()
+    assert mps._is_for_us(str(default))
+    default.chmod(0o1777)
+    assert not mps._is_for_us(str(default))
+
+
+def test_the_private_daemons_folders_are_for_the_user_alone(fake_mps, workdir):
+    with mps.mps_daemon(workdir) as variables:
+        folders = [Path(folder) for folder in variables.values()]
+        assert len(folders) == 2
+        assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
 
 
 def test_the_daemon_of_another_user_is_not_used(fake_mps, workdir, theirs, monkeypatch):

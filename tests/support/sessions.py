@@ -123,3 +123,23 @@ def speeds_in_turn(rank: int, configs: list[Config], really: list[float]) -> Non
     session = open_session(rank, configs[0], really)
     for config in configs:
         session.calibrator.speeds(config, False)
+
+
+def asked_rank_zero(rank: int, config: Config, error: Exception | None) -> tuple[str, str]:
+    """Type and text of what this rank gets when rank 0 answers, or raises."""
+
+    def answer() -> dict[str, float]:
+        if error:
+            raise error
+        return {"ms": 0.1}
+
+    try:
+        return "answer", repr(open_session(rank, config, [100.0] * 2).from_rank_zero(answer))
+    except Exception as raised:
+        return type(raised).__name__, str(raised)
+
+
+def tell_in_turn(rank: int, config: Config, values: list[object]) -> list[list[object]]:
+    """What this rank hears when every rank tells the same values, one after the other."""
+    session = open_session(rank, config, [100.0] * 2)
+    return [session.gather(value) for value in values]

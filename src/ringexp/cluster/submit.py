@@ -126,6 +126,8 @@ def _submit(runs: Runs, settings: SlurmConfig) -> Job[Any]:
         runs, resume=True, command=command_line(), job=None if settings.executor == "local" else job
     )
     folder = runs[0][1] / "submitted"  # of this submission only: job numbers may come again
+    runs[0][1].mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)  # for the user alone: what is in it is unpickled by the job
     try:
         return _executor(folder, settings, nodes, -(-world_size // nodes)).submit(carry_out, file)
     except (FailedJobError, FailedSubmissionError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -84,11 +85,19 @@ def mps_daemon(workdir: Path) -> Iterator[dict[str, str]]:
 
 
 def _is_for_us(pipe_directory: str) -> bool:
-    """Whether its daemon serves this user: it is the user's own or root's."""
+    """Whether its daemon serves this user: the folder is the user's own or root's.
+
+    At NVIDIA's default place, where anybody may have put something first, it is no link, and nobody else may
+    write in it: whoever can might stand in for the daemon.
+    """
     try:
-        return os.stat(pipe_directory).st_uid in (0, os.getuid())
+        found = (
+            os.lstat(pipe_directory) if pipe_directory == DEFAULT_PIPE_DIRECTORY else os.stat(pipe_directory)
+        )
     except OSError:
         return False
+    open_to_all = pipe_directory == DEFAULT_PIPE_DIRECTORY and found.st_mode & stat.S_IWOTH
+    return stat.S_ISDIR(found.st_mode) and found.st_uid in (0, os.getuid()) and not open_to_all
 
 
 def sm_total_environment() -> dict[str, str]:

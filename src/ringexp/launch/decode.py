@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -93,7 +93,8 @@ def decode_together(
     if ring.plan.tokens[session.rank]:
         local = local_inputs(x, ring.plan, session.rank)
         mine = decode(session, decoder_of(workload, ring, speeds, room), local, config.decode_tokens)
-    return session.gather(mine)
+    everyone = session.gather(asdict(mine) if mine else None)
+    return [Decoded(**seen) if seen else None for seen in everyone]
 
 
 def tokens_agreeing(

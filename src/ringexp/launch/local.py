@@ -24,7 +24,6 @@ from ringexp.launch.rank import error_file
 from ringexp.launch.spec import RankSet
 from ringexp.launch.supervision import (
     GRACE_S,
-    HOST,
     POLL_S,
     Display,
     StopWatch,
@@ -52,11 +51,11 @@ def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     with (
         Interrupts(again=lambda: _kill(started), once=True) as interrupts,
-        rendezvous(ranks.jobs[0].config.launch.port) as port,
+        rendezvous(ranks.jobs[0].config.launch.port) as meeting,
         host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as extra,
     ):
         environments = {
-            rank: _environment(ranks, rank, port) | extra[rank] for rank in range(ranks.world_size)
+            rank: _environment(ranks, rank) | meeting | extra[rank] for rank in range(ranks.world_size)
         }
         try:
             started.append(_start(path, environments, workdir))
@@ -78,16 +77,13 @@ def _kill(started: Sequence[SubprocessContext]) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _environment(ranks: RankSet, rank: int, port: int) -> dict[str, str]:
+def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(ranks.world_size),
         "LOCAL_RANK": str(rank % ranks.num_devices if ranks.device == "cuda" else rank),
-        "MASTER_ADDR": HOST,
-        "MASTER_PORT": str(port),
         "RINGEXP_LAUNCHER_PID": str(os.getpid()),
         "RINGEXP_CPU_THREADS": str(cores_a_rank(ranks.world_size)),
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -139,20 +135,24 @@ def _failed(processes: SubprocessContext) -> dict[int, int]:
 def _explain(
     processes: SubprocessContext, path: Path, failed: dict[int, int]
 ) -> UserError | RunFailed | Interrupted:
-    """What ended the ranks: what one refused, else a signal one of them got, else the earliest exception,
-    else an exit code.
+    """Return what ended the ranks: what one refused, else a signal one of them got, else the earliest
+    exception, else the exit code of one that told nothing, else what the victims of another said.
 
     A rank that told of an exception may still die of a signal while it ends: the exception came first.
     """
     logs = processes.stderrs
-    error = earliest_error(path, failed, logs)
+    error = earliest_error(path, failed, logs, victims=False)
     if isinstance(error, UserError):
         return error
-    for rank, code in failed.items():
-        if code < 0 and not error_file(path, rank).exists():
+    silent = {rank: code for rank, code in failed.items() if not error_file(path, rank).exists()}
+    for rank, code in silent.items():
+        if code < 0:
             return RunFailed(killed(rank, -code, processes.pids()[rank], logs[rank]))
     if error:
         return error
-    rank, code = next(iter(failed.items()))
-    why = f" ({os.strerror(code)})" if code > 1 else ""  # of an OSError that could not be written down
-    return RunFailed(f"rank {rank} ended with exit code {code}{why}; its log: {logs[rank]}")
+    for rank, code in silent.items():
+        why = f" ({os.strerror(code)})" if code > 1 else ""  # of an OSError that could not be written down
+        return RunFailed(f"rank {rank} ended with exit code {code}{why}; its log: {logs[rank]}")
+    error = earliest_error(path, failed, logs)
+    assert error, "each rank that failed has told why, or is silent"
+    return error

@@ -1,13 +1,15 @@
 """A rank process: `python -m ringexp.launch.rank RANK_SET.json`, with its place in the environment.
 
 RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: as torch knows them. RINGEXP_CPU_THREADS: how many it
-computes with on a CPU. RINGEXP_LAUNCHER_PID: the process it dies with. It joins the others, applies its
-throttle, does its jobs. Asked to end (SIGTERM, or SIGUSR2 before a time limit) it keeps what was measured.
+computes with on a CPU. RINGEXP_LAUNCHER_PID: the process it dies with. RINGEXP_SECRET: what only the ranks of
+this run know. It joins the others, applies its throttle, does its jobs. Asked to end (SIGTERM, or SIGUSR2
+before a time limit) it keeps what was measured.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hmac
 import json
 import os
 import signal
@@ -22,6 +24,7 @@ from ringexp.atomic import PRIVATE, write_atomically
 from ringexp.errors import Interrupted
 
 PR_SET_PDEATHSIG = 1
+SECRET_ENV = "RINGEXP_SECRET"
 
 ASKED_TO_END = {
     signal.SIGTERM: "asked to end (SIGTERM)",
@@ -86,6 +89,7 @@ def _main() -> None:
     from ringexp.launch.session import Session
     from ringexp.launch.spec import RankSet
     from ringexp.machine import hardware_queues
+    from ringexp.ring.messages import Messages
     from ringexp.ring.transport import make_transport
 
     path = Path(sys.argv[1])
@@ -100,7 +104,8 @@ def _main() -> None:
         torch.set_num_threads(int(os.environ["RINGEXP_CPU_THREADS"]))
     timeout = timedelta(seconds=ranks.jobs[0].config.launch.timeout_s)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+    name, key = _keys(os.environ.pop(SECRET_ENV))  # a compiler that the rank starts has no use for it
+    store = dist.PrefixStore(name, dist.TCPStore(address, port, is_master=False, timeout=timeout))
     # Weights and inputs are handed out over it; NCCL takes one rank a GPU.
     separate = ranks.transport in ("nccl", "ipc") and ranks.ranks_per_device == 1
     backend = "cpu:gloo,cuda:nccl" if separate else "gloo"
@@ -109,6 +114,7 @@ def _main() -> None:
     )
     control = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(control, dist.ProcessGroup)
+    Messages(key=key, channel="start").all_gather(rank)  # raises for a rank that does not have the secret
     progress = ProgressWriter(path.with_suffix(".progress") if rank == 0 else None)
     with rank_throttle(ranks.throttle, ranks.percentages[rank], device) as throttle:
         session = Session(
@@ -116,10 +122,11 @@ def _main() -> None:
             rank,
             device,
             throttle,
-            make_transport(ranks.transport, device),
+            make_transport(ranks.transport, device, key=key),
             control,
             dist.PrefixStore("session", store),
             progress,
+            key,
         )
         session.warn_of_mended_cublas()
         for index, job in enumerate(ranks.jobs):
@@ -127,6 +134,15 @@ def _main() -> None:
             run_job(session, job)
     session.barrier()
     session.close()
+
+
+def _keys(secret: str) -> tuple[str, bytes]:
+    """Return the name of a run's part of the store, and the key of its messages.
+
+    The store tells its names to whoever asks, so they must not give away the secret or the key.
+    """
+    name, key = (hmac.digest(secret.encode(), use, "sha256") for use in (b"store", b"messages"))
+    return name.hex(), key
 
 
 if __name__ == "__main__":

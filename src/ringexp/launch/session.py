@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 
 from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
+from ringexp.calibration.table import SpeedRow
 from ringexp.config import Config, num_chunks
+from ringexp.errors import PeerFailed, UserError
 from ringexp.hetero.profiles import beside
 from ringexp.hetero.throttle import AppliedThrottle
 from ringexp.kernels import Kernel, candidates, get_kernel
@@ -28,8 +30,11 @@ from ringexp.ring.clock import Clock, make_clock
 from ringexp.ring.cuda_driver import device_id
 from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.iteration import Iteration
+from ringexp.ring.messages import Messages
 from ringexp.ring.prefill import RingContext
+from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.ring.transport import Transport
+from ringexp.tracking.metrics import Accuracy, References
 from ringexp.tracking.references import ReferenceStore
 
 T = TypeVar("T")
@@ -40,7 +45,7 @@ FRAGMENTED = 0.05
 
 @dataclass
 class Session:
-    """One rank of a rank set. `control` is a gloo group for objects and host barriers."""
+    """One rank of a rank set. control: a gloo group for messages and host barriers. key: the run's secret."""
 
     ranks: RankSet
     rank: int
@@ -50,8 +55,11 @@ class Session:
     control: dist.ProcessGroup
     store: dist.Store
     progress: ProgressWriter
+    key: bytes = b""
 
     def __post_init__(self) -> None:
+        kinds = (IterationTiming, HopTiming, SpeedRow, Accuracy, References)
+        self._messages = Messages(self.control, kinds, self.key, "session")
         self._workload: tuple[Any, Workload] | None = None
         self.calibrator = Calibrator(self)
         self.percentages = self.ranks.percentages
@@ -65,9 +73,7 @@ class Session:
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, on every rank."""
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, self.control)
-        return values
+        return self._messages.all_gather(value)
 
     def barrier(self) -> None:
         dist.barrier(self.control)
@@ -184,17 +190,26 @@ class Session:
         return known["kernel"]
 
     def from_rank_zero(self, value: Callable[[], T]) -> T:
-        """`value()` of rank 0 on every rank; an exception it raises is raised on every rank."""
-        box: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                box = [value(), None]
-            except Exception as error:  # the other ranks wait for an answer, so they get this one
-                box = [None, error]
-        dist.broadcast_object_list(box, 0, self.control)
-        if box[1] is not None:
-            raise box[1]
-        return box[0]
+        """Return `value()` of rank 0 on every rank.
+
+        If it raises there, every rank raises: the others a UserError like that of rank 0, or PeerFailed.
+        """
+        if self.rank:
+            answer, kind, message = self._messages.broadcast(None)
+            if kind:
+                raise (
+                    UserError(message)
+                    if kind == UserError.__name__
+                    else PeerFailed(f"rank 0 failed: {kind}: {message}")
+                )
+            return answer
+        try:
+            answer = value()
+        except Exception as error:  # the other ranks wait for an answer
+            self._messages.broadcast((None, type(error).__name__, str(error)))
+            raise
+        self._messages.broadcast((answer, "", ""))
+        return answer
 
     def expected(
         self, config: Config, workload: Workload, parts: Sequence[torch.Tensor]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 from ringexp.atomic import no_link
 from ringexp.errors import Interrupted, RunFailed, UserError
+from ringexp.launch.rank import error_file
 from ringexp.launch.spec import RankSet
 from ringexp.launch.supervision import (
     POLL_S,
@@ -31,8 +33,8 @@ from ringexp.launch.supervision import (
 SURVEY_S = 120.0  # for every node of the job to start Python and say what it is
 END_S = 30.0  # for srun to end after SIGTERM; tasks give their ranks GRACE_S
 
-_OF_THE_JOB = ("SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS", "SLURM_NPROCS")
-"""What srun would take for itself though it is about the job; a step has its own number of tasks."""
+_OF_THE_JOB = ("SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS", "SLURM_NPROCS", "MASTER_ADDR")
+"""What is about the job, or from the user's shell, and would be taken for the step's own."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,13 @@ class SlurmJob:
         command = self._srun(ranks.world_size, workdir / "logs" / "rank_%t.log")
         command += [sys.executable, "-m", "ringexp.launch.slurm_task", str(path)]
         with (
-            rendezvous(ranks.jobs[0].config.launch.port) as port,
+            rendezvous(ranks.jobs[0].config.launch.port, on_network=self.num_nodes > 1) as meeting,
             open(log, "w", encoding="utf-8", opener=no_link) as said,
         ):
-            environment = _environment() | {"MASTER_PORT": str(port)}
-            step = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=said)
+            # A command line is for all to see; the environment only for the user, and srun hands it on.
+            step = subprocess.Popen(
+                command, env=_environment() | meeting, stdin=subprocess.DEVNULL, stderr=said
+            )
             try:
                 _follow(step, path, display)
             finally:
@@ -124,12 +128,42 @@ def _end(step: subprocess.Popen[bytes]) -> None:
 
 
 def _explain(code: int, ranks: RankSet, path: Path, log: Path) -> UserError | RunFailed | Interrupted:
-    """The earliest error that a rank wrote or its task wrote for it; else what srun said."""
+    """Return what ended the step: the earliest error that a rank wrote or its task wrote for it.
+
+    Before that of a victim, or of a rank that srun ended, comes a task of which srun says that it was killed:
+    such a task tells nothing itself. Else it is what srun said last.
+    """
     everyone = range(ranks.world_size)
     logs = {rank: path.parent / "logs" / f"rank_{rank}.log" for rank in everyone}
-    error = earliest_error(path, everyone, {rank: str(file) for rank, file in logs.items()})
+    texts = {rank: str(file) for rank, file in logs.items()}
+    error = earliest_error(path, everyone, texts, victims=False)
+    if error is None or isinstance(error, Interrupted):
+        lost = lost_task(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "")
+        if lost and not error_file(path, lost[0]).exists():
+            rank, how = lost
+            return RunFailed(f"the task of rank {rank} ended: {how}, says srun; its log: {logs[rank]}")
     said = _last_line(log) or f"exit code {code}"
-    return error or RunFailed(f"the SLURM step of {ranks.world_size} ranks ended: {said}; logs: {log.parent}")
+    return (
+        error
+        or earliest_error(path, everyone, texts)
+        or RunFailed(f"the SLURM step of {ranks.world_size} ranks ended: {said}; logs: {log.parent}")
+    )
+
+
+_LOST = re.compile(
+    r"^srun: error: (?P<node>\S+): tasks? (?P<task>\d+)\S*: (?P<how>(?!Exited with).*\S)", re.M
+)
+_ENDING = re.compile(r"Terminating StepId|CANCELLED|Force Terminated|Job step aborted")
+
+
+def lost_task(said: str) -> tuple[int, str] | None:
+    """Return the first task that ended by a signal, and how and where, by what srun said.
+
+    Lines after srun began to end the step are of tasks that it killed itself.
+    """
+    before = _ENDING.split(said, maxsplit=1)[0]
+    lost = _LOST.search(before)
+    return (int(lost["task"]), f"{lost['how']}, on {lost['node']}") if lost else None
 
 
 def _last_line(log: Path) -> str:

@@ -44,9 +44,10 @@ def main() -> None:
 
 
 def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
-    """Where the rank is, as `launch.rank` wants to know it; MASTER_PORT is there already."""
+    """Where the rank is, as `launch.rank` wants to know it; what `rendezvous` yields is there already."""
     local_rank, here = int(os.environ["SLURM_LOCALID"]), _tasks_here()
-    master = os.environ["SLURM_LAUNCH_NODE_IPADDR"]  # an address: names of nodes need not resolve
+    # An address: names of nodes need not resolve.
+    master = os.environ.get("MASTER_ADDR") or os.environ["SLURM_LAUNCH_NODE_IPADDR"]
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores_a_rank(here)))
     environment = {
         "RANK": str(rank),

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from ringexp.config import TRANSPORTS
 from ringexp.errors import UserError
 from ringexp.ring.cuda_driver import device_id
+from ringexp.ring.messages import Messages
 from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
 
 _BACKENDS = {"nccl": "cuda", "gloo": "cpu"}
@@ -123,8 +124,7 @@ def _all_reach(group: dist.ProcessGroup | None, device: torch.device) -> bool:
         for name, index in known.items()
         if name == own or torch.cuda.can_device_access_peer(known[own], index)
     ]
-    ranks: list[tuple[str, str, list[str]]] = [("", "", [])] * dist.get_world_size(group)
-    dist.all_gather_object(ranks, (platform.node(), own, reached), group)
+    ranks = Messages(group).all_gather((platform.node(), own, reached))
     return len({host for host, _, _ in ranks}) == 1 and all(
         name in there for _, name, _ in ranks for _, _, there in ranks
     )

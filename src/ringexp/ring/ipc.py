@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from ringexp.kernels import Destination, Remote, Sending
 from ringexp.planning import ring_members
 from ringexp.ring import cuda_driver as driver
 from ringexp.ring.events import nothing, recorded, since
+from ringexp.ring.messages import Messages
 from ringexp.ring.transport import (
     Announcement,
     Arrival,
@@ -66,8 +67,11 @@ class IpcTransport:
     name = "ipc"
     capturable = True
 
-    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, device: torch.device, group: dist.ProcessGroup | None = None, key: bytes = b""
+    ) -> None:
         self._group = group
+        self._messages = Messages(group, (driver.SharedMemory,), key, "ipc")
         self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
         self._peers = [peer for peer in range(self._world) if peer != self._rank]
         self._device = device
@@ -79,8 +83,7 @@ class IpcTransport:
         self._counts = torch.zeros(2 + _PIECES, dtype=torch.int32, device=device)  # for kernels that send
         self._mappings: dict[int, int] = {}
         self._addresses: dict[int, int] = {}  # of the peers' memory
-        facts: list[Any] = [None] * self._world
-        dist.all_gather_object(facts, (driver.device_id(device), driver.capability(device)), group)
+        facts = self._messages.all_gather((driver.device_id(device), driver.capability(device)))
         devices, capabilities = zip(*facts, strict=True)
         self._near = {peer for peer in self._peers if devices[peer] == devices[self._rank]}
         self._any_near, self.any_far = len(set(devices)) < self._world, len(set(devices)) > 1
@@ -313,12 +316,9 @@ class IpcTransport:
         flags.zero_()
         flags[_TAKEN : _FLAGS * self._world : _FLAGS] = 1
         torch.cuda.synchronize(self._device)
-        shared: list[driver.SharedMemory | None] = [None] * self._world
-        dist.all_gather_object(shared, driver.export(self._memory), self._group)
+        shared = self._messages.all_gather(driver.export(self._memory))
         for peer in self._peers:
-            memory = shared[peer]
-            assert memory is not None
-            self._mappings[peer], self._addresses[peer] = driver.open_shared(memory)
+            self._mappings[peer], self._addresses[peer] = driver.open_shared(shared[peer])
         self._barriers = 0
         self.epoch += 1
         dist.barrier(self._group)

@@ -235,12 +235,14 @@ class LoopbackTransport:
     def close(self) -> None: ...
 
 
-def make_transport(name: str, device: torch.device, group: dist.ProcessGroup | None = None) -> Transport:
-    """The transport of a resolved name on an initialised process group."""
+def make_transport(
+    name: str, device: torch.device, group: dist.ProcessGroup | None = None, key: bytes = b""
+) -> Transport:
+    """Return the transport of a resolved name on an initialised process group; key: the run's secret."""
     from ringexp.ring.gloo import GlooTransport
     from ringexp.ring.ipc import IpcTransport
     from ringexp.ring.nccl import NcclTransport
 
     if name == "nccl":
         return NcclTransport(device, group)
-    return IpcTransport(device, group) if name == "ipc" else GlooTransport(group)
+    return IpcTransport(device, group, key) if name == "ipc" else GlooTransport(group)
