@@ -111,3 +111,9 @@ def test_other_text_is_no_token_count(text):
 )
 def test_a_hint_means_the_same_thing(word, known, hint):
     assert did_you_mean(word, known) == hint
+
+
+def test_utf_8_is_text_in_an_ascii_locale(monkeypatch):
+    """There Python takes each byte of it for a lone surrogate."""
+    monkeypatch.setattr("os.fsencode", lambda text: text.encode("ascii", "surrogateescape"))
+    assert prepared(["label=gr\udcc3\udcb6\udcc3\udc9fe"]) == ["label=größe"]

@@ -1,5 +1,6 @@
 """Bad input: one clear line, an exit code, and nothing left behind."""
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -74,14 +75,27 @@ def test_a_kernel_that_cannot_run_is_refused_before_ranks_start(tmp_path):
 
 
 def test_a_rank_that_raises_is_named_with_its_reason_and_log(tmp_path):
-    """The scores of a kernel that keeps them all are terabytes."""
-    done = ringexp(
-        "kernel=reference", "seq_len=1M", "partitioner=even", "references=false", *QUICK, root=tmp_path
-    )
+    """Python imports sitecustomize as it starts: here it breaks the work of rank 1."""
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_RANK_1, encoding="utf-8")
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = ringexp("references=false", *QUICK, root=tmp_path, env={"PYTHONPATH": path})
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert re.search(r"rank \d failed: .*can't allocate memory.*; traceback in .*stderr.log", line)
+    assert re.search(r"rank 1 failed: RuntimeError: no more; traceback in .*stderr.log", line)
     assert ranks_alive(tmp_path) == []
+
+
+BREAKS_RANK_1 = """
+import os
+
+if os.environ.get("RANK") == "1":
+    from ringexp.launch import job
+
+    def run_job(*_):
+        raise RuntimeError("no more")
+
+    job.run_job = run_job
+"""
 
 
 def test_a_model_setting_that_fms_would_ignore_is_refused(tmp_path):
