@@ -2,15 +2,15 @@
 
 import signal
 
-from ringexp.launch.local import _signals_given_back
+from ringexp.interrupts import TAKEN_BY_TORCH, Interrupts
 
 
-def test_handlers_that_were_taken_are_given_back():
-    def other(signum, frame):
+def test_handlers_that_torch_took_are_given_back():
+    def of_torch(signum, frame):
         raise AssertionError
 
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    with _signals_given_back():
+    before = {signum: signal.getsignal(signum) for signum in TAKEN_BY_TORCH}
+    with Interrupts(again=lambda: None):
         for signum in before:
-            signal.signal(signum, other)
+            signal.signal(signum, of_torch)
     assert {signum: signal.getsignal(signum) for signum in before} == before
