@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from support.model_ranks import TINY, caches, generated, refused, until_eos
+from support.checkpoints import CHECKPOINTS, SHAPE, save_checkpoint
+from support.generation_ranks import continued, misasked
+from support.model_ranks import TINY, caches, generated, refused
 
 NEW_TOKENS = 7
 
@@ -71,7 +73,71 @@ def test_what_cannot_be_decoded_is_refused(pools, case, message):
         assert message in text
 
 
-def test_generation_ends_when_all_sequences_have(pools):
-    for tokens, shorter in pools[2].run(until_eos):
-        assert shorter.shape[1] == 63 + 3
-        assert torch.equal(shorter, tokens[:, :66])
+LENGTHS = [40, 23, 31]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder, its model, three prompts of unequal lengths, and what follows each without an end."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = save_checkpoint(folder, *CHECKPOINTS["llama"])
+    random = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(1, SHAPE["vocab_size"], (length,), generator=random) for length in LENGTHS]
+    return folder, model, prompts, by_hugging_face(model, prompts, pad=1)[:, max(LENGTHS) :].tolist()
+
+
+@torch.inference_mode()
+def by_hugging_face(model, prompts: list[torch.Tensor], pad: int, **how) -> torch.Tensor:
+    """Hugging Face's own greedy continuation of a batch that is padded on the left."""
+    longest = max(map(len, prompts))
+    ids = torch.stack([pad_left(prompt, longest, pad) for prompt in prompts])
+    mask = torch.stack([pad_left(torch.ones_like(prompt), longest, 0) for prompt in prompts])
+    how = {"pad_token_id": pad, "max_new_tokens": 12} | how
+    return model.generate(ids, attention_mask=mask, do_sample=False, **how)
+
+
+def pad_left(x: torch.Tensor, length: int, value: int) -> torch.Tensor:
+    return torch.nn.functional.pad(x, (length - len(x), 0), value=value)
+
+
+def test_sequences_end_at_different_times_as_in_hugging_face(pools, checkpoint):
+    folder, model, prompts, (first, second, third) = checkpoint
+    ends = [first[2], second[5], third[8]]
+    told = [
+        {"max_new_tokens": 12, "eos_token_id": ends, "pad_token_id": 7},
+        {"max_new_tokens": 12, "eos_token_id": tuple(ends), "pad_token_id": ends[0]},
+        {"max_new_tokens": 12, "eos_token_id": first[2], "pad_token_id": 7},
+        {"max_new_tokens": 12, "eos_token_id": torch.tensor(ends)},
+    ]
+    wanted = [
+        by_hugging_face(model, prompts, pad=7, eos_token_id=ends),
+        by_hugging_face(model, prompts, pad=ends[0], eos_token_id=ends),
+        by_hugging_face(model, prompts, pad=7, eos_token_id=first[2]),
+        by_hugging_face(model, prompts, pad=ends[0], eos_token_id=ends, pad_token_id=None),
+    ]
+    new = wanted[0][:, max(LENGTHS) :].tolist()
+    stops = [min(row.index(end) for end in ends if end in row) for row in new]
+    assert len(set(stops)) > 1, "this seed ends all sequences at once"
+    assert len(new[0]) == max(stops) + 1 < 12
+    for results in pools[2].run(continued, str(folder), [25, 15], prompts, told):
+        for tokens, expected in zip(results, wanted, strict=True):
+            assert torch.equal(tokens, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"eos_token_id": "2"}, "eos_token_id=2 must be token ids"),
+        ({"eos_token_id": [1, 2.0]}, "eos_token_id=[1, 2.0] must be token ids"),
+        ({"eos_token_id": True}, "eos_token_id=True must be token ids"),
+        ({"pad_token_id": -1}, "pad_token_id=[-1] must be token ids"),
+        ({"pad_token_id": 64}, "pad_token_id=64 is beyond the model's vocabulary of 64 tokens"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number of at least 1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5 must be a whole number of at least 1"),
+        ({"ids": []}, "ids needs one tensor [S] per prompt"),
+        ({"ids": [torch.ones(1, 7)]}, "ids needs one tensor [S] per prompt, got [[1, 7]]"),
+    ],
+)
+def test_arguments_that_cannot_generate_are_refused(pools, arguments, message):
+    for text in pools[2].run(misasked, arguments):
+        assert message in text
