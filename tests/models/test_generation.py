@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from support.checkpoints import CHECKPOINTS, SHAPE, save_checkpoint
-from support.generation_ranks import continued, misasked
+from support.generation_ranks import SAMPLED, continued, misasked, misused, sampled
 from support.model_ranks import TINY, caches, generated, refused
 
 NEW_TOKENS = 7
@@ -140,4 +140,33 @@ def test_sequences_end_at_different_times_as_in_hugging_face(pools, checkpoint):
 )
 def test_arguments_that_cannot_generate_are_refused(pools, arguments, message):
     for text in pools[2].run(misasked, arguments):
+        assert message in text
+
+
+@pytest.mark.parametrize("block_lens", [[40, 23], [9, 30, 12]], ids=str)
+def test_all_ranks_draw_the_token_of_rank_0(pools, block_lens):
+    """Whatever their own seeds are; rank 0 draws as one process with its seed."""
+    first, *others = pools[len(block_lens)].run(sampled, block_lens)
+    assert len(first) == len(SAMPLED)
+    for ring, alone in first:
+        assert torch.equal(ring, alone)
+        assert len(set(ring[0, sum(block_lens) :].tolist())) > 1
+    for other in others:
+        for (ring, _), (wanted, _) in zip(other, first, strict=True):
+            assert torch.equal(ring, wanted)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("contiguous cache", "leave contiguous_cache out"),
+        ("attention", "a ring model does not know attn_name"),
+        ("prompts", "the ranks pass different tokens"),
+        ("shapes", "the ranks pass different tokens"),
+        ("tokens", "the ranks pass different tokens"),
+        ("two tokens", "one token follows a cache, [2, 1], but the tokens are [2, 2]"),
+    ],
+)
+def test_what_a_ring_model_cannot_serve_is_refused(pools, case, message):
+    for text in pools[3].run(misused, case) if "pass" in message else pools[2].run(misused, case):
         assert message in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from fms.utils.generation import generate as fms_generate
 
 from ringexp.models.generation import generate
 from ringexp.models.strategy import get_model
@@ -16,7 +17,7 @@ from support.model_ranks import TINY, ring_model
 def continued(
     rank: int, folder: str, block_lens: list[int], prompts: list[torch.Tensor], settings: list[dict[str, Any]]
 ) -> list[torch.Tensor]:
-    """Continuations of the prompts by a checkpoint on the ring, one for each of the settings of `generate`."""
+    """Continuations of the prompts by a checkpoint on the ring, one for each setting of `generate`."""
     model = get_model(
         "hf_pretrained",
         model_path=folder,
@@ -32,3 +33,47 @@ def misasked(rank: int, arguments: dict[str, Any]) -> str:
     model = ring_model(rank, "llama", TINY["llama"], [4, 3], "zigzag")
     given = {"ids": torch.ones(1, 7, dtype=torch.long), "max_new_tokens": 2} | arguments
     return error_of(lambda: generate(model, **given))
+
+
+SAMPLED = [
+    {"use_cache": True},
+    {"use_cache": True, "temperature": 0.6, "top_k": 0},
+    {"use_cache": True, "extra_kwargs": {"only_last_token": True}},
+    {"use_cache": True, "eos_token_id": 3, "timing": "e2e"},
+]
+"""Ways of FMS's own `generate` to draw."""
+
+
+@torch.inference_mode()
+def sampled(rank: int, block_lens: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Draw in each `SAMPLED` way: over the ring, each rank seeded differently, and on one process."""
+    model = ring_model(rank, "llama", TINY["llama"], block_lens, "zigzag")
+    ids = torch.randint(1, 64, (3, sum(block_lens)), generator=torch.Generator().manual_seed(3))
+
+    def draw(by: torch.nn.Module, seed: int, how: dict[str, Any]) -> torch.Tensor:
+        torch.manual_seed(seed)
+        drawn = fms_generate(by, ids, max_new_tokens=6, do_sample=True, **how)
+        return drawn if isinstance(drawn, torch.Tensor) else drawn[0]
+
+    return [(draw(model, 100 + rank, how), draw(model.model, 100, how)) for how in SAMPLED]
+
+
+@torch.inference_mode()
+def misused(rank: int, case: str) -> str:
+    """Return the UserError of a way of FMS's `generate`, or of a call, that a ring model cannot serve."""
+    block_lens = [4, 3] if torch.distributed.get_world_size() == 2 else [3, 2, 2]
+    model = ring_model(rank, "llama", TINY["llama"], block_lens, "zigzag")
+    ids = torch.arange(1, 8).expand(2, 7)
+    how: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "use_cache": True}
+    if case == "contiguous cache":
+        return error_of(lambda: fms_generate(model, ids, contiguous_cache=True, **how))
+    if case == "attention":
+        return error_of(lambda: model(ids, attn_name="sdpa_causal"))
+    if case == "prompts":
+        return error_of(lambda: model(ids + rank // 2))
+    if case == "shapes":
+        return error_of(lambda: model(ids[:, : 7 - rank // 2]))
+    _, cache = model(ids, use_cache=True)
+    if case == "tokens":
+        return error_of(lambda: model(torch.full((2, 1), 1 + rank), past_key_value_states=cache))
+    return error_of(lambda: model(ids[:, :2], past_key_value_states=cache))

@@ -147,7 +147,7 @@ def generate(
 
     Args:
         model: the ring model.
-        ids: token ids [B, S], or one tensor [S] per prompt. Prompts of unequal lengths are padded on the left.
+        ids: token ids [B, S], or one tensor [S] per prompt. Shorter prompts are padded on the left.
         max_new_tokens: how many tokens each sequence gets at most.
         eos_token_id: the token that ends a sequence, or several of them, as generation configs of Hugging
             Face have them. Generation ends early when all sequences have ended.

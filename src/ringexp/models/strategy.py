@@ -19,6 +19,7 @@ from torch import nn
 
 from ringexp.errors import UserError
 from ringexp.kernels import DecodeKernel, Kernel, get_decode_kernel, get_kernel
+from ringexp.models.agreement import check_same_tokens, share_random_state
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.cache import RingCache
 from ringexp.models.checkpoint import load_checkpoint
@@ -42,7 +43,7 @@ class RingAttentionStrategy(DistributedStrategy):
         self,
         block_lens: Sequence[int],
         group: dist.ProcessGroup | None = None,
-        layout: str = "contiguous",
+        layout: str = "zigzag",
         from_meta: bool = False,
     ) -> None:
         super().__init__(from_meta)
@@ -100,26 +101,58 @@ class RingModel(nn.Module):
         past_key_value_states: RingCache | None = None,
         use_cache: bool = False,
         last_n_tokens: int = 0,
+        only_last_token: bool = False,
         new_tokens: int = 0,
         mask: torch.Tensor | None = None,
+        **unknown: Any,
     ) -> Any:
-        """Logits of the prompt x [B, S]: [B, S, V], or of its last token with last_n_tokens=1, [B, 1, V].
+        """Return the logits of a prompt, or of the token after a cache, on every rank alike.
 
-        With use_cache=True also the cache, which has room for `new_tokens` and grows if need be. With
-        past_key_value_states, x [B, 1] is the token after those, and the result [B, 1, V] and the cache.
-        Batches may be padded on the left, as `pad_input_ids` of FMS does: then position_ids [B, S] say where
-        a prompt begins, and `mask`, which says the same, is not read.
+        All ranks pass the same tokens; if they do not, all of them are told. Each rank's default random
+        generators take the state of rank 0's, so that all ranks draw the same token from the logits.
+
+        Args:
+            x: the whole prompt [B, S]; with past_key_value_states the token [B, 1] after those.
+            position_ids: [B, S], where each prompt begins in a batch that is padded on the left, as
+                `pad_input_ids` of FMS gives them. Not read with past_key_value_states.
+            past_key_value_states: the cache that an earlier call returned.
+            use_cache: return the cache, too.
+            last_n_tokens: 0 for all logits [B, S, V], 1 for those of the last token [B, 1, V].
+            only_last_token: FMS's other name for last_n_tokens=1.
+            new_tokens: how many tokens the cache has room for at once; it grows if need be.
+            mask: not read. It goes with position_ids, which say the same.
+
+        Returns:
+            Logits, or with use_cache=True logits and cache.
+
+        Raises:
+            UserError: for tokens or arguments that the ring cannot take.
         """
+        if unknown:
+            raise UserError(f"a ring model does not know {', '.join(unknown)}; leave it out")
+        last_n_tokens = last_n_tokens or int(only_last_token)
         if last_n_tokens not in (0, 1):
             raise UserError(f"last_n_tokens={last_n_tokens} must be 0 (all logits) or 1 (the last token's)")
         if mask is not None and position_ids is None:
             raise UserError("a padded batch needs position_ids, as FMS's pad_input_ids gives them")
-        cache = past_key_value_states
+        strategy, cache = self.distributed_strategy, past_key_value_states
         if cache:
-            logits, _ = self._step(x, cache)
-            return self._from_owner_of_last(logits.clone()), cache
-        strategy = self.distributed_strategy
-        starts = [0] * x.shape[0] if position_ids is None else _starts(x, position_ids)
+            _check_cache(cache, x)
+            check_same_tokens(x, cache.starts, strategy.group)
+            logits = self._step(x, cache)[0].clone()
+            logits = self._from_owner_of_last(logits)
+        else:
+            starts = [0] * x.shape[0] if position_ids is None else _starts(x, position_ids)
+            check_same_tokens(x, starts, strategy.group)
+            logits, cache = self._prompt(x, starts, use_cache, last_n_tokens, new_tokens)
+        share_random_state(x.device, strategy.group)
+        return (logits, cache) if use_cache or past_key_value_states else logits
+
+    def _prompt(
+        self, x: torch.Tensor, starts: Sequence[int], use_cache: bool, last_n_tokens: int, new_tokens: int
+    ) -> tuple[torch.Tensor, RingCache | None]:
+        """Return the logits of the prompt x [B, S] on every rank, and the cache if it is to be used."""
+        strategy, cache = self.distributed_strategy, None
         decoder = self._decoder(x, starts)
         positions = rope_positions(strategy.positions(x.device), starts)
         if use_cache:
@@ -134,7 +167,7 @@ class RingModel(nn.Module):
             )
         logits = self._from_owner_of_last(local) if last_n_tokens else strategy.gather_output(local)
         decoder.ring.transport.take_transfers()  # nobody reads the times of hops
-        return (logits, cache) if use_cache else logits
+        return logits, cache
 
     def next_token(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor:
         """The most likely token [B, 1] after token [B, 1], on all ranks alike; the cache grows by it."""
@@ -168,6 +201,19 @@ class RingModel(nn.Module):
         return logits
 
 
+def _check_cache(cache: Any, x: torch.Tensor) -> None:
+    """Raise UserError for a cache that is not a ring model's, or tokens that cannot follow it."""
+    if not isinstance(cache, RingCache):
+        raise UserError(
+            "past_key_value_states must be the cache that the ring model returned, not a copy of it; "
+            "leave contiguous_cache out"
+        )
+    if list(x.shape) != [len(cache.starts), 1]:
+        raise UserError(
+            f"one token follows a cache, [{len(cache.starts)}, 1], but the tokens are {list(x.shape)}"
+        )
+
+
 def _starts(x: torch.Tensor, position_ids: torch.Tensor) -> list[int]:
     """The first slot of each sequence, of left-padded positions [B, S]."""
     slots = torch.arange(x.shape[1], device=x.device)
@@ -186,7 +232,7 @@ def get_model(
     *,
     distributed_strategy: str | None = None,
     block_lens: Sequence[int] | None = None,
-    layout: str = "contiguous",
+    layout: str = "zigzag",
     group: dist.ProcessGroup | None = None,
     kernel: str = "auto",
     transport: str = "auto",

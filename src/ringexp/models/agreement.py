@@ -1,0 +1,69 @@
+"""The ranks of a ring model keep in step: they pass the same tokens, and they draw the same ones.
+
+Every rank calls the model with the whole prompt and gets the whole result, so each could go on with a token
+of its own. Drawing is therefore made alike beforehand, and tokens are compared when they come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from ringexp.errors import UserError
+from ringexp.ring.groups import broadcast, meeting_place
+
+_PRIME = 2_654_435_761
+
+
+def check_same_tokens(ids: torch.Tensor, starts: Sequence[int], group: dist.ProcessGroup | None) -> None:
+    """Raise UserError on every rank of the group if one of them passes other tokens than the others.
+
+    Args:
+        ids: token ids [B, S] of this rank.
+        starts: the first slot of each sequence that is no padding, as this rank sees it.
+        group: the ranks that compare. All of them call this together.
+    """
+    if not _several(group):
+        return
+    place = meeting_place(ids.device, group)
+    summary = torch.tensor([ids.shape[0], ids.shape[-1], hash((*ids.shape, *starts)) % 2**62], device=place)
+    weights = _PRIME * torch.arange(1, ids.numel() + 1, device=ids.device)  # overflow wraps around
+    checksum = (ids.flatten().long() * weights).sum().remainder(2**62).to(place)
+    summary = torch.cat([summary, checksum.view(1)])
+    extremes = torch.cat([summary, -summary])
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
+    most, least = extremes.view(2, -1).tolist()
+    if any(high != -low for high, low in zip(most, least, strict=True)):
+        raise UserError(
+            f"the ranks pass different tokens, this one {list(ids.shape)}; every rank must pass the same "
+            "whole prompt, and after that the same token (draw it on one rank and broadcast it)"
+        )
+
+
+def share_random_state(device: torch.device, group: dist.ProcessGroup | None) -> None:
+    """Give every rank of the group the state of rank 0's default random generators.
+
+    What ranks then draw from equal logits is equal, whatever draws it: torch.multinomial in FMS's `generate`
+    has no generator that could be passed in.
+
+    Args:
+        device: where the logits are. Its generator is shared, and the CPU's.
+        group: the ranks that draw. All of them call this together.
+    """
+    if not _several(group):
+        return
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    shared = torch.cat(states).to(meeting_place(device, group))
+    broadcast(shared, 0, group)
+    host, *on_device = shared.cpu().split([len(state) for state in states])
+    torch.set_rng_state(host.clone())
+    for state in on_device:
+        torch.cuda.set_rng_state(state.clone(), device)
+
+
+def _several(group: dist.ProcessGroup | None) -> bool:
+    return dist.is_initialized() and dist.get_world_size(group) > 1
