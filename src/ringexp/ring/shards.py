@@ -11,16 +11,16 @@ from ringexp.ring.groups import broadcast, place_in
 
 
 def positions(plan: Plan, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Global positions of the rank's tokens in local order, [L] int64."""
-    spans = plan.q_shards[rank].spans
+    """Return the global positions of the rank's tokens in local order, [L] int64."""
+    spans = plan.q_shards[plan.checked_rank(rank)].spans
     runs = [torch.arange(span.start, span.stop, device=device) for span in spans]
     return torch.cat(runs) if runs else torch.empty(0, dtype=torch.long, device=device)
 
 
 def shard(x: torch.Tensor, plan: Plan, rank: int, dim: int = 1) -> torch.Tensor:
-    """The rank's part of x, whose `dim` are the prompt's positions: a contiguous copy."""
+    """Return the rank's part of x, whose `dim` are the prompt's positions: a contiguous copy."""
+    spans = plan.q_shards[plan.checked_rank(rank)].spans
     _check_length(x, plan.seq_len, dim, f"the plan has {plan.seq_len} tokens")
-    spans = plan.q_shards[rank].spans
     parts = [x.narrow(dim, span.start, len(span)) for span in spans] or [x.narrow(dim, 0, 0)]
     return torch.cat(parts, dim)
 
@@ -49,5 +49,7 @@ def unshard(
 
 
 def _check_length(x: torch.Tensor, length: int, dim: int, why: str) -> None:
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise UserError(f"dim={dim!r} must be the number of a dimension")
     if not -x.dim() <= dim < x.dim() or x.shape[dim] != length:
         raise UserError(f"{why}, but the tensor {list(x.shape)} does not have that many in dim={dim}")
