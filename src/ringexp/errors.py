@@ -38,6 +38,10 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None, adv
     return number
 
 
+class RingError(RuntimeError):
+    """A ring that ended because one of its ranks failed; the message says which rank, and why."""
+
+
 class RunFailed(RuntimeError):
     """A run that started and could not end well; the message says what happened, where, and where to look."""
 

@@ -3,8 +3,18 @@
 import pytest
 import torch
 
+from ringexp import RankCost
 from support.checkpoints import CHECKPOINTS, SHAPE, save_checkpoint
-from support.generation_ranks import SAMPLED, continued, misasked, misused, sampled
+from support.generation_ranks import (
+    SAMPLED,
+    continued,
+    misasked,
+    misplanned,
+    misused,
+    of_any_length,
+    padded_by_speed,
+    sampled,
+)
 from support.model_ranks import TINY, caches, generated, refused
 
 NEW_TOKENS = 7
@@ -169,4 +179,56 @@ def test_all_ranks_draw_the_token_of_rank_0(pools, block_lens):
 )
 def test_what_a_ring_model_cannot_serve_is_refused(pools, case, message):
     for text in pools[3].run(misused, case) if "pass" in message else pools[2].run(misused, case):
+        assert message in text
+
+
+COSTS = [RankCost(0.1, 0.01, 1e-5), RankCost(0.1, 0.02, 2e-5), RankCost(500.0, 1.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "layout"),
+    [([3.0, 1.0, 2.0], "zigzag"), ([1, 5, 1], "contiguous"), (COSTS, "zigzag"), ("measured", "zigzag")],
+    ids=str,
+)
+def test_one_ring_model_serves_prompts_of_any_length(pools, speeds, layout):
+    """With one or two tokens, and by costs, some of the ranks are not in the ring."""
+    lengths = [96, 7, 2, 1, 96]
+    for results in pools[3].run(of_any_length, speeds, lengths, {"layout": layout}):
+        for length, (tokens, ring, alone, continued_by_ring, continued_alone) in zip(
+            lengths, results, strict=True
+        ):
+            assert sum(tokens) == length
+            assert ring.shape == alone.shape
+            assert (ring - alone).abs().max() <= 1e-5 * (alone.max() - alone.min())
+            assert torch.equal(continued_by_ring, continued_alone)
+    if speeds == [3.0, 1.0, 2.0]:
+        assert results[0][0] == [48, 16, 32]
+        assert results[2][0] == [1, 0, 1]
+
+
+def test_padded_batches_are_planned_by_speed(pools):
+    for speeds in ([3.0, 1.0], [1.0, 4.0]):
+        for ring, alone in pools[2].run(padded_by_speed, speeds, [40, 3, 17]):
+            assert torch.equal(ring, alone)
+
+
+@pytest.mark.parametrize(
+    ("length", "how", "message"),
+    [
+        (
+            8,
+            {"block_lens": [4, 3]},
+            "the prompt has 8 tokens, but block_lens=[4, 3] are for 7; make the model",
+        ),
+        (1025, {"speeds": [1, 1]}, "seq_len=1025 is beyond the model's max_expected_seq_len=1024"),
+        (8, {"speeds": [1, 0]}, "speeds=[1, 0] must be positive numbers"),
+        (8, {"speeds": [1, 1, 1]}, "speeds=[1, 1, 1] needs one entry for each of 2 ranks"),
+        (8, {"speeds": "fast"}, "speeds='fast' must be a list"),
+        (8, {"speeds": [1, 1], "block_lens": [4, 4]}, "needs block_lens or speeds"),
+        (8, {}, "needs block_lens or speeds"),
+        (8, {"block_lens": [4.0, 4]}, "block_lens=4.0 must be a whole number"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(pools, length, how, message):
+    for text in pools[2].run(misplanned, length, how):
         assert message in text

@@ -77,3 +77,51 @@ def misused(rank: int, case: str) -> str:
     if case == "tokens":
         return error_of(lambda: model(torch.full((2, 1), 1 + rank), past_key_value_states=cache))
     return error_of(lambda: model(ids[:, :2], past_key_value_states=cache))
+
+
+@torch.inference_mode()
+def of_any_length(
+    rank: int, speeds: Any, lengths: list[int], how: dict[str, Any]
+) -> list[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """One ring model by speeds, prompts of many lengths: tokens per rank, logits and continuations.
+
+    Logits and continuations are those of the ring, and then those of one process.
+    """
+    torch.manual_seed(rank)
+    model: Any = get_model(
+        "llama", "micro", distributed_strategy="ring", speeds=speeds, **TINY["llama"], **how
+    )
+    random, found = torch.Generator().manual_seed(3), []
+    for length in lengths:
+        ids = torch.randint(1, 64, (2, length), generator=random)
+        greedy: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
+        alone = fms_generate(model.model, ids, use_cache=True, **greedy)
+        whole = model.model(ids, attn_name="sdpa_causal")
+        for use_cache in (True, False):
+            assert torch.equal(fms_generate(model, ids, use_cache=use_cache, **greedy), alone)
+        plan = model.distributed_strategy.plan_for(length)
+        found.append((plan.tokens, model(ids), whole, generate(model, ids, 5), alone))
+    return found
+
+
+@torch.inference_mode()
+def padded_by_speed(rank: int, speeds: Any, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Continuations of a padded batch by one ring model by speeds, and those of each prompt by one process."""
+    model: Any = get_model("llama", "micro", distributed_strategy="ring", speeds=speeds, **TINY["llama"])
+    random = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(1, 64, (length,), generator=random) for length in lengths]
+    alone = [
+        fms_generate(model.model, ids, max_new_tokens=4, do_sample=False, use_cache=True)[-4:]
+        for ids in prompts
+    ]
+    return generate(model, prompts, 4)[:, -4:], torch.stack(alone)
+
+
+def misplanned(rank: int, length: int, how: dict[str, Any]) -> str:
+    """Return the UserError of a prompt that the ring model cannot take."""
+
+    def call() -> object:
+        made = get_model("llama", "micro", distributed_strategy="ring", **TINY["llama"], **how)
+        return made(torch.ones(1, length, dtype=torch.long))
+
+    return error_of(call)

@@ -6,34 +6,35 @@ of its own. Drawing is therefore made alike beforehand, and tokens are compared 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
 from ringexp.errors import UserError
-from ringexp.ring.groups import broadcast, meeting_place
+from ringexp.ring.circle import Circle
 
 _PRIME = 2_654_435_761
 
 
-def check_same_tokens(ids: torch.Tensor, starts: Sequence[int], group: dist.ProcessGroup | None) -> None:
+def check_same_tokens(ids: torch.Tensor, starts: Sequence[int], circle: Circle) -> None:
     """Raise UserError on every rank of the group if one of them passes other tokens than the others.
 
     Args:
         ids: token ids [B, S] of this rank.
         starts: the first slot of each sequence that is no padding, as this rank sees it.
-        group: the ranks that compare. All of them call this together.
+        circle: the ranks that compare. All of them call this together.
     """
-    if not _several(group):
+    if circle.size == 1:
         return
-    place = meeting_place(ids.device, group)
+    place = circle.place(ids.device)
     summary = torch.tensor([ids.shape[0], ids.shape[-1], hash((*ids.shape, *starts)) % 2**62], device=place)
     weights = _PRIME * torch.arange(1, ids.numel() + 1, device=ids.device)  # overflow wraps around
     checksum = (ids.flatten().long() * weights).sum().remainder(2**62).to(place)
     summary = torch.cat([summary, checksum.view(1)])
     extremes = torch.cat([summary, -summary])
-    dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
+    circle.all_reduce(extremes, dist.ReduceOp.MAX)
     most, least = extremes.view(2, -1).tolist()
     if any(high != -low for high, low in zip(most, least, strict=True)):
         raise UserError(
@@ -42,7 +43,7 @@ def check_same_tokens(ids: torch.Tensor, starts: Sequence[int], group: dist.Proc
         )
 
 
-def share_random_state(device: torch.device, group: dist.ProcessGroup | None) -> None:
+def share_random_state(device: torch.device, circle: Circle) -> None:
     """Give every rank of the group the state of rank 0's default random generators.
 
     What ranks then draw from equal logits is equal, whatever draws it: torch.multinomial in FMS's `generate`
@@ -50,20 +51,30 @@ def share_random_state(device: torch.device, group: dist.ProcessGroup | None) ->
 
     Args:
         device: where the logits are. Its generator is shared, and the CPU's.
-        group: the ranks that draw. All of them call this together.
+        circle: the ranks that draw. All of them call this together.
     """
-    if not _several(group):
+    if circle.size == 1:
         return
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
-    shared = torch.cat(states).to(meeting_place(device, group))
-    broadcast(shared, 0, group)
+    shared = torch.cat(states).to(circle.place(device))
+    circle.broadcast(shared, 0)
     host, *on_device = shared.cpu().split([len(state) for state in states])
     torch.set_rng_state(host.clone())
     for state in on_device:
         torch.cuda.set_rng_state(state.clone(), device)
 
 
-def _several(group: dist.ProcessGroup | None) -> bool:
-    return dist.is_initialized() and dist.get_world_size(group) > 1
+def check_same_settings(settings: str, circle: Circle) -> None:
+    """Raise UserError on every rank of the group unless all of them have the same settings of the model."""
+    if circle.size == 1:
+        return
+    number = int.from_bytes(hashlib.sha256(settings.encode()).digest()[:7], "big")
+    extremes = torch.tensor([number, -number])
+    extremes = extremes.to(circle.place(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    circle.all_reduce(extremes, dist.ReduceOp.MAX)
+    if int(extremes[0]) != -int(extremes[1]):
+        raise UserError(
+            "the ranks pass different speeds, block_lens, layout, kernel or transport to get_model"
+        )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -22,8 +22,10 @@ from ringexp.kernels import DecodeKernel, Slots
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.cache import GROWTH, RingCache
 from ringexp.planning import next_owner, owners
+from ringexp.ring.circle import circle_of
 from ringexp.ring.clock import Clock, NoClock
 from ringexp.ring.decode import DecodeContext, gather
+from ringexp.ring.eager import eager
 from ringexp.ring.prefill import RingContext
 
 
@@ -71,19 +73,31 @@ class Decoder:
         starts = plan.starts or [0] * ids.shape[0]
         firsts = [plan.q_shards[rank].since(start)[0] for start in starts]
         slots = Slots(firsts, plan.tokens[rank], ids.device)
-        return logits, RingCache(layers, plan.tokens, plan.seq_len, starts, slots)
+        return logits, RingCache(layers, plan, starts, slots)
+
+    def empty_cache(self, batch: int, device: torch.device) -> RingCache:
+        """Return the cache of a rank that is not in the ring."""
+        plan = self.ring.plan
+        return RingCache([], plan, plan.starts or [0] * batch, Slots([0] * batch, 0, device))
 
     def step(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, 1, V] after token [B, 1], and the token [B, 1] that `choose` takes by them.
 
         All ranks pass the same token; the cache grows by it. The next step may overwrite what is returned.
         """
-        owner = next_owner(cache.held, *self._capacities)
-        cache.admit(owner, self.ring.rank)
+        self._admit(cache)
         captured_with = self.ring.transport if self.captures else None
         logits, chosen, _ = cache.step(token, lambda token: self._forward(token, cache), captured_with)
         cache.advance()
         return logits, chosen
+
+    def pass_by(self, cache: RingCache) -> None:
+        """Take account of a token that the members of the ring decode; for a rank that is not one of them."""
+        self._admit(cache)
+        cache.advance()
+
+    def _admit(self, cache: RingCache) -> None:
+        cache.admit(next_owner(cache.held, *self._capacities), self.ring.rank)
 
     def _forward(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """A step but for the host's account of it, and its transfers: a graph points to their events."""
@@ -132,6 +146,19 @@ def prefill_with_cache(
     return logits, layers
 
 
+@runtime_checkable
+class _Generating(Protocol):
+    """A ring model, as far as `generate` knows it."""
+
+    model: nn.Module
+    distributed_strategy: Any
+
+    def __call__(self, x: torch.Tensor, **how: Any) -> Any: ...
+
+    def next_token(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor: ...
+
+
+@eager
 @torch.inference_mode()
 def generate(
     model: nn.Module,
@@ -159,7 +186,22 @@ def generate(
 
     Raises:
         UserError: for an argument that cannot work.
+        RingError: where another rank has failed.
     """
+    if not isinstance(model, _Generating):
+        raise UserError('generate needs a model of get_model(..., distributed_strategy="ring")')
+    with circle_of(model.distributed_strategy.group):
+        return _generated(model, ids, max_new_tokens, eos_token_id, pad_token_id)
+
+
+def _generated(
+    model: _Generating,
+    ids: torch.Tensor | Sequence[torch.Tensor],
+    max_new_tokens: int,
+    eos_token_id: int | Iterable[int] | None,
+    pad_token_id: int | None,
+) -> torch.Tensor:
+    """As `generate`."""
     from fms.utils.generation import pad_input_ids
 
     ends = _token_ids("eos_token_id", eos_token_id)
@@ -176,7 +218,6 @@ def generate(
         ids, position_ids=positions, use_cache=True, last_n_tokens=1, new_tokens=max_new_tokens
     )
     tokens = [ids]
-    next_token: Any = model.next_token
     ended = torch.zeros(ids.shape[0], 1, dtype=torch.bool, device=ids.device)
     end_ids = torch.tensor(ends, dtype=ids.dtype, device=ids.device)
     token = logits[:, -1:].argmax(-1)
@@ -189,7 +230,7 @@ def generate(
             if bool(ended.all()):
                 break
         if step + 1 < max_new_tokens:
-            token = next_token(token, cache)
+            token = model.next_token(token, cache)
     return torch.cat(tokens, dim=1)
 
 
@@ -204,12 +245,12 @@ def _token_ids(name: str, value: int | Iterable[int] | torch.Tensor | None) -> l
         raise UserError(f"{name}={value} must be token ids of at least 0, or None") from error
 
 
-def _padding_token(model: nn.Module, pad_token_id: int | None, ends: Sequence[int]) -> int:
+def _padding_token(model: _Generating, pad_token_id: int | None, ends: Sequence[int]) -> int:
     """Return the token that stands for nothing: `pad_token_id`, or a default that `generate` documents."""
     if pad_token_id is None:
         return ends[0] if ends else 0
     (pad,) = _token_ids("pad_token_id", [pad_token_id])
-    vocabulary = getattr(getattr(getattr(model, "model", None), "config", None), "src_vocab_size", None)
+    vocabulary = getattr(getattr(model.model, "config", None), "src_vocab_size", None)
     if vocabulary is not None and pad >= vocabulary:
         raise UserError(f"pad_token_id={pad} is beyond the model's vocabulary of {vocabulary} tokens")
     return pad

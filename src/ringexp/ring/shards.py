@@ -7,7 +7,8 @@ import torch.distributed as dist
 
 from ringexp.errors import UserError
 from ringexp.planning import Plan
-from ringexp.ring.groups import broadcast, place_in
+from ringexp.ring.circle import Circle, circle_of
+from ringexp.ring.eager import eager
 
 
 def positions(plan: Plan, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -25,6 +26,7 @@ def shard(x: torch.Tensor, plan: Plan, rank: int, dim: int = 1) -> torch.Tensor:
     return torch.cat(parts, dim)
 
 
+@eager
 def unshard(
     local: torch.Tensor, plan: Plan, group: dist.ProcessGroup | None = None, dim: int = 1
 ) -> torch.Tensor:
@@ -32,8 +34,13 @@ def unshard(
 
     local: this rank's, `dim` its tokens; alike on all ranks in all other dimensions and in dtype.
     """
-    rank, _ = place_in(group, plan.world_size)
-    tokens = plan.tokens
+    with circle_of(group) as circle:
+        return _gathered(local, plan, circle, dim)
+
+
+def _gathered(local: torch.Tensor, plan: Plan, circle: Circle, dim: int) -> torch.Tensor:
+    circle.check_size(plan.world_size)
+    rank, tokens = circle.rank, plan.tokens
     _check_length(local, tokens[rank], dim, f"rank {rank} holds {tokens[rank]} tokens of the plan")
     shape = list(local.shape)
     shape[dim] = plan.seq_len
@@ -41,8 +48,7 @@ def unshard(
     for source in plan.members:
         shape[dim] = tokens[source]
         part = local.detach().contiguous() if source == rank else local.new_empty(shape)
-        if plan.world_size > 1:
-            broadcast(part, source, group)
+        circle.broadcast(part, source)
         for offset, span in plan.q_shards[source].placed():
             whole.narrow(dim, span.start, len(span)).copy_(part.narrow(dim, offset, len(span)))
     return whole
