@@ -218,7 +218,7 @@ def test_padded_batches_are_planned_by_speed(pools):
         (
             8,
             {"block_lens": [4, 3]},
-            "the prompt has 8 tokens, but block_lens=[4, 3] are for 7; make the model",
+            "the prompt has 8 tokens, but block_lens=[4, 3] are for 7; make",
         ),
         (1025, {"speeds": [1, 1]}, "seq_len=1025 is beyond the model's max_expected_seq_len=1024"),
         (8, {"speeds": [1, 0]}, "speeds=[1, 0] must be positive numbers"),

@@ -106,7 +106,7 @@ def of_any_length(
 
 @torch.inference_mode()
 def padded_by_speed(rank: int, speeds: Any, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Continuations of a padded batch by one ring model by speeds, and those of each prompt by one process."""
+    """Continuations of a padded batch by a ring model, and those of each prompt by one process."""
     model: Any = get_model("llama", "micro", distributed_strategy="ring", speeds=speeds, **TINY["llama"])
     random = torch.Generator().manual_seed(3)
     prompts = [torch.randint(1, 64, (length,), generator=random) for length in lengths]
