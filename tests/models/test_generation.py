@@ -172,6 +172,7 @@ def test_all_ranks_draw_the_token_of_rank_0(pools, block_lens):
         ("contiguous cache", "leave contiguous_cache out"),
         ("attention", "a ring model does not know attn_name"),
         ("prompts", "the ranks pass different tokens"),
+        ("two places", "the ranks pass different tokens"),
         ("shapes", "the ranks pass different tokens"),
         ("tokens", "the ranks pass different tokens"),
         ("two tokens", "one token follows a cache, [2, 1], but the tokens are [2, 2]"),

@@ -1,5 +1,9 @@
 """A rank that fails in a call that all ranks make tells its peers, which end soon and say why."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +12,7 @@ from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.transport import Trip
 from support.circle_ranks import CALLS, FAILING, fail_in, refuse_together, refuse_where_one_has_no_tokens
 
+UNCLOSED = Path(__file__).parents[1] / "support" / "unclosed.py"
 REASONS = {
     "tensors": "UserError: rank 1 holds 9 queries and 9 keys of the plan",
     "kernel": "ValueError: no such block",
@@ -52,6 +57,15 @@ def test_a_rank_that_had_nothing_to_do_hears_of_it_in_the_next_call(pools):
         assert first.startswith("UserError: rank " if rank < 2 else "no error")
         assert after.startswith("RingError: ")
         assert closed == "no error"
+
+
+@pytest.mark.parametrize("how", ["well", "fail"])
+def test_processes_end_that_never_close_their_rings(how):
+    """With torchrun, so over a TCPStore."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    done = subprocess.run([*command, UNCLOSED, how], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("RingError: rank 1 failed: UserError: ") == (2 if how == "fail" else 0)
 
 
 class BrokenLinks:

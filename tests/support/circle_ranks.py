@@ -51,6 +51,7 @@ def refuse_together(rank: int) -> list[str]:
 def refuse_where_one_has_no_tokens(rank: int) -> list[str]:
     """Ranks 0 and 1 are refused; rank 2 has nothing to do in that call, and hears of it in the next."""
     ringexp.close()
+    attend(rank)
     plan = ringexp.plan([1, 1, 1], 30, max_tokens=[None, None, 0])
     q = torch.zeros(1, plan.tokens[rank] + (rank < 2), 4, 16)
     told = [heard(lambda: ringexp.ring_attention(q, q, q, plan)), heard(lambda: attend(rank))]

@@ -71,6 +71,8 @@ def misused(rank: int, case: str) -> str:
         return error_of(lambda: model(ids, attn_name="sdpa_causal"))
     if case == "prompts":
         return error_of(lambda: model(ids + rank // 2))
+    if case == "two places":  # whose change cancels out in a sum weighted by place
+        return error_of(lambda: model(ids + torch.tensor([2, -1, 0, 0, 0, 0, 0]) * (rank // 2)))
     if case == "shapes":
         return error_of(lambda: model(ids[:, : 7 - rank // 2]))
     _, cache = model(ids, use_cache=True)

@@ -30,9 +30,7 @@ def check_same_tokens(ids: torch.Tensor, starts: Sequence[int], circle: Circle) 
         return
     place = circle.place(ids.device)
     summary = torch.tensor([ids.shape[0], ids.shape[-1], hash((*ids.shape, *starts)) % 2**62], device=place)
-    weights = _PRIME * torch.arange(1, ids.numel() + 1, device=ids.device)  # overflow wraps around
-    checksum = (ids.flatten().long() * weights).sum().remainder(2**62).to(place)
-    summary = torch.cat([summary, checksum.view(1)])
+    summary = torch.cat([summary, _checksum(ids).to(place)])
     extremes = torch.cat([summary, -summary])
     circle.all_reduce(extremes, dist.ReduceOp.MAX)
     most, least = extremes.view(2, -1).tolist()
@@ -41,6 +39,17 @@ def check_same_tokens(ids: torch.Tensor, starts: Sequence[int], circle: Circle) 
             f"the ranks pass different tokens, this one {list(ids.shape)}; every rank must pass the same "
             "whole prompt, and after that the same token (draw it on one rank and broadcast it)"
         )
+
+
+def _checksum(ids: torch.Tensor) -> torch.Tensor:
+    """Return a number [1] that other ids of this shape have only by chance.
+
+    Each place has a weight of its own without a pattern. Overflow wraps around, on all ranks alike.
+    """
+    weights = _PRIME * torch.arange(1, ids.numel() + 1, device=ids.device)
+    for shift in (15, 13):
+        weights = (weights ^ (weights >> shift)) * _PRIME
+    return (ids.flatten().long() * (weights | 1)).sum().remainder(2**62).view(1)
 
 
 def share_random_state(device: torch.device, circle: Circle) -> None:

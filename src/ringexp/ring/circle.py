@@ -11,6 +11,7 @@ closed, unless every rank has refused the same call by an error of its own: then
 
 from __future__ import annotations
 
+import atexit
 import json
 import time
 from collections.abc import Callable
@@ -160,6 +161,11 @@ class Circle:
         """Return where the few numbers lie that ranks tell each other: on the host if it has connections."""
         return torch.device("cpu") if self.linked else device
 
+    def let_go(self) -> None:
+        """Forget the connections, and the transports that use them."""
+        self._links = None
+        self.transports = {key: each for key, each in self.transports.items() if each.name != "gloo"}
+
     def _first_failure(self) -> str:
         """Return the group's first failure: the one in the store, or else this rank's, which is put there."""
         mine = json.dumps(self.ended)
@@ -236,6 +242,13 @@ def close_circle(group: dist.ProcessGroup | None) -> dict[tuple[torch.device, st
         _closed[key.group_name] = _closed.get(key.group_name, 0) + 1
     circle = _circles.pop(key, None)
     return circle.transports if circle else {}
+
+
+@atexit.register
+def _disconnect_all() -> None:
+    """Free all connections while the interpreter still runs: freeing them later would not return."""
+    for circle in _circles.values():
+        circle.let_go()
 
 
 def backends(group: dist.ProcessGroup | None) -> dict[str, str]:
