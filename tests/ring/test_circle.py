@@ -59,7 +59,7 @@ def test_a_rank_that_had_nothing_to_do_hears_of_it_in_the_next_call(pools):
         assert closed == "no error"
 
 
-@pytest.mark.parametrize("how", ["well", "fail"])
+@pytest.mark.parametrize("how", ["well", "fail", "destroy"])
 def test_processes_end_that_never_close_their_rings(how):
     """With torchrun, so over a TCPStore."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]

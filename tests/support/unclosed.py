@@ -13,5 +13,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     attend(rank)
+    if "destroy" in sys.argv:
+        dist.destroy_process_group()
     if "fail" in sys.argv:
         print(heard(lambda: attend(rank, extra=int(rank == FAILING))), flush=True)

@@ -11,7 +11,7 @@ closed, unless every rank has refused the same call by an error of its own: then
 
 from __future__ import annotations
 
-import atexit
+import ctypes
 import json
 import time
 from collections.abc import Callable
@@ -46,8 +46,8 @@ class Circle:
     failed, and why; empty while all is well.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, name: str) -> None:
-        self._group, self._name = group, name
+    def __init__(self, group: dist.ProcessGroup | None, name: str, turn: int = 0) -> None:
+        self._group, self._name, self._turn = group, name, turn
         self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
         self.linked = self.size > 1 and backends(group).get("cpu") == "gloo"
         self.transports: dict[tuple[torch.device, str], Transport] = {}
@@ -56,7 +56,8 @@ class Circle:
         self._depth = self._calls = 0
         self.ended, self._refused = "", False
         if group is not None:
-            self._store = dist.PrefixStore(name, dist.distributed_c10d._get_process_group_store(group))
+            whole = dist.distributed_c10d._get_process_group_store(group)
+            self._store = dist.PrefixStore(f"{name}/{turn}", whole)
 
     def check_size(self, world_size: int) -> None:
         """Raise UserError if a plan is for another number of ranks."""
@@ -97,7 +98,7 @@ class Circle:
         """Return this circle, or one that takes its place where all ranks have refused the same call."""
         if not (self.ended and self._refused and self._all_refused()):
             return self
-        after = Circle(self._group, f"{self._name}+")
+        after = Circle(self._group, self._name, self._turn + 1)
         for (device, name), transport in self.transports.items():
             if transport.name == "gloo":  # its connections are closed
                 transport.close()
@@ -112,6 +113,8 @@ class Circle:
             self.meet()
             store = dist.PrefixStore("links", self._store)
             self._links = dist.ProcessGroupGloo(store, self.rank, self.size, _timeout(self._group))
+            # To be freed by let_go alone: an interpreter that frees it while it ends does not return.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._links))
         return self._links
 
     def meet(self) -> None:
@@ -162,9 +165,10 @@ class Circle:
         return torch.device("cpu") if self.linked else device
 
     def let_go(self) -> None:
-        """Forget the connections, and the transports that use them."""
+        """Free the connections, with nothing under way. A circle that has ended has closed them already."""
+        if self._links is not None and not self.ended:
+            ctypes.pythonapi.Py_DecRef(ctypes.py_object(self._links))
         self._links = None
-        self.transports = {key: each for key, each in self.transports.items() if each.name != "gloo"}
 
     def _first_failure(self) -> str:
         """Return the group's first failure: the one in the store, or else this rank's, which is put there."""
@@ -178,10 +182,11 @@ class Circle:
 
         A receive that times out closes all of them. One from a peer that has closed its own does not wait.
         """
-        for peer in range(self.size) if self._links is not None else ():
+        links = self._links
+        for peer in range(self.size) if links is not None else ():
             if peer != self.rank:
                 with suppress(Exception):
-                    self._links.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
+                    links.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
 
     def _all_refused(self) -> bool:
         """Whether every rank has refused the last call by an error of its own; waits for those to come.
@@ -235,20 +240,12 @@ def circle_of(group: dist.ProcessGroup | None) -> Circle:
     return circle
 
 
-def close_circle(group: dist.ProcessGroup | None) -> dict[tuple[torch.device, str], Transport]:
-    """Forget the group's circle and return its transports. The next call makes another circle."""
+def take_circle(group: dist.ProcessGroup | None) -> Circle | None:
+    """Return the group's circle, if there is one, and forget it. The next call makes another."""
     key = _resolved(group)
     if key is not None:
         _closed[key.group_name] = _closed.get(key.group_name, 0) + 1
-    circle = _circles.pop(key, None)
-    return circle.transports if circle else {}
-
-
-@atexit.register
-def _disconnect_all() -> None:
-    """Free all connections while the interpreter still runs: freeing them later would not return."""
-    for circle in _circles.values():
-        circle.let_go()
+    return _circles.pop(key, None)
 
 
 def backends(group: dist.ProcessGroup | None) -> dict[str, str]:

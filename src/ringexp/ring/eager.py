@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function that torch.compile leaves alone, and everything that it calls."""
-    uncompiled: dict[str, Any] = {}
+    uncompiled: dict[str, Callable[..., Any]] = {}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -27,7 +27,8 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
             import torch
 
             reason = f"ringexp.{function.__name__} talks to other ranks"
-            uncompiled["function"] = torch.compiler.disable(function, reason=reason)
+            disable: Any = torch.compiler.disable
+            uncompiled["function"] = disable(function, reason=reason)
         return uncompiled["function"](*args, **kwargs)
 
     return call

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ringexp.config import TRANSPORTS
 from ringexp.errors import UserError
-from ringexp.ring.circle import backends, circle_of, close_circle
+from ringexp.ring.circle import backends, circle_of, take_circle
 from ringexp.ring.cuda_driver import device_id
 from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
@@ -56,10 +56,13 @@ def close(group: dist.ProcessGroup | None = None) -> None:
     Call it before the group is destroyed, and after a call that has failed. The next ring of the group starts
     anew.
     """
-    transports = close_circle(group).items()
-    for transport, (device, _) in {transport: key for key, transport in transports}.items():
-        with current(device):
-            transport.close()
+    circle = take_circle(group)
+    if circle is not None:
+        by_transport = {transport: device for (device, _), transport in circle.transports.items()}
+        for transport, device in by_transport.items():
+            with current(device):
+                transport.close()
+        circle.let_go()
 
 
 def broadcast(x: torch.Tensor, source: int, group: dist.ProcessGroup | None = None) -> None:
