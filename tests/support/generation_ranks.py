@@ -98,7 +98,7 @@ def of_any_length(
         ids = torch.randint(1, 64, (2, length), generator=random)
         greedy: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
         alone = fms_generate(model.model, ids, use_cache=True, **greedy)
-        whole = model.model(ids, attn_name="sdpa_causal")
+        whole = model.model(ids, attn_name="sdpa_causal", use_cache=True)[0]
         for use_cache in (True, False):
             assert torch.equal(fms_generate(model, ids, use_cache=use_cache, **greedy), alone)
         plan = model.distributed_strategy.plan_for(length)

@@ -111,7 +111,10 @@ class GlooTransport:
 
     def barrier(self) -> None:
         try:
-            self._links.barrier().wait()
+            if isinstance(self._links, dist.ProcessGroup):
+                dist.barrier(self._links)
+            else:
+                self._links.barrier().wait()
         except RuntimeError as error:
             raise PeerLost(str(error)) from error
 
