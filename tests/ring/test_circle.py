@@ -77,6 +77,8 @@ class BrokenLinks:
     def send(self, *_: object) -> None:
         raise RuntimeError("Connection reset by peer")
 
+    recv = send
+
 
 def test_a_hop_that_fails_tells_who_waits_for_its_shard():
     transport = GlooTransport(BrokenLinks())  # type: ignore[arg-type]
