@@ -53,6 +53,7 @@ def tiny(kind: str, settings: dict[str, Any]) -> Any:
 @torch.inference_mode()
 def ring_errors(rank: int, cases: list[tuple[str, dict[str, Any]]], seq_len: int) -> list[str | float]:
     """Of each model the largest error of the last logits over their spread, or why it is refused."""
+    last_logits = example().last_logits
     plan = ringexp.plan(range(1, dist.get_world_size() + 1), seq_len)
     ids = torch.randint(1, 96, (2, seq_len), generator=torch.Generator().manual_seed(4))
     found: list[str | float] = []
@@ -62,7 +63,7 @@ def ring_errors(rank: int, cases: list[tuple[str, dict[str, Any]]], seq_len: int
         alone = model(ids, use_cache=False).logits[:, -1]
         model.set_attn_implementation("ringexp")
         try:
-            ring = example().last_logits(model, ids, plan, rank)
+            ring = last_logits(model, ids, plan, rank)
             found.append(((ring - alone).abs().max() / (alone.max() - alone.min())).item())
         except ringexp.UserError as error:
             found.append(str(error))
