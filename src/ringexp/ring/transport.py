@@ -243,4 +243,4 @@ def make_transport(name: str, device: torch.device, group: dist.ProcessGroup | N
 
     if name == "nccl":
         return NcclTransport(device, group)
-    return IpcTransport(device, group) if name == "ipc" else GlooTransport(resolved(group))
+    return IpcTransport(device, group) if name == "ipc" else GlooTransport(group)
