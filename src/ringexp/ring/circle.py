@@ -182,7 +182,7 @@ class Circle:
 
         A receive that times out closes all of them. One from a peer that has closed its own does not wait.
         """
-        links = self._links
+        links: Any = self._links
         for peer in range(self.size) if links is not None else ():
             if peer != self.rank:
                 with suppress(Exception):
