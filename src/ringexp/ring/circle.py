@@ -182,11 +182,12 @@ class Circle:
 
         A receive that times out closes all of them. One from a peer that has closed its own does not wait.
         """
-        links: Any = self._links
-        for peer in range(self.size) if links is not None else ():
+        if self._links is None:
+            return
+        for peer in range(self.size):
             if peer != self.rank:
                 with suppress(Exception):
-                    links.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
+                    self._links.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
 
     def _all_refused(self) -> bool:
         """Whether every rank has refused the last call by an error of its own; waits for those to come.
