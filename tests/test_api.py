@@ -1,10 +1,17 @@
 """The ring for other people's code: real processes over gloo, in whole and in parts of a group."""
 
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 import ringexp
 from ringexp.kernels.oracle import block_fp64
+from ringexp.models.strategy import RingAttentionStrategy, RingModel
+from ringexp.planning import make_plan
 from support.api_ranks import (
     attend_all,
     attend_as_stranger,
@@ -104,6 +111,64 @@ def test_what_does_not_fit_is_refused_in_one_line(pools):
         for name, message in REFUSED.items():
             assert message.format(over=tokens + 1) in found[name], name
             assert "\n" not in found[name]
+
+
+@pytest.mark.parametrize("rank", [-1, 2, 10**30, True, 1.0, None, "0", torch.tensor([0, 1])], ids=str)
+def test_a_rank_that_the_plan_lacks_is_refused(rank):
+    made = ringexp.plan([2, 1], 30)
+    x = torch.zeros(1, 30)
+    calls = [
+        lambda: ringexp.shard(x, made, rank),
+        lambda: ringexp.positions(made, rank),
+        lambda: made.blocks(rank, 0),
+        lambda: made.blocks(0, rank),
+        lambda: made.needed(rank, 0),
+        lambda: made.pairs(rank),
+        lambda: made.causal_pairs(rank),
+        lambda: made.real_tokens(rank),
+    ]
+    for call in calls:
+        with pytest.raises(ringexp.UserError, match=r"^rank=.* must be a whole number from 0 to 1; .*$"):
+            call()
+
+
+def test_ranks_of_numpy_and_torch_are_ranks():
+    made = ringexp.plan([2, 1], 30)
+    for rank in (np.int64(1), torch.tensor(1)):
+        assert torch.equal(ringexp.positions(made, rank), ringexp.positions(made, 1))
+
+
+@pytest.mark.parametrize("dim", [2, -3, True, 1.0, None])
+def test_a_dimension_that_the_tensor_lacks_is_refused(dim):
+    made = ringexp.plan([1], 30)
+    for call in (
+        lambda: ringexp.shard(torch.zeros(1, 30), made, 0, dim),
+        lambda: ringexp.unshard(torch.zeros(1, 30), made, dim=dim),
+    ):
+        with pytest.raises(ringexp.UserError, match=r"dim="):
+            call()
+
+
+def test_defaults_are_the_same_everywhere():
+    """In every public function, in what `get_model` makes, and on the command line."""
+    public = [getattr(ringexp, name) for name in ringexp.__all__]
+    callables = [RingAttentionStrategy, RingModel, make_plan]
+    callables += [each for each in public if not (inspect.isclass(each) and issubclass(each, Exception))]
+    found: dict[str, set[object]] = {"layout": {conf("layout")}, "causal": {True}}
+    found |= {"kernel": {conf("kernel")}, "transport": {conf("transport")}, "group": {None}, "dim": {1}}
+    for call in callables:
+        for name, parameter in inspect.signature(call).parameters.items():
+            if name in found and parameter.default is not inspect.Parameter.empty:
+                found[name].add(parameter.default)
+    assert {name: len(defaults) for name, defaults in found.items()} == dict.fromkeys(found, 1), found
+
+
+def conf(group: str) -> str:
+    """The command line's default choice in a group."""
+    text = (Path(__file__).parents[1] / "conf" / "config.yaml").read_text()
+    choice = re.search(rf"^  - {group}: (\S+)$", text, re.MULTILINE)
+    assert choice is not None
+    return choice[1]
 
 
 def test_a_closed_ring_keeps_no_thread_and_starts_anew(pools):

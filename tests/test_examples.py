@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from ringexp import UserError
+from support.hf_ranks import example, ring_errors
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
@@ -41,6 +45,75 @@ def test_an_example_runs_uneven_ranks_and_is_exact(name, arguments, shares):
 @pytest.mark.parametrize("name", ["plain_attention.py", "hf_transformers.py"])
 def test_an_example_is_exact_on_gpus(name):
     check(run(name, gpu=True), None)
+
+
+GEMMA = {"head_dim": 16, "attn_logit_softcapping": None}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [3.0] * 8,
+    "original_max_position_embeddings": 32,
+}
+RIGHT = [
+    *(
+        (kind, {})
+        for kind in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen3Moe", "Gemma", "Granite")
+    ),
+    *((kind, {}) for kind in ("Phi", "Phi3", "Olmo2", "Olmo3", "Starcoder2", "GPTNeoX", "SmolLM3", "Cohere")),
+    *((kind, {}) for kind in ("Ernie4_5", "Glm4", "Ministral3", "SeedOss")),
+    ("Gemma2", GEMMA),
+    ("Gemma3Text", {"head_dim": 16}),
+    ("Qwen3", {"rope_parameters": YARN}),
+    ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}}),
+    ("Mistral", {"sliding_window": 50}),
+]
+REFUSED = [
+    ("Gemma2", {"head_dim": 16}, "softcap=50.0 is not handled"),
+    ("Gemma2", GEMMA | {"sliding_window": 20}, "layer_type=sliding_attention is not handled for 50 tokens"),
+    ("GptOss", {"head_dim": 16, "sliding_window": 64}, "s_aux=... is not handled"),
+    ("GptOss", {"head_dim": 16, "sliding_window": 20}, "layer_type=sliding_attention is not handled"),
+    ("Mistral", {"sliding_window": 49}, "sliding_window=49 is not handled for 50 tokens"),
+    ("Phi3", {"rope_parameters": LONG}, "rope_type=longrope is not handled"),
+    (
+        "Qwen3",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+        "rope_type=dynamic is not handled",
+    ),
+    ("Llama4Text", {}, "model_type=llama4_text is not handled"),
+    ("Mamba", {}, "model_type=mamba is not handled"),
+]
+
+
+def test_models_of_hugging_face_are_right_on_a_ring(pools):
+    for errors in pools[2].run(ring_errors, RIGHT, 50):
+        for (kind, settings), error in zip(RIGHT, errors, strict=True):
+            assert isinstance(error, float), f"{kind} {settings}: {error}"
+            assert error <= 1e-5, f"{kind} {settings}"
+
+
+def test_what_the_ring_would_get_wrong_is_refused_by_name(pools):
+    cases = [(kind, settings) for kind, settings, _ in REFUSED]
+    for told in pools[2].run(ring_errors, cases, 50):
+        for (_, _, message), text in zip(REFUSED, told, strict=True):
+            assert message in str(text)
+            assert "\n" not in str(text)
+
+
+@pytest.mark.parametrize(
+    ("mask", "asked", "message"),
+    [
+        (torch.zeros(1), {}, "attention_mask is not handled"),
+        (None, {"dropout": 0.1}, "dropout=0.1 is not handled"),
+        (None, {"is_causal": False}, "is_causal=False is not handled"),
+        (None, {"position_bias": torch.zeros(1)}, "position_bias=... is not handled"),
+        (None, {"something_new": 0}, "something_new=0 is not handled"),
+    ],
+)
+def test_what_a_layer_may_ask_of_attention_is_listed(mask, asked, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        example().check_attention(None, 50, mask, asked)
 
 
 def check(printed: str, shares: list[float] | None) -> None:

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 3 docs/examples/hf_transformers.py
 
-The model is tiny, random and made from its config, so nothing is downloaded. Any causal decoder of
-transformers that asks its attention registry works alike, as long as its layers attend to the whole prompt.
+The model is tiny, random and made from its config, so nothing is downloaded. The families of FAMILIES work
+alike, as long as they ask for causal attention over the whole prompt; anything else is refused by name.
 """
 
 import argparse
@@ -15,14 +15,85 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 import ringexp
 
+FAMILIES = [
+    "cohere",
+    "ernie4_5",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "gpt_neox",
+    "gpt_oss",
+    "granite",
+    "llama",
+    "ministral3",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "seed_oss",
+    "smollm3",
+    "starcoder2",
+]
+"""Values of model_type: decoders whose tokens meet in attention alone, by positions that they are given."""
 
-def ring_attention(module, query, key, value, attention_mask, *, plan, scaling=None, **_):
+ROPES = ("default", "linear", "llama3", "yarn")
+"""Those that turn a token by its position alone; dynamic and longrope look at the longest position, too."""
+
+WITHOUT_EFFECT = ("output_attentions", "output_router_logits", "position_ids", "use_cache")
+"""Keywords of the attention interface that change nothing here."""
+
+
+def check_model(model, seq_len: int) -> None:
+    """Raise UserError, by name, for a model that would be computed otherwise than on one process."""
+    config = model.config
+    if config.model_type not in FAMILIES:
+        raise ringexp.UserError(
+            f"model_type={config.model_type} is not handled; use one of {', '.join(FAMILIES)}"
+        )
+    ropes = config.rope_parameters or {}
+    for rope in [ropes] if "rope_type" in ropes else ropes.values():
+        if rope["rope_type"] not in ROPES:
+            raise ringexp.UserError(
+                f"rope_type={rope['rope_type']} is not handled; use one of {', '.join(ROPES)}"
+            )
+    for layer_type in set(getattr(config, "layer_types", None) or ()):
+        window = getattr(config, "sliding_window", None)
+        slides = layer_type == "sliding_attention" and (window is None or window < seq_len)
+        if slides or layer_type not in ("full_attention", "sliding_attention"):
+            raise ringexp.UserError(f"layer_type={layer_type} is not handled for {seq_len} tokens")
+    if model.training:
+        raise ringexp.UserError("a model that is being trained is not handled; call model.eval()")
+
+
+def check_attention(module, seq_len: int, attention_mask, asked: dict) -> None:
+    """Raise UserError, by name, for whatever a layer asks of attention that the ring does not do."""
+    if attention_mask is not None:
+        raise ringexp.UserError("attention_mask is not handled, so neither is padding")
+    if not getattr(module, "is_causal", True):
+        raise ringexp.UserError("is_causal=False is not handled")
+    for name, value in asked.items():
+        fits = value is None or name in WITHOUT_EFFECT
+        fits |= name == "dropout" and value == 0
+        fits |= name == "is_causal" and value is True
+        fits |= name == "sliding_window" and value is not None and value >= seq_len
+        if not fits:
+            shown = "..." if isinstance(value, torch.Tensor) else value
+            raise ringexp.UserError(f"{name}={shown} is not handled for {seq_len} tokens")
+
+
+def ring_attention(module, query, key, value, attention_mask, *, plan, scaling=None, **asked):
     """query [B, H, L, D], key and value [B, Hkv, L, D] -> [B, L, H, D], and no weights.
 
     An implementation that is not in transformers' AttentionMaskInterface gets no mask; the ring needs none.
     `plan` is what the model's forward was called with: it hands unknown keywords on to here.
     """
-    assert attention_mask is None, "padding is not supported"
+    check_attention(module, plan.seq_len, attention_mask, asked)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     return ringexp.ring_attention(q, k, v, plan, softmax_scale=scaling), None
 
@@ -31,7 +102,8 @@ AttentionInterface.register("ringexp", ring_attention)
 
 
 def last_logits(model, ids, plan: ringexp.Plan, rank: int) -> torch.Tensor:
-    """Logits [B, V] after the whole prompt ids [B, S], on every rank."""
+    """Return the logits [B, V] after the whole prompt ids [B, S], without padding, on every rank."""
+    check_model(model, plan.seq_len)
     mine = ringexp.shard(ids, plan, rank)
     where = ringexp.positions(plan, rank, ids.device).expand(ids.shape[0], -1)
     output = model(mine, position_ids=where, use_cache=False, logits_to_keep=1, plan=plan)

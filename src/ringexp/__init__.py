@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ringexp.errors import UserError
+from ringexp.errors import RingError, UserError
 
 if TYPE_CHECKING:
     from ringexp.api import measure_speeds, ring_attention
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Plan",
     "RankCost",
+    "RingError",
     "UserError",
     "close",
     "generate",

@@ -22,8 +22,10 @@ from ringexp.kernels import get_kernel
 from ringexp.planning import Plan
 from ringexp.planning.planner import plan as plan_of
 from ringexp.ring import prefill
+from ringexp.ring.circle import Circle, circle_of
 from ringexp.ring.clock import NoClock, make_clock
-from ringexp.ring.groups import current, meeting_place, place_in, transport_of
+from ringexp.ring.eager import eager
+from ringexp.ring.groups import current, transport_of
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
 from ringexp.ring.transport import LoopbackTransport
@@ -31,6 +33,7 @@ from ringexp.ring.transport import LoopbackTransport
 _kernel = functools.cache(get_kernel)  # it looks for packages on disk, which takes longer than a short block
 
 
+@eager
 def ring_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -52,10 +55,26 @@ def ring_attention(
     All ranks of the group call it, one without tokens too: with empty tensors, and it gets an empty one.
     Forward only. Raises UserError, in one line, for tensors that do not fit the plan or want a gradient.
     """
-    rank, _ = place_in(group, plan.world_size)
-    _check_tensors(q, k, v, plan, rank)
-    if softmax_scale is not None and not softmax_scale > 0:
-        raise UserError(f"softmax_scale={softmax_scale} must be above 0, or None for 1/sqrt(head_dim)")
+    with circle_of(group) as circle:
+        circle.check_size(plan.world_size)
+        _check_tensors(q, k, v, plan, circle.rank)
+        if softmax_scale is not None and not softmax_scale > 0:
+            raise UserError(f"softmax_scale={softmax_scale} must be above 0, or None for 1/sqrt(head_dim)")
+        return _attend(q, k, v, plan, group, circle.rank, softmax_scale, kernel, transport)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: Plan,
+    group: dist.ProcessGroup | None,
+    rank: int,
+    softmax_scale: float | None,
+    kernel: str,
+    transport: str,
+) -> torch.Tensor:
+    """As `ring_attention`, of tensors that fit."""
     chosen = _kernel(kernel, q.device, q.dtype, q.shape[3])
     with current(q.device):
         carrier = transport_of(group, q.device, transport)
@@ -95,6 +114,7 @@ def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan
         raise UserError("ring_attention cannot be captured in a CUDA graph; call it eagerly")
 
 
+@eager
 def measure_speeds(
     seq_len: int,
     *,
@@ -116,21 +136,31 @@ def measure_speeds(
     num_heads. device: None is the current CUDA device, or the CPU where there is none. It takes up to about
     `max_seconds`, and so much longer as the slowest rank needs. All ranks of the group call it together.
     """
-    rank, world_size = place_in(group)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    even = plan_of([1.0] * world_size, seq_len, causal=causal)
-    shape = BlockShape(batch, num_heads, num_kv_heads or num_heads, head_dim, dtype, even.tokens[rank])
+    with circle_of(group) as circle:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        even = plan_of([1.0] * circle.size, seq_len, causal=causal)
+        shape = BlockShape(
+            batch, num_heads, num_kv_heads or num_heads, head_dim, dtype, even.tokens[circle.rank]
+        )
+        return _measured(shape, even, device, circle, kernel, max_seconds)
+
+
+def _measured(
+    shape: BlockShape, even: Plan, device: torch.device, circle: Circle, kernel: str, max_seconds: float
+) -> list[float]:
+    """As `measure_speeds`, each rank with its part `shape` of the even plan."""
+    rank, world_size = circle.rank, circle.size
     q, k, v = (x.transpose(1, 2) for x in shape.inputs(device))
     _check_tensors(q, k, v, even, rank)
-    chosen = _kernel(kernel, q.device, dtype, head_dim)
+    chosen = _kernel(kernel, q.device, shape.dtype, shape.head_dim)
     ring = RingContext(even, rank, LoopbackTransport(rank), chosen, make_clock(device, Pacer(100)))
     piece = Iteration(lambda: prefill.ring_attention(q, k, v, ring), ring)
-    place = meeting_place(device, group)
-    meeting = _Meeting(place, group, world_size)
+    place = circle.place(device)
+    meeting = _Meeting(place, circle)
     with torch.no_grad(), current(q.device):
         sample = measure_speed(
             lambda: piece.run()[1].busy_ms,
-            flops=4.0 * batch * num_heads * head_dim * even.pairs(rank),
+            flops=4.0 * shape.batch * shape.num_heads * shape.head_dim * even.pairs(rank),
             effort=Effort(
                 min_samples=5, min_seconds=max_seconds / 10, max_seconds=max_seconds, precision=0.01
             ),
@@ -139,22 +169,21 @@ def measure_speeds(
         )
     speeds = torch.zeros(world_size, dtype=torch.float64, device=place)
     speeds[rank] = sample.speed_tflops
-    if world_size > 1:
-        dist.all_reduce(speeds, group=group)
+    circle.all_reduce(speeds)
     return speeds.tolist()
 
 
 class _Meeting:
     """Where the ranks of a group meet: waiting for each other, or looking whether all have come."""
 
-    def __init__(self, device: torch.device, group: dist.ProcessGroup | None, world_size: int) -> None:
+    def __init__(self, device: torch.device, circle: Circle) -> None:
         self._nothing = torch.zeros(1, device=device)
-        self._group, self._alone = group, world_size == 1
+        self._circle, self._alone = circle, circle.size == 1
         self._polled: dist.Work | None = None
 
     def wait(self) -> None:
         if not self._alone:
-            dist.all_reduce(self._nothing, group=self._group)
+            self._circle.all_reduce(self._nothing)
             self._nothing.item()  # on CUDA the line above does not wait
 
     def poll(self) -> bool:
@@ -162,6 +191,5 @@ class _Meeting:
         if self._alone:
             return True
         if self._polled is None:
-            self._polled = dist.all_reduce(self._nothing, group=self._group, async_op=True)
-        assert self._polled is not None
+            self._polled = self._circle.begin_all_reduce(self._nothing)
         return self._polled.is_completed()

@@ -3,8 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ringexp
@@ -90,19 +91,43 @@ def test_costs_are_balanced_and_a_rank_that_does_not_pay_is_left_out():
     ("arguments", "message"),
     [
         (([], 64), "speeds=[] needs one entry for each rank"),
-        (([1, 0], 64), "every rank needs a positive speed, got [1.0, 0.0]"),
-        (([1, float("nan")], 64), "positive speed"),
+        (([1, 0], 64), "speeds=[1, 0] must be positive numbers, or a RankCost each"),
+        (([1, float("nan")], 64), "speeds=[1, nan] must be positive numbers"),
+        (([1, 10**400], 64), "must be positive numbers"),
+        (([True, 1], 64), "speeds=[True, 1] must be positive numbers"),
+        (("12", 64), "speeds='12' must be a list with one entry for each rank"),
+        ((5, 64), "speeds=5 must be a list"),
         (([1, "fast"], 64), "must be positive numbers, or a RankCost each"),
         (([1, COSTS[0]], 64), "mixes numbers and costs"),
         (([1, 1, 1], 2), "seq_len=2 is smaller than one tile of 1 tokens for each of 3 ranks"),
         (([1, 1], 64.0), "seq_len=64.0 must be a whole number"),
-        (([1, 1], 0), "seq_len=0 must be a whole number of at least 1"),
-        (([1, 1], 64, {"tile": 0}), "tile=0 must be at least 1"),
+        (([1, 1], "64"), "seq_len='64' must be a whole number"),
+        (([1, 1], True), "seq_len=True must be a whole number"),
+        (([1, 1], 0), "seq_len=0 must be a whole number from 1"),
+        (
+            ([1, 1], 10**23),
+            "must be a whole number from 1 to 9007199254740992",
+        ),
+        (([1, 1], 64, {"tile": 0}), "tile=0 must be a whole number from 1"),
+        (([1, 1], 64, {"tile": 2.0}), "tile=2.0 must be a whole number"),
+        (([1, 1], 64, {"causal": "no"}), "causal='no' must be True or False"),
+        (([1, 1], 64, {"layout": ["zigzag"]}), "layout=['zigzag'] is unknown"),
         (([1, 1], 64, {"tile": 64}), "use seq_len>=128 or a smaller tile"),
         (([1, 1], 64, {"layout": "striped"}), "layout=striped is unknown; choose one of zigzag, contiguous"),
         (([1, 1], 64, {"max_tokens": [3]}), "for each of 2 ranks"),
         (([1, 1], 64, {"max_tokens": [30, 33]}), "seq_len=64 is more than max_tokens=[30, 33] hold together"),
-        ((COSTS, 64, {"max_tokens": [-1, 33, 99]}), "needs None or at least 0"),
+        ((COSTS, 64, {"max_tokens": [-1, 33, 99]}), "max_tokens=-1 must be a whole number of at least 0"),
+        (([1, 1], 64, {"max_tokens": [40.0, 40]}), "max_tokens=40.0 must be a whole number"),
+        (([1, 1], 64, {"max_tokens": [True, 64]}), "max_tokens=True must be a whole number"),
+        (([1, 1], 64, {"max_tokens": 64}), "max_tokens=64 must be a list"),
+        (
+            ([RankCost(1e308, 1, 1)], 64),
+            "RankCost.fixed_ms=1e+308 must be 0 or a number from 1e-100 to",
+        ),
+        (([RankCost(0, float("nan"), 1)], 64), "RankCost.token_ms=nan must be 0 or a number"),
+        (([RankCost(0, 1, -1)], 64), "RankCost.pair_ms=-1 must be 0 or a number"),
+        (([RankCost(0, 1, 1, "2")], 64), "RankCost.diagonal_ms='2' must be 0 or a number"),
+        (([RankCost(0, 1, 1, max_tokens=1.5)], 64), "RankCost.max_tokens=1.5 must be a whole number"),  # type: ignore
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(arguments, message):
@@ -111,6 +136,64 @@ def test_what_cannot_be_planned_is_refused_in_one_line(arguments, message):
         plan(speeds, seq_len, **(rest[0] if rest else {}))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "tokens"),
+    [
+        ([1e308, 1e308], [32, 32]),
+        ([5e-324, 5e-324, 5e-324, 5e-324], [16] * 4),
+        ([1e308, 5e-324], [60, 4]),
+        (np.array([3, 1], dtype=np.float32), [48, 16]),
+        ([np.int64(3), np.float16(1)], [48, 16]),
+    ],
+)
+def test_speeds_of_any_size_are_planned(speeds, tokens):
+    assert plan(speeds, np.int64(64), tile=np.int32(4)).tokens == tokens
+
+
+NUMBERS = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True),
+    st.sampled_from([0.0, 1.0, 2.5, 1e308, 5e-324, 1e-100, 1e100, np.float32(3), 10**400, True, None, "1"]),
+    st.floats(1e-6, 1e6),
+)
+WHOLE = st.one_of(
+    st.integers(1, 5000),
+    st.integers(-2, 2**70),
+    st.sampled_from([None, 1.0, True, "7", np.int64(9), 2**53, 2**53 + 1]),
+)
+SENSIBLE = st.floats(1e-9, 10)
+COST = st.one_of(
+    st.builds(RankCost, SENSIBLE, SENSIBLE, SENSIBLE, SENSIBLE, max_tokens=st.integers(0, 5000)),
+    st.builds(RankCost, NUMBERS, NUMBERS, NUMBERS, NUMBERS, max_tokens=WHOLE, alone_ms=NUMBERS),
+    st.builds(RankCost, *[st.sampled_from([0.0, 1e-100, 1e-50, 1.0, 1e100])] * 4),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    speeds=st.one_of(
+        st.lists(NUMBERS, max_size=6), st.lists(COST, max_size=6), st.lists(st.floats(1e-3, 1e3), max_size=6)
+    ),
+    seq_len=WHOLE,
+    tile=st.one_of(st.none(), st.integers(1, 300), WHOLE),
+    layout=st.sampled_from(["zigzag", "contiguous"]),
+    causal=st.booleans(),
+    data=st.data(),
+)
+def test_whatever_is_asked_gives_a_plan_or_one_line(speeds, seq_len, tile, layout, causal, data):
+    caps = data.draw(
+        st.one_of(st.none(), st.lists(WHOLE | st.none(), min_size=len(speeds), max_size=len(speeds)))
+    )
+    try:
+        made = plan(speeds, seq_len, layout=layout, causal=causal, tile=tile, max_tokens=caps)
+    except UserError:
+        return
+    assert sum(made.tokens) == made.seq_len == seq_len
+    for rank, count in enumerate(made.tokens):
+        own = speeds[rank].max_tokens if isinstance(speeds[rank], RankCost) else None
+        most = min((cap for cap in (own, caps and caps[rank]) if cap is not None), default=seq_len)
+        assert 0 <= count <= most
 
 
 def test_planning_imports_no_torch_and_the_ring_no_fms():

@@ -207,18 +207,6 @@ def refused(rank: int, case: str) -> str:
     return "no error"
 
 
-def until_eos(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A continuation, and the same with the third new token declared the end."""
-    from ringexp.models.generation import generate
-
-    model = ring_model(rank, "llama", TINY["llama"], [40, 23], "zigzag")
-    ids = torch.randint(1, 64, (1, 63), generator=torch.Generator().manual_seed(3))
-    tokens = generate(model, ids, 8)
-    third = int(tokens[0, 65])
-    assert third not in tokens[0, 63:65].tolist(), "this seed repeats itself"
-    return tokens, generate(model, ids, 8, eos_token_id=third)
-
-
 @torch.inference_mode()
 def run_checkpoint(
     rank: int, folder: str, block_lens: list[int], ids: torch.Tensor, new_tokens: int

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -140,10 +142,33 @@ def decoding_figures(
 
 
 def continuations(config: Config, ranks: Sequence[Decoded | None]) -> list[str]:
-    """What was generated for each prompt, up to the end of the text."""
+    """Return the text generated for each prompt, up to the first token that ends a text.
+
+    Only the text ends there: every sequence was decoded, timed and checked to its full length.
+    """
     assert isinstance(config.model, FmsModelConfig)
     assert config.model.checkpoint is not None
     tokenizer = load_tokenizer(config.model.checkpoint)
     sequences = next(decoded for decoded in ranks if decoded).tokens
-    end = tokenizer.eos_token_id
-    return [tokenizer.decode(list(takewhile(lambda token: token != end, tokens))) for tokens in sequences]
+    ends = _end_tokens(config.model.checkpoint, tokenizer.eos_token_id)
+    return [
+        tokenizer.decode(list(takewhile(lambda token: token not in ends, tokens))) for tokens in sequences
+    ]
+
+
+def _end_tokens(folder: str, of_tokenizer: int | None) -> set[int]:
+    """Return the tokens that end a text: the tokenizer's, and those of the checkpoint's generation settings.
+
+    As for Hugging Face, a folder without a generation_config.json has them in its config.json. A file that
+    cannot be read names none.
+    """
+    ends = set() if of_tokenizer is None else {of_tokenizer}
+    for name in ("generation_config.json", "config.json"):
+        path = Path(folder) / name
+        if path.is_file():
+            try:
+                listed = json.loads(path.read_bytes())["eos_token_id"]
+            except (OSError, ValueError, KeyError, TypeError):
+                listed = None
+            return ends | {x for x in (listed if isinstance(listed, list) else [listed]) if type(x) is int}
+    return ends

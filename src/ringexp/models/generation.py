@@ -9,20 +9,23 @@ On CUDA all of a step, down to the choice of the next token, is one replay of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from ringexp.errors import UserError, whole_number
 from ringexp.kernels import DecodeKernel, Slots
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.cache import GROWTH, RingCache
 from ringexp.planning import next_owner, owners
+from ringexp.ring.circle import circle_of
 from ringexp.ring.clock import Clock, NoClock
 from ringexp.ring.decode import DecodeContext, gather
+from ringexp.ring.eager import eager
 from ringexp.ring.prefill import RingContext
 
 
@@ -70,19 +73,31 @@ class Decoder:
         starts = plan.starts or [0] * ids.shape[0]
         firsts = [plan.q_shards[rank].since(start)[0] for start in starts]
         slots = Slots(firsts, plan.tokens[rank], ids.device)
-        return logits, RingCache(layers, plan.tokens, plan.seq_len, starts, slots)
+        return logits, RingCache(layers, plan, starts, slots)
+
+    def empty_cache(self, batch: int, device: torch.device) -> RingCache:
+        """Return the cache of a rank that is not in the ring."""
+        plan = self.ring.plan
+        return RingCache([], plan, plan.starts or [0] * batch, Slots([0] * batch, 0, device))
 
     def step(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, 1, V] after token [B, 1], and the token [B, 1] that `choose` takes by them.
 
         All ranks pass the same token; the cache grows by it. The next step may overwrite what is returned.
         """
-        owner = next_owner(cache.held, *self._capacities)
-        cache.admit(owner, self.ring.rank)
+        self._admit(cache)
         captured_with = self.ring.transport if self.captures else None
         logits, chosen, _ = cache.step(token, lambda token: self._forward(token, cache), captured_with)
         cache.advance()
         return logits, chosen
+
+    def pass_by(self, cache: RingCache) -> None:
+        """Take account of a token that the members of the ring decode; for a rank that is not one of them."""
+        self._admit(cache)
+        cache.advance()
+
+    def _admit(self, cache: RingCache) -> None:
+        cache.admit(next_owner(cache.held, *self._capacities), self.ring.rank)
 
     def _forward(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """A step but for the host's account of it, and its transfers: a graph points to their events."""
@@ -131,40 +146,111 @@ def prefill_with_cache(
     return logits, layers
 
 
+@runtime_checkable
+class _Generating(Protocol):
+    """A ring model, as far as `generate` knows it."""
+
+    model: nn.Module
+    distributed_strategy: Any
+
+    def __call__(self, x: torch.Tensor, **how: Any) -> Any: ...
+
+    def next_token(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor: ...
+
+
+@eager
 @torch.inference_mode()
 def generate(
     model: nn.Module,
     ids: torch.Tensor | Sequence[torch.Tensor],
     max_new_tokens: int,
     *,
-    eos_token_id: int | None = None,
-    pad_token_id: int = 0,
+    eos_token_id: int | Iterable[int] | None = None,
+    pad_token_id: int | None = None,
 ) -> torch.Tensor:
-    """Greedy continuation of a prompt by a model of `get_model(..., distributed_strategy="ring")`.
+    """Continue prompts greedily with a model of `get_model(..., distributed_strategy="ring")`.
 
-    ids: [B, S], or a prompt [S] each, of unequal lengths, which are padded on the left with pad_token_id.
-    Every rank passes all of them and gets all of the result, [B, S + new]. Ends early once every sequence
-    has had eos_token_id; without it no host waits for a device.
+    Every rank passes all prompts and gets the whole result. Without eos_token_id no host waits for a device.
+
+    Args:
+        model: the ring model.
+        ids: token ids [B, S], or one tensor [S] per prompt. Shorter prompts are padded on the left.
+        max_new_tokens: how many tokens each sequence gets at most.
+        eos_token_id: the token that ends a sequence, or several of them, as generation configs of Hugging
+            Face have them. Generation ends early when all sequences have ended.
+        pad_token_id: the token that fills up prompts on the left and sequences that have ended. None: the
+            first eos_token_id, as in Hugging Face, or 0.
+
+    Returns:
+        Token ids [B, S + new].
+
+    Raises:
+        UserError: for an argument that cannot work.
+        RingError: where another rank has failed.
     """
+    if not isinstance(model, _Generating):
+        raise UserError('generate needs a model of get_model(..., distributed_strategy="ring")')
+    with circle_of(model.distributed_strategy.group):
+        return _generated(model, ids, max_new_tokens, eos_token_id, pad_token_id)
+
+
+def _generated(
+    model: _Generating,
+    ids: torch.Tensor | Sequence[torch.Tensor],
+    max_new_tokens: int,
+    eos_token_id: int | Iterable[int] | None,
+    pad_token_id: int | None,
+) -> torch.Tensor:
+    """As `generate`."""
     from fms.utils.generation import pad_input_ids
 
+    ends = _token_ids("eos_token_id", eos_token_id)
+    pad = _padding_token(model, pad_token_id, ends)
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
     positions = None
     if not isinstance(ids, torch.Tensor):
-        ids, padding = pad_input_ids(list(ids), pad_token_id=pad_token_id)
+        prompts = list(ids)
+        if not prompts or any(x.dim() != 1 or not len(x) for x in prompts):
+            raise UserError(f"ids needs one tensor [S] per prompt, got {[list(x.shape) for x in prompts]}")
+        ids, padding = pad_input_ids(prompts, pad_token_id=pad)
         positions = padding["position_ids"]
     logits, cache = model(
         ids, position_ids=positions, use_cache=True, last_n_tokens=1, new_tokens=max_new_tokens
     )
     tokens = [ids]
-    next_token: Any = model.next_token
     ended = torch.zeros(ids.shape[0], 1, dtype=torch.bool, device=ids.device)
+    end_ids = torch.tensor(ends, dtype=ids.dtype, device=ids.device)
     token = logits[:, -1:].argmax(-1)
-    for index in range(max_new_tokens):
+    for step in range(max_new_tokens):
+        if ends:
+            token = token.masked_fill(ended, pad)
         tokens.append(token)
-        if eos_token_id is not None:
-            ended |= token == eos_token_id
+        if ends:
+            ended |= torch.isin(token, end_ids)
             if bool(ended.all()):
                 break
-        if index + 1 < max_new_tokens:
-            token = next_token(token, cache)
+        if step + 1 < max_new_tokens:
+            token = model.next_token(token, cache)
     return torch.cat(tokens, dim=1)
+
+
+def _token_ids(name: str, value: int | Iterable[int] | torch.Tensor | None) -> list[int]:
+    """Return the token ids of an argument that takes none, one or several of them."""
+    if isinstance(value, torch.Tensor):
+        value = value.flatten().tolist()
+    given = list(value) if isinstance(value, Iterable) else [] if value is None else [value]
+    try:
+        return [whole_number(name, token, least=0) for token in given]
+    except UserError as error:
+        raise UserError(f"{name}={value} must be token ids of at least 0, or None") from error
+
+
+def _padding_token(model: _Generating, pad_token_id: int | None, ends: Sequence[int]) -> int:
+    """Return the token that stands for nothing: `pad_token_id`, or a default that `generate` documents."""
+    if pad_token_id is None:
+        return ends[0] if ends else 0
+    (pad,) = _token_ids("pad_token_id", [pad_token_id])
+    vocabulary = getattr(getattr(model.model, "config", None), "src_vocab_size", None)
+    if vocabulary is not None and pad >= vocabulary:
+        raise UserError(f"pad_token_id={pad} is beyond the model's vocabulary of {vocabulary} tokens")
+    return pad

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from ringexp.errors import UserError
+from ringexp.errors import UserError, whole_number
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.chunks import chunk_counts, chunk_shards, joined
 from ringexp.planning.cost import RankCost
@@ -62,8 +62,15 @@ class Plan:
         """The ranks in the ring: those that hold anything."""
         return ring_members(self.kv_tokens)
 
+    def checked_rank(self, rank: int) -> int:
+        """Return the rank. Raises UserError if the plan has no such rank."""
+        if type(rank) is int and 0 <= rank < len(self.q_shards):
+            return rank
+        return whole_number("rank", rank, 0, len(self.q_shards) - 1, f"; the plan is for {self.world_size}")
+
     def real_tokens(self, rank: int) -> float:
         """Query tokens of `rank` that are no padding, a sequence of the batch on average."""
+        rank = self.checked_rank(rank)
         return fmean(self.q_shards[rank].since(start)[1].num_tokens for start in self.starts or (0,))
 
     def busy_ms(self, costs: Sequence[RankCost]) -> list[float]:
@@ -101,6 +108,7 @@ class Plan:
         Positions before `start` are padding: nobody attends to them, and they attend to nothing. Shards are
         sorted, so on every rank padding comes first.
         """
+        rank, source = self.checked_rank(rank), self.checked_rank(source)
         padded_queries, queries = self.q_shards[rank].since(start)
         padded_keys, keys = self.kv_shards[source].since(start)
         blocks = blocks_between(queries, keys, self.causal)

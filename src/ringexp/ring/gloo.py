@@ -7,12 +7,16 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from ringexp.ring.circle import PeerLost
 from ringexp.ring.timing import Origin
 from ringexp.ring.transport import Arrival, Own, Route, Transfer, Trip, resolved, shard_shape
+
+_TAG = 0
 
 
 class GlooTransport:
@@ -26,9 +30,10 @@ class GlooTransport:
     announces = False
     epoch = 0
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self._group = group
-        self._rank = dist.get_rank(group)
+    def __init__(self, links: dist.ProcessGroup | dist.ProcessGroupGloo | None = None) -> None:
+        """links: connections to all ranks, in rank order; None: those of the default group."""
+        self._links: Any = resolved(None) if links is None else links
+        self._rank = self._links.rank()
         self._forwarder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring-forwarder")
         self._transfers: list[Transfer] = []
 
@@ -78,15 +83,16 @@ class GlooTransport:
                 future.set_exception(error)
 
     def _swap(self, sends: Mapping[int, torch.Tensor], receives: Mapping[int, torch.Tensor]) -> None:
-        world = resolved(self._group)
-        pending = [
-            post(_bytes(tensor), dist.get_global_rank(world, peer), self._group)
-            for post, tensors in ((dist.isend, sends), (dist.irecv, receives))
-            for peer, tensor in tensors.items()
-        ]
-        for work in pending:
-            assert work is not None
-            work.wait()
+        try:
+            pending = [
+                post([_bytes(tensor)], peer, _TAG)
+                for post, tensors in ((self._links.send, sends), (self._links.recv, receives))
+                for peer, tensor in tensors.items()
+            ]
+            for work in pending:
+                work.wait()
+        except RuntimeError as error:
+            raise PeerLost(str(error)) from error
 
     def exchange(
         self,
@@ -104,7 +110,13 @@ class GlooTransport:
         return taken
 
     def barrier(self) -> None:
-        dist.barrier(self._group)
+        try:
+            if isinstance(self._links, dist.ProcessGroup):
+                dist.barrier(self._links)
+            else:
+                self._links.barrier().wait()
+        except RuntimeError as error:
+            raise PeerLost(str(error)) from error
 
     def close(self) -> None:
         self._forwarder.shutdown()

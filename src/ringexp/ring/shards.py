@@ -7,24 +7,26 @@ import torch.distributed as dist
 
 from ringexp.errors import UserError
 from ringexp.planning import Plan
-from ringexp.ring.groups import broadcast, place_in
+from ringexp.ring.circle import Circle, circle_of
+from ringexp.ring.eager import eager
 
 
 def positions(plan: Plan, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Global positions of the rank's tokens in local order, [L] int64."""
-    spans = plan.q_shards[rank].spans
+    """Return the global positions of the rank's tokens in local order, [L] int64."""
+    spans = plan.q_shards[plan.checked_rank(rank)].spans
     runs = [torch.arange(span.start, span.stop, device=device) for span in spans]
     return torch.cat(runs) if runs else torch.empty(0, dtype=torch.long, device=device)
 
 
 def shard(x: torch.Tensor, plan: Plan, rank: int, dim: int = 1) -> torch.Tensor:
-    """The rank's part of x, whose `dim` are the prompt's positions: a contiguous copy."""
+    """Return the rank's part of x, whose `dim` are the prompt's positions: a contiguous copy."""
+    spans = plan.q_shards[plan.checked_rank(rank)].spans
     _check_length(x, plan.seq_len, dim, f"the plan has {plan.seq_len} tokens")
-    spans = plan.q_shards[rank].spans
     parts = [x.narrow(dim, span.start, len(span)) for span in spans] or [x.narrow(dim, 0, 0)]
     return torch.cat(parts, dim)
 
 
+@eager
 def unshard(
     local: torch.Tensor, plan: Plan, group: dist.ProcessGroup | None = None, dim: int = 1
 ) -> torch.Tensor:
@@ -32,8 +34,13 @@ def unshard(
 
     local: this rank's, `dim` its tokens; alike on all ranks in all other dimensions and in dtype.
     """
-    rank, _ = place_in(group, plan.world_size)
-    tokens = plan.tokens
+    with circle_of(group) as circle:
+        return _gathered(local, plan, circle, dim)
+
+
+def _gathered(local: torch.Tensor, plan: Plan, circle: Circle, dim: int) -> torch.Tensor:
+    circle.check_size(plan.world_size)
+    rank, tokens = circle.rank, plan.tokens
     _check_length(local, tokens[rank], dim, f"rank {rank} holds {tokens[rank]} tokens of the plan")
     shape = list(local.shape)
     shape[dim] = plan.seq_len
@@ -41,13 +48,14 @@ def unshard(
     for source in plan.members:
         shape[dim] = tokens[source]
         part = local.detach().contiguous() if source == rank else local.new_empty(shape)
-        if plan.world_size > 1:
-            broadcast(part, source, group)
+        circle.broadcast(part, source)
         for offset, span in plan.q_shards[source].placed():
             whole.narrow(dim, span.start, len(span)).copy_(part.narrow(dim, offset, len(span)))
     return whole
 
 
 def _check_length(x: torch.Tensor, length: int, dim: int, why: str) -> None:
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise UserError(f"dim={dim!r} must be the number of a dimension")
     if not -x.dim() <= dim < x.dim() or x.shape[dim] != length:
         raise UserError(f"{why}, but the tensor {list(x.shape)} does not have that many in dim={dim}")
