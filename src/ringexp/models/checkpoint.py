@@ -115,7 +115,8 @@ def load_checkpoint(
         if config.tied:
             _tie(model)
     assert not any(x.is_meta for x in (*model.parameters(), *model.buffers())), "a parameter was not filled"
-    model.get_submodule("base_model").post_init()  # the rope's table, where the weights are
+    base: Any = model.get_submodule("base_model")
+    base.post_init()  # the rope's table, where the weights are
     return model.eval()
 
 
