@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,7 +175,8 @@ def test_arguments_that_change_nothing_are_taken(tmp_path):
     model = from_pretrained(
         model_path=tmp_path, source="hf", trust_remote_code=True, override_hf_pretrained_config=True
     )
-    assert model.config.max_expected_seq_len == 64  # the window
+    config: Any = model.config
+    assert config.max_expected_seq_len == 64  # the window
 
 
 def test_a_prompt_is_continued(tmp_path):

@@ -430,6 +430,7 @@ def _result(
         error_single_token=accuracy.error_single_token if accuracy else None,
         exact=accuracy.exact if accuracy else None,
         why_inexact=accuracy.why_inexact if accuracy else None,
+        error_checkpoint=None,  # see `with_checkpoint_check`
         kernel=setting.kernel.name,
         transport=session.transport.name,
         plan=[str(shard) for shard in plan.q_shards],

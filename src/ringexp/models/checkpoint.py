@@ -115,7 +115,8 @@ def load_checkpoint(
         if config.tied:
             _tie(model)
     assert not any(x.is_meta for x in (*model.parameters(), *model.buffers())), "a parameter was not filled"
-    model.get_submodule("base_model").post_init()  # the rope's table, where the weights are
+    base: Any = model.get_submodule("base_model")
+    base.post_init()  # the rope's table, where the weights are
     return model.eval()
 
 
@@ -129,26 +130,26 @@ def _empty_model(config: CheckpointConfig, seq_len: int) -> nn.Module:
         "nlayers": config.num_layers,
         "max_expected_seq_len": seq_len,
     }
-    dense = {
+    dense: dict[str, Any] = {
         "emb_dim": config.hidden_size,
         "multiple_of": 1,
         "hidden_grow_factor": (config.intermediate_size + 0.5) / config.hidden_size,  # FMS rounds down
         "activation_fn": config.activation,
         "tie_heads": False,  # done here
     }
-    llama3 = {"rope_type": "llama3", **config.llama3} if config.llama3 else {}
-    head_dim, biases = {"head_dim": config.head_dim}, {"attn_bias": config.attention_bias}
+    llama3: dict[str, Any] = {"rope_type": "llama3", **config.llama3} if config.llama3 else {}
+    head_dim: dict[str, Any] = {"head_dim": config.head_dim}
+    biases: dict[str, Any] = {"attn_bias": config.attention_bias}
+    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_scaling": llama3}
     with torch.device("meta"):
         match config.family.model_type:
             case "llama":
-                rope = {"rope_theta": config.rope_theta, "rope_scaling": llama3}
                 return LLaMA(LLaMAConfig(**common, **dense, **biases, **rope, mlp_bias=config.mlp_bias))
             case "granite":
-                own = {name: getattr(config, name) for name in config.family.multipliers}
+                own: dict[str, Any] = {name: getattr(config, name) for name in config.family.multipliers}
                 own |= {"rope_theta": config.rope_theta, "mlp_bias": config.mlp_bias}
                 return Granite(GraniteConfig(**common, **dense, **head_dim, **biases, **own))
             case "qwen3":
-                rope = {"rope_theta": config.rope_theta, "rope_scaling": llama3}
                 return Qwen3(Qwen3Config(**common, **dense, **head_dim, **biases, **rope))
             case "mistral":
                 rope = {"rope_base": config.rope_theta, "rope_scaling": llama3}
@@ -156,7 +157,8 @@ def _empty_model(config: CheckpointConfig, seq_len: int) -> nn.Module:
             case "mixtral":
                 sizes = {"dim": config.hidden_size, "hidden_dim": config.intermediate_size}
                 experts = {"num_experts": config.num_experts, "top_k_experts": config.experts_per_token}
-                return Mixtral(MixtralConfig(**common, **sizes, **experts, rope_base=config.rope_theta))
+                common |= sizes | experts | {"rope_base": config.rope_theta}
+                return Mixtral(MixtralConfig(**common))
             case other:
                 raise AssertionError(other)
 

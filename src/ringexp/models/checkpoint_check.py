@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,7 +101,7 @@ def _their_logits(
     from transformers import AutoModelForCausalLM
 
     with _quiet_transformers():
-        theirs = AutoModelForCausalLM.from_pretrained(
+        theirs: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, local_files_only=True, experts_implementation="eager"
         )  # other ways to compute experts ask for aligned widths, and have no float64
     theirs = theirs.to(device=ids.device, dtype=precise).eval()
