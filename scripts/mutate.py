@@ -1,0 +1,394 @@
+#!/usr/bin/env python3
+"""Change the code in one place at a time and look whether a test notices: mutation testing.
+
+    python scripts/mutate.py planning                  # every mutant of a group of modules
+    python scripts/mutate.py ring --sample 300         # 300 of them, drawn by --seed
+    python scripts/mutate.py planning --minutes 5      # stop after five minutes; the same command goes on
+    python scripts/mutate.py planning --again          # run those again that no test noticed
+    python scripts/mutate.py planning --show           # the count of each outcome, and every survivor
+
+`GROUPS` says which modules form a group and which tests have to notice. Each mutant is written into a copy
+of the tree under build/mutation. A forked process then runs the tests that call the changed function until
+one fails, those first that noticed most mutants before. Results are added to
+build/mutation/GROUP/results.jsonl as they come. A mutant whose file has changed since is run again.
+
+A mutant is `killed` if a test fails, `timeout` if a test does not end in time, `uncalled` if no test calls
+the changed function, and `survived` if all tests pass. Asserts, messages, annotations and decorators are not
+changed. Hypothesis does not shrink, and draws the same examples every time, so results repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mutants import Mutant, mutants_of, mutated
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "mutation"
+COPIED = ("src", "tests", "conf", "scripts", "docs", "pyproject.toml", "README.md")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules that are changed, below src/ringexp, and the tests that have to notice, below tests.
+
+    A name that begins with `!` is left out.
+    preload: libraries that are imported once, before processes are forked. test_s: the longest that one test
+    may take.
+    """
+
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+    preload: tuple[str, ...] = ()
+    test_s: int = 60
+
+
+ADAPTIVE = ("planning/adaptive.py", "planning/estimate.py")
+OF_ADAPTIVE = ("planning/test_adaptive.py", "planning/test_estimate.py")
+
+GROUPS = {
+    "planning": Group(
+        ("planning/*.py", *(f"!{name}" for name in ADAPTIVE)),
+        ("planning", *(f"!{name}" for name in OF_ADAPTIVE)),
+    ),
+    "adaptive": Group(ADAPTIVE, OF_ADAPTIVE),
+    "ring": Group(
+        tuple(
+            f"ring/{name}.py"
+            for name in ("prefill", "shards", "launches", "transport", "gloo", "decode", "groups")
+        ),
+        ("ring", "test_api.py"),
+        ("torch", "torch.distributed"),
+        test_s=12,
+    ),
+    "merge": Group(
+        ("kernels/merge.py",),
+        ("kernels/test_online_softmax.py", "kernels/test_merged_rows.py", "ring/test_prefill.py"),
+        ("torch", "torch.distributed"),
+        test_s=12,
+    ),
+    "tracking": Group(
+        ("tracking/*.py", "launch/accuracy.py", "app.py"),
+        ("tracking", "launch/test_accuracy.py", "test_app.py", "report/test_results.py"),
+        ("torch", "fms", "pandas", "hydra", "omegaconf"),
+    ),
+}
+
+
+@dataclass
+class Baseline:
+    """What every test of a group takes and calls while nothing is changed.
+
+    calls: for each test the functions, as `path:line`. ranks: the tests that start processes, whose calls
+    are not all seen.
+    """
+
+    digest: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, list[str]] = field(default_factory=dict)
+    ranks: list[str] = field(default_factory=list)
+
+    def tests_of(self, mutant: Mutant) -> list[str]:
+        """The tests that call the changed function; if it is none, all that call anything."""
+        place = f"{mutant.path}:{mutant.function}"
+        alone = {test: calls for test, calls in self.calls.items() if calls and test not in self.ranks}
+        return [test for test, calls in alone.items() if place in calls or not mutant.function] + self.ranks
+
+
+class Watch:
+    """A pytest plugin that keeps the asked tests in the asked order, and notes what happens.
+
+    order: test ids; None: all, and what they call is noted as well.
+    """
+
+    def __init__(self, tree: Path, order: list[str] | None) -> None:
+        self.tree, self.order = tree, order
+        self.failed = ""
+        self.timeout = False
+        self.seconds: dict[str, float] = {}
+        self.calls: dict[str, list[str]] = {}
+        self.ranks: list[str] = []
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        if self.order is not None:
+            place = {test: number for number, test in enumerate(self.order)}
+            items[:] = sorted(
+                (item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid]
+            )
+        self.ranks = [item.nodeid for item in items if "pools" in item.fixturenames]
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+            self.timeout = "Timeout (>" in str(report.longrepr)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed and not self.failed:
+            self.failed = f"collecting {report.nodeid}"
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        if self.order is None:
+            for module in [module for name, module in sys.modules.items() if name.startswith("ringexp")]:
+                for value in vars(module).values():
+                    if hasattr(value, "cache_clear"):
+                        value.cache_clear()
+            seen: set[tuple[str, int]] = set()
+
+            def note(frame: Any, event: str, argument: object) -> None:
+                seen.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
+
+            item.stash_seen = seen
+            threading.settrace(note)
+            sys.settrace(note)
+
+    def pytest_runtest_teardown(self, item: Any) -> None:
+        if self.order is None:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+            source = f"{self.tree}{os.sep}"
+            self.calls[item.nodeid] = sorted(
+                f"{path.removeprefix(source)}:{line}"
+                for path, line in item.stash_seen
+                if path.startswith(f"{source}src")
+            )
+
+
+def run_tests(tree: Path, group: Group, order: list[str] | None, limit_s: float) -> dict[str, Any]:
+    """Run tests in a forked process; returns what `Watch` noted, or {"outcome": "timeout"}."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setsid()
+        with open(tree.parent / "last_output.txt", "w") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        noted = test_process(tree, group, order)
+        with os.fdopen(writing, "w") as pipe:
+            json.dump(noted, pipe)
+        os._exit(0)
+    os.close(writing)
+    killer = threading.Timer(limit_s, os.killpg, (child, signal.SIGKILL))
+    killer.start()
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    killer.cancel()
+    killer.join()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)  # ranks that a test left behind
+    os.waitpid(child, 0)
+    return json.loads(text) if text else {"outcome": "timeout"}
+
+
+def test_process(tree: Path, group: Group, order: list[str] | None) -> dict[str, Any]:
+    """What happens in the forked process. Ranks of test pools are forked, too, so they start at once."""
+    import multiprocessing
+
+    import pytest
+
+    of_kind = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: of_kind("fork")  # type: ignore[assignment]
+    watch = Watch(tree, order)
+    where = [str(path.relative_to(tree)) for path in test_files(tree, group)]
+    files = where if order is None else sorted({test.partition("::")[0] for test in order})
+    limit = f"--timeout={group.test_s if order is not None else 300}"
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", limit, *files], plugins=[watch])
+    outcome = {0: "survived", 1: "killed"}.get(int(code), "killed" if watch.failed else f"exit code {code}")
+    outcome = "timeout" if watch.timeout else outcome
+    return {
+        "outcome": outcome,
+        "test": watch.failed,
+        "seconds": watch.seconds,
+        "calls": watch.calls,
+        "ranks": watch.ranks,
+    }
+
+
+def copy_tree(tree: Path) -> None:
+    """Copy what tests need; the compiled modules of the copy are made once and never written again."""
+    import compileall
+
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.mkdir(parents=True)
+    for name in COPIED:
+        source = ROOT / name
+        ignored = shutil.ignore_patterns("__pycache__")
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=ignored)
+        else:
+            shutil.copy2(source, tree / name)
+    compileall.compile_dir(tree / "src", quiet=2)
+
+
+def prepare(tree: Path, group: Group) -> None:
+    """Make this process one that tests can be forked from."""
+    os.environ.update(
+        PYTHONPATH=os.pathsep.join([str(tree / "src"), str(tree / "tests")]),
+        OMP_NUM_THREADS="1",
+        PYTHONDONTWRITEBYTECODE="1",
+    )
+    sys.path[:0] = [str(tree / "src")]
+    os.chdir(tree)
+    import importlib
+
+    import numpy  # noqa: F401
+    import pytest  # noqa: F401
+    from hypothesis import HealthCheck, Phase, settings
+
+    settings.register_profile(
+        "mutation",
+        database=None,
+        deadline=None,
+        derandomize=True,
+        report_multiple_bugs=False,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=list(HealthCheck),
+    )
+    settings.load_profile("mutation")
+    for name in group.preload:
+        module = importlib.import_module(name)
+        if name == "torch":
+            module.set_num_threads(1)
+    assert not any(name.partition(".")[0] == "ringexp" for name in sys.modules), (
+        "ringexp is imported too early"
+    )
+
+
+def files_of(group: Group) -> list[Path]:
+    """The modules that are changed."""
+    source = ROOT / "src/ringexp"
+    found = [path for pattern in group.modules for path in sorted(source.glob(pattern))]
+    left_out = {source / pattern[1:] for pattern in group.modules if pattern.startswith("!")}
+    return [path for path in found if path.name != "__init__.py" and path not in left_out]
+
+
+def test_files(tree: Path, group: Group) -> list[Path]:
+    """The files of the tests that have to notice; one that is not there is passed over."""
+    places = [tree / "tests" / name for name in group.tests]
+    found = [
+        path for each in places for path in (sorted(each.rglob("test_*.py")) if each.is_dir() else [each])
+    ]
+    left_out = {tree / "tests" / name[1:] for name in group.tests if name.startswith("!")}
+    return [path for path in found if path.exists() and path not in left_out]
+
+
+def digest_of(paths: list[Path]) -> str:
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def baseline_of(tree: Path, group: Group) -> Baseline:
+    """The tests of a group without any change; ends the program if they do not pass."""
+    digest = digest_of([*files_of(group), *test_files(ROOT, group)])
+    stored = tree.parent / "baseline.json"
+    if stored.exists() and (known := Baseline(**json.loads(stored.read_text()))).digest == digest:
+        return known
+    sys.dont_write_bytecode = False  # what pytest makes of the tests is kept for the mutants
+    noted = run_tests(tree, group, None, 900.0)
+    sys.dont_write_bytecode = True
+    if noted["outcome"] != "survived":
+        sys.exit(f"the tests fail without any mutant: {noted}; see {tree.parent / 'last_output.txt'}")
+    found = Baseline(digest, noted["seconds"], noted["calls"], noted["ranks"])
+    stored.write_text(json.dumps(asdict(found)))
+    return found
+
+
+def results_of(name: str) -> dict[str, dict[str, Any]]:
+    """The results so far by the mutants' keys."""
+    path = WORK / name / "results.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {result["key"]: result for result in map(json.loads, lines)}
+
+
+def drawn(group: Group, sample: int | None, seed: int) -> list[Mutant]:
+    """All mutants of a group, or as many as asked for, the same ones for the same seed."""
+    everything = [mutant for path in files_of(group) for mutant in mutants_of(ROOT, path)]
+    if sample is not None:
+        random.Random(seed).shuffle(everything)
+    return everything[:sample]
+
+
+def run_all(name: str, group: Group, mutants: list[Mutant], until: float, again: bool) -> None:
+    """Run the mutants that have no result yet; with `again` those that have one and were not noticed."""
+    known = results_of(name)
+    unnoticed = {key for key, result in known.items() if result["outcome"] in ("survived", "uncalled")}
+    todo = [each for each in mutants if (each.key in unnoticed if again else each.key not in known)]
+    print(f"{name}: {len(mutants)} mutants, {len(todo)} to run", flush=True)
+    if not todo:
+        return
+    tree = WORK / name / "tree"
+    copy_tree(tree)
+    prepare(tree, group)
+    baseline = baseline_of(tree, group)
+    kills = collections.Counter(result["test"] for result in known.values())
+    for number, mutant in enumerate(todo, 1):
+        if time.monotonic() > until:
+            print(f"stopped; {len(todo) - number + 1} are left")
+            return
+        order = sorted(baseline.tests_of(mutant), key=lambda test: (-kills[test], baseline.seconds[test]))
+        began, limit_s = time.monotonic(), 60.0 + 4 * sum(baseline.seconds[test] for test in order)
+        with mutated(tree, mutant):
+            noted = run_tests(tree, group, order, limit_s) if order else {"outcome": "uncalled"}
+        result = {**asdict(mutant), "outcome": noted["outcome"], "test": noted.get("test", "")}
+        result["seconds"] = round(time.monotonic() - began, 2)
+        kills[result["test"]] += noted["outcome"] == "killed"
+        with open(WORK / name / "results.jsonl", "a") as output:
+            output.write(json.dumps(result) + "\n")
+        if noted["outcome"] != "killed":
+            print(f"{number}/{len(todo)} {noted['outcome']}: {mutant}", flush=True)
+
+
+def shown(name: str, mutants: list[Mutant]) -> Iterator[str]:
+    """The count of each outcome for every file, and all mutants that no test noticed."""
+    known = results_of(name)
+    by_file: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for mutant in mutants:
+        outcome = known.get(mutant.key, {}).get("outcome", "not run")
+        by_file[mutant.path][outcome] += 1
+    for path, outcomes in by_file.items():
+        yield f"{path}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    for mutant in sorted(mutants, key=lambda mutant: (mutant.path, mutant.line)):
+        outcome = known.get(mutant.key, {}).get("outcome", "killed")
+        if outcome != "killed":
+            text = (ROOT / mutant.path).read_text().splitlines()[mutant.line - 1].strip()
+            yield f"{outcome}: {mutant}    in: {text}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("group", choices=GROUPS)
+    parser.add_argument("--sample", type=int, help="how many mutants; by default all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many")
+    parser.add_argument("--only", default="", help="mutants whose file name holds this")
+    parser.add_argument("--again", action="store_true", help="run those again that no test noticed")
+    parser.add_argument("--show", action="store_true", help="show results, run nothing")
+    asked = parser.parse_args()
+    until = time.monotonic() + 60 * asked.minutes
+    group = GROUPS[asked.group]
+    mutants = [each for each in drawn(group, asked.sample, asked.seed) if asked.only in each.path]
+    if not asked.show:
+        run_all(asked.group, group, mutants, until, asked.again)
+    print("\n".join(shown(asked.group, mutants)))
+
+
+if __name__ == "__main__":
+    main()
