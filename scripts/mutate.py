@@ -4,7 +4,7 @@
     python scripts/mutate.py planning                  # every mutant of a group of modules
     python scripts/mutate.py ring --sample 300         # 300 of them, drawn by --seed
     python scripts/mutate.py planning --minutes 5      # stop after five minutes; the same command goes on
-    python scripts/mutate.py planning --again          # run those again that no test noticed
+    python scripts/mutate.py planning --again          # run those again that no test noticed before
     python scripts/mutate.py planning --show           # the count of each outcome, and every survivor
 
 `GROUPS` says which modules form a group and which tests have to notice. Each mutant is written into a copy
@@ -28,6 +28,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -176,9 +177,12 @@ class Watch:
 def run_tests(tree: Path, group: Group, order: list[str] | None, limit_s: float) -> dict[str, Any]:
     """Run tests in a forked process; returns what `Watch` noted, or {"outcome": "timeout"}."""
     reading, writing = os.pipe()
+    scratch = tree.parent / "scratch"
+    scratch.mkdir(exist_ok=True)
     child = os.fork()
     if not child:
         os.setsid()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
         with open(tree.parent / "last_output.txt", "w") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
@@ -196,6 +200,7 @@ def run_tests(tree: Path, group: Group, order: list[str] | None, limit_s: float)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)  # ranks that a test left behind
     os.waitpid(child, 0)
+    shutil.rmtree(scratch, ignore_errors=True)
     return json.loads(text) if text else {"outcome": "timeout"}
 
 
@@ -291,16 +296,17 @@ def test_files(tree: Path, group: Group) -> list[Path]:
     return [path for path in found if path.exists() and path not in left_out]
 
 
-def digest_of(paths: list[Path]) -> str:
+def digest_of(group: Group) -> str:
+    """Names the state of a group's modules and tests."""
     found = hashlib.sha256()
-    for path in paths:
+    for path in [*files_of(group), *test_files(ROOT, group)]:
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 
 def baseline_of(tree: Path, group: Group) -> Baseline:
     """The tests of a group without any change; ends the program if they do not pass."""
-    digest = digest_of([*files_of(group), *test_files(ROOT, group)])
+    digest = digest_of(group)
     stored = tree.parent / "baseline.json"
     if stored.exists() and (known := Baseline(**json.loads(stored.read_text()))).digest == digest:
         return known
@@ -330,9 +336,13 @@ def drawn(group: Group, sample: int | None, seed: int) -> list[Mutant]:
 
 
 def run_all(name: str, group: Group, mutants: list[Mutant], until: float, again: bool) -> None:
-    """Run the mutants that have no result yet; with `again` those that have one and were not noticed."""
-    known = results_of(name)
-    unnoticed = {key for key, result in known.items() if result["outcome"] in ("survived", "uncalled")}
+    """Run the mutants that have no result yet; with `again` those that other tests did not notice."""
+    known, digest = results_of(name), digest_of(group)
+    unnoticed = {
+        key
+        for key, result in known.items()
+        if result["outcome"] in ("survived", "uncalled") and result.get("baseline") != digest
+    }
     todo = [each for each in mutants if (each.key in unnoticed if again else each.key not in known)]
     print(f"{name}: {len(mutants)} mutants, {len(todo)} to run", flush=True)
     if not todo:
@@ -351,7 +361,7 @@ def run_all(name: str, group: Group, mutants: list[Mutant], until: float, again:
         with mutated(tree, mutant):
             noted = run_tests(tree, group, order, limit_s) if order else {"outcome": "uncalled"}
         result = {**asdict(mutant), "outcome": noted["outcome"], "test": noted.get("test", "")}
-        result["seconds"] = round(time.monotonic() - began, 2)
+        result |= {"seconds": round(time.monotonic() - began, 2), "baseline": baseline.digest}
         kills[result["test"]] += noted["outcome"] == "killed"
         with open(WORK / name / "results.jsonl", "a") as output:
             output.write(json.dumps(result) + "\n")
@@ -382,7 +392,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many")
     parser.add_argument("--only", default="", help="mutants whose file name holds this")
-    parser.add_argument("--again", action="store_true", help="run those again that no test noticed")
+    parser.add_argument("--again", action="store_true", help="run those again that no test noticed before")
     parser.add_argument("--show", action="store_true", help="show results, run nothing")
     asked = parser.parse_args()
     until = time.monotonic() + 60 * asked.minutes

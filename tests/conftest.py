@@ -4,8 +4,13 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from support.pool import RankPool
+
+# An example that takes long tells of a busy machine, not of a fault.
+settings.register_profile("ringexp", deadline=None)
+settings.load_profile("ringexp")
 
 
 @pytest.fixture(scope="session")
