@@ -23,21 +23,18 @@ import argparse
 import collections
 import hashlib
 import json
-import os
 import random
 import shutil
 import signal
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from forked_tests import prepare, run_tests
 from mutants import Mutant, mutants_of, mutated
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,119 +112,6 @@ class Baseline:
         return [test for test, calls in alone.items() if place in calls or not mutant.function] + self.ranks
 
 
-class Watch:
-    """A pytest plugin that keeps the asked tests in the asked order, and notes what happens.
-
-    order: test ids; None: all, and what they call is noted as well.
-    """
-
-    def __init__(self, tree: Path, order: list[str] | None) -> None:
-        self.tree, self.order = tree, order
-        self.failed = ""
-        self.timeout = False
-        self.seconds: dict[str, float] = {}
-        self.calls: dict[str, list[str]] = {}
-        self.ranks: list[str] = []
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        if self.order is not None:
-            place = {test: number for number, test in enumerate(self.order)}
-            items[:] = sorted(
-                (item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid]
-            )
-        self.ranks = [item.nodeid for item in items if "pools" in item.fixturenames]
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
-        if report.failed and not self.failed:
-            self.failed = report.nodeid
-            self.timeout = "Timeout (>" in str(report.longrepr)
-
-    def pytest_collectreport(self, report: Any) -> None:
-        if report.failed and not self.failed:
-            self.failed = f"collecting {report.nodeid}"
-
-    def pytest_runtest_setup(self, item: Any) -> None:
-        if self.order is None:
-            for module in [module for name, module in sys.modules.items() if name.startswith("ringexp")]:
-                for value in vars(module).values():
-                    if hasattr(value, "cache_clear"):
-                        value.cache_clear()
-            seen: set[tuple[str, int]] = set()
-
-            def note(frame: Any, event: str, argument: object) -> None:
-                seen.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
-
-            item.stash_seen = seen
-            threading.settrace(note)
-            sys.settrace(note)
-
-    def pytest_runtest_teardown(self, item: Any) -> None:
-        if self.order is None:
-            sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
-            source = f"{self.tree}{os.sep}"
-            self.calls[item.nodeid] = sorted(
-                f"{path.removeprefix(source)}:{line}"
-                for path, line in item.stash_seen
-                if path.startswith(f"{source}src")
-            )
-
-
-def run_tests(tree: Path, group: Group, order: list[str] | None, limit_s: float) -> dict[str, Any]:
-    """Run tests in a forked process; returns what `Watch` noted, or {"outcome": "timeout"}."""
-    reading, writing = os.pipe()
-    scratch = tree.parent / "scratch"
-    scratch.mkdir(exist_ok=True)
-    child = os.fork()
-    if not child:
-        os.setsid()
-        os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
-        with open(tree.parent / "last_output.txt", "w") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        noted = test_process(tree, group, order)
-        with os.fdopen(writing, "w") as pipe:
-            json.dump(noted, pipe)
-        os._exit(0)
-    os.close(writing)
-    killer = threading.Timer(limit_s, os.killpg, (child, signal.SIGKILL))
-    killer.start()
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    killer.cancel()
-    killer.join()
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)  # ranks that a test left behind
-    os.waitpid(child, 0)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return json.loads(text) if text else {"outcome": "timeout"}
-
-
-def test_process(tree: Path, group: Group, order: list[str] | None) -> dict[str, Any]:
-    """What happens in the forked process. Ranks of test pools are forked, too, so they start at once."""
-    import multiprocessing
-
-    import pytest
-
-    of_kind = multiprocessing.get_context
-    multiprocessing.get_context = lambda method=None: of_kind("fork")  # type: ignore[assignment]
-    watch = Watch(tree, order)
-    where = [str(path.relative_to(tree)) for path in test_files(tree, group)]
-    files = where if order is None else sorted({test.partition("::")[0] for test in order})
-    limit = f"--timeout={group.test_s if order is not None else 300}"
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", limit, *files], plugins=[watch])
-    outcome = {0: "survived", 1: "killed"}.get(int(code), "killed" if watch.failed else f"exit code {code}")
-    outcome = "timeout" if watch.timeout else outcome
-    return {
-        "outcome": outcome,
-        "test": watch.failed,
-        "seconds": watch.seconds,
-        "calls": watch.calls,
-        "ranks": watch.ranks,
-    }
-
-
 def copy_tree(tree: Path) -> None:
     """Copy what tests need; the compiled modules of the copy are made once and never written again."""
     import compileall
@@ -236,46 +120,11 @@ def copy_tree(tree: Path) -> None:
     tree.mkdir(parents=True)
     for name in COPIED:
         source = ROOT / name
-        ignored = shutil.ignore_patterns("__pycache__")
         if source.is_dir():
-            shutil.copytree(source, tree / name, ignore=ignored)
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, tree / name)
     compileall.compile_dir(tree / "src", quiet=2)
-
-
-def prepare(tree: Path, group: Group) -> None:
-    """Make this process one that tests can be forked from."""
-    os.environ.update(
-        PYTHONPATH=os.pathsep.join([str(tree / "src"), str(tree / "tests")]),
-        OMP_NUM_THREADS="1",
-        PYTHONDONTWRITEBYTECODE="1",
-    )
-    sys.path[:0] = [str(tree / "src")]
-    os.chdir(tree)
-    import importlib
-
-    import numpy  # noqa: F401
-    import pytest  # noqa: F401
-    from hypothesis import HealthCheck, Phase, settings
-
-    settings.register_profile(
-        "mutation",
-        database=None,
-        deadline=None,
-        derandomize=True,
-        report_multiple_bugs=False,
-        phases=(Phase.explicit, Phase.generate),
-        suppress_health_check=list(HealthCheck),
-    )
-    settings.load_profile("mutation")
-    for name in group.preload:
-        module = importlib.import_module(name)
-        if name == "torch":
-            module.set_num_threads(1)
-    assert not any(name.partition(".")[0] == "ringexp" for name in sys.modules), (
-        "ringexp is imported too early"
-    )
 
 
 def files_of(group: Group) -> list[Path]:
@@ -296,6 +145,10 @@ def test_files(tree: Path, group: Group) -> list[Path]:
     return [path for path in found if path.exists() and path not in left_out]
 
 
+def names_of(tree: Path, group: Group) -> list[str]:
+    return [str(path.relative_to(tree)) for path in test_files(tree, group)]
+
+
 def digest_of(group: Group) -> str:
     """Names the state of a group's modules and tests."""
     found = hashlib.sha256()
@@ -311,7 +164,7 @@ def baseline_of(tree: Path, group: Group) -> Baseline:
     if stored.exists() and (known := Baseline(**json.loads(stored.read_text()))).digest == digest:
         return known
     sys.dont_write_bytecode = False  # what pytest makes of the tests is kept for the mutants
-    noted = run_tests(tree, group, None, 900.0)
+    noted = run_tests(tree, names_of(tree, group), None, 300, 900.0)
     sys.dont_write_bytecode = True
     if noted["outcome"] != "survived":
         sys.exit(f"the tests fail without any mutant: {noted}; see {tree.parent / 'last_output.txt'}")
@@ -349,7 +202,7 @@ def run_all(name: str, group: Group, mutants: list[Mutant], until: float, again:
         return
     tree = WORK / name / "tree"
     copy_tree(tree)
-    prepare(tree, group)
+    prepare(tree, group.preload)
     baseline = baseline_of(tree, group)
     kills = collections.Counter(result["test"] for result in known.values())
     for number, mutant in enumerate(todo, 1):
@@ -359,7 +212,10 @@ def run_all(name: str, group: Group, mutants: list[Mutant], until: float, again:
         order = sorted(baseline.tests_of(mutant), key=lambda test: (-kills[test], baseline.seconds[test]))
         began, limit_s = time.monotonic(), 60.0 + 4 * sum(baseline.seconds[test] for test in order)
         with mutated(tree, mutant):
-            noted = run_tests(tree, group, order, limit_s) if order else {"outcome": "uncalled"}
+            files = sorted({test.partition("::")[0] for test in order})
+            noted = {"outcome": "uncalled"}
+            if order:
+                noted = run_tests(tree, files, order, group.test_s, limit_s)
         result = {**asdict(mutant), "outcome": noted["outcome"], "test": noted.get("test", "")}
         result |= {"seconds": round(time.monotonic() - began, 2), "baseline": baseline.digest}
         kills[result["test"]] += noted["outcome"] == "killed"
@@ -370,14 +226,18 @@ def run_all(name: str, group: Group, mutants: list[Mutant], until: float, again:
 
 
 def shown(name: str, mutants: list[Mutant]) -> Iterator[str]:
-    """The count of each outcome for every file, and all mutants that no test noticed."""
+    """A table with the count of each outcome for every module, and all mutants that no test noticed."""
     known = results_of(name)
-    by_file: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    columns = ("killed", "timeout", "survived", "uncalled")
+    by_module: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for mutant in mutants:
-        outcome = known.get(mutant.key, {}).get("outcome", "not run")
-        by_file[mutant.path][outcome] += 1
-    for path, outcomes in by_file.items():
-        yield f"{path}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        if mutant.key in known:
+            by_module[mutant.path.removeprefix("src/ringexp/")][known[mutant.key]["outcome"]] += 1
+    yield f"| module | run | {' | '.join(columns)} |\n|{' --- |' * (2 + len(columns))}"
+    for module, outcomes in sorted(by_module.items()):
+        counts = " | ".join(str(outcomes[column]) for column in columns)
+        yield f"| {module} | {outcomes.total()} | {counts} |"
+    yield f"{len(mutants)} mutants drawn"
     for mutant in sorted(mutants, key=lambda mutant: (mutant.path, mutant.line)):
         outcome = known.get(mutant.key, {}).get("outcome", "killed")
         if outcome != "killed":
@@ -395,6 +255,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run those again that no test noticed before")
     parser.add_argument("--show", action="store_true", help="show results, run nothing")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
     until = time.monotonic() + 60 * asked.minutes
     group = GROUPS[asked.group]
     mutants = [each for each in drawn(group, asked.sample, asked.seed) if asked.only in each.path]
