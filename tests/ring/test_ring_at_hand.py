@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +56,24 @@ class AtHand(LoopbackTransport):
                 receives[peer].copy_(self.of(theirs))
 
 
+class Noting(NoClock):
+    """Notes what it is told, in order; a wait as the rank that is waited for."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def takes(self, sources, waited=None):
+        self.told += sources
+
+    @contextmanager
+    def waiting(self, source):
+        self.told.append(source)
+        yield
+
+    def attended(self):
+        self.told.append("attended")
+
+
 def attended(plan: Plan, kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The whole output [B, S, H, D], of all ranks and chunks."""
     whole = torch.full_like(q, float("nan"))
@@ -62,9 +82,12 @@ def attended(plan: Plan, kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: to
             mine = part.q_shards[rank].positions()
             keys = part.kv_shards[rank].positions() if part.aligned else mine
             transport = AtHand(part, rank, k[:, : part.seq_len], v[:, : part.seq_len])
-            ring = RingContext(part, rank, transport, kernel, NoClock())
+            ring = RingContext(part, rank, transport, kernel, Noting())
             out = ring_attention(q[:, mine], k[:, keys], v[:, keys], ring)
             assert transport.ended
+            resharded = [] if part.aligned else [rank]
+            sources = Route.of(part.kv_tokens, rank).sources
+            assert ring.clock.told == [*resharded, *sources, "attended"]
             assert out.is_contiguous()
             whole[:, mine] = out
     return whole
