@@ -118,3 +118,12 @@ def test_a_kernel_is_told_when_nothing_is_there_yet(blocks, fresh, in_place):
         kernel = replace(joining, block_into=block_into)
         state.attend(kernel, q[:, :, rows], [KeySpan(k, v)], False, SCALE, rows)
     assert (told, same) == (fresh, in_place)
+
+
+def test_where_blocks_were_not_told_a_kernel_need_not_merge_them():
+    q, k, v = inputs(Case(Q_LEN, 2 * KEYS, head_dim=16))
+    state = OnlineSoftmax(2, 4, Q_LEN, 16, "cpu")
+    for keys in (slice(0, KEYS), slice(KEYS, None)):
+        state.attend(joining_kernel(), q, [KeySpan(k[:, :, keys], v[:, :, keys])], False, SCALE)
+    exact = oracle.block_fp64(q, k, v, False, SCALE)[0].transpose(1, 2)
+    torch.testing.assert_close(state.output(torch.float32).double(), exact, rtol=1e-5, atol=1e-5)

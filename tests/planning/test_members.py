@@ -63,6 +63,8 @@ def test_tiles_have_at_least_one_token_and_every_rank_a_tile():
     for tile in (0, -1):
         with pytest.raises(UserError, match=f"tile={tile} must be at least 1 token"):
             apportion([1.0, 1.0], 64, tile)
+    with pytest.raises(UserError, match="every rank needs a positive speed"):
+        apportion([], 64, 8)
     with pytest.raises(UserError, match=r"use seq_len>=24 or a smaller tile"):
         check_enough_tiles(23, 3, 8)
     check_enough_tiles(24, 3, 8)

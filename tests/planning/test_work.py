@@ -84,3 +84,21 @@ def test_tokens_and_pairs_of_padding_do_not_count(plan):
         ]
         assert plan.pairs(rank) == pytest.approx(fmean(seen))
         assert 0 <= plan.causal_pairs(rank) <= plan.pairs(rank)
+
+
+@given(plans())
+def test_no_block_is_empty_and_ranks_without_tokens_have_none(plan):
+    for part in (plan, *plan.chunks):
+        for rank in range(plan.world_size):
+            for source in range(plan.world_size):
+                for start in part.starts or (0,):
+                    blocks = part.blocks(rank, source, start)
+                    assert all(block.q_len > 0 and block.kv_len > 0 for block in blocks)
+                    assert not blocks or {rank, source} <= set(part.members)
+
+
+@given(plans())
+def test_keys_move_only_where_they_are_split_in_another_way(plan):
+    for part in plan.chunks:
+        assert part.aligned
+    assert plan.aligned == (plan.q_shards == plan.kv_shards)
