@@ -12,7 +12,7 @@ from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import block_fp64
 from ringexp.planning import LAYOUTS, Plan, make_plan
 from ringexp.ring.clock import NoClock
-from ringexp.ring.decode import stored
+from ringexp.ring.decode import gather, stored
 from ringexp.ring.prefill import RingContext, ring_attention
 from ringexp.ring.transport import LoopbackTransport, Own, Route, Trip
 from support.joining import joining_kernel
@@ -57,13 +57,15 @@ class AtHand(LoopbackTransport):
 
 
 class Noting(NoClock):
-    """Notes what it is told, in order; a wait as the rank that is waited for."""
+    """Notes what it is told, in order; a wait as the rank that is waited for. most: shards taken at once."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
+        self.most = 0
 
     def takes(self, sources, waited=None):
         self.told += sources
+        self.most = max(self.most, len(sources))
 
     @contextmanager
     def waiting(self, source):
@@ -74,20 +76,27 @@ class Noting(NoClock):
         self.told.append("attended")
 
 
-def attended(plan: Plan, kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The whole output [B, S, H, D], of all ranks and chunks."""
+def attended(
+    plan: Plan, kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, announces: bool
+) -> torch.Tensor:
+    """The whole output [B, S, H, D], of all ranks and chunks.
+
+    announces: shards are said to come heads after heads. Else each is computed with as soon as it is there.
+    """
     whole = torch.full_like(q, float("nan"))
     for part in plan.chunks or (plan,):
         for rank in part.members:
             mine = part.q_shards[rank].positions()
             keys = part.kv_shards[rank].positions() if part.aligned else mine
             transport = AtHand(part, rank, k[:, : part.seq_len], v[:, : part.seq_len])
+            transport.announces = announces
             ring = RingContext(part, rank, transport, kernel, Noting())
             out = ring_attention(q[:, mine], k[:, keys], v[:, keys], ring)
             assert transport.ended
             resharded = [] if part.aligned else [rank]
             sources = Route.of(part.kv_tokens, rank).sources
             assert ring.clock.told == [*resharded, *sources, "attended"]
+            assert ring.clock.most == 1 or (announces and kernel.joint)
             assert out.is_contiguous()
             whole[:, mine] = out
     return whole
@@ -125,14 +134,14 @@ def plans(draw):
     return batch, make_plan(seq_len, tokens, layout, causal=kind != "full", starts=starts)
 
 
-@settings(deadline=None, max_examples=50)
-@given(plans(), st.booleans())
-def test_every_plan_attends_to_all_that_is_no_padding(case, joins):
+@settings(deadline=None, max_examples=40)
+@given(plans(), st.booleans(), st.booleans())
+def test_every_plan_attends_to_all_that_is_no_padding(case, joins, announces):
     batch, plan = case
     kernel = joining_kernel() if joins else get_kernel("sdpa", "cpu", torch.float32, DIM)
     q, k, v = inputs(batch, plan.seq_len)
     with torch.inference_mode():
-        out = attended(plan, kernel, q, k, v)
+        out = attended(plan, kernel, q, k, v, announces)
     assert (out - exact(plan, q, k, v)).abs().max() < 2e-6
 
 
@@ -176,3 +185,9 @@ def test_a_cache_has_new_tokens_behind_those_it_held(held, length, capacity):
     assert torch.equal(grown[:, :held], k[:, :held])
     assert torch.equal(grown[:, held : held + length], new[:, :length])
     assert stored(None, new, 0, capacity).shape[1] == max(capacity, held + length)
+
+
+def test_what_a_ring_of_one_gathers_is_its_own():
+    x = torch.arange(6.0).view(2, 3)
+    gathered = gather(x, [0, 4], LoopbackTransport(rank=1), NoClock())
+    assert torch.equal(gathered, x.view(1, 2, 3))
