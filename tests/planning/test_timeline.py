@@ -113,7 +113,8 @@ def event_by_event(plan, costs, links, prefetch_hops):
     return [done["computed", rank, size - 1] for rank in members]
 
 
-@given(rings(), prefetches)
+@pytest.mark.parametrize("prefetch_hops", [None, 0, 1, 2])
+@given(ring=rings())
 def test_a_timeline_is_what_happens_event_by_event(ring, prefetch_hops):
     plan, costs, links = ring
     found = simulate(plan, costs, links, prefetch_hops)
