@@ -36,7 +36,8 @@ def drawing() -> Iterator[None]:
     own: dict[Any, Any] = {
         name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name
     }
-    with matplotlib.rc_context(own | {"text.parse_math": False}):
+    own["text.parse_math"] = False
+    with matplotlib.rc_context(own):
         yield
 
 
