@@ -58,7 +58,9 @@ def test_floats_keep_their_bits(number):
     assert struct.pack("d", arrived.wait_ms) == struct.pack("d", number)
 
 
-@pytest.mark.parametrize("value", [Unknown(1), {1}, object(), print, [Unknown(1)]], ids=str)
+@pytest.mark.parametrize(
+    "value", [Unknown(1), {1}, object(), print, [Unknown(1)]], ids=lambda value: type(value).__name__
+)
 def test_other_types_are_not_sent(value):
     with pytest.raises(TypeError, match="no type that ranks exchange"):
         Codec(KINDS).encode(value)

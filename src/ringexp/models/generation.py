@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import nn
@@ -146,7 +146,6 @@ def prefill_with_cache(
     return logits, layers
 
 
-@runtime_checkable
 class _Generating(Protocol):
     """A ring model, as far as `generate` knows it."""
 
@@ -188,10 +187,18 @@ def generate(
         UserError: for an argument that cannot work.
         RingError: where another rank has failed.
     """
-    if not isinstance(model, _Generating):
+    if not _generates(model):
         raise UserError('generate needs a model of get_model(..., distributed_strategy="ring")')
     with circle_of(model.distributed_strategy.group):
         return _generated(model, ids, max_new_tokens, eos_token_id, pad_token_id)
+
+
+def _generates(model: object) -> TypeGuard[_Generating]:
+    """Tell whether a model has what `generate` needs.
+
+    isinstance with a protocol does not see the submodules of a torch module from Python 3.12 on.
+    """
+    return all(hasattr(model, name) for name in ("model", "distributed_strategy", "next_token"))
 
 
 def _generated(
