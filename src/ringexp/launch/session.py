@@ -23,6 +23,7 @@ from ringexp.launch.calibrator import Calibrator, lengths_of
 from ringexp.launch.progress import ProgressWriter
 from ringexp.launch.spec import Job, RankSet
 from ringexp.machine import cpu_name
+from ringexp.models.checkpoint_check import CheckpointCheck
 from ringexp.models.workload import Workload, make_workload
 from ringexp.planning import MemoryNeed
 from ringexp.planning.memory import GIB
@@ -59,7 +60,7 @@ class Session:
     key: bytes = b""
 
     def __post_init__(self) -> None:
-        kinds = (IterationTiming, HopTiming, SpeedRow, Accuracy, References)
+        kinds = (IterationTiming, HopTiming, SpeedRow, Accuracy, References, CheckpointCheck)
         self._messages = Messages(self.control, kinds, self.key, "session")
         self._workload: tuple[Any, Workload] | None = None
         self.calibrator = Calibrator(self)
