@@ -3,7 +3,7 @@
 from statistics import fmean
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringexp.planning import LAYOUTS, RankCost, make_plan
@@ -102,3 +102,23 @@ def test_keys_move_only_where_they_are_split_in_another_way(plan):
     for part in plan.chunks:
         assert part.aligned
     assert plan.aligned == (plan.q_shards == plan.kv_shards)
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_pairs_are_those_of_all_blocks(data):
+    """`Plan.pairs` counts them without making the blocks of every two ranks."""
+    tokens = data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=5).filter(any))
+    seq_len, causal = sum(tokens), data.draw(st.booleans())
+    plan = make_plan(
+        seq_len,
+        tokens,
+        data.draw(st.sampled_from(["zigzag", "contiguous"])),
+        causal=causal,
+        chunks=data.draw(st.integers(1, min(3, max(min(tokens), 1)))) if causal else 1,
+        starts=data.draw(st.lists(st.integers(0, seq_len - 1), max_size=3)),
+    )
+    parts = plan.chunks or (plan,)
+    for rank in range(len(tokens)):
+        blocks = sum(part.pairs_with(rank, source)[0] for part in parts for source in part.members)
+        assert plan.pairs(rank) == pytest.approx(blocks)

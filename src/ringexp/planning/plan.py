@@ -119,9 +119,20 @@ class Plan:
         return max((block.kv_stop for block in self.blocks(rank, source)), default=0)
 
     def pairs(self, rank: int) -> float:
-        """Query-key pairs `rank` computes, a sequence of the batch on average: its attention work."""
+        """Query-key pairs that `rank` computes, per sequence of the batch on average: its attention work."""
+        rank = self.checked_rank(rank)
         parts = self.chunks or (self,)
-        return sum(part.pairs_with(rank, source)[0] for part in parts for source in part.members)
+        return sum(fmean(part.keys_seen(rank, start) for start in self.starts or (0,)) for part in parts)
+
+    def keys_seen(self, rank: int, start: int = 0) -> int:
+        """Sum up how many keys each query of `rank` sees; positions before `start` are padding.
+
+        Every key has its place on some rank, so a causal query sees as many as there are up to its position.
+        """
+        _, queries = self.q_shards[rank].since(start)
+        if not self.causal:
+            return queries.num_tokens * (sum(shard.num_tokens for shard in self.kv_shards) - start)
+        return sum(len(span) * (span.start + span.stop + 1 - 2 * start) // 2 for span in queries.spans)
 
     def causal_pairs(self, rank: int) -> float:
         """Those of them in causal blocks."""
