@@ -22,12 +22,12 @@ from ringexp.kernels import get_kernel
 from ringexp.planning import Plan
 from ringexp.planning.planner import plan as plan_of
 from ringexp.ring import prefill
-from ringexp.ring.circle import Circle, circle_of
 from ringexp.ring.clock import NoClock, make_clock
 from ringexp.ring.eager import eager
 from ringexp.ring.groups import current, transport_of
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.prefill import RingContext
+from ringexp.ring.ring_group import RingGroup, ring_group_of
 from ringexp.ring.transport import LoopbackTransport
 
 _kernel = functools.cache(get_kernel)  # it looks for packages on disk, which takes longer than a short block
@@ -55,12 +55,12 @@ def ring_attention(
     All ranks of the group call it, one without tokens too: with empty tensors, and it gets an empty one.
     Forward only. Raises UserError, in one line, for tensors that do not fit the plan or want a gradient.
     """
-    with circle_of(group) as circle:
-        circle.check_size(plan.world_size)
-        _check_tensors(q, k, v, plan, circle.rank)
+    with ring_group_of(group) as ring_group:
+        ring_group.check_size(plan.world_size)
+        _check_tensors(q, k, v, plan, ring_group.rank)
         if softmax_scale is not None and not softmax_scale > 0:
             raise UserError(f"softmax_scale={softmax_scale} must be above 0, or None for 1/sqrt(head_dim)")
-        return _attend(q, k, v, plan, group, circle.rank, softmax_scale, kernel, transport)
+        return _attend(q, k, v, plan, group, ring_group.rank, softmax_scale, kernel, transport)
 
 
 def _attend(
@@ -136,27 +136,32 @@ def measure_speeds(
     num_heads. device: None is the current CUDA device, or the CPU where there is none. It takes up to about
     `max_seconds`, and so much longer as the slowest rank needs. All ranks of the group call it together.
     """
-    with circle_of(group) as circle:
+    with ring_group_of(group) as ring_group:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        even = plan_of([1.0] * circle.size, seq_len, causal=causal)
+        even = plan_of([1.0] * ring_group.size, seq_len, causal=causal)
         shape = BlockShape(
-            batch, num_heads, num_kv_heads or num_heads, head_dim, dtype, even.tokens[circle.rank]
+            batch, num_heads, num_kv_heads or num_heads, head_dim, dtype, even.tokens[ring_group.rank]
         )
-        return _measured(shape, even, device, circle, kernel, max_seconds)
+        return _measured(shape, even, device, ring_group, kernel, max_seconds)
 
 
 def _measured(
-    shape: BlockShape, even: Plan, device: torch.device, circle: Circle, kernel: str, max_seconds: float
+    shape: BlockShape,
+    even: Plan,
+    device: torch.device,
+    ring_group: RingGroup,
+    kernel: str,
+    max_seconds: float,
 ) -> list[float]:
     """As `measure_speeds`, each rank with its part `shape` of the even plan."""
-    rank, world_size = circle.rank, circle.size
+    rank, world_size = ring_group.rank, ring_group.size
     q, k, v = (x.transpose(1, 2) for x in shape.inputs(device))
     _check_tensors(q, k, v, even, rank)
     chosen = _kernel(kernel, q.device, shape.dtype, shape.head_dim)
     ring = RingContext(even, rank, LoopbackTransport(rank), chosen, make_clock(device, Pacer(100)))
     piece = Iteration(lambda: prefill.ring_attention(q, k, v, ring), ring)
-    place = circle.place(device)
-    meeting = _Meeting(place, circle)
+    place = ring_group.place(device)
+    meeting = _Meeting(place, ring_group)
     with torch.no_grad(), current(q.device):
         sample = measure_speed(
             lambda: piece.run()[1].busy_ms,
@@ -169,16 +174,16 @@ def _measured(
         )
     speeds = torch.zeros(world_size, dtype=torch.float64, device=place)
     speeds[rank] = sample.speed_tflops
-    circle.all_reduce(speeds)
+    ring_group.all_reduce(speeds)
     return speeds.tolist()
 
 
 class _Meeting:
     """Where the ranks of a group meet: waiting for each other, or looking whether all have come."""
 
-    def __init__(self, device: torch.device, circle: Circle) -> None:
+    def __init__(self, device: torch.device, ring_group: RingGroup) -> None:
         self._nothing = torch.zeros(1, device=device)
-        self._circle, self._alone = circle, circle.size == 1
+        self._circle, self._alone = ring_group, ring_group.size == 1
         self._polled: dist.Work | None = None
 
     def wait(self) -> None:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.circle_ranks import FAILING, attend, heard
+from support.ring_group_ranks import FAILING, attend, heard
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")

@@ -22,11 +22,11 @@ from ringexp.kernels import DecodeKernel, Slots
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.cache import GROWTH, RingCache
 from ringexp.planning import next_owner, owners
-from ringexp.ring.circle import circle_of
 from ringexp.ring.clock import Clock, NoClock
 from ringexp.ring.decode import DecodeContext, gather
 from ringexp.ring.eager import eager
 from ringexp.ring.prefill import RingContext
+from ringexp.ring.ring_group import ring_group_of
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def generate(
     """
     if not _generates(model):
         raise UserError('generate needs a model of get_model(..., distributed_strategy="ring")')
-    with circle_of(model.distributed_strategy.group):
+    with ring_group_of(model.distributed_strategy.group):
         return _generated(model, ids, max_new_tokens, eos_token_id, pad_token_id)
 
 

@@ -19,11 +19,11 @@ from ringexp.models.ring_strategy import RingAttentionStrategy
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.workload import rope_positions
 from ringexp.planning import Plan
-from ringexp.ring.circle import Circle, circle_of
 from ringexp.ring.clock import NoClock
 from ringexp.ring.eager import eager
 from ringexp.ring.groups import transport_of
 from ringexp.ring.prefill import RingContext
+from ringexp.ring.ring_group import RingGroup, ring_group_of
 from ringexp.ring.shards import positions, shard, unshard
 
 
@@ -82,7 +82,7 @@ class RingModel(nn.Module):
             UserError: for tokens or arguments that the ring cannot take.
             RingError: where another rank has failed.
         """
-        with circle_of(self.distributed_strategy.group) as circle:
+        with ring_group_of(self.distributed_strategy.group) as ring_group:
             if unknown:
                 raise UserError(f"a ring model does not know {', '.join(unknown)}; leave it out")
             last_n_tokens = last_n_tokens or int(only_last_token)
@@ -97,30 +97,30 @@ class RingModel(nn.Module):
             cache = past_key_value_states
             decodes = isinstance(cache, RingCache) or bool(cache)
             if decodes:
-                logits = self._after(x, _checked_cache(cache, x), circle)
+                logits = self._after(x, _checked_cache(cache, x), ring_group)
             else:
                 starts = [0] * x.shape[0] if position_ids is None else _starts(x, position_ids)
-                check_same_tokens(x, starts, circle)
-                logits, cache = self._prompt(x, starts, use_cache, last_n_tokens, new_tokens, circle)
-            share_random_state(x.device, circle)
+                check_same_tokens(x, starts, ring_group)
+                logits, cache = self._prompt(x, starts, use_cache, last_n_tokens, new_tokens, ring_group)
+            share_random_state(x.device, ring_group)
             return (logits, cache) if use_cache or decodes else logits
 
     @eager
     def next_token(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor:
         """Return the most likely token [B, 1] after token [B, 1] on every rank; the cache grows by it."""
-        with circle_of(self.distributed_strategy.group) as circle:
+        with ring_group_of(self.distributed_strategy.group) as ring_group:
             stepped = self._step(token, cache)
             chosen = stepped[1].clone() if stepped else torch.empty_like(token)
             if _has_others(cache.plan):
-                circle.broadcast(chosen, cache.plan.owner_of_last)
+                ring_group.broadcast(chosen, cache.plan.owner_of_last)
             return chosen
 
-    def _after(self, token: torch.Tensor, cache: RingCache, circle: Circle) -> torch.Tensor:
+    def _after(self, token: torch.Tensor, cache: RingCache, ring_group: RingGroup) -> torch.Tensor:
         """Return the logits after a token [B, 1] on every rank."""
-        check_same_tokens(token, cache.starts, circle)
+        check_same_tokens(token, cache.starts, ring_group)
         stepped = self._step(token, cache)
         logits = stepped[0].clone() if stepped else None
-        return self._from_owner_of_last(logits, token, cache.plan, circle)
+        return self._from_owner_of_last(logits, token, cache.plan, ring_group)
 
     def _prompt(
         self,
@@ -129,19 +129,19 @@ class RingModel(nn.Module):
         use_cache: bool,
         last_n_tokens: int,
         new_tokens: int,
-        circle: Circle,
+        ring_group: RingGroup,
     ) -> tuple[torch.Tensor, RingCache | None]:
         """Return the logits of the prompt x [B, S] on every rank, and the cache if it is to be used."""
         plan = self.distributed_strategy.plan_for(x.shape[1], tuple(starts))
         longest = x.shape[1] - min(starts)
         check_supported(self.model, longest)
-        decoder, cache = self._decoder(x, plan, circle), None
+        decoder, cache = self._decoder(x, plan, ring_group), None
         local = None
-        if circle.rank not in plan.members:
+        if ring_group.rank not in plan.members:
             cache = decoder.empty_cache(x.shape[0], x.device)
         else:
-            mine = shard(x, plan, circle.rank)
-            where = rope_positions(positions(plan, circle.rank, x.device), starts)
+            mine = shard(x, plan, ring_group.rank)
+            where = rope_positions(positions(plan, ring_group.rank, x.device), starts)
             if use_cache:
                 local, cache = decoder.prefill(mine, where, new_tokens, last_n_tokens)
             else:
@@ -153,22 +153,22 @@ class RingModel(nn.Module):
                     ring=decoder.ring,
                 )
         if last_n_tokens:
-            logits = self._from_owner_of_last(local, x, plan, circle)
+            logits = self._from_owner_of_last(local, x, plan, ring_group)
         else:
-            logits = unshard(self._known(local, x, plan, circle), plan, self.distributed_strategy.group)
+            logits = unshard(self._known(local, x, plan, ring_group), plan, self.distributed_strategy.group)
         decoder.ring.transport.take_transfers()  # nobody reads the times of hops
         return logits, cache
 
     def _step(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor] | None:
         """As `Decoder.step`; None on a rank that is not in the ring."""
         check_supported(self.model, cache.length + 1 - min(cache.starts))
-        decoder = self._decoder(token, cache.plan, circle_of(self.distributed_strategy.group))
+        decoder = self._decoder(token, cache.plan, ring_group_of(self.distributed_strategy.group))
         if cache:
             return decoder.step(token, cache)
         decoder.pass_by(cache)
         return None
 
-    def _decoder(self, x: torch.Tensor, plan: Plan, circle: Circle) -> Decoder:
+    def _decoder(self, x: torch.Tensor, plan: Plan, ring_group: RingGroup) -> Decoder:
         device, attention = x.device, first_attention(self.model)
         dtype, head_dim = next(self.model.parameters()).dtype, attention.emb_kq_per_head
         if self._kernels is None:
@@ -179,19 +179,24 @@ class RingModel(nn.Module):
             shard_bytes = 2 * max(plan.tokens) * attention.kvheads * head_dim * dtype.itemsize
             decoded_bytes = 4 * (attention.nheads * (head_dim + 1) + 1)
             transport.reserve(x.shape[0] * max(shard_bytes, decoded_bytes))
-        ring = RingContext(plan, circle.rank, transport, self._kernels[0], NoClock())
+        ring = RingContext(plan, ring_group.rank, transport, self._kernels[0], NoClock())
         return Decoder(self.model, ring, self._kernels[1])
 
     def _from_owner_of_last(
-        self, logits: torch.Tensor | None, x: torch.Tensor, plan: Plan, circle: Circle
+        self, logits: torch.Tensor | None, x: torch.Tensor, plan: Plan, ring_group: RingGroup
     ) -> torch.Tensor:
         """Return the logits of the rank with the last position, on every rank."""
-        known = self._known(logits, x, plan, circle, num_tokens=1).contiguous()
-        circle.broadcast(known, plan.owner_of_last)
+        known = self._known(logits, x, plan, ring_group, num_tokens=1).contiguous()
+        ring_group.broadcast(known, plan.owner_of_last)
         return known
 
     def _known(
-        self, logits: torch.Tensor | None, x: torch.Tensor, plan: Plan, circle: Circle, num_tokens: int = 0
+        self,
+        logits: torch.Tensor | None,
+        x: torch.Tensor,
+        plan: Plan,
+        ring_group: RingGroup,
+        num_tokens: int = 0,
     ) -> torch.Tensor:
         """Return the logits, or on a rank that is not in the ring ones of the same kind, for `num_tokens`."""
         if not _has_others(plan):
@@ -199,8 +204,8 @@ class RingModel(nn.Module):
             return logits
         kinds = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
         facts = [0, 0] if logits is None else [logits.shape[-1], kinds.index(logits.dtype)]
-        shared = torch.tensor(facts, device=circle.place(x.device))
-        circle.broadcast(shared, plan.owner_of_last)
+        shared = torch.tensor(facts, device=ring_group.place(x.device))
+        ring_group.broadcast(shared, plan.owner_of_last)
         vocabulary, kind = shared.tolist()
         if logits is not None:
             return logits

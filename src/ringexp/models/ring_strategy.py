@@ -14,7 +14,7 @@ from ringexp.errors import UserError, whole_number
 from ringexp.planning import Plan, RankCost, make_plan
 from ringexp.planning.inputs import entries
 from ringexp.planning.planner import plan as plan_of
-from ringexp.ring.circle import circle_of
+from ringexp.ring.ring_group import ring_group_of
 
 KEPT_PLANS = 64
 
@@ -34,7 +34,7 @@ class RingAttentionStrategy(DistributedStrategy):
         speeds: Sequence[float] | Sequence[RankCost] | str | None = None,
     ) -> None:
         super().__init__(from_meta)
-        world_size = circle_of(group).size
+        world_size = ring_group_of(group).size
         if (block_lens is None) == (speeds is None):
             raise UserError(
                 'distributed_strategy="ring" needs block_lens or speeds: speeds, one per rank or "measured", '

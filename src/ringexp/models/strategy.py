@@ -23,7 +23,7 @@ from ringexp.models.facts import first_attention
 from ringexp.models.ring_model import RingModel
 from ringexp.models.ring_strategy import RingAttentionStrategy
 from ringexp.planning import RankCost
-from ringexp.ring.circle import Circle, circle_of
+from ringexp.ring.ring_group import RingGroup, ring_group_of
 
 FMS_STRATEGIES = (None, "none", "tp", "mp", "fsdp", "hsdp", "ddp")
 
@@ -78,10 +78,10 @@ def get_model(
         return fms_get_model(
             architecture, variant, distributed_strategy=distributed_strategy, group=group, **kwargs
         )
-    with circle_of(group) as circle:
+    with ring_group_of(group) as ring_group:
         measures = isinstance(speeds, str) and speeds == "measured"
         strategy = RingAttentionStrategy(
-            block_lens, group, layout, speeds=[1.0] * circle.size if measures else speeds
+            block_lens, group, layout, speeds=[1.0] * ring_group.size if measures else speeds
         )
         if architecture == "hf_pretrained":
             model = from_pretrained(variant, **kwargs)
@@ -92,23 +92,23 @@ def get_model(
             )
         else:
             model = fms_get_model(architecture, variant, distributed_strategy="none", **kwargs)
-        check_same_settings(f"{speeds} {block_lens} {layout} {kernel} {transport}", circle)
-        _broadcast_weights(model, circle)
+        check_same_settings(f"{speeds} {block_lens} {layout} {kernel} {transport}", ring_group)
+        _broadcast_weights(model, ring_group)
         if measures:
             strategy = RingAttentionStrategy(
-                None, group, layout, speeds=_measured_speeds(model, circle, group, kernel)
+                None, group, layout, speeds=_measured_speeds(model, ring_group, group, kernel)
             )
         return RingModel(model.eval(), strategy, kernel, transport)
 
 
 def _measured_speeds(
-    model: nn.Module, circle: Circle, group: dist.ProcessGroup | None, kernel: str
+    model: nn.Module, ring_group: RingGroup, group: dist.ProcessGroup | None, kernel: str
 ) -> list[float]:
     """Return how fast each rank is at the model's attention."""
     attention, weight = first_attention(model), next(model.parameters())
     longest = getattr(getattr(model, "config", None), "max_expected_seq_len", MEASURED_TOKENS)
     return measure_speeds(
-        max(min(longest, MEASURED_TOKENS * circle.size), circle.size),
+        max(min(longest, MEASURED_TOKENS * ring_group.size), ring_group.size),
         num_heads=attention.nheads,
         num_kv_heads=attention.kvheads,
         head_dim=attention.emb_kq_per_head,
@@ -119,10 +119,10 @@ def _measured_speeds(
     )
 
 
-def _broadcast_weights(model: nn.Module, circle: Circle) -> None:
+def _broadcast_weights(model: nn.Module, ring_group: RingGroup) -> None:
     """Give every rank rank 0's parameters and buffers."""
     for tensor in (*model.parameters(), *model.buffers()):
-        circle.broadcast(tensor, 0)
+        ring_group.broadcast(tensor, 0)
 
 
 def _names_a_checkpoint(kwargs: dict[str, Any]) -> bool:

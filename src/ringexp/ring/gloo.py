@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ringexp.ring.circle import PeerLost
+from ringexp.ring.ring_group import PeerLost
 from ringexp.ring.timing import Origin
 from ringexp.ring.transport import Arrival, Own, Route, Transfer, Trip, resolved, shard_shape
 

@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from ringexp.config import TRANSPORTS
 from ringexp.errors import UserError
-from ringexp.ring.circle import backends, circle_of, take_circle
 from ringexp.ring.cuda_driver import device_id
 from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.messages import Messages
+from ringexp.ring.ring_group import backends, forget_ring_group, ring_group_of
 from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
 
 _BACKENDS = {"nccl": "cuda", "gloo": "cpu"}
@@ -30,20 +30,20 @@ def transport_of(group: dist.ProcessGroup | None, device: torch.device, name: st
     auto: what the group's backend for the device can do, see `_fitting`. Raises UserError for a transport
     that is unknown or cannot work there.
     """
-    circle = circle_of(group)
-    kept, key = circle.transports, (device, name)
+    ring_group = ring_group_of(group)
+    kept, key = ring_group.transports, (device, name)
     if key not in kept:
-        if circle.size == 1 and not dist.is_initialized():
+        if ring_group.size == 1 and not dist.is_initialized():
             kept[key] = LoopbackTransport()
         elif name == "auto":
-            circle.meet()
+            ring_group.meet()
             kept[key] = transport_of(group, device, _fitting(group, device))
         else:
             _check(name, device, backends(group))
-            circle.meet()
+            ring_group.meet()
             with current(device):
-                if name == "gloo" and circle.linked:
-                    transport: Transport = GlooTransport(circle.links)
+                if name == "gloo" and ring_group.linked:
+                    transport: Transport = GlooTransport(ring_group.links)
                 else:
                     transport = make_transport(name, device, group)
                 transport.barrier()  # NCCL wants all ranks in a group's first call, also those without tokens
@@ -57,13 +57,13 @@ def close(group: dist.ProcessGroup | None = None) -> None:
     Call it before the group is destroyed, and after a call that has failed. The next ring of the group starts
     anew.
     """
-    circle = take_circle(group)
-    if circle is not None:
-        by_transport = {transport: device for (device, _), transport in circle.transports.items()}
+    ring_group = forget_ring_group(group)
+    if ring_group is not None:
+        by_transport = {transport: device for (device, _), transport in ring_group.transports.items()}
         for transport, device in by_transport.items():
             with current(device):
                 transport.close()
-        circle.let_go()
+        ring_group.let_go()
 
 
 def broadcast(x: torch.Tensor, source: int, group: dist.ProcessGroup | None = None) -> None:

@@ -7,8 +7,8 @@ import torch.distributed as dist
 
 from ringexp.errors import UserError
 from ringexp.planning import Plan
-from ringexp.ring.circle import Circle, circle_of
 from ringexp.ring.eager import eager
+from ringexp.ring.ring_group import RingGroup, ring_group_of
 
 
 def positions(plan: Plan, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -34,13 +34,13 @@ def unshard(
 
     local: this rank's, `dim` its tokens; alike on all ranks in all other dimensions and in dtype.
     """
-    with circle_of(group) as circle:
-        return _gathered(local, plan, circle, dim)
+    with ring_group_of(group) as ring_group:
+        return _gathered(local, plan, ring_group, dim)
 
 
-def _gathered(local: torch.Tensor, plan: Plan, circle: Circle, dim: int) -> torch.Tensor:
-    circle.check_size(plan.world_size)
-    rank, tokens = circle.rank, plan.tokens
+def _gathered(local: torch.Tensor, plan: Plan, ring_group: RingGroup, dim: int) -> torch.Tensor:
+    ring_group.check_size(plan.world_size)
+    rank, tokens = ring_group.rank, plan.tokens
     _check_length(local, tokens[rank], dim, f"rank {rank} holds {tokens[rank]} tokens of the plan")
     shape = list(local.shape)
     shape[dim] = plan.seq_len
@@ -48,7 +48,7 @@ def _gathered(local: torch.Tensor, plan: Plan, circle: Circle, dim: int) -> torc
     for source in plan.members:
         shape[dim] = tokens[source]
         part = local.detach().contiguous() if source == rank else local.new_empty(shape)
-        circle.broadcast(part, source)
+        ring_group.broadcast(part, source)
         for offset, span in plan.q_shards[source].placed():
             whole.narrow(dim, span.start, len(span)).copy_(part.narrow(dim, offset, len(span)))
     return whole

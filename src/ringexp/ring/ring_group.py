@@ -1,11 +1,11 @@
-"""The ranks of a group as a circle: if one fails in a call that all of them make, the others hear of it.
+"""The ranks of a process group as one ring: if one fails in a call that all make, the others hear of it.
 
-    with circle_of(group) as circle:    # in every such call
+    with ring_group_of(group) as ring_group:    # in every such call
         ...
 
 A rank that raises there leaves its error in the group's store and closes its connections to the others, which
-the circle has of its own. So whoever waits for it wakes up at once and reads why. A call that goes well costs
-nothing of this: no message, and no look into the store. After a failure the circle stays ended until it is
+the ring has of its own. So whoever waits for it wakes up at once and reads why. A call that goes well costs
+nothing of this: no message, and no look into the store. After a failure the ring stays ended until it is
 closed, unless every rank has refused the same call by an error of its own: then the next call goes on.
 """
 
@@ -37,10 +37,10 @@ class PeerLost(RuntimeError):
     """A connection to a peer has ended."""
 
 
-class Circle:
+class RingGroup:
     """A process's place in a group, its connections to the other ranks, and whether one of them has failed.
 
-    rank, size: as in the group; a process without torch.distributed is alone. linked: whether the circle has
+    rank, size: as in the group; a process without torch.distributed is alone. linked: whether it has
     connections on the host, which groups with gloo have. Without them, over nccl alone, ranks that already
     wait for a device are not woken. transports: those of the group, by device and name. ended: which rank
     failed, and why; empty while all is well.
@@ -66,7 +66,7 @@ class Circle:
                 f"the plan is for {world_size} ranks, but the group has {self.size}; plan one speed a rank"
             )
 
-    def __enter__(self) -> Circle:
+    def __enter__(self) -> RingGroup:
         if self.ended:
             raise RingError(
                 f"the ring of this group has ended ({self.ended}); call ringexp.close(group) on all its "
@@ -94,11 +94,11 @@ class Circle:
         if isinstance(error, PeerLost):
             raise RingError(f"{self.ended}; so the ring has ended on rank {self.rank}, too") from error
 
-    def succeeded(self) -> Circle:
-        """Return this circle, or one that takes its place where all ranks have refused the same call."""
+    def succeeded(self) -> RingGroup:
+        """Return this ring group, or one that takes its place where all ranks have refused the same call."""
         if not (self.ended and self._refused and self._all_refused()):
             return self
-        after = Circle(self._group, self._name, self._turn + 1)
+        after = RingGroup(self._group, self._name, self._turn + 1)
         for (device, name), transport in self.transports.items():
             if transport.name == "gloo":  # its connections are closed
                 transport.close()
@@ -108,7 +108,7 @@ class Circle:
 
     @property
     def links(self) -> Any:
-        """Connections to all ranks of a linked circle: a ProcessGroupGloo, whose stub lacks its methods."""
+        """Connections to all ranks, if linked: a ProcessGroupGloo, whose stub lacks its methods."""
         if self._links is None:
             self.meet()
             store = dist.PrefixStore("links", self._store)
@@ -165,7 +165,7 @@ class Circle:
         return torch.device("cpu") if self.linked else device
 
     def let_go(self) -> None:
-        """Free the connections, with nothing under way. A circle that has ended has closed them already."""
+        """Free the connections, with nothing under way. One that has ended has closed them already."""
         if self._links is not None and not self.ended:
             ctypes.pythonapi.Py_DecRef(ctypes.py_object(self._links))
         self._links = None
@@ -219,34 +219,34 @@ class Circle:
             pause_s = min(2 * pause_s, 0.05)
 
 
-_circles: dict[dist.ProcessGroup | None, Circle] = {}
+_ring_groups: dict[dist.ProcessGroup | None, RingGroup] = {}
 _closed: dict[str, int] = {}
-"""How often a group's circle was closed, by the group's name; the same on all its ranks."""
+"""How often a group's ring was closed, by the group's name; the same on all its ranks."""
 
 
-def circle_of(group: dist.ProcessGroup | None) -> Circle:
-    """Return the group's circle, None: that of the default group. Raises UserError for a group of others."""
+def ring_group_of(group: dist.ProcessGroup | None) -> RingGroup:
+    """Return the ring group of a process group, None: of the default one. Raises UserError outside of it."""
     key = _resolved(group)
-    circle = _circles.get(key)
-    if circle is None:
+    ring_group = _ring_groups.get(key)
+    if ring_group is None:
         name = "alone"
         if key is not None:
             if dist.get_rank(key) < 0:
                 raise UserError("this process is not in the group; only the group's own ranks may call")
             name = f"ringexp/{key.group_name}/{_closed.get(key.group_name, 0)}"
-        circle = Circle(key, name)
-    if circle.ended:
-        circle = circle.succeeded()
-    _circles[key] = circle
-    return circle
+        ring_group = RingGroup(key, name)
+    if ring_group.ended:
+        ring_group = ring_group.succeeded()
+    _ring_groups[key] = ring_group
+    return ring_group
 
 
-def take_circle(group: dist.ProcessGroup | None) -> Circle | None:
-    """Return the group's circle, if there is one, and forget it. The next call makes another."""
+def forget_ring_group(group: dist.ProcessGroup | None) -> RingGroup | None:
+    """Return the ring group of a process group, if any, and forget it. The next call makes another."""
     key = _resolved(group)
     if key is not None:
         _closed[key.group_name] = _closed.get(key.group_name, 0) + 1
-    return _circles.pop(key, None)
+    return _ring_groups.pop(key, None)
 
 
 def backends(group: dist.ProcessGroup | None) -> dict[str, str]:

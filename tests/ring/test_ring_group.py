@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ringexp.ring.circle import PeerLost
 from ringexp.ring.gloo import GlooTransport
+from ringexp.ring.ring_group import PeerLost
 from ringexp.ring.transport import Trip
-from support.circle_ranks import CALLS, FAILING, fail_in, refuse_together, refuse_where_one_has_no_tokens
+from support.ring_group_ranks import CALLS, FAILING, fail_in, refuse_together, refuse_where_one_has_no_tokens
 
 UNCLOSED = Path(__file__).parents[1] / "support" / "unclosed.py"
 REASONS = {
