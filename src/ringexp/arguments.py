@@ -43,6 +43,8 @@ def prepared(arguments: Sequence[str]) -> list[str]:
     parsed = parser.parse_args(ordered)
     if parsed.experimental_rerun is not None:
         raise UserError("--experimental-rerun is not supported: give the settings of the run again")
+    if parsed.hydra_help:  # Hydra shows this without a config that settings could be of
+        return ["--hydra-help"]
     overrides = with_counts(parsed.overrides)
     for override in overrides:
         _check_name(override)

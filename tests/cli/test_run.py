@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from dataclasses import fields
 from statistics import median
 
@@ -265,24 +266,45 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
     assert "1 of 1 runs complete; everything" in again.stdout
 
 
+BREAKS_ONE_RUN = """\
+import os
+
+if os.environ.get("RANK") == "1":
+    from ringexp.models import attention_workload
+
+    right = attention_workload.AttentionWorkload.inputs
+
+    def inputs(self, seq_len, seed):
+        if self._config.batch_size == 3:
+            raise RuntimeError("batch of 3")
+        return right(self, seq_len, seed)
+
+    attention_workload.AttentionWorkload.inputs = inputs
+"""
+"""A sitecustomize.py: Python imports it as each process starts, the ranks too."""
+
+
 def test_runs_of_a_sweep_share_ranks_and_a_failed_one_does_not_stop_the_rest(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_ONE_RUN)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     done = ringexp(
         "-m",
         "model=attention_tiny",
         "hetero=mps_50_100",
         "partitioner=lut",
         "references=false",
-        "model.batch_size=1,100000000,2",  # the second does not fit any memory
+        "model.batch_size=1,3,2",  # the second fails in mid-run
         "kernel=sdpa,reference",
         "seq_len=128",
         "tracker=disabled",
         "report=false",
         *QUICK,
         root=tmp_path,
+        env={"PYTHONPATH": path},
     )
     assert done.returncode == 1
     assert "4 of 6 runs complete" in done.stdout
-    assert done.stderr.count("can't allocate memory") == 2
+    assert done.stderr.count("RuntimeError: batch of 3") == 2
     sets = {path.parent.parent.name for path in tmp_path.glob("sweeps/*/*/*/ranks/*/*/rank_set.json")}
     assert len(sets) == 3  # one a model
 

@@ -1,7 +1,6 @@
 """Stores that earlier runs left, from the command line: damaged, of something else, or too old to be true."""
 
 import json
-from pathlib import Path
 
 from support.checkpoints import CHECKPOINTS, save_checkpoint
 from support.command import QUICK, ringexp, run_dirs
@@ -61,17 +60,18 @@ def test_runs_of_a_sweep_without_folders_of_their_own_are_refused(tmp_path):
     assert not list(tmp_path.rglob("rank_set.json"))
 
 
-def test_the_folder_of_a_text_run_has_its_real_length(tmp_path):
+def test_the_label_of_a_text_run_has_its_real_length(tmp_path):
     save_checkpoint(tmp_path / "checkpoint", *CHECKPOINTS["llama"])
     (tmp_path / "prompt.txt").write_text("the quick brown fox jumps over the lazy dog, and so on.")
     done = ringexp(
         "model=checkpoint",
         f"model.checkpoint={tmp_path / 'checkpoint'}",
         f"prompt_file={tmp_path / 'prompt.txt'}",
-        "dry_run=true",
         "partitioner=even",
+        "--cfg=job",
+        "--package=label",
+        "--resolve",
         root=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    (run_dir,) = run_dirs(tmp_path)
-    assert Path(run_dir).name.endswith("_even_zigzag_55")
+    assert done.stdout.strip().endswith("_even_zigzag_55")

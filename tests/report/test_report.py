@@ -302,10 +302,10 @@ def test_bad_input_is_one_line(tmp_path):
         assert message in line
 
 
-def test_a_damaged_calibration_table_costs_its_figure_only(sweep):
+def test_a_damaged_calibration_table_costs_its_figure_only(sweep, capsys):
     (sweep.parents[2] / "calibration" / "speeds.csv").write_text("what,is,this\n1,2,3\n")
     text = write_report([sweep], sweep / "report").page.read_text()
-    assert "calibration table" in text
+    assert "speeds.csv is damaged and not used" in capsys.readouterr().err
     assert text.count("<figure") > 5
 
 

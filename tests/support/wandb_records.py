@@ -36,6 +36,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def artifact_files(found: list[dict[str, Any]]) -> dict[str, Path]:
-    """Return the files of the one artifact by their names in it."""
-    (artifact,) = (record["artifact"] for record in found if record["type"] == "artifact")
+    """Return the files of the one artifact of ours by their names in it; wandb makes one per table, too."""
+    artifacts = [record["artifact"] for record in found if record["type"] == "artifact"]
+    (artifact,) = (artifact for artifact in artifacts if artifact["type"] != "run_table")
     return {entry["path"]: Path(entry["local_path"]) for entry in artifact["manifest"]["contents"]}

@@ -153,7 +153,7 @@ def _free_bytes(device: torch.device) -> float:
         _free_memory()
         return torch.cuda.mem_get_info(device)[0]
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return math.inf
     free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -168,7 +168,8 @@ def _cgroup_free_bytes() -> list[int]:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            return [int((root / limit).read_text()) - int((root / used).read_text())]
+            most, now = (int((root / name).read_text(encoding="utf-8")) for name in (limit, used))
+            return [most - now]
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return []
