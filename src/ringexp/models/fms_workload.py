@@ -11,13 +11,13 @@ from fms.models import get_model as fms_get_model
 from torch import nn
 
 from ringexp.config import FmsModelConfig
-from ringexp.errors import UserError
 from ringexp.kernels import get_decode_kernel
 from ringexp.models import facts
 from ringexp.models.attention_op import ATTN_NAME
 from ringexp.models.checkpoint import load_checkpoint
 from ringexp.models.checkpoint_check import CheckpointCheck, compare_with_hugging_face
 from ringexp.models.generation import Decoder, prefill_with_cache
+from ringexp.models.outline import outline
 from ringexp.models.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.workload import LocalInputs, broadcast_weights
@@ -143,27 +143,14 @@ class FmsWorkload:
 
 
 def _random_model(config: FmsModelConfig, seq_len: int, device: torch.device, seed: int) -> nn.Module:
-    """Raises UserError for what FMS does not have, and for overrides that it would ignore."""
+    """Build a model with random weights. Raise UserError for what `outline` refuses."""
+    outline(config, seq_len)
     torch.manual_seed(seed)
-    overrides = {"max_expected_seq_len": seq_len, **config.overrides}
-    try:
-        model = fms_get_model(
-            config.architecture,
-            config.variant,
-            device_type=device.type,
-            data_type=getattr(torch, config.dtype),
-            distributed_strategy="none",
-            **overrides,
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"model.architecture={config.architecture} model.variant={config.variant} "
-            f"model.overrides={config.overrides}: FMS says {error}"
-        ) from error
-    known = sorted(vars(model.config))
-    unknown = [name for name in config.overrides if name not in known]
-    if unknown:  # FMS itself ignores them
-        raise UserError(
-            f"model.overrides.{unknown[0]} is no setting of FMS's model; it has {', '.join(known)}"
-        )
-    return model
+    return fms_get_model(
+        config.architecture,
+        config.variant,
+        device_type=device.type,
+        data_type=getattr(torch, config.dtype),
+        distributed_strategy="none",
+        **{"max_expected_seq_len": seq_len, **config.overrides},
+    )
