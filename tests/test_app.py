@@ -222,7 +222,7 @@ def test_a_rank_that_dies_after_the_results_loses_nothing(tmp_path):
 
 def test_a_rank_that_dies_before_the_results_is_named(tmp_path):
     def die(job, ranks):
-        write_status(job.run_dir, "running", {"key": job.key})
+        write_status(job.run_dir, "planned", {"key": job.key})
         raise RunFailed("rank 1 was killed by SIGKILL")
 
     result = carry_out(config_of(tmp_path), tmp_path / "run", Ranks(run=die))
