@@ -175,6 +175,19 @@ def test_a_gpu_run_without_gpus_is_refused_before_it(tmp_path):
     assert ranks.done == []
 
 
+def test_a_graph_is_refused_where_auto_means_gloo(tmp_path):
+    config = replace(
+        config_of(tmp_path), device="cuda", hetero=HeteroConfig([100.0] * 3, "none"), cuda_graph=True
+    )
+    ranks = Ranks(run=finish)
+    machines = {"cuda": [{"cpu": "A"}, {"cpu": "B"}]}
+    place = Place(num_gpus=2, num_nodes=2, run_ranks=ranks, command=["ringexp"], nodes=machines)
+    (result,) = execute([(config, tmp_path / "run")], Console(), place=place)
+    assert "cuda_graph=true needs CUDA with transport=nccl or ipc" in str(result)
+    assert "transport=gloo" in str(result)
+    assert ranks.done == []
+
+
 def test_two_runs_of_a_sweep_in_one_folder_are_refused(tmp_path):
     runs = [(config_of(tmp_path, seed=seed), tmp_path / "run") for seed in (0, 1)]
     with pytest.raises(UserError, match=r"2 runs of the sweep have the same folder .*hydra\.sweep\.subdir"):
