@@ -6,7 +6,14 @@ import pytest
 
 from ringexp.app import run
 from ringexp.calibration.table import SpeedRow, SpeedTable
-from ringexp.config import AttentionModelConfig, Config, HeteroConfig, PartitionerConfig
+from ringexp.config import (
+    AttentionModelConfig,
+    Config,
+    FmsModelConfig,
+    HeteroConfig,
+    LayoutConfig,
+    PartitionerConfig,
+)
 from ringexp.machine import cores_a_rank, cpu_name
 from ringexp.models.shapes import shape_of
 
@@ -74,3 +81,18 @@ def test_a_dry_run_takes_no_speeds_of_anything_else(tmp_path, capsys, rows):
 def test_a_dry_run_by_cost_needs_rows_of_costs(tmp_path, capsys):
     dry_run(tmp_path, "balanced", measured_here)
     assert "speeds are not known here" in capsys.readouterr().out
+
+
+def test_a_language_model_is_planned_as_causal(tmp_path, capsys):
+    config = Config(
+        model=FmsModelConfig("llama_micro"),
+        hetero=HeteroConfig([100.0, 100.0]),
+        partitioner=PartitionerConfig("even"),
+        layout=LayoutConfig("contiguous"),
+        device="cpu",
+        output_root=str(tmp_path),
+        dry_run=True,
+        seq_len=4096,
+    )
+    run(config, tmp_path / "run")
+    assert "Attention work a rank: 25.0 %, 75.0 %" in capsys.readouterr().out
