@@ -141,11 +141,48 @@ def test_damaged_references_are_measured_again(tmp_path):
     assert roles(config) == [[*ALL, "run"]]
 
 
+def test_an_even_run_of_a_sweep_is_the_even_reference(tmp_path):
+    runs = [
+        (replace(config_of(tmp_path), partitioner=PartitionerConfig(name)), Path(name))
+        for name in ("even", "lut")
+    ]
+    (ranks,) = rank_sets(runs, PLACE, own_references=True)
+    assert [job.role for job in ranks.jobs] == ["single", "homogeneous", "run", "run"]
+
+
+@pytest.mark.parametrize(("device", "transport", "devices"), [("cpu", "gloo", 2), ("cuda", "nccl", 8)])
+def test_ranks_know_how_many_devices_there_are(tmp_path, device, transport, devices):
+    place = Place(num_gpus=8, num_nodes=2, command=["ringexp"], nodes={device: [{"cpu": "A"}, {"cpu": "B"}]})
+    config = replace(config_of(tmp_path, "none"), device=device, hetero=HeteroConfig([100.0, 100.0], "none"))
+    ranks = rank_sets([(config, Path("run"))], place)[-1]
+    assert (ranks.num_devices, ranks.transport) == (devices, transport)
+
+
 def test_without_references_none_is_taken(tmp_path):
     config = config_of(tmp_path)
     remember(config, *ALL)
     ((job,),) = (ranks.jobs for ranks in rank_sets([(replace(config, references=False), Path("run"))], PLACE))
     assert job.references == {}
+
+
+def test_a_gpu_run_without_gpus_is_refused_before_it(tmp_path):
+    ranks = Ranks(run=finish)
+    result = carry_out(replace(config_of(tmp_path, "none"), device="cuda"), tmp_path / "run", ranks)
+    assert "no CUDA device is visible" in str(result)
+    assert ranks.done == []
+
+
+def test_a_graph_is_refused_where_auto_means_gloo(tmp_path):
+    config = replace(
+        config_of(tmp_path), device="cuda", hetero=HeteroConfig([100.0] * 3, "none"), cuda_graph=True
+    )
+    ranks = Ranks(run=finish)
+    machines = {"cuda": [{"cpu": "A"}, {"cpu": "B"}]}
+    place = Place(num_gpus=2, num_nodes=2, run_ranks=ranks, command=["ringexp"], nodes=machines)
+    (result,) = execute([(config, tmp_path / "run")], Console(), place=place)
+    assert "cuda_graph=true needs CUDA with transport=nccl or ipc" in str(result)
+    assert "transport=gloo" in str(result)
+    assert ranks.done == []
 
 
 def test_two_runs_of_a_sweep_in_one_folder_are_refused(tmp_path):
@@ -191,6 +228,15 @@ def test_a_rank_that_dies_after_the_results_loses_nothing(tmp_path):
     result = carry_out(config_of(tmp_path), tmp_path / "run", Ranks(run=die))
     assert result["status"] == "complete"
     assert read_results(tmp_path / "run")["latency_ms_median"] == 2.5
+
+
+def test_a_rank_that_dies_before_the_results_is_named(tmp_path):
+    def die(job, ranks):
+        write_status(job.run_dir, "planned", {"key": job.key})
+        raise RunFailed("rank 1 was killed by SIGKILL")
+
+    result = carry_out(config_of(tmp_path), tmp_path / "run", Ranks(run=die))
+    assert str(result) == "rank 1 was killed by SIGKILL"
 
 
 def test_an_interrupt_after_the_results_loses_nothing(tmp_path):

@@ -49,6 +49,8 @@ def machine(monkeypatch):
         ({}, "ipc", Surroundings("cuda", 4, nodes=2), "these are on 2"),
         ({"percentages": [100.0] * 3}, "nccl", TWO_GPUS, "asks for 3 ranks, but NCCL takes one rank a GPU"),
         ({"cuda_graph": True}, "gloo", CPU, "cuda_graph=true needs CUDA"),
+        ({"cuda_graph": True}, "auto", CPU, "cuda_graph=true needs CUDA"),
+        ({"cuda_graph": True}, "gloo", TWO_GPUS, "cuda_graph=true needs CUDA with transport=nccl or ipc"),
         ({"seq_len": 20}, "gloo", CPU, "is smaller than one tile of 16 tokens"),
         ({"model": LLAMA_8B}, "gloo", CPU, "13 GiB per rank for weights and inputs, 26 GiB for 2 ranks"),
         (
@@ -98,6 +100,7 @@ def test_what_cannot_work_is_refused(config, settings, transport, where, message
         ({"model": MICRO}, "gloo", CPU),
         ({"model": replace(MICRO, overrides={"nlayers": 2})}, "gloo", CPU),
         ({"model": LLAMA_8B}, "auto", UNKNOWN),
+        ({"cuda_graph": True}, "auto", UNKNOWN),
         ({"memory_limit_gib": 1}, "gloo", CPU),
     ],
     ids=str,

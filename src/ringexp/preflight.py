@@ -85,7 +85,7 @@ def _check_devices(config: Config, transport: str, where: Surroundings) -> None:
             f"hetero.percentages={config.hetero.percentages} asks for {config.world_size} ranks, but NCCL "
             f"takes one rank a GPU, and {gpus} can be seen; use at most {gpus} ranks, or transport=ipc"
         )
-    if config.cuda_graph and transport not in NEEDS_CUDA["transport"]:
+    if config.cuda_graph and (device != "cuda" or transport not in (*NEEDS_CUDA["transport"], "auto")):
         raise UserError(
             f"cuda_graph=true needs CUDA with transport=nccl or ipc, but device={device} and "
             f"transport={transport}; use cuda_graph=null"

@@ -85,6 +85,26 @@ def test_ranks_that_share_a_device_have_references_of_their_own():
     assert (one, two) == (1, 2)
 
 
+def test_how_many_ranks_there_are_counts_where_they_share_a_cpu():
+    three = replace(CONFIG, hetero=HeteroConfig([50.0, 100.0, 100.0]))
+    cpu = {"device": "cpu", "cores": 4}
+    assert single_facts(CONFIG, GPUS, {}) == single_facts(three, GPUS, {})
+    assert single_facts(CONFIG, cpu, {}) != single_facts(three, cpu, {})
+
+
+@pytest.mark.parametrize(
+    ("machine", "counts"),
+    [(GPUS | {"gpus": ["H200"]}, True), (GPUS, False), ({"device": "cpu", "cores": 4}, False)],
+    ids=["one GPU for two ranks", "a GPU per rank", "CPU"],
+)
+def test_a_throttle_counts_at_full_speed_where_ranks_share_a_gpu(machine, counts):
+    one, other = (
+        homogeneous_facts(replace(CONFIG, hetero=HeteroConfig([50.0, 100.0], throttle)), machine, {})
+        for throttle in ("mps", "none")
+    )
+    assert (one != other) is counts
+
+
 def test_the_folder_of_a_checkpoint_does_not_count():
     models = [FmsModelConfig("checkpoint", checkpoint=folder) for folder in ("/a", "/b")]
     one, other = (single_facts(replace(CONFIG, model=model), GPUS, {"checkpoint": "x"}) for model in models)
