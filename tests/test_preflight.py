@@ -1,4 +1,4 @@
-"""What is refused before any rank starts; nothing here starts one."""
+"""Settings that are refused before any rank starts. No test here starts a rank."""
 
 from dataclasses import replace
 

@@ -74,7 +74,7 @@ def _attend(
     kernel: str,
     transport: str,
 ) -> torch.Tensor:
-    """As `ring_attention`, of tensors that fit."""
+    """Compute `ring_attention` of tensors that are already known to fit the plan."""
     chosen = _kernel(kernel, q.device, q.dtype, q.shape[3])
     with current(q.device):
         carrier = transport_of(group, q.device, transport)
@@ -153,7 +153,7 @@ def _measured(
     kernel: str,
     max_seconds: float,
 ) -> list[float]:
-    """As `measure_speeds`, each rank with its part `shape` of the even plan."""
+    """Measure as `measure_speeds` does. Each rank computes with its part `shape` of the even plan."""
     rank, world_size = ring_group.rank, ring_group.size
     q, k, v = (x.transpose(1, 2) for x in shape.inputs(device))
     _check_tensors(q, k, v, even, rank)

@@ -158,7 +158,7 @@ def _run_sets(
     failures: dict[Path, UserError | RunFailed],
     own_references: bool,
 ) -> set[Path]:
-    """Carry out all jobs of these runs; returns the folders of those that ranks refused, as `_run_set`."""
+    """Carry out all jobs of these runs. Return the folders of runs that ranks refused, as `_run_set` does."""
     stopped: set[Path] = set()
     for ranks in rank_sets(runs, place, own_references):
         folder = runs[0][1] / "ranks"
@@ -167,7 +167,10 @@ def _run_sets(
 
 
 def _count(folder: Path) -> int:
-    """How many sets of ranks have their files in a folder; a job that SLURM requeued finds those before."""
+    """Count the sets of ranks whose files are in a folder.
+
+    A job that SLURM requeued finds the sets that it started before.
+    """
     return len(list(folder.glob("*")))
 
 
@@ -180,7 +183,7 @@ def _run_set(
 ) -> set[Path]:
     """Carry out the jobs of one set, starting its ranks again after each job that fails.
 
-    Returns the folders of runs that ranks did not begin since a stored reference of theirs is off.
+    Returns the folders of runs that ranks did not begin because a stored reference of the run is off.
     """
     jobs, attempt = ranks.jobs, 0
     while jobs:
@@ -242,7 +245,7 @@ def rank_sets(
 
 
 class _RankSets:
-    """The sets of ranks that runs need, as they are found one run after the other."""
+    """The sets of ranks that the runs need. Runs are added one after the other."""
 
     def __init__(self, place: Place) -> None:
         self.found: dict[str, RankSet] = {}
@@ -291,7 +294,7 @@ class _RankSets:
         self.found.setdefault(self._name(job.config), self._ranks(job.config)).jobs.append(job)
 
     def _name(self, config: Config) -> str:
-        """Equal for configs that can share ranks."""
+        """Return a name that is equal for configs that can share ranks."""
         ranks = self._ranks(config)
         any_profile = ranks.device == "cpu" and _throttle(config, "cpu") in IN_PROCESS
         profile = [ranks.world_size] if any_profile else [ranks.percentages, ranks.drifting]
@@ -299,7 +302,7 @@ class _RankSets:
         return json.dumps(shared, sort_keys=True)
 
     def _ranks(self, config: Config) -> RankSet:
-        """Ranks for a config, without jobs."""
+        """Return the set of ranks for a config, without jobs."""
         device = _device(config)
         throttle = _throttle(config, device)
         return RankSet(

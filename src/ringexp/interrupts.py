@@ -12,7 +12,7 @@ from typing import Any
 from ringexp.errors import Interrupted
 
 EXIT_CODE = 130
-"""Of a command that was interrupted, by whichever signal."""
+"""The exit code of a command that was interrupted, by whichever signal."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -132,7 +132,10 @@ def _output(command: list[str]) -> str | None:
 
 @functools.cache
 def gpus_reach_each_other() -> bool:
-    """Whether every GPU here can write into every other's memory by itself; False where nobody can tell."""
+    """Tell whether every GPU of this machine can write directly into every other GPU's memory.
+
+    Return False where this cannot be found out.
+    """
     return all_ok(_output(["nvidia-smi", "topo", "-p2p", "w"]) or "")
 
 

@@ -1,4 +1,4 @@
-"""The one line that an exception comes to on the command line, and which exceptions say it all."""
+"""The one line that the command line shows for an exception, and which exceptions need no traceback."""
 
 from __future__ import annotations
 
@@ -26,25 +26,28 @@ DISK = (
     errno.ELOOP,
     errno.ENAMETOOLONG,
 )
-"""Errors of a disk or a folder that no code of ours can mend."""
+"""Error numbers of a disk or a folder that ringexp's code cannot fix."""
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether the message says it all, so that our own traceback would add nothing."""
+    """Tell whether the message explains the error fully, so that ringexp's traceback would add nothing."""
     if isinstance(error, OSError):
         return error.errno in DISK
     return isinstance(error, UserError | RunFailed | HydraException | OmegaConfBaseException)
 
 
 def raised_by_hydra(error: BaseException) -> bool:
-    """Whether Hydra raised it by itself, or what it called outside of ringexp: what it was asked is wrong."""
+    """Tell whether Hydra raised the error, or code outside of ringexp that Hydra called.
+
+    Then the command line or the config is wrong.
+    """
     modules = [str(frame.f_globals.get("__name__", "")) for frame, _ in walk_tb(error.__traceback__)]
     known = [name for name in modules if name.partition(".")[0] in ("hydra", "ringexp", "hydra_plugins")]
     return bool(known) and known[-1].startswith("hydra.")
 
 
 def hydra_line(error: Exception) -> str:
-    """The one line for an exception that is not of Hydra's own kinds but comes from it."""
+    """Return the one line for an exception that comes from Hydra but is not one of Hydra's own types."""
     if isinstance(error, OSError):
         return folder_line(error)
     text = " ".join(str(error).split()) or type(error).__name__
@@ -52,7 +55,7 @@ def hydra_line(error: Exception) -> str:
 
 
 def folder_line(error: OSError) -> str:
-    """The one line for a folder of results that cannot be made or written."""
+    """Return the one line for a folder of results that cannot be created or written."""
     given = {
         key: last_value(sys.argv[1:], key) for key in ("hydra.run.dir", "hydra.sweep.dir", "output_root")
     }
@@ -64,7 +67,7 @@ def folder_line(error: OSError) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An exception's message on one line; unknown keys and choices with the nearest known one."""
+    """Return an exception's message on one line. For an unknown key or choice, name the nearest known one."""
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key = getattr(cause, "full_key", None) or ""

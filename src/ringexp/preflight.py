@@ -1,7 +1,7 @@
-"""What can be known to fail before any rank starts: seconds, not half a minute, until it is said.
+"""Checks that find settings which cannot work before any rank starts: in seconds, not half a minute.
 
-`check_before_start` asks each part in turn; the first that cannot work is the one that is named. Nothing is
-written, and no GPU is touched: a CUDA context in the launcher would be in the way of MPS.
+`check_before_start` checks each part in turn and names the first setting that cannot work. The checks write
+nothing and use no GPU: a CUDA context in the launcher would be in the way of MPS.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ NEEDS_CUDA = {"kernel": ("cudnn", "flash"), "transport": ("nccl", "ipc")}
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where ranks are to run.
+    """The devices and machines on which the ranks are going to run.
 
-    device: `cuda` or `cpu`. gpus: of all nodes together; None where that is not known yet. nodes: how many
-    machines. here: whether the ranks run on this machine.
+    device: `cuda` or `cpu`. gpus: GPUs of all nodes together; None where their number is not known yet.
+    nodes: the number of machines. here: whether the ranks run on this machine.
     """
 
     device: str
@@ -52,7 +52,7 @@ def check_before_start(config: Config, transport: str, where: Surroundings) -> N
 
 
 def _check_folders(config: Config) -> None:
-    """Check that the folders which runs share can be made, or are folders that can be written to."""
+    """Check that the folders which runs share can be created, or exist and can be written to."""
     for folder in (config.speeds_file.parent, config.references_dir, config.completed_dir):
         nearest = folder
         while not os.path.lexists(nearest) and nearest != nearest.parent:
@@ -93,7 +93,7 @@ def _check_devices(config: Config, transport: str, where: Surroundings) -> None:
 
 
 def _check_kernel(config: Config, device: str) -> None:
-    """A kernel that was asked for by name, against device, precision, head dimension and its package."""
+    """Check that a kernel chosen by name fits device, precision and head dimension, and has its package."""
     name, model = config.kernel.name, config.model
     if name in NEEDS_CUDA["kernel"] and device != "cuda":
         raise UserError(f"kernel={name} needs CUDA, but device={device}; use kernel=sdpa or kernel=auto")
@@ -125,7 +125,7 @@ def _installed(package: str) -> bool:
 
 
 def _check_model(config: Config) -> MemoryNeed | None:
-    """Check that the model can be made; return the least it needs of a rank's memory, or None."""
+    """Check that the model can be built. Return the least memory that it needs per rank, or None."""
     model = config.model
     if isinstance(model, FmsModelConfig) and model.checkpoint:
         from ringexp.models.checkpoint_folder import check_folder
@@ -141,7 +141,7 @@ def _check_model(config: Config) -> MemoryNeed | None:
 
 
 def _check_memory(config: Config, need: MemoryNeed, where: Surroundings) -> None:
-    """The least that all ranks need: their weights, and what each has of the whole prompt."""
+    """Check the least memory that all ranks need: their weights, and each rank's part of the whole prompt."""
     least = need.bytes(0, config.seq_len)
     if where.device == "cpu":
         ranks, total, of = config.world_size, memory_bytes(), "this machine has"
@@ -157,7 +157,10 @@ def _check_memory(config: Config, need: MemoryNeed, where: Surroundings) -> None
 
 
 def _check_limits(config: Config, need: MemoryNeed) -> None:
-    """Whether the tokens of the prompt fit at all into what `memory_limit_gib` leaves beside the weights."""
+    """Raise UserError if the prompt's tokens do not fit into the memory that the weights leave.
+
+    The memory per rank is the setting `memory_limit_gib`.
+    """
     limit = config.memory_limit_gib
     if limit is None:
         return

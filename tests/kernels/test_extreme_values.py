@@ -139,7 +139,7 @@ def test_more_keys_than_a_tile_of_the_kernel_holds(tokens, kernel, layout):
 @pytest.mark.parametrize("kernel", ["sdpa", "reference"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_products_that_overflow_weigh_nothing(kernel, causal):
-    """Of a query of 1 and keys of -3e38, 16 products add up to -inf in float32."""
+    """A query of 1 and keys of -3e38 have 16 products that add up to -inf in float32."""
     q, k, v = (torch.ones(1, heads, 8, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
     k[:, :, :4], v[:, :, :4] = -3e38, 5.0
     plan = make_plan(8, [4, 4], "contiguous", causal=causal)

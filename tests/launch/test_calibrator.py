@@ -92,7 +92,7 @@ def test_a_rank_that_has_become_slower_is_noticed_and_measured_anew(pools, tmp_p
 
 
 def test_a_length_that_is_off_takes_no_other_length_with_it(pools, tmp_path):
-    """Of two stored lengths one is wrong by far for rank 1; the other is checked by itself, and stays."""
+    """One of two stored lengths is far off for rank 1. The other is checked by itself, and stays."""
     short, long = (attention_config(tmp_path, "measured", 2, seq_len=length) for length in (256, 512))
     for config in (short, long):
         config.calibration.tolerance = 20.0  # for whatever else this machine does

@@ -1,4 +1,4 @@
-"""What is shown of a continuation ends where the checkpoint says that a text ends."""
+"""The displayed continuation ends where the checkpoint says that a text ends."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Where ranks meet: out of reach for other machines, and of no use to a process without the run's secret."""
+"""The store by which ranks meet: other machines cannot reach it, and its users need the run's secret."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What ranks do when one of them cannot answer the others."""
+"""The behaviour of ranks when one of them cannot answer the others."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_a_victim_is_told_of_only_where_nobody_else_is(tmp_path, said):
 
 
 def test_ranks_that_left_in_silence_are_blamed_before_victims(tmp_path):
-    """As of a library that ends the process: an exit code and no exception."""
+    """A library that ends the process leaves an exit code and no exception."""
     path = tmp_path / "rank_set.json"
     write_error(path, 0, *VICTIM)
     processes: Any = SimpleNamespace(stderrs={0: "log 0", 1: "log 1"}, pids=lambda: {0: 10, 1: 11})

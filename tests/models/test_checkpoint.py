@@ -58,7 +58,7 @@ def test_settings_are_honoured_as_by_hugging_face(tmp_path, name):
 
 @pytest.mark.parametrize("theta_and_scaling", [{"rope_type": "llama3"}, {"type": "llama3"}])
 def test_old_configs_are_read_as_new_ones(tmp_path, theta_and_scaling):
-    """As transformers 4 wrote them."""
+    """Transformers 4 wrote configs like these."""
     save_model(tmp_path, "LlamaConfig", ODD | {"rope_parameters": LLAMA_31})
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())

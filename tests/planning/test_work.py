@@ -1,4 +1,4 @@
-"""What a plan's parts cost, against pairs of positions counted one by one."""
+"""The work of a plan's parts equals the pairs of positions counted one by one."""
 
 from statistics import fmean
 

@@ -195,7 +195,7 @@ def test_a_folder_without_runs_is_one_clear_line(tmp_path, make, message):
 
 @pytest.mark.parametrize("shape", ["checkpoint-abc-b1-layer-bfloat16", None])
 def test_a_run_whose_checkpoint_is_gone_stays_complete(tmp_path, shape):
-    """Of results that do not know the model's shape, those of two checkpoints are not compared."""
+    """Runs of two checkpoints are not compared if their results do not know the model's shape."""
     known = {"shape": shape} if shape else {}
     for number, name in enumerate(("one", "two")):
         folder = write_run(tmp_path, number, **known)

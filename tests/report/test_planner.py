@@ -110,9 +110,9 @@ def some_setting(rng):
 
 
 def results_of(path, scripts, data, call):
-    """What some of the page's scripts make of `data`; `call` names their function of one entry.
+    """Run some of the page's scripts on `data` and return the value of the JavaScript expression `call`.
 
-    In node, where there is one: it is quicker to start than a browser.
+    Use node where it is installed: it starts faster than a browser.
     """
     code = "\n".join((FOLDER / name).read_text() for name in scripts)
     if node := shutil.which("node"):

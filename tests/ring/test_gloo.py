@@ -1,4 +1,4 @@
-"""How the CPU transport forwards: as far ahead as it may, and with a word to all who wait if a hop fails."""
+"""The CPU transport forwards as far ahead as it may, and tells every waiting rank if a hop fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ranks of a test pool do under torch.compile; importable, so that it travels to them by name."""
+"""Functions that ranks of a test pool run under torch.compile. Ranks import them by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ TOKENS = [20, 12]
 
 @torch.no_grad()
 def compiled(rank: int, name: str) -> tuple[Any, Any]:
-    """What a function gives as it is, and compiled; twice, so that the compiled code is used again."""
+    """Return a function's result as it is, and compiled.
+
+    The compiled function runs twice, so that the compiled code is used again.
+    """
     function, arguments = FUNCTIONS[name](rank)
     torch._dynamo.reset()
     faster = torch.compile(function, backend="eager")

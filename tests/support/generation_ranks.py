@@ -1,4 +1,4 @@
-"""What the ranks of a test pool generate; importable, so that it travels to them by name."""
+"""Functions with which ranks of a test pool generate tokens. Ranks import them by name."""
 
 from __future__ import annotations
 

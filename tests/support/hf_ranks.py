@@ -1,4 +1,4 @@
-"""What the ranks of a test pool compute with the Hugging Face example; importable, to travel by name."""
+"""Functions that ranks of a test pool run with the Hugging Face example. Ranks import them by name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tiny(kind: str, settings: dict[str, Any]) -> Any:
 
 @torch.inference_mode()
 def ring_errors(rank: int, cases: list[tuple[str, dict[str, Any]]], seq_len: int) -> list[str | float]:
-    """Of each model the largest error of the last logits over their spread, or why it is refused."""
+    """Return per model the largest error of the last logits over their spread, or why it is refused."""
     last_logits = example().last_logits
     plan = ringexp.plan(range(1, dist.get_world_size() + 1), seq_len)
     ids = torch.randint(1, 96, (2, seq_len), generator=torch.Generator().manual_seed(4))

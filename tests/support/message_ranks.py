@@ -1,4 +1,4 @@
-"""What a rank of a test pool does with messages: tells and hears values, or forges them."""
+"""Functions that ranks of a test pool run to send and receive messages, or to forge them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Unknown:
 
 
 def gathered(rank: int, values: list[Any], key: bytes = b"") -> tuple[list[Any], Any]:
-    """What this rank hears of everyone's own value, and of rank 1's."""
+    """Return what this rank receives: every rank's own value, and rank 1's value."""
     messages = Messages(None, KINDS, key)
     return messages.all_gather(values[rank]), messages.broadcast(values[1] if rank == 1 else None, source=1)
 
 
 def forged(rank: int, forgery: str) -> str:
-    """What rank 0 says of a message of rank 1, which does not have the key or does not keep to it."""
+    """Return rank 0's value or error for a message of rank 1 that may lack the key or use it wrongly."""
     messages = Messages(None, KINDS, b"key of the run")
     if rank == 0:
         try:
@@ -70,7 +70,7 @@ def _send(raw: bytes) -> None:
 
 
 def endless(rank: int) -> str:
-    """What rank 0 says of a message that rank 1 announces to be longer than memory."""
+    """Return rank 0's error for a message that rank 1 announces to be longer than memory."""
     if rank == 0:
         try:
             Messages(None).all_gather(1)

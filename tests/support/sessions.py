@@ -140,6 +140,6 @@ def asked_rank_zero(rank: int, config: Config, error: Exception | None) -> tuple
 
 
 def tell_in_turn(rank: int, config: Config, values: list[object]) -> list[list[object]]:
-    """What this rank hears when every rank tells the same values, one after the other."""
+    """Return what this rank receives when every rank sends the same values, one after the other."""
     session = open_session(rank, config, [100.0] * 2)
     return [session.gather(value) for value in values]

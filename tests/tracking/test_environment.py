@@ -1,4 +1,4 @@
-"""What is recorded of code and machine: about ringexp itself, whatever lies around it."""
+"""The record of code and machine describes ringexp itself, whatever repository is around it."""
 
 import os
 import shutil

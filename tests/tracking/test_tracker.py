@@ -1,4 +1,4 @@
-"""What a tracker leaves behind when a run ends, and when something ends it."""
+"""The files that a tracker leaves behind when a run ends, and when something interrupts the run."""
 
 import pytest
 

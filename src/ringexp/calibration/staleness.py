@@ -48,14 +48,14 @@ def deviation(stored: SpeedRow, spot: SpeedRow) -> float:
 
 
 def is_stale(stored: SpeedRow, spot: SpeedRow, tolerance: float) -> bool:
-    """Whether a stored time is off, as `is_off`."""
+    """Tell whether a stored time is off, by the rule of `is_off`."""
     return is_off(stored.time_ms, spot.time_ms, stored.spread, spot.spread, tolerance)
 
 
 def is_off(
     stored_ms: float, spot_ms: float, stored_spread: float, spot_spread: float, tolerance: float
 ) -> bool:
-    """Whether two times differ by more than the tolerance and more than twice the spread of either.
+    """Tell whether two times differ by more than the tolerance and more than twice the spread of either.
 
     Args:
         stored_ms: the time that is stored.

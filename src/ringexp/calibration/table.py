@@ -26,7 +26,7 @@ LOCK_TIMEOUT_S = 60.0
 """How long `add` waits for other writers; one write takes milliseconds."""
 
 CLOCK_SKEW = timedelta(minutes=1)
-"""How far the clocks of machines that share a table may be apart."""
+"""The largest accepted difference between the clocks of machines that share a table."""
 
 Key = tuple[str, str, str, int, float, int, int, str, int]
 
@@ -148,7 +148,7 @@ class SpeedTable:
 
     @property
     def damaged_file(self) -> Path:
-        """Where damaged lines are kept."""
+        """The file that keeps damaged lines."""
         return self.path.with_name(f"{self.path.name}{DAMAGED}-lines")
 
     def load(self) -> tuple[SpeedRow, ...]:

@@ -54,7 +54,10 @@ def carry_out(file: JobFile) -> None:
 
 
 def _done_before(config: Config, run_dir: Path) -> bool:
-    """Whether this job completed a run before SLURM requeued it, perhaps on another node that is as good."""
+    """Tell whether this job completed the run before SLURM requeued the job.
+
+    The job may have run on another node then; results from there are as good.
+    """
     if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return False
     results = read_results(run_dir) or {}

@@ -85,10 +85,10 @@ def mps_daemon(workdir: Path) -> Iterator[dict[str, str]]:
 
 
 def _is_for_us(pipe_directory: str) -> bool:
-    """Whether its daemon serves this user: the folder is the user's own or root's.
+    """Tell whether the daemon of this folder serves this user: the folder is the user's own or root's.
 
-    At NVIDIA's default place, where anybody may have put something first, it is no link, and nobody else may
-    write in it: whoever can might stand in for the daemon.
+    At NVIDIA's default place anybody may have created something first. So there the folder must not be a
+    link, and nobody else may write in it: whoever can write there could pose as the daemon.
     """
     try:
         found = (

@@ -96,7 +96,7 @@ def by_blocks(block: Block) -> DecodeKernel:
 
 
 def merge(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """As `triton_decode.merge`, by PyTorch's operators."""
+    """Merge `parts` as `triton_decode.merge` does, with PyTorch's operators."""
     if len(parts) > 1:
         out, lse = parts[..., :-1], parts[..., -1:]
         high = lse.amax(0)

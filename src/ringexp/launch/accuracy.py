@@ -1,4 +1,4 @@
-"""How far the output of a ring is from the output of one process."""
+"""The distance between the output of a ring and the output of one process."""
 
 from __future__ import annotations
 

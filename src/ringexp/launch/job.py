@@ -149,7 +149,10 @@ class _Measured:
         return [metrics.latency_ms(ranks) for ranks in self.iterations]
 
     def as_reference(self) -> dict[str, float]:
-        """What is remembered of it: the median latency, and the interquartile range over that."""
+        """Return the figures that are stored as a reference.
+
+        They are the median latency in ms, and the interquartile range divided by the median.
+        """
         latency_ms = median(self.latencies_ms)
         return {"latency_ms_median": latency_ms, "spread": metrics.spread_ms(self.latencies_ms) / latency_ms}
 

@@ -1,7 +1,8 @@
-"""The reference runs that a run is measured against: which there are, and which have to be measured for it.
+"""The reference runs that a run is compared with: which ones exist, and which ones have to be measured first.
 
-A sweep measures its own, each once. A single run takes stored ones if its own ranks find them right: they run
-one again, briefly, before the run. Where they cannot, or the check fails, all are measured anew.
+A sweep measures its own references, each once. A single run uses stored references if its own ranks confirm
+them: before the run, the ranks briefly run one reference again. Where they cannot, or the check fails, all
+references are measured anew.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from ringexp.config import Config, HeteroConfig
 from ringexp.tracking.references import Facts, ReferenceStore, even_facts, homogeneous_facts, single_facts
 
 SPOT = "spot check of "
-"""How the role of a job begins that runs a stored reference again; the kind of reference follows."""
+"""The beginning of the role of a job that runs a stored reference again. The kind of reference follows."""
 
 SPOT_REPEATS = 5
-"""Timed iterations of such a job."""
+"""Number of timed iterations of a job that checks a stored reference."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One reference of a run. is_run: the run measures it itself."""
+    """One reference of a run. is_run: the run itself measures this reference."""
 
     kind: str
     facts: Facts
@@ -33,7 +34,7 @@ class Reference:
 def references_of(
     config: Config, machine: dict[str, Any], content: Mapping[str, str], device: str, num_gpus: int
 ) -> list[Reference]:
-    """All references of a run, in the order in which they are measured; none with references=false.
+    """List all references of a run, in the order in which they are measured; none with references=false.
 
     Args:
         config: the run's settings.
@@ -65,12 +66,12 @@ def to_measure(
 
     Args:
         references: all of the run.
-        store: what is remembered.
+        store: the stored references.
         shares_ranks: whether a config can run on the ranks of the run itself.
-        spot_check: the setting `calibration.spot_check`; without it all that is stored is believed.
+        spot_check: the setting `calibration.spot_check`; without it every stored reference is trusted.
 
     Returns:
-        The reference that the run's ranks run again before the run, or None; and those that lack.
+        The reference that the run's ranks run again before the run, or None; and the missing references.
     """
     to_run = [each for each in references if not each.is_run]
     known = [each for each in references if store.get(each.kind, each.facts)]
@@ -85,18 +86,21 @@ def to_measure(
 
 
 def brief(config: Config) -> Config:
-    """The same ring with as few iterations as tell whether it is as fast as it was."""
+    """Return a config of the same ring with just enough iterations to check a stored time."""
     return replace(config, warmup=max(config.warmup, 1), repeats=SPOT_REPEATS, decode_tokens=0)
 
 
 def _one_device(config: Config, device: str) -> HeteroConfig:
-    """The ranks that measure one full-speed device: a single one, or on CPU all, each for itself."""
+    """Return the profile that measures one full-speed device.
+
+    It has a single rank, or on CPU all ranks, each measured by itself.
+    """
     throttle = "measured" if config.hetero.is_measured else "none"
     return HeteroConfig([100.0] * (1 if device == "cuda" else config.world_size), throttle)
 
 
 def _full_speed(config: Config, device: str, num_gpus: int) -> HeteroConfig:
-    """The profile of ranks that nothing slows: whole devices, or equal parts of the GPUs they share."""
+    """Return the profile of ranks that nothing slows: whole devices, or equal parts of shared GPUs."""
     gpus = num_gpus if device == "cuda" else config.world_size
     sharing = -(-config.world_size // max(gpus, 1))
     throttle = config.hetero.throttle if sharing > 1 else "none"

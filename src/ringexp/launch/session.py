@@ -197,7 +197,7 @@ class Session:
         return known["kernel"]
 
     def references(self) -> References:
-        """What the job's run is measured against, as far as it is known; all ranks ask together."""
+        """Return the known references that the job's run is compared with. All ranks call this together."""
         job = self.job
         if job is None:
             return References()

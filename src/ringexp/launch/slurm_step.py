@@ -34,7 +34,7 @@ SURVEY_S = 120.0  # for every node of the job to start Python and say what it is
 END_S = 30.0  # for srun to end after SIGTERM; tasks give their ranks GRACE_S
 
 _OF_THE_JOB = ("SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS", "SLURM_NPROCS", "MASTER_ADDR")
-"""What is about the job, or from the user's shell, and would be taken for the step's own."""
+"""Variables that describe the job or come from the user's shell. The step must not take them for its own."""
 
 
 @dataclass(frozen=True)

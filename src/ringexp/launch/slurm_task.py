@@ -44,7 +44,10 @@ def main() -> None:
 
 
 def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
-    """Where the rank is, as `launch.rank` wants to know it; what `rendezvous` yields is there already."""
+    """Return the environment variables from which `launch.rank` learns the rank's place.
+
+    The variables that `rendezvous` yields are set already.
+    """
     local_rank, here = int(os.environ["SLURM_LOCALID"]), _tasks_here()
     # An address: names of nodes need not resolve.
     master = os.environ.get("MASTER_ADDR") or os.environ["SLURM_LAUNCH_NODE_IPADDR"]

@@ -187,7 +187,7 @@ def earliest_error(
 
 
 def _is_of_a_victim(error: dict[str, Any]) -> bool:
-    """Whether a rank's error only says that a peer is gone."""
+    """Tell whether a rank's error only says that a peer is gone."""
     return error["type"] in _VICTIMS or bool(_GONE.search(error["message"]))
 
 
@@ -195,4 +195,4 @@ _VICTIMS = (PeerFailed.__name__, "DistNetworkError")
 _GONE = re.compile(
     "Connection (closed|reset) by peer|Broken pipe|Connection refused|remote process exited", re.IGNORECASE
 )
-"""What gloo, NCCL and the rendezvous store say when the other end of a connection has ended."""
+"""The messages of gloo, NCCL and the rendezvous store when the other end of a connection has ended."""

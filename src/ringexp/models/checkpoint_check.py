@@ -1,4 +1,4 @@
-"""A loaded checkpoint against transformers' own model of the folder, on a short prompt and without a ring."""
+"""The comparison of a loaded checkpoint with transformers' own model, on a short prompt, without a ring."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import nn
 CHECKPOINT_BOUND = 3e-4
 """Logits of a checkpoint in float32 differ from transformers' by no more than this part of their spread."""
 PROMPT = 64
-"""Most tokens of the prompt that are compared."""
+"""The largest number of prompt tokens that are compared."""
 MARGIN = 1.1
-"""Memory that has to be free, over that of the weights."""
+"""Memory that has to be free, divided by the memory of the weights."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def compare_with_hugging_face(model: nn.Module, folder: str | Path, ids: torch.T
 
 
 def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference over the spread of what is expected; NaN or infinite if any logit is."""
+    """Return the largest difference divided by the spread of `expected`; NaN or infinite if any logit is."""
     spread = expected.max() - expected.min()
     error = ((logits - expected).abs().max() / spread.clamp_min(torch.finfo(spread.dtype).tiny)).item()
     return error if torch.isfinite(expected).all() else math.nan
@@ -97,7 +97,7 @@ def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
 def _their_logits(
     folder: str | Path, ids: torch.Tensor, dtype: torch.dtype, precise: torch.dtype
 ) -> torch.Tensor:
-    """Logits [1, L, V] of transformers' model, whose weights are rounded to `dtype` as ours are."""
+    """Return logits [1, L, V] of transformers' model. Its weights are rounded to `dtype` as ours are."""
     from transformers import AutoModelForCausalLM
 
     with _quiet_transformers():
@@ -112,7 +112,7 @@ def _their_logits(
 
 
 def _our_logits(model: nn.Module, ids: torch.Tensor, precise: torch.dtype) -> torch.Tensor:
-    """Logits [1, L, V] of a copy of our model, by FMS's own attention."""
+    """Return logits [1, L, V] of a copy of our model, computed with FMS's own attention."""
     shared = {
         id(each): nn.Parameter(each.detach().to(ids.device, precise), requires_grad=False)
         for each in model.parameters()
@@ -148,7 +148,7 @@ def _free_memory() -> None:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Memory that can still be had on a device; infinite where the system does not tell."""
+    """Return the free memory of a device in bytes; infinite where the system does not tell."""
     if device.type == "cuda":
         _free_memory()
         return torch.cuda.mem_get_info(device)[0]
@@ -161,7 +161,7 @@ def _free_bytes(device: torch.device) -> float:
 
 
 def _cgroup_free_bytes() -> list[int]:
-    """What a container's limit leaves, where there is one."""
+    """Return the bytes that a container's memory limit leaves, or an empty list without a limit."""
     root = Path("/sys/fs/cgroup")
     for limit, used in (
         ("memory.max", "memory.current"),

@@ -208,7 +208,7 @@ def _generated(
     eos_token_id: int | Iterable[int] | None,
     pad_token_id: int | None,
 ) -> torch.Tensor:
-    """As `generate`."""
+    """Generate tokens as `generate` documents."""
     from fms.utils.generation import pad_input_ids
 
     ends = _token_ids("eos_token_id", eos_token_id)

@@ -10,7 +10,7 @@ from ringexp.models.checkpoint_files import INDEX, SAFETENSORS, TORCH, WHOLE, sh
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 SMALL = ("config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json", "*.index.json")
-"""What is fetched beside the weights."""
+"""Patterns of the small files that are fetched beside the weights."""
 
 
 def local_folder(source: str | Path) -> Path:

@@ -141,7 +141,7 @@ def _attention_shape(model: AttentionModelConfig) -> ModelShape:
 
 
 def is_stock(model: FmsModelConfig) -> bool:
-    """Whether a whole model is one of conf/model, with the FMS model that stands there."""
+    """Tell whether a whole model is one of conf/model and has the same FMS model as the file there."""
     written = _written(model.name)
     settings = ("architecture", "variant", "overrides")
     stock = {"architecture": "llama", "variant": "micro", "overrides": {}} | written
@@ -158,7 +158,7 @@ def attention_config(name: str) -> AttentionModelConfig | None:
 
 
 def _written(name: str) -> dict[str, Any]:
-    """What stands in conf/model of that name; nothing if there is no such file."""
+    """Return the settings in the conf/model file of that name; an empty dict if there is no such file."""
     from omegaconf import OmegaConf
 
     path = CONF_DIR / "model" / f"{name}.yaml"

@@ -160,7 +160,7 @@ class RingModel(nn.Module):
         return logits, cache
 
     def _step(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """As `Decoder.step`; None on a rank that is not in the ring."""
+        """Do one `Decoder.step`. Return None on a rank that is not in the ring."""
         check_supported(self.model, cache.length + 1 - min(cache.starts))
         decoder = self._decoder(token, cache.plan, ring_group_of(self.distributed_strategy.group))
         if cache:
@@ -213,7 +213,7 @@ class RingModel(nn.Module):
 
 
 def _has_others(plan: Plan) -> bool:
-    """Whether some ranks are not in the ring."""
+    """Tell whether some ranks are not in the ring."""
     return len(plan.members) < plan.world_size
 
 

@@ -1,4 +1,4 @@
-"""How the prompts of a ring model are cut: by speeds for any length, or by fixed token counts."""
+"""The rule that splits the prompts of a ring model: by speeds for any length, or by fixed token counts."""
 
 from __future__ import annotations
 

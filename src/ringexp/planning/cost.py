@@ -1,4 +1,4 @@
-"""What work costs a rank.
+"""The cost of work per rank, as a time in ms.
 
 A rank's time for a tokens of its own that attend in p query-key pairs, d of them in causal blocks, is
 

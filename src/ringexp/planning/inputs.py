@@ -11,7 +11,7 @@ from ringexp.errors import UserError, whole_number
 from ringexp.planning.cost import RankCost
 
 SMALLEST_MS, LARGEST_MS = 1e-100, 1e100
-"""Of one cost that is not 0. Within this range no product of costs and tokens overflows or vanishes."""
+"""The range of one cost that is not 0. In this range no product of costs and tokens overflows or vanishes."""
 
 
 def entries(name: str, value: Any) -> list[Any]:

@@ -20,7 +20,7 @@ LONGEST = 2**53
 """The longest prompt: up to here floats count tokens one by one."""
 
 SMALLEST_SHARE = 1e-200
-"""Of the fastest rank's speed. A slower rank gets the least there is anyway."""
+"""The smallest speed, as a fraction of the fastest rank's. A slower rank gets the least share anyway."""
 
 LARGEST_TILE = 256
 TILES_A_RANK = 16

@@ -24,13 +24,13 @@ from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost
 
 PRECISION = 1e-12
-"""The least time is known to this part of it."""
+"""The relative precision of the least time."""
 
 FRUITLESS = 3
-"""After so many times that were too short in a row, it is tried if any shorter time will do."""
+"""After this many trial times in a row were too short, check whether any shorter time can work."""
 
 FOLLOWED = 64
-"""So many ends are followed for all ranks together, one for each rank at least: planning has to be quick."""
+"""The number of ends followed for all ranks together, at least one per rank: planning has to be quick."""
 
 
 def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, causal: bool) -> list[int]:
@@ -64,9 +64,11 @@ def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, cau
 
 
 class _Rank(NamedTuple):
-    """What a tokens take a rank: fixed + square * a^2 + (linear + slope * start + half * odd) * a.
+    """The coefficients of one rank's time in ms for `a` tokens.
 
-    half: the time of half a pair where odd counts matter. most: tokens that it may have.
+    The time is fixed + square * a^2 + (linear + slope * start + half * odd) * a.
+
+    half: the time of half a pair where odd counts matter. most: the most tokens that the rank may have.
     """
 
     fixed: float
@@ -78,9 +80,10 @@ class _Rank(NamedTuple):
 
 
 class _End(NamedTuple):
-    """How far some ranks got: their tokens, how many of their counts are odd, if one of them got the rest.
+    """The state after the first ranks have been filled.
 
-    latest: the last rank's tokens. before: where it began.
+    tokens: tokens of these ranks together. odd: how many of their counts are odd. rest_given: whether one of
+    them got the rest. latest: tokens of the last of these ranks. before: the state that this rank began from.
     """
 
     tokens: int
@@ -91,7 +94,7 @@ class _End(NamedTuple):
 
 
 class _Filling:
-    """Filling ranks up to a deadline. rest: the tokens that fill no tile; one rank gets them on top."""
+    """The filling of ranks up to a deadline. rest: the tokens that fill no tile; one rank also gets these."""
 
     def __init__(self, costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, causal: bool) -> None:
         self._seq_len, self._tile, self._rest = seq_len, tile, seq_len % tile
@@ -105,7 +108,7 @@ class _Filling:
         self._whole_tiles = not self._rest and len(self._kinds[0]) == 1
 
     def makespan_ms(self, counts: Sequence[int]) -> float:
-        """When the slowest rank is done."""
+        """Return the time in ms at which the slowest rank is done."""
         start = odd = 0
         latest = 0.0
         for rank, count in zip(self._ranks, counts, strict=True):
@@ -118,11 +121,11 @@ class _Filling:
         return latest
 
     def counts(self, deadline_ms: float) -> list[int] | None:
-        """What each rank does by the deadline, until all tokens are given out; None if they are too many."""
+        """Return how many tokens each rank gets done by the deadline; None if they cannot do all tokens."""
         return self._by_tiles(deadline_ms) if self._whole_tiles else self._by_ends(deadline_ms)
 
     def _by_tiles(self, deadline_ms: float) -> list[int] | None:
-        """Where every rank has one kind of counts, and there is no rest: as `_by_ends`, but quick."""
+        """Count as `_by_ends` does, but faster, where ranks have one kind of counts and there is no rest."""
         start, tile, counts = 0, self._tile, []
         for fixed, square, linear, slope, _, most in self._ranks:
             count = 0
@@ -150,7 +153,10 @@ class _Filling:
         return counts[::-1]
 
     def _best(self, ends: Iterable[_End]) -> list[_End]:
-        """The furthest ends, first those with the rest given out; of equal ones the fewer odd counts."""
+        """Return the furthest ends, at most `_most_ends` of each kind, first those with the rest given out.
+
+        Of ends with equally many tokens, the one with fewer odd counts comes first.
+        """
         ordered = sorted(ends, key=lambda end: (end.rest_given, end.tokens, -end.odd), reverse=True)
         if len(ordered) <= self._most_ends:
             return ordered
@@ -179,7 +185,7 @@ class _Filling:
                     _add(reached, end, count, kind == 1, True)
 
     def _largest(self, end: _End, rank: _Rank, left_ms: float, most: int, rest: int, kind: int) -> int:
-        """The most tokens of this kind, whole tiles and `rest`; none if below 1."""
+        """Return the largest count of this kind, made of whole tiles and `rest`. Below 1 there is none."""
         linear = rank.linear + rank.slope * end.tokens + rank.half * end.odd
         if kind == 1:
             linear, left_ms = linear + rank.half, left_ms + rank.half * (self._seq_len - end.tokens)
@@ -209,6 +215,6 @@ def _rank(cost: RankCost, seq_len: int, causal: bool, zigzag: bool) -> _Rank:
 
 
 def _tokens_by(left_ms: float, square: float, linear: float) -> float:
-    """The most tokens a with square * a^2 + linear * a <= left_ms."""
+    """Return the largest number of tokens a with square * a^2 + linear * a <= left_ms."""
     divisor = linear + math.sqrt(linear * linear + 4 * square * left_ms)
     return 2 * left_ms / divisor if divisor else math.inf

@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _tracker(arguments: argparse.Namespace) -> TrackerConfig:
-    """Where the report is logged: what the command says; the environment is asked for what it does not."""
+    """Return where the report is logged: by the command's options, else by the environment."""
     (folder, *others) = (each.resolve() for each in arguments.folders)
     sweep = None if others else f"{folder.parent.name} {folder.name}"
     group = arguments.group or os.environ.get("WANDB_RUN_GROUP") or sweep

@@ -121,7 +121,7 @@ def _written_in(out: Path) -> Iterator[None]:
 
 
 def _notes(runs: Runs, groups: Sequence[tuple[str, Runs]]) -> list[str]:
-    """What the figures leave out."""
+    """Return notes about the runs that the figures leave out."""
     notes = []
     if len(groups) > MOST_CONTEXTS:
         rest = ", ".join(name for name, _ in groups[MOST_CONTEXTS:])

@@ -1,7 +1,7 @@
-"""The files of one run's folder, read as data: whoever wrote them, nothing in them is resolved or run.
+"""The files of one run's folder, read as data: nothing in them is resolved or run, whoever wrote them.
 
-A file that is no regular one, leads out of its folder, is too large, or is not what it should be raises
-`Damaged`.
+Reading raises `Damaged` for a file that is not a regular file, leads out of its folder, is too large, or does
+not have the expected content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_BRACKETS = 1_000
 
 
 class Damaged(ValueError):
-    """Says which file of a run is not what it should be, and why; quotes nothing of it."""
+    """The error for a damaged file of a run. It names the file and the reason, and quotes no content."""
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of one of a run's CSV files. Raises Damaged if it is missing, too."""
+    """Return the rows of one of a run's CSV files. Raises Damaged if the file is damaged or missing."""
     text = _text(path, path.parent)
     if text is None:
         raise Damaged(f"{path.name} is missing")
@@ -68,7 +68,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _text(path: Path, folder: Path, most_bytes: int = MOST_BYTES) -> str | None:
-    """The text of a file; None if there is none. Never waits for the other end of a pipe."""
+    """Return the text of a file; None if there is no file. Never waits for the other end of a pipe."""
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise Damaged(f"{path.name} is a link that leads out of the folder; put a copy in its place")
@@ -107,7 +107,7 @@ def _yaml(text: str, path: Path) -> Any:
 
 
 def _has_more_values(value: Any, most: int) -> bool:
-    """Whether there are more than `most` values in it, each counted as often as it is repeated."""
+    """Tell whether `value` contains more than `most` values. A repeated value counts every time."""
     waiting, seen = [value], 0
     while waiting and seen + len(waiting) <= most:
         each = waiting.pop()

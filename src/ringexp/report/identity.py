@@ -1,4 +1,4 @@
-"""What a run was: its model, profile, prompt, and way of splitting."""
+"""The identity of a run: its model, profile, prompt, and way of splitting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ringexp.report.folder import Damaged
 from ringexp.report.values import MOST_TEXT, number, section, setting, word
 
 DRIFTING = "speeds that change"
-"""The pattern of profiles with a drift: runs of those are compared with each other only."""
+"""The pattern of profiles with a drift. Runs with such profiles are compared with each other only."""
 
 MOST_RANKS = 4_096
 
@@ -52,7 +52,7 @@ def identity(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seq_len(results: dict[str, Any], config: dict[str, Any], model: dict[str, Any]) -> int | None:
-    """Tokens of the prompt; of a run that was only composed, maybe the model's default."""
+    """Return the prompt's length in tokens; if the run was only composed, maybe the model's default."""
     value = results.get("seq_len") or config.get("seq_len")
     if value == "${model.default_seq_len}":
         value = model.get("default_seq_len")
@@ -64,7 +64,7 @@ def _seq_len(results: dict[str, Any], config: dict[str, Any], model: dict[str, A
 
 
 def _percentages(values: Any) -> list[float]:
-    """One per rank; empty where they are not known, or were only composed."""
+    """Return one percentage per rank; an empty list where they are not known or were only composed."""
     if values is None or (isinstance(values, str) and values.startswith("${")):
         return []
     if not isinstance(values, list) or not 0 < len(values) <= MOST_RANKS:
@@ -81,7 +81,7 @@ def _world_size(percentages: Sequence[float], results: dict[str, Any]) -> int | 
 
 
 def _drift(drift: dict[str, Any]) -> str:
-    """A drift in words, such as "ramp to 100/50 at 10 over 10"; nothing for none."""
+    """Return a drift in words, such as "ramp to 100/50 at 10 over 10"; "" without a drift."""
     kind = word(drift.get("kind"), "none")
     if kind == "none":
         return ""
@@ -91,7 +91,7 @@ def _drift(drift: dict[str, Any]) -> str:
 
 
 def _pattern(percentages: Sequence[float]) -> str:
-    """The profile but for the slowest rank, such as 100/*: what an axis of percentages leaves as it is."""
+    """Return the profile without the slowest rank, such as 100/*. An axis of percentages keeps this part."""
     if len(set(percentages)) == 1:
         return "equal"
     slowest = percentages.index(min(percentages))

@@ -1,4 +1,4 @@
-"""One run as a row of the table: what it was, how it ended, and its figures, each checked first."""
+"""One run as a row of the table: its identity, how it ended, and its figures, each checked first."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIGURES_READ = (
     "hop_gbps",
     "hop_latency_ms",
 )
-"""Numbers that the report reckons with."""
+"""Numbers that the report computes with."""
 
 PER_RANK = (
     "tokens",
@@ -61,7 +61,7 @@ IDENTITY_READ = (
     "drift",
     "prompt_lengths",
 )
-"""What `identity` takes from results.json, where it is in words."""
+"""Keys of results.json whose values `identity` takes and that are text."""
 
 OURS = ("run", "folder", "status", "profile", "drift", "pattern", "hardware", "settings", "shard")
 OURS += ("slow_percent", "fast_percent", "world_size", "kernel_asked", "prediction_error")
@@ -91,7 +91,7 @@ def read_row(folder: Path) -> dict[str, Any]:
 
 
 def _ending(results: dict[str, Any], row: dict[str, Any]) -> tuple[str, str]:
-    """Status, and why it is not complete."""
+    """Return the status of a run, and the reason why the run is not complete."""
     status, reason = results.get("status"), row.get("reason") or ""
     if status == "planned":
         return FAILED, "it did not finish"
@@ -109,7 +109,7 @@ def _ending(results: dict[str, Any], row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _columns(results: dict[str, Any], world_size: int) -> dict[str, Any]:
-    """The columns that results.json gives. Raises Damaged for figures that are no numbers."""
+    """Return the columns that results.json gives. Raises Damaged for figures that are not numbers."""
     if world_size > MOST_RANKS:
         raise Damaged(f"{RESULTS} has more than {MOST_RANKS} ranks")
     for name in PER_RANK:
@@ -148,7 +148,7 @@ def _check_per_rank(name: str, values: Any, world_size: int) -> None:
 def _flat(
     values: dict[str, Any], world_size: int, prefix: str = "", depth: int = 0
 ) -> Iterator[tuple[str, Any]]:
-    """(column, scalar) of nested results; of lists those with one entry per rank, and only at the top."""
+    """Yield (column, scalar) of nested results. Lists count only at the top, with one entry per rank."""
     for key, value in values.items():
         name = plain(key)[:100]
         if isinstance(value, dict):
@@ -170,7 +170,7 @@ def _scalar(value: Any) -> Any:
 
 
 def _machine(results: dict[str, Any], name: str) -> Any:
-    """What results say of the machine; None if they do not."""
+    """Return a fact about the machine from the results; None if they do not have it."""
     found: Any = results
     for key in ("environment", "machine", name):
         found = found.get(key) if isinstance(found, dict) else None
@@ -188,7 +188,7 @@ def _hardware(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _command(results: dict[str, Any]) -> dict[str, Any]:
-    """The command as a shell takes it."""
+    """Return the command as text that a shell accepts."""
     environment = results.get("environment")
     command = environment.get("command") if isinstance(environment, dict) else None
     if not isinstance(command, list) or not command or not all(isinstance(each, str) for each in command):

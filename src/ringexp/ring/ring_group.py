@@ -1,4 +1,4 @@
-"""The ranks of a process group as one ring: if one fails in a call that all make, the others hear of it.
+"""The ranks of a process group as one ring: if one rank fails in a call that all make, the others are told.
 
     with ring_group_of(group) as ring_group:    # in every such call
         ...
@@ -30,7 +30,7 @@ from ringexp.ring.transport import Transport
 _UNUSED_TAG = 1 << 20
 _LONGEST_MESSAGE = 2000
 _PATIENCE = timedelta(seconds=5)
-"""How long a rank that has refused a call waits for the others to have refused it, too."""
+"""The time that a rank which has refused a call waits until the other ranks have refused it too."""
 
 
 class PeerLost(RuntimeError):
@@ -190,9 +190,9 @@ class RingGroup:
                     self._links.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
 
     def _all_refused(self) -> bool:
-        """Whether every rank has refused the last call by an error of its own; waits for those to come.
+        """Tell whether every rank has refused the last call by an error of its own. Wait for late ranks.
 
-        The first rank that knows decides for all of them.
+        The first rank that knows the answer decides for all ranks.
         """
         try:
             self._wait_for(f"refused/{self._calls}", "broken", _PATIENCE)
@@ -221,7 +221,7 @@ class RingGroup:
 
 _ring_groups: dict[dist.ProcessGroup | None, RingGroup] = {}
 _closed: dict[str, int] = {}
-"""How often a group's ring was closed, by the group's name; the same on all its ranks."""
+"""The number of times that a group's ring was closed, by the group's name; the same on all its ranks."""
 
 
 def ring_group_of(group: dist.ProcessGroup | None) -> RingGroup:

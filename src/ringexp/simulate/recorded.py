@@ -143,7 +143,7 @@ def _check_settings(config: dict[str, Any], results: dict[str, Any], ranks: int)
 
 
 def _busy_ms(folder: Path, ranks: int) -> list[list[float]]:
-    """Of each iteration, each rank's time computing. Raises Damaged without any."""
+    """Return each rank's compute time in ms, by iteration. Raises Damaged if the file has no such times."""
     try:
         busy = [float(row["busy_ms"]) for row in read_rows(folder / "iterations.csv")]
     except (KeyError, ValueError, TypeError) as error:

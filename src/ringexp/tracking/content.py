@@ -1,4 +1,6 @@
-"""What a run's prompt and checkpoint contain, as hashes: a file that moves keeps its hash, a changed one not.
+"""Hashes of the contents of a run's prompt and checkpoint, by which a changed file is recognised.
+
+A file that moves keeps its hash; a file that changes does not.
 
 Hashing a large checkpoint takes seconds, so the hash of a large file is kept in outputs/hashes.json, under
 the file's device, inode, size and times, which any change to the file changes.
@@ -21,13 +23,13 @@ from ringexp.errors import UserError
 from ringexp.stored import Warn, an_object, digest, read_checked, to_stderr, write_json
 
 OF_A_CHECKPOINT = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".tiktoken")
-"""What the names of a checkpoint's files end with: its configuration, its tokenizer and its weights."""
+"""The ends of the names of a checkpoint's files: its configuration, its tokenizer and its weights."""
 
 LARGE_BYTES = 1 << 20
-"""Files of so many bytes are worth a place in the cache."""
+"""The smallest size in bytes of a file whose hash is kept in the cache."""
 
 SETTLED_S = 2.0
-"""A file that changed less long ago may change again without a new time, so its hash is not kept."""
+"""The hash of a file that changed more recently is not kept: the file may change again without a new time."""
 
 THREADS = 8
 CHUNK_BYTES = 1 << 22
@@ -73,7 +75,7 @@ def checkpoint_hash(folder: Path, cache: Path, warn: Warn = to_stderr) -> str:
 
 
 def _hash_of(path: Path, known: dict[str, str]) -> tuple[str, str | None]:
-    """The hash of a file, and the key under which it may be kept."""
+    """Return the hash of a file, and the key under which the hash may be kept, or None."""
     before = _key(path)
     if before in known:
         return known[before], before

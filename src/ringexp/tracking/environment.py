@@ -20,14 +20,14 @@ PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of the package, installed or in a source tree."""
 
 CODE = (".py", ".js", ".html", ".css", ".yaml")
-"""What the names of files end with that decide what ringexp does."""
+"""The ends of the names of the files that decide what ringexp does."""
 
 PACKAGES = ("ringexp", "torch", "triton", "ibm-fms", "transformers", "hydra-core", "omegaconf")
 PACKAGES += ("wandb", "submitit")
 
 
 def machine_facts(device_type: str) -> dict[str, Any]:
-    """What decides speed on this machine; found without creating a CUDA context.
+    """Return the facts that decide speed on this machine, without creating a CUDA context.
 
     The GPUs are those that CUDA_VISIBLE_DEVICES leaves, in order, by name and UUID.
     """
@@ -46,12 +46,12 @@ def machine_facts(device_type: str) -> dict[str, Any]:
 
 
 def gpu_names() -> list[str]:
-    """The names of the GPUs that can be seen from here."""
+    """Return the names of the GPUs that this process can see."""
     return [gpu.name for gpu in visible_gpus()]
 
 
 def environment(machine: dict[str, Any], command: list[str]) -> dict[str, Any]:
-    """Versions, hardware, driver, commit, command and time of a run.
+    """Return versions, hardware, driver, commit, command and time of a run.
 
     Args:
         machine: `machine_facts` of the machine that the ranks run on.
@@ -79,10 +79,10 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Commit of ringexp's own source tree, `+dirty` with local changes.
+    """Return the commit of ringexp's own source tree, with `+dirty` if it has local changes.
 
-    None if ringexp is installed, also inside of somebody's repository, and where git does not tell, as for a
-    tree that another user owns.
+    Return None if ringexp is installed, even inside of somebody's repository. Return None also where git does
+    not tell, as for a tree that another user owns.
     """
     source = _source_tree()
     if source is None or not (source / ".git").exists():
@@ -95,7 +95,7 @@ def git_commit() -> str | None:
 
 
 def _source_tree() -> Path | None:
-    """The root of the source tree that ringexp runs from; None if it was installed."""
+    """Return the root of the source tree that ringexp runs from; None if ringexp was installed."""
     root = PACKAGE.parents[1]
     try:
         project = (root / "pyproject.toml").read_text(encoding="utf-8")
@@ -106,9 +106,9 @@ def _source_tree() -> Path | None:
 
 
 def _git(source: Path, *arguments: str) -> str | None:
-    """What git says about the repository whose root is `source`, whatever repository the caller is in.
+    """Return git's answer about the repository with the root `source`, whatever repository the caller is in.
 
-    git finds that repository by itself, since it then refuses one that another user owns.
+    git finds that repository by itself, because then it refuses a repository that another user owns.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environ["GIT_CEILING_DIRECTORIES"] = str(source.parent)
@@ -143,7 +143,7 @@ def code_identity() -> str:
 
 
 def code_files() -> list[Path]:
-    """The files that ringexp's package consists of, but for conf/."""
+    """List the files of ringexp's package, except conf/."""
     files = (path for path in PACKAGE.rglob("*") if path.suffix in CODE and path.is_file())
     return sorted(path for path in files if path.relative_to(PACKAGE).parts[0] != "conf")
 

@@ -37,7 +37,7 @@ SINGLE_FIGURES = ("latency_ms_median", "latency_ms_back_to_back", "speed_tflops"
 
 
 class ReferenceStore:
-    """Reference figures keyed by everything that decides them; those that are damaged are set aside."""
+    """Stored reference figures, keyed by everything that decides them. Damaged entries are set aside."""
 
     def __init__(self, root: Path, warn: Warn = to_stderr) -> None:
         self._root, self._warn = root, warn
@@ -47,12 +47,12 @@ class ReferenceStore:
         return self._root / f"{kind}-{digest(facts)}.json"
 
     def get(self, kind: str, facts: Facts, invocation: str | None = None) -> dict[str, Any] | None:
-        """What was measured for these facts, checked; None if nothing was.
+        """Return the checked measurement for these facts; None if there is none.
 
         Args:
             kind: single, homogeneous, even or kernel.
-            facts: what decides it.
-            invocation: that has to have measured it; None: any.
+            facts: everything that decides the reference.
+            invocation: the invocation that has to have measured it; None for any.
         """
         entry = read_checked(self.path(kind, facts), lambda value: _entry(kind, facts, value), self._warn)
         if entry is None or invocation not in (None, entry["invocation"]):
@@ -73,11 +73,11 @@ class ReferenceStore:
             self._warn(f"{self._root} cannot be written ({error.strerror}): the {kind} reference is not kept")
 
     def collect(self, wanted: Mapping[str, Facts], invocation: str | None = None) -> References:
-        """All references of a run that are remembered.
+        """Return all references of a run that are stored.
 
         Args:
             wanted: the facts of each kind, by `reference_facts`.
-            invocation: that has to have measured them; None: any.
+            invocation: the invocation that has to have measured them; None for any.
         """
         known = {kind: self.get(kind, facts, invocation) or {} for kind, facts in wanted.items()}
         single = known.get("single", {})
@@ -91,11 +91,11 @@ class ReferenceStore:
         )
 
     def missing(self, wanted: Mapping[str, Facts], invocation: str | None = None) -> list[str]:
-        """The kinds that nobody has measured, as `collect`."""
+        """Return the kinds that nobody has measured, by the rules of `collect`."""
         return [kind for kind, facts in wanted.items() if self.get(kind, facts, invocation) is None]
 
     def forget(self, machine: Facts) -> int:
-        """Remove all reference runs of a machine, which are off; return how many there were."""
+        """Remove all reference runs of a machine because they are off. Return how many there were."""
         paths = [path for kind in _CHECKS for path in self._root.glob(f"{kind}-*.json") if kind != "kernel"]
         old = [path for path in paths if read_checked(path, _machine, self._warn) == machine]
         for path in old:
@@ -117,7 +117,7 @@ def _machine(value: Any) -> Facts:
 
 
 def _check_single(measured: dict[str, Any]) -> dict[str, Any]:
-    """A prompt that does not fit one device has no figures, but the speed of a shorter one."""
+    """Check a one-device measurement. A prompt that does not fit has only the speed of a shorter prompt."""
     latency_ms = positive_or_none(measured["latency_ms_median"], "latency_ms_median")
     positive(measured["speed_tflops"], "speed_tflops")
     figures = {name: positive_or_none(measured.get(name), name) for name in SINGLE_FIGURES}
@@ -154,7 +154,7 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def ranks_per_device(config: Config, machine: Mapping[str, Any]) -> int:
-    """How many ranks share each GPU, by what is known of the machine; CPU ranks are all on one device."""
+    """Return how many ranks share each GPU, by the facts of the machine. CPU ranks all share one device."""
     if machine["device"] != "cuda":
         return config.world_size
     nodes = machine.get("nodes", [machine])

@@ -16,7 +16,7 @@ from ringexp.stored import NOT_FINITE, an_object
 from ringexp.tracking.metrics import RunResult
 
 SCHEMA_VERSION = 2
-"""Of results.json; files without one are of version 1."""
+"""The version of results.json. A file that names no version is of version 1."""
 
 STATUSES = ("planned", "complete", "failed", "interrupted")
 
@@ -55,7 +55,7 @@ def described(config: Config, key: str | None, environment: Mapping[str, Any]) -
 
 
 def command_text(command: list[str]) -> str:
-    """A command as a shell would take it; the program may be of several words."""
+    """Return a command as text that a shell accepts. The program may consist of several words."""
     program, *arguments = command or [""]
     return f"{program} {shlex.join(arguments)}".strip()
 
@@ -96,7 +96,7 @@ def _hints() -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a parsed JSON value is of the type that a dataclass's field has."""
+    """Tell whether a parsed JSON value has the type of a dataclass's field."""
     kind = get_origin(hint)
     if hint is Any:
         return True

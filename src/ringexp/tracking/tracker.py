@@ -19,7 +19,7 @@ from ringexp.tracking.metrics import Prompt, RunResult
 from ringexp.tracking.wandb_run import WandbRun, summary_of
 
 FILES = (CONFIG, RESULTS, "iterations.csv", "layers.csv", "hops.csv", "trace.json")
-"""Of a run's folder, those that its wandb record has as an artifact."""
+"""The files of a run's folder that its wandb record has as an artifact."""
 
 
 class Tracker:
@@ -76,7 +76,7 @@ class Tracker:
         self._wandb.log(values)
 
     def finish(self, result: RunResult) -> None:
-        """Write what the run came to: `complete`, or `failed` if its output is wrong, with all figures."""
+        """Write the result of the run with all figures: `complete`, or `failed` if its output is wrong."""
         self._figures = asdict(result)
         values = self._described | self._figures
         wrong = {"reason": result.why_inexact or "its output is wrong"} if result.exact is False else {}
@@ -87,7 +87,7 @@ class Tracker:
         self._end_record(values, exit_code=1 if wrong else 0)
 
     def fail(self, error: BaseException) -> None:
-        """Keep what was planned and measured and say why there is no more. What has ended stays as it is."""
+        """Keep the plan and the measurements, and say why there are no more. An ended run stays as it is."""
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
         reason = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
         measured = {"latency_ms_iterations": self._latencies_ms} | self._figures | {"reason": reason}
@@ -113,7 +113,7 @@ class Tracker:
 
 
 def _about(environment: dict[str, Any]) -> dict[str, Any]:
-    """What the config pane of the wandb run shows beside the settings."""
+    """Return the facts that the config pane of the wandb run shows beside the settings."""
     program, *arguments = environment.get("command") or [""]
     command = f"{program} {shlex.join(arguments)}".strip()
     facts = {

@@ -1,4 +1,4 @@
-"""Where a record goes and what it is called: as the settings say, else the environment, else by default."""
+"""The place and the name of a record: from the settings, else from the environment, else the default."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHER_MODES = {"dryrun": "offline", "run": "online"}
 
 @dataclass(frozen=True)
 class Choice:
-    """What `wandb.init` is told; names and tags are within wandb's limits."""
+    """The arguments of `wandb.init`. Names and tags are within wandb's limits."""
 
     mode: str
     project: str
@@ -45,12 +45,12 @@ def choose(
     job_type: str,
     environment: Mapping[str, str] = os.environ,
 ) -> Choice:
-    """Return what the record of a run or report is to be.
+    """Return the arguments of `wandb.init` for the record of a run or report.
 
     Args:
-        tracker: the settings; null is left to the environment.
-        folder: of the run or report, which it is named after.
-        tags: what every record has; those of the settings or of WANDB_TAGS come behind them.
+        tracker: the settings; for a null setting the environment decides.
+        folder: the folder of the run or report; the record is named after it.
+        tags: the tags of every record; the tags of the settings or of WANDB_TAGS come after them.
         job_type: `run` or `report`.
         environment: variables by name.
     """

@@ -21,10 +21,10 @@ SYSTEM_SAMPLE_S = 1.0
 """How often wandb samples the machine: its 15 s are longer than most runs. A sample takes under 2 ms."""
 
 CONNECT_S = 30.0
-"""How long a server may take to answer, or a user to log in, before the record is kept offline."""
+"""The time that a server has to answer, or a user to log in, before the record is kept offline."""
 
 OF_ITERATIONS = ("latency_ms_iterations", "adaptation.prompts")
-"""Lists with an entry per iteration: the history has them."""
+"""Lists with an entry per iteration. The history has them, so the summary leaves them out."""
 
 NESTED_PER_RANK = ("decode.kept", "decode.cache_bytes")
 """Lists with an entry per rank that are parts of other figures."""
@@ -66,7 +66,7 @@ class WandbRun:
     """
 
     online_failed: ClassVar[bool] = False
-    """Whether this process has met a server out of reach: further records are begun offline."""
+    """True once this process could not reach a server. Further records then begin offline."""
 
     temporary: ClassVar[list[Path]] = []
     """The temporary folders of wandb in this process."""
