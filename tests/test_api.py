@@ -164,7 +164,7 @@ def test_defaults_are_the_same_everywhere():
 
 
 def conf(group: str) -> str:
-    """The command line's default choice in a group."""
+    """Return the command line's default choice in a group."""
     text = (Path(__file__).parents[1] / "conf" / "config.yaml").read_text()
     choice = re.search(rf"^  - {group}: (\S+)$", text, re.MULTILINE)
     assert choice is not None

@@ -28,7 +28,7 @@ def config(tmp_path):
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """A machine of 24 GiB with GPUs of 12 GiB."""
+    """Return a machine of 24 GiB with GPUs of 12 GiB."""
     monkeypatch.setattr(preflight, "memory_bytes", lambda: 24 * GIB)
     monkeypatch.setattr(preflight, "gpu_memory_bytes", lambda: 12 * GIB)
 

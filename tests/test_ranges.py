@@ -20,7 +20,7 @@ def with_value(config: Any, key: str, value: object) -> Any:
 
 
 def keys_of(config: Any, wanted: tuple[str, ...], prefix: str = "") -> list[str]:
-    """Settings of a dataclass whose annotation names one of the types."""
+    """Return the names of the dataclass's settings whose annotation names one of the types."""
     found = []
     for item in fields(config):
         value = getattr(config, item.name)

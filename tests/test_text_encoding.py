@@ -13,7 +13,7 @@ SOURCES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("scripts/*.py")])
 
 
 def left_to_the_locale(tree: ast.AST) -> Iterator[int]:
-    """Lines of calls that open text without saying its encoding."""
+    """Yield the line numbers of calls that open text without naming its encoding."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue

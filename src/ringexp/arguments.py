@@ -99,7 +99,7 @@ def _text(argument: str) -> str:
 
 
 def _options_last(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """Settings, then options with their values, each in the order given."""
+    """Return the settings, then the options with their values, each in the order given."""
     actions = {name: action for action in parser._actions for name in action.option_strings}
     settings: list[str] = []
     options: list[str] = []
@@ -168,7 +168,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _no_name(key: str, text: str, value: Any) -> str:
-    """The one line for a group that was given a number, nothing, a list or a mapping."""
+    """Return the one-line error for a group that was given a number, nothing, a list or a mapping."""
     said = f"{key}={text} is not a name"
     if key == "hetero":
         if isinstance(value, list) and all(isinstance(one, int | float) for one in value):

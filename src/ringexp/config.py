@@ -292,7 +292,7 @@ def from_hydra(cfg: Any) -> Config:
 
 
 def grouped(config: Config, group: str) -> Config:
-    """The same with this wandb group, unless it or the environment has one."""
+    """Return the config with this wandb group, unless the config or the environment already has a group."""
     tracker = config.tracker
     group = tracker.group or os.environ.get("WANDB_RUN_GROUP") or group
     return replace(config, tracker=replace(tracker, group=group))
@@ -393,7 +393,7 @@ ALIASES = {
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The hint at the end of an error: what a word is called here, or the nearest known word, or nothing."""
+    """Return a hint for the end of an error: ringexp's name for a word, or the nearest known word, or ""."""
     known = list(known)
     alias = ALIASES.get(word.lower())
     near = [alias] if alias in known else get_close_matches(word, known, n=1)

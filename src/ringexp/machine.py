@@ -33,7 +33,7 @@ def gpu_count() -> int:
 
 
 def visible_gpus() -> list[Gpu]:
-    """The GPUs that a process started here would see, in the order in which CUDA counts them.
+    """Return the GPUs that a process started here would see, in the order in which CUDA counts them.
 
     Indices are taken to be those of nvidia-smi. CUDA counts so with CUDA_DEVICE_ORDER=PCI_BUS_ID, or where
     all GPUs are alike; by default it puts the fastest first, so whoever tells machines apart has to note that
@@ -57,7 +57,7 @@ def visible_gpus() -> list[Gpu]:
 
 
 def visible_entries() -> list[int | str] | None:
-    """CUDA_VISIBLE_DEVICES as CUDA reads it: indices, or UUIDs or their beginnings; None where it is not set.
+    """Read CUDA_VISIBLE_DEVICES as CUDA does: indices, or UUIDs or their beginnings; None if it is not set.
 
     An entry that is neither ends the list, so -1 stands for none. An entry that comes twice empties it.
     """
@@ -80,12 +80,12 @@ def visible_entries() -> list[int | str] | None:
 
 
 def mig_parts() -> list[Gpu]:
-    """The MIG parts of all GPUs of this machine; each is named after its GPU and its size."""
+    """Return the MIG parts of all GPUs of this machine. Each part is named after its GPU and its size."""
     return _mig_parts(_nvidia_smi())
 
 
 def _nvidia_smi() -> str | None:
-    """The path of nvidia-smi; None if there is none."""
+    """Return the path of nvidia-smi; None if there is none."""
     return shutil.which("nvidia-smi")
 
 
@@ -110,7 +110,7 @@ def _mig_parts(program: str | None) -> list[Gpu]:
 
 
 def nvidia_driver() -> str | None:
-    """The version of NVIDIA's driver; None where nvidia-smi does not tell."""
+    """Return the version of NVIDIA's driver; None where nvidia-smi does not tell."""
     return _driver(_nvidia_smi())
 
 

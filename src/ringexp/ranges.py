@@ -71,7 +71,7 @@ RANGES = {
 
 OVERRIDES = {"nlayers": Range(1, MAX_RANKS)}
 OVERRIDE = Range(-MAX_NUMBER, MAX_NUMBER, whole=False)
-"""Numbers of a model's own config: what FMS would build for minutes or for ever is not asked of it."""
+"""The range of numbers in a model's own config. Beyond it FMS would build for minutes or for ever."""
 
 FREE_TEXT = ("prompt_text",)
 """Text that may have lines."""
@@ -124,7 +124,7 @@ def check_text(key: str, text: str) -> None:
 
 
 def _check_limit(config: Any, limit: object) -> None:
-    """Raise UserError for a limit above any memory; what else can be wrong is for `validate_memory_limit`."""
+    """Raise UserError for a limit above any memory. `validate_memory_limit` checks everything else."""
     if isinstance(limit, int | float) and not limit <= MAX_GIB:
         raise UserError(
             f"memory_limit_gib={config.memory_limit_gib} must be above 0 and at most {MAX_GIB}; null is no "

@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _joined(arguments: list[str]) -> list[str]:
-    """The same with `--sort -KEY` as one argument, which argparse would take for two options."""
+    """Return the arguments with `--sort -KEY` joined; argparse would take them for two options."""
     joined: list[str] = []
     for argument in arguments:
         if joined and joined[-1] == "--sort":
@@ -118,7 +118,7 @@ def compare(runs: Runs, key: str, figure: str) -> Comparison:
 
 
 def _cell(values: list[float]) -> str:
-    """The median of equal runs, and how far they are apart."""
+    """Return the median of equal runs and the distance between them, as text."""
     middle = _plain(median(values), 4)
     if len(values) == 1:
         return middle
@@ -126,7 +126,7 @@ def _cell(values: list[float]) -> str:
 
 
 def _order(value: object) -> tuple[int, float, str]:
-    """Sorts numbers before texts, and what is missing behind both."""
+    """Return a key that sorts numbers before texts, and missing values after both."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -8,7 +8,7 @@ import sys
 
 
 class _Patient(io.FileIO):
-    """A file descriptor whose reader may go, or whose disk may be full: what it cannot take is dropped."""
+    """A file descriptor that drops output if its reader has gone or its disk is full."""
 
     def write(self, data: object) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:

@@ -177,7 +177,7 @@ GOOD = b"cpu,none,100.0,1,shape,64,32,0.5,1.0,0.0,3,2026-03-01T10:00:00,torch,,1
 
 
 def written(tmp_path, content: bytes) -> tuple[SpeedTable, list[str]]:
-    """A table with this content, and what it tells the user."""
+    """Return a table with this content, and what it tells the user."""
     path, told = tmp_path / "speeds.csv", []
     path.write_bytes(content)
     return SpeedTable(path, told.append), told

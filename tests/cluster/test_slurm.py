@@ -246,7 +246,7 @@ def test_the_secret_is_in_the_ranks_environment_only(tmp_path, start):
 
 
 def read(file: Path) -> bytes:
-    """A file of /proc; nothing if its process has ended."""
+    """Return the content of a /proc file; b"" if the file's process has ended."""
     try:
         return file.read_bytes()
     except OSError:

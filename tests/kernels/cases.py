@@ -185,9 +185,9 @@ def merge_difference(dtype: torch.dtype, start: int, stop: int, in_place: bool) 
 
 
 def merged_with_nothing(nothing: float) -> tuple[Tensor, Tensor]:
-    """out and lse of two rows, one of ones with lse 0 and one of nothing, each merged with a row of nothing.
+    """Return out and lse of two rows, each merged with an empty row: one of ones with lse 0, and one empty.
 
-    nothing: the lse of such a row. The merge is Triton's.
+    nothing: the lse of an empty row. Triton's kernel merges.
     """
     from ringexp.kernels.triton_merge import merge_rows
 
@@ -197,7 +197,7 @@ def merged_with_nothing(nothing: float) -> tuple[Tensor, Tensor]:
 
 
 def with_infinite_keys(causal: bool) -> tuple[Tensor, Tensor]:
-    """out [B, H, L, D] of the Triton kernel and of the oracle, where the first 20 of 40 keys are -inf."""
+    """Return out [B, H, L, D] of Triton and of the oracle, where the first 20 of 40 keys are -inf."""
     q, k, v = inputs(Case(40, 40, causal))
     q = q.abs() + 0.1
     k[:, :, :20] = float("-inf")

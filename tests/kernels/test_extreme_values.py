@@ -30,14 +30,14 @@ NEGATIVE_KEY = {torch.float32: -3e38, torch.bfloat16: -3e38, torch.float16: -655
 
 
 def whole(q, k, v, causal):
-    """out [B, H, L, D] in float64, what one process gives; k and v without NaN."""
+    """Return the out [B, H, L, D] of one process, in float64. k and v must have no NaN."""
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, dim=1).double() for x in (k, v))
     with sdpa_kernel(SDPBackend.MATH):
         return scaled_dot_product_attention(q.double(), k, v, is_causal=causal, scale=SCALE)
 
 
 def in_a_ring(q, k, v, plan, kernel):
-    """out [B, H, L, D], merged block by block on each rank of the plan, in the ring's order."""
+    """Return out [B, H, L, D]. Each rank of the plan merges it block by block, in the ring's order."""
     out = torch.full_like(q, math.nan)
     for rank in plan.members:
         mine = plan.q_shards[rank].positions()

@@ -34,7 +34,7 @@ def row_blocks():
 
 
 def state_of(blocks, dtype, by_kernel):
-    """The state after all blocks, and what each row's softmax over its blocks' keys is, in float64."""
+    """Return the state after all blocks, and float64 out and lse of each row over its blocks' keys."""
     q, k, v = inputs(Case(Q_LEN, KEYS * len(blocks), head_dim=16))
     state = OnlineSoftmax(2, 4, Q_LEN, 16, "cpu", blocks=blocks, dtype=dtype)
     kernel = joining_kernel()

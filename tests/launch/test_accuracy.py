@@ -18,7 +18,7 @@ def exact():
 
 
 def on_ranks(out, exact, bounds):
-    """The output and its part of `exact` for each rank: rank i holds the rows from bounds[i] to the next."""
+    """Return each rank's part of `out` and of `exact`: rank i has the rows from bounds[i] to the next."""
     rows = [slice(start, stop) for start, stop in zip(bounds, [*bounds[1:], None], strict=True)]
     return [(out[:, each], exact[:, each]) for each in rows]
 

@@ -21,7 +21,7 @@ LLAMA3 = {
 
 
 def parsed(name: str, **changes):
-    """A public config with other values; a change to ... leaves the key out."""
+    """Return a public config with other values; a change to ... leaves the key out."""
     raw = {**PUBLIC[name], **changes}
     return parse_config("DIR", {key: value for key, value in raw.items() if value is not ...})
 

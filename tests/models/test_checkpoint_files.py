@@ -23,7 +23,7 @@ INDEX = "model.safetensors.index.json"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    """Checkpoints in one file, in several with an index, and as torch.save writes them."""
+    """Return folders of checkpoints: in one file, in several with an index, and as torch.save writes them."""
     base = tmp_path_factory.mktemp("checkpoints")
     model = save_checkpoint(base / "whole", *CHECKPOINTS["llama"])
     model.save_pretrained(base / "sharded", max_shard_size="60KB")
@@ -35,7 +35,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def folder(request, models, tmp_path) -> Path:
-    """A copy of one of them, to be spoilt."""
+    """Return a copy of one of the checkpoints, which the test may damage."""
     return Path(shutil.copytree(models[request.param], tmp_path / "checkpoint"))
 
 
@@ -56,7 +56,7 @@ def _as_bin(folder: Path) -> None:
 
 
 def refused(folder: Path) -> str:
-    """The one line that both the check before ranks start and the loader give."""
+    """Return the one-line error, which the check before ranks start and the loader have to share."""
     messages = []
     for attempt in (
         lambda: check_folder(folder, 100),

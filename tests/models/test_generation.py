@@ -88,7 +88,7 @@ LENGTHS = [40, 23, 31]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A folder, its model, three prompts of unequal lengths, and what follows each without an end."""
+    """Return a folder, its model, three prompts of unequal lengths, and their unended continuations."""
     folder = tmp_path_factory.mktemp("checkpoint")
     model = save_checkpoint(folder, *CHECKPOINTS["llama"])
     random = torch.Generator().manual_seed(2)
@@ -98,7 +98,7 @@ def checkpoint(tmp_path_factory):
 
 @torch.inference_mode()
 def by_hugging_face(model, prompts: list[torch.Tensor], pad: int, **how) -> torch.Tensor:
-    """Hugging Face's own greedy continuation of a batch that is padded on the left."""
+    """Return Hugging Face's own greedy continuation of a batch that is padded on the left."""
     longest = max(map(len, prompts))
     ids = torch.stack([pad_left(prompt, longest, pad) for prompt in prompts])
     mask = torch.stack([pad_left(torch.ones_like(prompt), longest, 0) for prompt in prompts])

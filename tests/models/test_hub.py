@@ -18,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of the hub's client, which is offline."""
+    """Set the hub's client offline with an empty cache. Return the folder of the cache."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def cached(cache: Path, name: str) -> Path:
-    """A checkpoint in the cache, laid out as the hub's client does."""
+    """Return a checkpoint in the cache, laid out as the hub's client does."""
     repo = cache / f"models--{name.replace('/', '--')}"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(COMMIT)

@@ -26,7 +26,7 @@ def slowest_ms(costs, tokens, layout, causal=True):
 
 
 def splits(seq_len, tile, ranks):
-    """Every split in whole tiles, what fills none on top of any rank's."""
+    """Yield every split in whole tiles. One rank, each in turn, also gets the tokens that fill no tile."""
     whole, rest = divmod(seq_len, tile)
     for split in product(range(whole + 1), repeat=ranks):
         if sum(split) == whole:
@@ -44,7 +44,7 @@ class Case:
     causal: bool
 
     def best_ms(self):
-        """The least that any split takes which the ranks' memories hold; None if there is none."""
+        """Return the least time in ms of all splits that the ranks' memories can hold; None without one."""
         times_ms = [
             slowest_ms(self.costs, tokens, self.layout, self.causal)
             for tokens in splits(self.seq_len, self.tile, len(self.costs))

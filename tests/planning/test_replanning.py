@@ -14,7 +14,7 @@ SLOWER = [1.0, 1.0, 1.0, 1.3, 1.3, 1.3]
 
 
 def planner(costs, units=1, hop=None, **settings):
-    """An adaptive planner of a zigzag ring; all plans that it asked for are kept."""
+    """Return an adaptive planner of a zigzag ring, which keeps all plans that it asked for."""
     asked = []
 
     def make(costs):

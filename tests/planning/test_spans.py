@@ -15,7 +15,7 @@ layouts = st.sampled_from(sorted(LAYOUTS))
 
 @st.composite
 def shards(draw):
-    """Shards of up to four spans that do not touch."""
+    """Draw a shard of up to four spans that do not touch."""
     bounds = sorted(draw(st.sets(st.integers(0, 30), max_size=8)))
     return Shard(tuple(Span(*pair) for pair in zip(bounds[::2], bounds[1::2], strict=False)))
 

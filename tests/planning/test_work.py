@@ -19,7 +19,7 @@ COSTS = [
 
 @st.composite
 def plans(draw):
-    """Plans of up to four ranks, in every mode: padded, in chunks, keys/values apart, without a mask."""
+    """Draw a plan of up to four ranks, in any mode: padded, in chunks, keys/values apart, without a mask."""
     tokens = draw(st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any))
     seq_len, layout = sum(tokens), draw(st.sampled_from(sorted(LAYOUTS)))
     starts = draw(st.lists(st.integers(0, seq_len - 1), max_size=3))
@@ -31,7 +31,7 @@ def plans(draw):
 
 
 def counted_ms(plan, rank, source):
-    """One rank's time with the shard of one source, and its blocks' pairs, one by one."""
+    """Return one rank's time in ms with the shard of one source, from its pairs counted one by one."""
     pairs, diagonal = [], []
     for start in plan.starts or (0,):
         blocks = plan.blocks(rank, source, start)

@@ -40,7 +40,7 @@ def with_results(folder: Path, values: dict[str, Any]) -> None:
 
 @pytest.fixture
 def good(tmp_path):
-    """A sweep of two sound runs, of which one has an iteration."""
+    """Return a sweep of two sound runs, of which one has an iteration."""
     write_run(tmp_path, 0, partitioner="even", layout="contiguous")
     write_iterations(write_run(tmp_path, 1), [two_rank_iteration(9.0)])
     return tmp_path

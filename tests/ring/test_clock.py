@@ -12,7 +12,7 @@ from ringexp.tracking.metrics import attention_ms, by_layer, linear_ms, wait_ms
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Lets so many seconds pass; no other time does, however busy the machine is."""
+    """Return a function that lets seconds pass. No other time passes, however busy the machine is."""
     now = [100.0]
 
     def let_pass(seconds):

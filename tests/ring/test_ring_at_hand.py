@@ -79,7 +79,7 @@ class Noting(NoClock):
 def attended(
     plan: Plan, kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, announces: bool
 ) -> torch.Tensor:
-    """The whole output [B, S, H, D], of all ranks and chunks.
+    """Return the whole output [B, S, H, D], of all ranks and chunks.
 
     announces: shards are said to come heads after heads. Else each is computed with as soon as it is there.
     """
@@ -103,7 +103,7 @@ def attended(
 
 
 def exact(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The same by the oracle, each sequence of the batch without its padding; 0 for that."""
+    """Return the oracle's output [B, S, H, D], each sequence computed without its padding; 0 for padding."""
     whole = torch.zeros_like(q, dtype=torch.float64)
     for sequence in range(q.shape[0]):
         start = plan.starts[sequence] if plan.starts else 0
@@ -119,7 +119,7 @@ def inputs(batch: int, seq_len: int) -> list[torch.Tensor]:
 
 @st.composite
 def plans(draw):
-    """A batch, and plans of up to five ranks: padded, in chunks, keys/values apart, without a mask."""
+    """Draw a batch and a plan of up to five ranks: padded, in chunks, keys/values apart, without a mask."""
     unit = draw(st.sampled_from([1, 4, 8]))
     tokens = [unit * n for n in draw(st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any))]
     seq_len, layout, batch = sum(tokens), draw(st.sampled_from(sorted(LAYOUTS))), draw(st.integers(1, 4))

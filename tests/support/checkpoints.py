@@ -122,7 +122,7 @@ def save_tokenizer(folder: Path) -> None:
 
 @torch.inference_mode()
 def distance(folder: Path, dtype: torch.dtype = torch.float32, seq_len: int = 200) -> float:
-    """The largest difference of our logits from those of Hugging Face's own model, over their spread."""
+    """Return the largest difference between our logits and Hugging Face's, divided by their spread."""
     from ringexp.models.checkpoint import load_checkpoint
 
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager").eval()

@@ -17,7 +17,7 @@ from support.model_ranks import TINY, ring_model
 def continued(
     rank: int, folder: str, block_lens: list[int], prompts: list[torch.Tensor], settings: list[dict[str, Any]]
 ) -> list[torch.Tensor]:
-    """Continuations of the prompts by a checkpoint on the ring, one for each setting of `generate`."""
+    """Return continuations of the prompts by a checkpoint on the ring, one for each setting of `generate`."""
     model = get_model(
         "hf_pretrained",
         model_path=folder,
@@ -85,9 +85,10 @@ def misused(rank: int, case: str) -> str:
 def of_any_length(
     rank: int, speeds: Any, lengths: list[int], how: dict[str, Any]
 ) -> list[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """One ring model by speeds, prompts of many lengths: tokens per rank, logits and continuations.
+    """Run one ring model by speeds on prompts of many lengths.
 
-    Logits and continuations are those of the ring, and then those of one process.
+    Returns per prompt: tokens per rank, the logits of the ring and of one process, and the continuations of
+    the ring and of one process.
     """
     torch.manual_seed(rank)
     model: Any = get_model(
@@ -108,7 +109,7 @@ def of_any_length(
 
 @torch.inference_mode()
 def padded_by_speed(rank: int, speeds: Any, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Continuations of a padded batch by a ring model, and those of each prompt by one process."""
+    """Return continuations of a padded batch by a ring model, and those of each prompt by one process."""
     model: Any = get_model("llama", "micro", distributed_strategy="ring", speeds=speeds, **TINY["llama"])
     random = torch.Generator().manual_seed(3)
     prompts = [torch.randint(1, 64, (length,), generator=random) for length in lengths]

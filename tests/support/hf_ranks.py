@@ -29,7 +29,7 @@ SHAPE = {
 
 
 def example() -> ModuleType:
-    """The example of the documentation, imported once."""
+    """Return the example of the documentation, imported once."""
     path = Path(__file__).parents[2] / "docs" / "examples" / "hf_transformers.py"
     if "hf_example" not in sys.modules:
         spec = importlib.util.spec_from_file_location("hf_example", path)
@@ -41,7 +41,7 @@ def example() -> ModuleType:
 
 
 def tiny(kind: str, settings: dict[str, Any]) -> Any:
-    """A tiny model of a configuration class's name, with the same random weights in every process."""
+    """Return a tiny model of the configuration class `kind`, with equal random weights in every process."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**SHAPE | settings)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()

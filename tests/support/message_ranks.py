@@ -42,7 +42,7 @@ def forged(rank: int, forgery: str) -> str:
 
 
 def _forgeries(messages: Messages) -> dict[str, bytes]:
-    """The bytes of messages that are not what rank 1 would send as its first."""
+    """Return the bytes of messages that are not what rank 1 would send as its first."""
 
     def coded(text: bytes, about: str, key: bytes = b"key of the run") -> bytes:
         return hmac.digest(key, about.encode() + text, "sha256") + text

@@ -228,7 +228,7 @@ def run_checkpoint(
 
 @torch.inference_mode()
 def ring_logits(rank: int, form: str, folder: str, block_lens: list[int], ids: torch.Tensor) -> torch.Tensor:
-    """All logits of ids [B, S] through the ring, of a checkpoint that is asked for in one of FMS's forms."""
+    """Return all logits of ids [B, S] through the ring. `form`: the way to name the checkpoint to FMS."""
     from ringexp.models.strategy import get_model
 
     how = {"distributed_strategy": "ring", "block_lens": block_lens}

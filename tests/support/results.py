@@ -9,7 +9,7 @@ from ringexp.tracking.metrics import RunResult
 
 
 def whole_results(**figures: Any) -> dict[str, Any]:
-    """The content of a results.json of two ranks, with every figure that a complete run has."""
+    """Return the content of a results.json of two ranks, with every figure that a complete run has."""
     hints = get_type_hints(RunResult)
     values = {
         item.name: _value(hints[item.name])
@@ -20,7 +20,7 @@ def whole_results(**figures: Any) -> dict[str, Any]:
 
 
 def whole_result(**figures: Any) -> RunResult:
-    """The same as what a rank hands to its tracker."""
+    """Return the content of `whole_results` as the RunResult that a rank hands to its tracker."""
     values = whole_results(**figures)
     values.pop("status")
     return RunResult(**values)

@@ -41,7 +41,7 @@ def fail_in(rank: int, name: str, fresh: bool) -> tuple[str, float, str, str]:
 
 @torch.inference_mode()
 def refuse_together(rank: int) -> list[str]:
-    """All ranks are refused, each for a reason of its own, and go on."""
+    """Make a call that every rank refuses for a reason of its own, and go on."""
     ringexp.close()
     calls = [lambda: attend(rank), lambda: attend(rank, extra=1 + rank), lambda: attend(rank)]
     return [heard(call) for call in (*calls, *calls)]
@@ -49,7 +49,7 @@ def refuse_together(rank: int) -> list[str]:
 
 @torch.inference_mode()
 def refuse_where_one_has_no_tokens(rank: int) -> list[str]:
-    """Ranks 0 and 1 are refused; rank 2 has nothing to do in that call, and hears of it in the next."""
+    """Make a call that ranks 0 and 1 refuse and where rank 2 has no tokens; it is told in the next call."""
     ringexp.close()
     attend(rank)
     plan = ringexp.plan([1, 1, 1], 30, max_tokens=[None, None, 0])

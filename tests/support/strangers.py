@@ -11,7 +11,7 @@ LISTENING = "0A"
 
 
 def listening(pid: int) -> list[str]:
-    """The addresses, in hexadecimal, at which a process listens for TCP connections."""
+    """Return the addresses, in hexadecimal, at which a process listens for TCP connections."""
     sockets = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -34,7 +34,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those that they have."""
+    """Return the ids of all descendants of a process."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:

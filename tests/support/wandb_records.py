@@ -13,7 +13,7 @@ WANDB = Path(sys.executable).with_name("wandb")
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """All records of the one offline run below `folder`."""
+    """Return all records of the one offline run below `folder`."""
     (record,) = (folder / "wandb").glob("offline-run-*")
     command = [WANDB, "leet", "inspect", "--json", str(record)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)

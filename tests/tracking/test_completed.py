@@ -19,7 +19,7 @@ CPU = {"device": "cpu", "host": "box", "cores": 2}
 
 
 def leave(folder: Path, **figures) -> Path:
-    """A folder of a complete run on CPU."""
+    """Return a folder of a complete run on CPU."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text("seq_len: 4096\n")
     (folder / "results.json").write_text(json.dumps(whole_results(**{"key": run_key(RUN, CPU)} | figures)))

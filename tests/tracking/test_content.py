@@ -15,7 +15,7 @@ from ringexp.tracking.content import checkpoint_hash, content_of
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint whose weights are large and have not changed for long enough."""
+    """Return a checkpoint whose weights are large and have not changed for long enough."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def read(monkeypatch) -> list[str]:
-    """The files that were hashed."""
+    """Return a list to which the name of every hashed file is added."""
     hashed: list[str] = []
     sha = content._sha256
     monkeypatch.setattr(content, "SETTLED_S", 0.0)

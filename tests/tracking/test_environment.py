@@ -37,7 +37,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def copied(folder: Path) -> Path:
-    """A copy of the package's code in `folder`."""
+    """Return a copy of the package's code in `folder`."""
     for path in code_files():
         target = folder / "ringexp" / path.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ esac
 
 @pytest.fixture
 def unequal(tmp_path, monkeypatch):
-    """A box with an H200 and an L40."""
+    """Simulate a machine with an H200 and an L40."""
     (tmp_path / "nvidia-smi").write_text(SMI)
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

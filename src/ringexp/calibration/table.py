@@ -152,7 +152,7 @@ class SpeedTable:
         return self.path.with_name(f"{self.path.name}{DAMAGED}-lines")
 
     def load(self) -> tuple[SpeedRow, ...]:
-        """All good rows; the file is read again only when it changed, and is left as it is.
+        """Return all good rows. The file is read again only when it changed, and is never changed here.
 
         A file that is no table at all counts as empty.
         """
@@ -171,7 +171,7 @@ class SpeedTable:
         return self._rows
 
     def mend(self) -> tuple[SpeedRow, ...]:
-        """All good rows, as `load`. Damaged lines go to a file beside, and what is no table is renamed.
+        """Move damaged lines to `damaged_file`, rename a file that is no table, and return all good rows.
 
         Where nothing can be written the file stays as it is.
         """
@@ -334,7 +334,7 @@ def parse(content: bytes) -> tuple[list[SpeedRow], list[DamagedLine]]:
 
 
 def _cells(line: bytes) -> list[str]:
-    """The fields of one line. Raises ValueError, of which UnicodeDecodeError is one, or csv.Error."""
+    """Return the fields of one line. Raises ValueError (UnicodeDecodeError included) or csv.Error."""
     try:
         return next(csv.reader([line.decode("utf-8")], strict=True), [])
     except csv.Error as error:
@@ -359,7 +359,7 @@ def _row(record: dict[str, str]) -> SpeedRow:
 
 
 def newest(rows: Iterable[SpeedRow]) -> tuple[SpeedRow, ...]:
-    """The newest row of each key, sorted by key; of two equally new ones the later.
+    """Return the newest row of each key, sorted by key. Of two equally new rows, return the later one.
 
     A row that claims to be from the future is the oldest: its time says nothing.
     """

@@ -94,7 +94,7 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
 
 
 def _refused(runs: Sequence[tuple[Config, Path]], settings: SlurmConfig) -> dict[Path, UserError]:
-    """Runs that can be known to fail before a job is submitted for them, each with the reason."""
+    """Return the runs that are sure to fail, each with the reason, before a job is submitted for them."""
     gpus = settings.nodes * (settings.gpus_per_node or 0)
     refused: dict[Path, UserError] = {}
     for config, run_dir in runs:

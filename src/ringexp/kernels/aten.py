@@ -84,7 +84,7 @@ def cudnn_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: flo
 
 
 def _highest_scores(suspect: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    """The highest score, unscaled, of the rows `suspect` [B, H, Lq], NaN if any is; 0 for all other rows.
+    """Return the highest unscaled score of the rows `suspect` [B, H, Lq], NaN if any is; 0 for other rows.
 
     It tells rows without a number from those that a key and a value of zeros give out 0 and lse 0, too.
     """

@@ -36,7 +36,7 @@ def accuracy_of(parts: Sequence[tuple[Tensor, Tensor]], single: Tensor, exact: T
 
 
 def _largest(values: Iterable[float]) -> float:
-    """The largest value, or NaN if any is NaN: Python's max() may skip a NaN."""
+    """Return the largest value, or NaN if any value is NaN: Python's max() may skip a NaN."""
     known = list(values)
     return math.nan if any(map(math.isnan, known)) else max(known)
 
@@ -47,7 +47,7 @@ def _not_finite(x: Tensor) -> int:
 
 
 def _errors(out: Tensor, exact: Tensor) -> tuple[float, float]:
-    """The largest difference, and the largest of a token relative to its own output, by Euclidean norms."""
+    """Return the largest difference, and a token's largest Euclidean distance relative to its own output."""
     difference = out.float() - exact
     off, size = (_token_norms(x) for x in (difference, exact))
     least = torch.finfo(size.dtype).tiny
@@ -55,5 +55,5 @@ def _errors(out: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def _token_norms(x: Tensor) -> Tensor:
-    """The norm of each token, in float64, where the square of no float32 value overflows or vanishes."""
+    """Return each token's norm, in float64, where the square of no float32 value overflows or vanishes."""
     return torch.linalg.vector_norm(x.flatten(2) if x.dim() > 2 else x, dim=-1, dtype=torch.float64)

@@ -205,7 +205,7 @@ class Session:
         return self.from_rank_zero(lambda: store.collect(job.references, job.invocation))
 
     def missing_references(self) -> list[str]:
-        """The kinds of references that should be known and are not; all ranks ask together."""
+        """Return the kinds of references that should be known and are not. All ranks call this together."""
         job = self.job
         if job is None:
             return []

@@ -178,7 +178,7 @@ def _reader(
 
 
 def _load_torch(files: WeightFiles) -> dict[str, torch.Tensor]:
-    """Load what torch.save wrote, tensors alone. Raises UserError for files that hold anything else."""
+    """Load the tensors in files of torch.save. Raises UserError for files that hold anything else."""
     tensors: dict[str, torch.Tensor] = {}
     for path in files.paths:
         try:

@@ -136,7 +136,7 @@ def parse_config(folder: object, raw: Mapping[str, Any]) -> CheckpointConfig:
 
 
 def _check_keys(values: ConfigValues, family: Family) -> None:
-    """Raise UserError for a key that no list knows, and for what is switched on and not computed."""
+    """Raise UserError for a key that no list has, and for a feature that is on but not computed."""
     for key, value in values.raw.items():
         if key in family.read or key in IGNORED:
             continue

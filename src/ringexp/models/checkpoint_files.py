@@ -21,7 +21,7 @@ INDEX = {SAFETENSORS: "model.safetensors.index.json", TORCH: "pytorch_model.bin.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 HTML = (b"<!doctype html", b"<html")
 PICKLE = b"\x80\x02"
-"""First bytes of what torch.save wrote before it wrote zip files."""
+"""The first bytes of a file of older torch.save, which did not write zip files."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of weights in safetensors files that can be computed with as they are."""

@@ -229,7 +229,7 @@ SWITCHED_OFF: Mapping[str, tuple[Any, ...]] = {
     "auto_map": (None,),
     "per_layer_config": (None,),
 }
-"""Keys that may be there as long as what they are about is switched off, and the values that mean so."""
+"""Keys that are allowed as long as their feature is off, and the values that mean off."""
 
 
 def family_of(folder: object, raw: Mapping[str, Any]) -> Family:

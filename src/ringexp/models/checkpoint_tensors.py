@@ -93,7 +93,7 @@ def _whole(name: str, source: str, shape: Shape) -> Parameter:
 
 
 def _rows(name: str, *pieces: Piece) -> Parameter:
-    """A parameter of pieces below each other."""
+    """Return a parameter that consists of pieces, stacked row-wise in this order."""
     placed, row = [], 0
     for piece in pieces:
         end = row + piece.shape[0]
@@ -150,7 +150,7 @@ def _feed_forward(config: CheckpointConfig, ours: str, theirs: str) -> Iterator[
 
 
 def _experts(config: CheckpointConfig, ours: str, theirs: str, there: Container[str]) -> Iterator[Parameter]:
-    """Experts of a layer; in the file they are one by one, or stacked as in Hugging Face's own model."""
+    """Yield a layer's experts. A file has them one by one, or stacked as in Hugging Face's own model."""
     width, inner, experts = config.hidden_size, config.intermediate_size, config.num_experts
     stacked = f"{theirs}mlp.experts.gate_up_proj" in there
     moe = f"{theirs}mlp." if stacked else f"{theirs}block_sparse_moe."

@@ -28,7 +28,7 @@ class ConfigValues:
     within: str = ""
 
     def get(self, key: str) -> Any:
-        """Return the value, or what is meant if it is missing; None if nothing is."""
+        """Return the value; if it is missing, its default, or None without a default."""
         return self.raw.get(key, self.defaults.get(key))
 
     def count(self, key: str, if_null: int | None = None, least: int = 1) -> int:

@@ -40,7 +40,7 @@ def with_prompt(config: Config) -> Config:
 
 
 def tokens_of(config: Config) -> int:
-    """The tokens of the longest prompt; seq_len if the run has none of its own, or none that can be read."""
+    """Count the longest prompt's tokens. Return seq_len if the run has no prompt that can be read."""
     try:
         if has_prompt(config):
             checkpoint = config.model.checkpoint if isinstance(config.model, FmsModelConfig) else None
@@ -52,7 +52,7 @@ def tokens_of(config: Config) -> int:
 
 @lru_cache(maxsize=64)
 def _text_tokens(text: str, lines: bool, checkpoint: str | None) -> int:
-    """The tokens of the longest prompt of a text; kept, since a sweep asks several times for each run."""
+    """Count the tokens of a text's longest prompt. Counts are cached: a sweep asks several times per run."""
     model = FmsModelConfig(checkpoint=checkpoint)
     return max(map(len, prompts(Config(model=model, prompt_text=text, prompt_lines=lines))))
 

@@ -119,7 +119,7 @@ class Plan:
         return max((block.kv_stop for block in self.blocks(rank, source)), default=0)
 
     def pairs(self, rank: int) -> float:
-        """Query-key pairs that `rank` computes, per sequence of the batch on average: its attention work."""
+        """Return the attention work of `rank`: its query-key pairs, on average per sequence of the batch."""
         rank = self.checked_rank(rank)
         parts = self.chunks or (self,)
         return sum(fmean(part.keys_seen(rank, start) for start in self.starts or (0,)) for part in parts)

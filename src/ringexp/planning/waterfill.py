@@ -34,10 +34,10 @@ FOLLOWED = 64
 
 
 def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, causal: bool) -> list[int]:
-    """Divide seq_len tokens in whole tiles, but for what fills none, so that the slowest rank is done first.
+    """Divide seq_len tokens into whole tiles so that the slowest rank is done as early as possible.
 
-    A rank that cannot do a single tile in that time gets none. The plan is never later than the best of the
-    ranks alone, by these costs.
+    Tokens that fill no tile go to one rank in addition. A rank that cannot do a single tile in that time gets
+    no tokens. By these costs the plan is never slower than the best rank alone.
 
     Raises UserError if the ranks' memories together cannot hold the prompt.
     """

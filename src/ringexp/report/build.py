@@ -195,7 +195,7 @@ def _calibrations(folders: Sequence[Path], runs: Runs, speeds_file: Path | None)
 
 
 def _speed_tables(folders: Sequence[Path]) -> list[Path]:
-    """calibration/speeds.csv of the output root above each folder."""
+    """Return the paths calibration/speeds.csv in the output root above each folder."""
     found = []
     for folder in folders:
         above = [folder.resolve(), *folder.resolve().parents]
@@ -207,7 +207,7 @@ def _speed_tables(folders: Sequence[Path]) -> list[Path]:
 def _log(
     folders: Sequence[Path], runs: Runs, out: Path, files: Sequence[Path], tracker: TrackerConfig
 ) -> None:
-    """The figures, the table and the report's files as a wandb run of type `report`."""
+    """Log the figures, the table and the report's files as a wandb run of type `report`."""
     done = complete(runs)
     if done.empty:
         return

@@ -136,7 +136,7 @@ def complete(frame: Runs) -> Runs:
 
 
 def described(frame: Runs) -> Runs:
-    """The complete runs of which it is known what they were; a results.json alone may not say it."""
+    """Return the complete runs whose identity is known. A results.json alone may not tell it."""
     done = complete(frame)
     known = done.seq_len.notna() & done.world_size.notna()
     for name in ("profile", "layout", "partitioner"):
@@ -145,9 +145,9 @@ def described(frame: Runs) -> Runs:
 
 
 def contexts(frame: Runs) -> list[tuple[str, Runs]]:
-    """Runs that may share a figure, with what sets them apart as a name; the largest group first.
+    """Group the runs that may share a figure, each group under a name that tells it from others.
 
-    They are the `described` ones.
+    Only `described` runs count. The largest group comes first.
 
     In a group the percentage of the slowest rank (of the fastest one's) and the length say which profile and
     prompt it is. Equal ranks are 100 % of that axis in every group that could have them.
@@ -196,7 +196,7 @@ def csv_text(frame: Runs) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A value that no spreadsheet takes for a formula; the folder, too, as text that can be written."""
+    """Return a text as one that can be written and that no spreadsheet takes for a formula."""
     if not isinstance(value, str):
         return value
     text = plain(value)

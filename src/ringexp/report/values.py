@@ -1,4 +1,4 @@
-"""Values of files that others wrote, each as what it has to be."""
+"""Values from files that others wrote, each checked and returned as its expected type."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def setting(value: Any) -> str:
 
 
 def number(value: Any) -> float | None:
-    """Return a number, or None for what is none, infinite, or larger than any figure can be."""
+    """Return a number, or None for a value that is no number, infinite, or larger than any figure can be."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -31,7 +31,7 @@ class GlooTransport:
     epoch = 0
 
     def __init__(self, links: dist.ProcessGroup | dist.ProcessGroupGloo | None = None) -> None:
-        """links: connections to all ranks, in rank order; None: those of the default group."""
+        """Take connections to all ranks, in rank order, as `links`; None for those of the default group."""
         self._links: Any = resolved(None) if links is None else links
         self._rank = self._links.rank()
         self._forwarder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring-forwarder")

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 CODE_BYTES = 32
 MOST_BYTES = 1 << 30
-"""A longer message is no message: what a rank tells is kilobytes, a large calibration table megabytes."""
+"""The largest accepted message, in bytes. Usual messages have kilobytes, large tables megabytes."""
 
 _SCALARS = (str, int, float, bool, type(None))
 

@@ -164,7 +164,7 @@ def _positive(value: Any) -> float:
 
 
 def _finite(value: Any, above: bool = False) -> float:
-    """A number of at least 0, or above it."""
+    """Return a finite number that is at least 0, or above 0 with `above`."""
     if isinstance(value, bool) or not 0 <= float(value) < inf or (above and not float(value) > 0):
         raise ValueError(f"{value} must be {'above' if above else 'at least'} 0, and finite")
     return float(value)

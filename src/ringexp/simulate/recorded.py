@@ -122,7 +122,7 @@ def read_recorded(folder: Path) -> Recorded:
 
 
 def _check_settings(config: dict[str, Any], results: dict[str, Any], ranks: int) -> None:
-    """Raises Damaged unless a plan can be made of them; `read_row` has checked the rest."""
+    """Raise Damaged unless the settings allow a plan. `read_row` has checked the rest."""
     counts = [config.get("tile"), section(config, "model").get("chunk_tokens")]
     counts += [section(config, "transport").get("prefetch_hops"), results.get("num_units", 0)]
     for count in counts:

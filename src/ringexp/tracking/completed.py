@@ -22,7 +22,7 @@ from ringexp.tracking.schema import check_complete
 
 _DECIDES_NOTHING = ("label", "output_root", "tracker", "launch", "dry_run", "resume", "report")
 _PATHS = ("prompt_file", "prompt_text")
-"""Settings whose content decides, so that the name of a file does not."""
+"""Settings for the prompt. The prompt's content is hashed, so the setting itself does not count."""
 
 
 def fingerprint(config: Config, content: Mapping[str, str]) -> str:

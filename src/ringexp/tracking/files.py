@@ -55,7 +55,7 @@ HOP_FIELDS = (
 
 
 def read_results(run_dir: Path) -> dict[str, Any] | None:
-    """The results.json of a run folder, or None where there is none that can be read; nothing is changed."""
+    """Return the results.json of a run folder; None without a readable one. Nothing is changed."""
     try:
         results = parse_json((run_dir / RESULTS).read_bytes())
     except (OSError, ValueError):

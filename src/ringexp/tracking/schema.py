@@ -1,4 +1,4 @@
-"""The layout of results.json: what a run was, which every status has, and the checks of what is read back."""
+"""The layout of results.json: the description of a run, which every status has, and checks for reading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATUSES = ("planned", "complete", "failed", "interrupted")
 
 
 def described(config: Config, key: str | None, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run is, so that its results.json means something alone.
+    """Return the description of a run, so that its results.json can be understood alone.
 
     Args:
         config: the run's settings.

@@ -40,7 +40,7 @@ def planner_page(runs: Sequence[MeasuredRun] = (), report: str | None = None) ->
 
 
 def _in_script(data: object) -> str:
-    """JSON that no parser of HTML or JavaScript can take for anything else, whatever its texts hold."""
+    """Return `data` as JSON that is safe inside HTML and JavaScript, whatever its texts contain."""
     text = json.dumps(data, allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -91,7 +91,7 @@ def _positive(run: Run, name: str) -> float | None:
 
 
 def _count(value: Any) -> int | None:
-    """A whole number above 0, or None."""
+    """Return a whole number above 0, or None for any other value."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return value if whole and 0 < value < 2**31 else None
 
@@ -128,7 +128,7 @@ def _costs(run: Run) -> list[RankCost] | None:
 
 
 def _config(run: Run) -> dict[str, Any]:
-    """The settings of a run, as far as it has them."""
+    """Return the settings of a run, as far as the run has them."""
     try:
         return read_config(Path(run.folder)) or {}
     except Damaged:
