@@ -1,7 +1,7 @@
 """Keep a random sample of the mutants in a session of cosmic-ray and mark all others as skipped.
 
-The sample first draws places in the source and then one mutant for each place. Otherwise an addition, which has
-eleven mutants, would be drawn far more often than a condition, which has one.
+The sample first draws places in the source and then one mutant for each place. Otherwise an addition, which
+has eleven mutants, would be drawn far more often than a condition, which has one.
 
     python scripts/mutation/sample.py SESSION --count 100 --seed 0
 """
