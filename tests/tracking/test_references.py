@@ -5,7 +5,14 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from ringexp.config import AttentionModelConfig, Config, FmsModelConfig, HeteroConfig, KernelConfig
+from ringexp.config import (
+    AttentionModelConfig,
+    Config,
+    DriftConfig,
+    FmsModelConfig,
+    HeteroConfig,
+    KernelConfig,
+)
 from ringexp.tracking import references
 from ringexp.tracking.metrics import References
 from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
@@ -103,6 +110,17 @@ def test_a_throttle_counts_at_full_speed_where_ranks_share_a_gpu(machine, counts
         for throttle in ("mps", "none")
     )
     assert (one != other) is counts
+
+
+def test_only_where_speeds_drift_do_the_prompts_count():
+    def even(drift, repeats):
+        hetero = HeteroConfig([50.0, 100.0], drift=drift)
+        return even_facts(replace(CONFIG, hetero=hetero, repeats=repeats), GPUS, {})
+
+    assert even(None, 5) == even(None, 9)
+    drift = DriftConfig("step")
+    assert even(drift, 5) != even(drift, 9)
+    assert even(drift, 5) != even(None, 5)
 
 
 def test_the_folder_of_a_checkpoint_does_not_count():
