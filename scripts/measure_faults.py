@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -82,21 +83,9 @@ def to_launcher(signum: int, *overrides: str) -> Fault:
 
 
 def out_of_memory(root: Path) -> tuple[subprocess.Popen, float]:
-    """The batch does not fit; timed from when the model is being built, since nothing is measured before."""
-    from support.command import command
-
-    overrides = ("model.batch_size=100000000", "references=false", "tracker=disabled", PROFILE)
-    process = subprocess.Popen(
-        command(*overrides, root=root),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-    )
-    happened(
-        lambda: any("stage" in file.read_text(encoding="utf-8") for file in root.rglob("rank_set.progress")),
-        90,
-    )
+    """Take rank 1 the right to any more memory: its next allocation fails."""
+    process = started(root, *QUIET)
+    resource.prlimit(rank_pids(root)[1], resource.RLIMIT_AS, (1, 1))
     return process, time.monotonic()
 
 
