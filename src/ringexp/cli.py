@@ -21,6 +21,7 @@ from ringexp.config import CONF_DIR
 from ringexp.errors import UserError
 from ringexp.interrupts import EXIT_CODE, Interrupts
 from ringexp.messages import hydra_line, is_expected, one_line, raised_by_hydra
+from ringexp.printable import plain
 from ringexp.terminal import keep_printing
 
 if TYPE_CHECKING:
@@ -153,5 +154,5 @@ def _compose_and_run() -> None:
 
 def _fail(message: str, code: int, run_dir: Path | None = None) -> None:
     where = f" in {run_dir.name}" if run_dir else ""
-    print(f"ringexp: error{where}: {message}", file=sys.stderr)
+    print(f"ringexp: error{where}: {plain(message)}", file=sys.stderr)
     _outcome.exit_codes.append(code)

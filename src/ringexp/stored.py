@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ringexp.atomic import write_atomically
+from ringexp.printable import plain
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ NOT_FINITE = "not_finite"
 
 def to_stderr(text: str) -> None:
     """Tell the user one line."""
-    print(f"ringexp: warning: {text}", file=sys.stderr)
+    print(f"ringexp: warning: {plain(text)}", file=sys.stderr)
 
 
 def digest(facts: Any) -> str:

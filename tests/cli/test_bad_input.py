@@ -191,3 +191,14 @@ def test_options_of_hydra_end_well(tmp_path, option):
     done = ringexp(option, root=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
+
+
+def test_errors_do_not_act_on_the_terminal(tmp_path):
+    """Messages quote files, whose control characters are replaced."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["\\u001b[31mRed"]}', encoding="utf-8")
+    done = ringexp("model=checkpoint", f"model.checkpoint={folder}", "dry_run=true", root=tmp_path)
+    assert done.returncode == 2
+    assert "[31mRed" in done.stderr
+    assert "\x1b" not in done.stderr

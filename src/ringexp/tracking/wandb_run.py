@@ -31,7 +31,7 @@ NESTED_PER_RANK = ("decode.kept", "decode.cache_bytes")
 
 
 def to_stderr(text: str) -> None:
-    print(f"ringexp: {text}", file=sys.stderr)
+    print(f"ringexp: {plain(text)}", file=sys.stderr)
 
 
 def summary_of(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
