@@ -33,10 +33,6 @@ def first_attention(module: nn.Module) -> MultiHeadAttention:
     return found
 
 
-def head_dim_of(module: nn.Module) -> int:
-    return first_attention(module).emb_kq_per_head
-
-
 def linear_flops_per_token(module: nn.Module) -> int:
     """Matmul FLOPs of the linear layers for one token: 2 x weights, of experts those that one token meets."""
     flops = sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))

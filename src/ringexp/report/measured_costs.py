@@ -11,7 +11,6 @@ from ringexp.report.values import number
 from ringexp.tracking.files import RESULTS
 
 COSTS = tuple(field.name for field in fields(RankCost))
-MAY_BE_NULL = ("max_tokens", "alone_ms")
 
 
 def costs_of(results: dict[str, Any]) -> list[RankCost]:

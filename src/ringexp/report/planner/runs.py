@@ -20,7 +20,6 @@ from ringexp.report.planner.shapes import SHAPES, Shape
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 PARTITIONERS = ("even", "lut", "balanced")
 """Those of the page."""
-DEVICE = "environment.machine.device"
 
 
 @dataclass(frozen=True)
