@@ -29,9 +29,9 @@ from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import relative_errors
 from ringexp.report.figures.style import below, length_axis, new_figure
-from ringexp.report.palette import BLUE, GREEN, OTHER_COLOUR, VERMILION
 from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
+from ringexp.web.palette import BLUE, GREEN, OTHER_COLOUR, VERMILION
 
 BASELINE = "cudnn"
 COLOURS = {"triton": BLUE, "flash": VERMILION, "sdpa": GREEN}

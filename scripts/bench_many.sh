@@ -29,8 +29,8 @@ fi
 python scripts/bench_ring.py --ranks "$ranks" --lengths "$lengths" --repeats "$repeats" --out "$out"
 python -m ringexp -m experiment=many_ranks model=ring_mha_4096 "hetero.percentages=$profiles" \
     "seq_len=$lengths" "repeats=$repeats" warmup=1 tracker=disabled "output_root=$out/runs" "$@"
-python -m ringexp.report "$out/runs/sweeps" --out "$out/report"
-python -m ringexp.simulate --runs "$out/runs/sweeps" | tee "$out/simulated.txt"
+python -m ringexp report "$out/runs/sweeps" --out "$out/report"
+python -m ringexp simulate --runs "$out/runs/sweeps" | tee "$out/simulated.txt"
 if [ "$gpus" -ge "$ranks" ]; then
     python -m ringexp model=llama3_8b seq_len=131072 "hetero.percentages=[${profiles##*[}" \
         partitioner=balanced repeats=3 warmup=1 check=false tracker=disabled "output_root=$out/runs"

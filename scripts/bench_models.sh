@@ -27,4 +27,4 @@ for tokens in $lengths; do
             "$extra" references=false check=false
     done
 done
-python -m ringexp.report "$out/sweeps" "$out/runs" --tracker disabled --out "$out/report"
+python -m ringexp report "$out/sweeps" "$out/runs" --tracker disabled --out "$out/report"

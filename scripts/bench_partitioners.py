@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 
 from ringexp import config as settings
 from ringexp.app import execute
-from ringexp.cli import CONF_DIR
+from ringexp.cli.run import CONF_DIR
 from ringexp.report.console import Console, number
 from ringexp.report.figures.comparisons import speedup_bars, speedup_heatmaps
 from ringexp.report.frame import Runs, complete, csv_text, load_runs, ranks_of

@@ -47,18 +47,18 @@ from ringexp.config import AttentionModelConfig
 from ringexp.hetero.throttle import host_throttle, rank_throttle
 from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.machine import gpu_count, hardware_queues
-from ringexp.models.attention_workload import BareAttentionWorkload
+from ringexp.models.attention.workload import BareAttentionWorkload
 from ringexp.models.workload import LocalInputs, local_inputs
 from ringexp.planning import make_plan
 from ringexp.report.figures.style import IDEAL, below, length_axis, panels
-from ringexp.report.palette import COLOURS, OTHER_COLOUR
 from ringexp.ring.clock import CudaClock
 from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.prefill import RingContext
+from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
 from ringexp.tracking.environment import PACKAGES, _version
 from ringexp.tracking.files import write_atomically
+from ringexp.web.palette import COLOURS, OTHER_COLOUR
 
 OTHERS = ("PyTorch context_parallel", "ring-flash-attn zigzag")
 LARGEST_ERROR = 1e-2  # relative to the output
@@ -143,7 +143,7 @@ class Bench:
                 ways[f"ipc, {other}"] = self.ours(local, seq_len, ipc, kernel)
         ways[f"ipc, {self.kernel.name}, no graph"] = self.ours(local, seq_len, ipc, graph=False)
         if not self.settings.shared:
-            if self.kernel.joint:
+            if self.kernel.fused_limits:
                 ways[f"ipc, {self.kernel.name}, by copy engines"] = self.copied(local, seq_len)
             ways[f"ipc, {self.kernel.name}, shard by shard"] = self.ours(local, seq_len, ipc, hops=1)
             ways[OTHERS[0]] = self.foreign(self._context_parallel(x, stack), seq_len)

@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 from ringexp.errors import UserError
 from ringexp.models.model_shapes import model_shape
 from ringexp.report.figures import style
-from ringexp.report.palette import BLACK, BLUE, GREEN, ORANGE, OTHER_COLOUR, VERMILION
 from ringexp.simulate.hardware import Device, Hardware, load_hardware
 from ringexp.simulate.rings import Ring, Split, run
 from ringexp.simulate.specified import ring_of_devices
 from ringexp.tracking.files import write_atomically
+from ringexp.web.palette import BLACK, BLUE, GREEN, ORANGE, OTHER_COLOUR, VERMILION
 
 MIXES = {"H100": ("H100",), "H100 + A100": ("H100", "A100"), "H100 + A100 + L40": ("H100", "A100", "L40")}
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

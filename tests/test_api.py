@@ -10,7 +10,7 @@ import torch
 
 import ringexp
 from ringexp.kernels.oracle import block_fp64
-from ringexp.models.strategy import RingAttentionStrategy, RingModel
+from ringexp.models.fms.strategy import RingAttentionStrategy, RingModel
 from ringexp.planning import make_plan
 from support.api_ranks import (
     attend_all,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ringexp.app import Place, execute, outcome, rank_sets
+from ringexp.app import ExecutionSite, execute, outcome, rank_sets
 from ringexp.config import AttentionModelConfig, Config, HeteroConfig, PartitionerConfig
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.report.console import Console
@@ -29,7 +29,7 @@ def sets_of(tmp_path, *heteros):
         )
         for index, hetero in enumerate(heteros)
     ]
-    return rank_sets(runs, Place(num_gpus=0, command=[]))
+    return rank_sets(runs, ExecutionSite(num_gpus=0, command=[]))
 
 
 def test_paced_ranks_take_up_every_profile_and_its_references(tmp_path):
@@ -66,7 +66,7 @@ def test_other_numbers_of_ranks_and_other_throttles_have_ranks_of_their_own(tmp_
 
 RING = {"latency_ms_median": 2.0, "spread": 0.0}
 SINGLE = {"latency_ms_median": 4.0, "latency_ms_back_to_back": 4.0, "speed_tflops": 1.0}
-PLACE = Place(num_gpus=0, command=["ringexp"])
+PLACE = ExecutionSite(num_gpus=0, command=["ringexp"])
 
 
 def config_of(root: Path, throttle: str = "auto", **settings) -> Config:
@@ -152,7 +152,9 @@ def test_an_even_run_of_a_sweep_is_the_even_reference(tmp_path):
 
 @pytest.mark.parametrize(("device", "transport", "devices"), [("cpu", "gloo", 2), ("cuda", "nccl", 8)])
 def test_ranks_know_how_many_devices_there_are(tmp_path, device, transport, devices):
-    place = Place(num_gpus=8, num_nodes=2, command=["ringexp"], nodes={device: [{"cpu": "A"}, {"cpu": "B"}]})
+    place = ExecutionSite(
+        num_gpus=8, num_nodes=2, command=["ringexp"], nodes={device: [{"cpu": "A"}, {"cpu": "B"}]}
+    )
     config = replace(config_of(tmp_path, "none"), device=device, hetero=HeteroConfig([100.0, 100.0], "none"))
     ranks = rank_sets([(config, Path("run"))], place)[-1]
     assert (ranks.num_devices, ranks.transport) == (devices, transport)
@@ -178,7 +180,7 @@ def test_a_graph_is_refused_where_auto_means_gloo(tmp_path):
     )
     ranks = Ranks(run=finish)
     machines = {"cuda": [{"cpu": "A"}, {"cpu": "B"}]}
-    place = Place(num_gpus=2, num_nodes=2, run_ranks=ranks, command=["ringexp"], nodes=machines)
+    place = ExecutionSite(num_gpus=2, num_nodes=2, run_ranks=ranks, command=["ringexp"], nodes=machines)
     (result,) = execute([(config, tmp_path / "run")], Console(), place=place)
     assert "cuda_graph=true needs CUDA with transport=nccl or ipc" in str(result)
     assert "transport=gloo" in str(result)

@@ -6,11 +6,11 @@ import stat
 import pytest
 
 from ringexp.atomic import PRIVATE, write_atomically
-from ringexp.launch.progress import ProgressWriter
-from ringexp.launch.rank import error_file, write_error
-from ringexp.launch.spec import RankSet
 from ringexp.launch.supervision import write_rank_set
 from ringexp.tracking.files import RunFiles
+from ringexp.worker.progress import ProgressWriter
+from ringexp.worker.rank import error_file, write_error
+from ringexp.worker.rank_set import RankSet
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077])

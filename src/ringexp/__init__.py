@@ -9,8 +9,8 @@ from ringexp.errors import RingError, UserError
 
 if TYPE_CHECKING:
     from ringexp.api import measure_speeds, ring_attention
-    from ringexp.models.generation import generate
-    from ringexp.models.strategy import get_model
+    from ringexp.models.fms.generation import generate
+    from ringexp.models.fms.strategy import get_model
     from ringexp.planning import Plan, RankCost
     from ringexp.planning.planner import plan
     from ringexp.ring.groups import close

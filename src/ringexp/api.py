@@ -15,18 +15,18 @@ import torch
 import torch.distributed as dist
 
 from ringexp.calibration.kernel_choice import BlockShape
-from ringexp.calibration.measure import Effort, measure_speed
+from ringexp.calibration.measure import StoppingRule, measure_speed
 from ringexp.errors import UserError
 from ringexp.hetero.pacing import Pacer
 from ringexp.kernels import get_kernel
 from ringexp.planning import Plan
 from ringexp.planning.planner import plan as plan_of
-from ringexp.ring import prefill
+from ringexp.ring import loop as prefill
 from ringexp.ring.clock import NoClock, make_clock
 from ringexp.ring.eager import eager
 from ringexp.ring.groups import current, transport_of
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.prefill import RingContext
+from ringexp.ring.loop import RingContext
 from ringexp.ring.ring_group import RingGroup, ring_group_of
 from ringexp.ring.transport import LoopbackTransport
 
@@ -166,7 +166,7 @@ def _measured(
         sample = measure_speed(
             lambda: piece.run()[1].busy_ms,
             flops=4.0 * shape.batch * shape.num_heads * shape.head_dim * even.pairs(rank),
-            effort=Effort(
+            effort=StoppingRule(
                 min_samples=5, min_seconds=max_seconds / 10, max_seconds=max_seconds, precision=0.01
             ),
             start_together=meeting.wait,

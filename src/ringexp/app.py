@@ -13,29 +13,29 @@ from typing import Any
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
 from ringexp.config import AttentionModelConfig, Config
+from ringexp.configure.preflight import Surroundings, check_before_start
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.profiles import beside
 from ringexp.hetero.throttle import IN_PROCESS, resolve_throttle
 from ringexp.interrupts import undisturbed
 from ringexp.launch.local import run_ranks
-from ringexp.launch.planning import plan_for
-from ringexp.launch.reference_jobs import SPOT, Reference, brief, references_of, to_measure
-from ringexp.launch.spec import Job, RankSet
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
 from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
 from ringexp.models.shapes import shape_of
 from ringexp.planning import BY_COST, Plan
-from ringexp.preflight import Surroundings, check_before_start
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns, copy_results, fingerprint, run_key
 from ringexp.tracking.content import content_of
 from ringexp.tracking.environment import command_line, gpu_names, machine_facts
 from ringexp.tracking.files import begin, mark_ended, read_results
 from ringexp.tracking.references import ReferenceStore, even_facts
+from ringexp.worker.make_plan import plan_for
+from ringexp.worker.rank_set import Job, RankSet
+from ringexp.worker.reference_jobs import SPOT, Reference, brief, references_of, to_measure
 
 
 @dataclass(frozen=True)
-class Place:
+class ExecutionSite:
     """Where ranks run, and what starts them there.
 
     num_gpus: of all nodes together. nodes: the machine facts of each, by device type, if they are several.
@@ -62,7 +62,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     device = _device(config)
     throttle = _throttle(config, device)
-    _check_fits(config, device, Place())
+    _check_fits(config, device, ExecutionSite())
     console = Console()
     if config.dry_run:
         plan, note = _dry_plan(config, device, throttle)
@@ -81,7 +81,10 @@ Outcome = dict[str, Any] | UserError | RunFailed
 
 
 def execute(
-    runs: Sequence[tuple[Config, Path]], console: Console, sweep: bool = False, place: Place | None = None
+    runs: Sequence[tuple[Config, Path]],
+    console: Console,
+    sweep: bool = False,
+    place: ExecutionSite | None = None,
 ) -> list[Outcome]:
     """Run configs in as few sets of ranks as they allow; returns their outcomes in the order given.
 
@@ -96,7 +99,7 @@ def execute(
         place: where the ranks run; this machine unless given.
     """
     check_folders([run_dir for _, run_dir in runs])
-    place = place or Place()
+    place = place or ExecutionSite()
     failures: dict[Path, UserError | RunFailed] = {}
     fitting = []
     for config, run_dir in runs:
@@ -153,7 +156,7 @@ def resumed(config: Config, run_dir: Path, sweep: bool, machine: dict[str, Any])
 
 def _run_sets(
     runs: Sequence[tuple[Config, Path]],
-    place: Place,
+    place: ExecutionSite,
     display: Display,
     failures: dict[Path, UserError | RunFailed],
     own_references: bool,
@@ -175,7 +178,7 @@ def _count(folder: Path) -> int:
 
 
 def _run_set(
-    place: Place,
+    place: ExecutionSite,
     ranks: RankSet,
     workdir: Path,
     display: Display,
@@ -227,7 +230,7 @@ def outcome(run_dir: Path) -> Outcome:
 
 
 def rank_sets(
-    runs: Sequence[tuple[Config, Path]], place: Place, own_references: bool = False
+    runs: Sequence[tuple[Config, Path]], place: ExecutionSite, own_references: bool = False
 ) -> list[RankSet]:
     """The sets of ranks to start, in order, each with its jobs: a run's references, then the run itself.
 
@@ -247,7 +250,7 @@ def rank_sets(
 class _RankSets:
     """The sets of ranks that the runs need. Runs are added one after the other."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ExecutionSite) -> None:
         self.found: dict[str, RankSet] = {}
         self._place = place
         self._asked: set[Path] = set()  # references that are measured in this call
@@ -333,7 +336,7 @@ def _throttle(config: Config, device: str) -> str:
     )
 
 
-def _transport(config: Config, device: str, place: Place) -> str:
+def _transport(config: Config, device: str, place: ExecutionSite) -> str:
     name = config.transport.name
     if name == "auto":
         if device == "cpu":
@@ -346,7 +349,7 @@ def _transport(config: Config, device: str, place: Place) -> str:
     return name
 
 
-def _check_fits(config: Config, device: str, place: Place) -> None:
+def _check_fits(config: Config, device: str, place: ExecutionSite) -> None:
     """Raises UserError for what can be known to fail before any process starts."""
     here = not config.dry_run or config.device == "cpu"  # else it may be a plan for other hardware
     transport = config.transport.name if config.dry_run else _transport(config, device, place)

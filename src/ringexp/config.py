@@ -13,11 +13,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ringexp.configure.ranges import check_ranges
 from ringexp.errors import UserError
 from ringexp.hetero.drift import DriftConfig, drift_label, validate_drift
 from ringexp.names import folder_part
 from ringexp.planning import AdaptiveConfig, validate_adaptive
-from ringexp.ranges import check_ranges
 
 PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
 CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
@@ -213,9 +213,9 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from ringexp.cluster.settings import SlurmConfig
     from ringexp.hetero.profiles import named_profiles
     from ringexp.machine import default_device, gpu_count
+    from ringexp.slurm.settings import SlurmConfig
 
     store = ConfigStore.instance()
     store.store(name="ringexp_schema", node=Config)

@@ -5,9 +5,9 @@ from itertools import count
 
 import pytest
 
-from ringexp.calibration.measure import Effort, calibration_lengths, measure_speed, median_error
+from ringexp.calibration.measure import StoppingRule, calibration_lengths, measure_speed, median_error
 
-EFFORT = Effort(min_samples=5, min_seconds=0.1, max_seconds=1.0, precision=0.01)
+EFFORT = StoppingRule(min_samples=5, min_seconds=0.1, max_seconds=1.0, precision=0.01)
 
 
 def measured(times_ms, effort=EFFORT, warm=False):
@@ -56,7 +56,7 @@ def test_long_samples_that_differ_are_as_many_as_asked():
 
 
 def test_one_sample_is_enough_only_if_asked():
-    assert measured([3000.0, 3000.0], Effort(1, 0.1, 1.0, 0.01), warm=True).samples == 1
+    assert measured([3000.0, 3000.0], StoppingRule(1, 0.1, 1.0, 0.01), warm=True).samples == 1
     assert measured([3000.0, 3000.0], warm=True).samples == 2
 
 

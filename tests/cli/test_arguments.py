@@ -2,10 +2,10 @@
 
 import pytest
 
-from ringexp.arguments import prepared
+from ringexp.cli.arguments import prepared
+from ringexp.cli.token_counts import token_count
 from ringexp.config import did_you_mean
 from ringexp.errors import UserError
-from ringexp.token_counts import token_count
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ BREAKS_RANK_1 = """
 import os
 
 if os.environ.get("RANK") == "1":
-    from ringexp.launch import job
+    from ringexp.worker import job
 
     def run_job(*_):
         raise RuntimeError("no more")

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
 from ringexp import config as settings
-from ringexp.cli import CONF_DIR
+from ringexp.cli.run import CONF_DIR
 from support.command import ringexp
 
 PARTITIONERS = ("even", "uneven", "lut", "formula", "balanced")

@@ -30,7 +30,7 @@ def site(tmp_path_factory) -> Path:
 
 
 def installed(site: Path, cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    code = "import ringexp.cli as c; print(c.CONF_DIR); c.main()"
+    code = "import ringexp.cli.run as c; print(c.CONF_DIR); c.main()"
     return subprocess.run(
         [sys.executable, "-c", code, *overrides],
         capture_output=True,

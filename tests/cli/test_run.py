@@ -270,7 +270,7 @@ BREAKS_ONE_RUN = """\
 import os
 
 if os.environ.get("RANK") == "1":
-    from ringexp.models import attention_workload
+    from ringexp.models.attention import workload as attention_workload
 
     right = attention_workload.AttentionWorkload.inputs
 

@@ -15,9 +15,9 @@ from ringexp.planning import make_plan
 from ringexp.ring import cuda_driver
 from ringexp.ring.clock import CudaClock
 from ringexp.ring.iteration import captured
-from ringexp.ring.prefill import RingContext, ring_attention
+from ringexp.ring.loop import RingContext, ring_attention
 from ringexp.ring.shards import positions, shard
-from ringexp.ring.transport import Announcement, LoopbackTransport, Own, Route
+from ringexp.ring.transport import Announcement, LocalShard, LoopbackTransport, Route
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,7 +122,7 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
 ):
     """Uneven rings, rank by rank, with what would arrive at hand, or coming in pieces meanwhile."""
     kernel = kernel_or_skip("triton", Case(1, 1, dtype=BF16, head_dim=head_dim))
-    if kernel.joint is None:
+    if kernel.fused_limits is None:
         pytest.skip("needs a Hopper GPU")
     tokens = [256 * (1 + (5 * rank) % 7) for rank in range(ranks)]
     plan = make_plan(sum(tokens), tokens, layout, causal=causal)
@@ -163,7 +163,7 @@ def test_a_span_that_is_there_goes_beside_one_that_is_awaited():
     """As in a later chunk of a prompt: own keys of earlier chunks, and another rank's."""
     case = Case(512, 3 * 512, False, BF16, 1, 8, 4, 128)
     kernel = kernel_or_skip("triton", case)
-    if kernel.joint is None:
+    if kernel.fused_limits is None:
         pytest.skip("needs a Hopper GPU")
     q, k, v = inputs(case, "cuda")
     own, earlier, other = zip(k.split(512, dim=2), v.split(512, dim=2), strict=True)
@@ -228,7 +228,7 @@ def _remote(x):
 def test_a_launch_sends_keys_and_values(lengths, causal, batch, heads, head_dim, pieces):
     case = Case(1024, 1024, causal, BF16, batch, 8, heads, head_dim)
     kernel = kernel_or_skip("triton", case)
-    if kernel.joint is None:
+    if kernel.fused_limits is None:
         pytest.skip("needs a Hopper GPU")
     q, k, v = inputs(case, "cuda")
     expected = kernel.block(q, k, v, causal, 0.1)[0]
@@ -259,7 +259,7 @@ def test_a_launch_computes_with_what_is_sent_meanwhile(heads, head_dim, pieces, 
     """With its own, which come back to it: no part may be read before it is there."""
     case = Case(1024, 1024, True, BF16, 1, 8, heads, head_dim)
     kernel = kernel_or_skip("triton", case)
-    if kernel.joint is None:
+    if kernel.fused_limits is None:
         pytest.skip("needs a Hopper GPU")
     q, k, v = inputs(case, "cuda")
     sent = Sent(k, v, (768,), pieces)
@@ -307,7 +307,7 @@ class AtHand(LoopbackTransport):
     def circulate(self, k, v, trip):
         for source in Route.of(trip.tokens, self._of_rank).sources:
             if source == self._of_rank:
-                yield source, Own(k, v)
+                yield source, LocalShard(k, v)
             elif self._pieces is None or not trip.carried(self._of_rank, source):
                 yield source, lambda source=source: self._shards[source]
             else:

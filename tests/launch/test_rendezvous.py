@@ -13,9 +13,9 @@ import pytest
 
 from ringexp.config import CalibrationConfig, TrackerConfig
 from ringexp.errors import UserError
-from ringexp.launch.rank import SECRET_ENV, _keys, error_file
-from ringexp.launch.spec import Job, RankSet
 from ringexp.launch.supervision import rendezvous, write_rank_set
+from ringexp.worker.rank import SECRET_ENV, _keys, error_file
+from ringexp.worker.rank_set import Job, RankSet
 from support.command import command
 from support.sessions import attention_config
 from support.strangers import LOOPBACK, descendants, listening
@@ -118,7 +118,7 @@ def test_a_stranger_in_a_ranks_place_runs_no_code(tmp_path):
     with rendezvous(0) as meeting:
         place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "RINGEXP_CPU_THREADS": "1"}
         rank = subprocess.Popen(
-            [sys.executable, "-m", "ringexp.launch.rank", str(path)],
+            [sys.executable, "-m", "ringexp.worker.rank", str(path)],
             env=os.environ | meeting | place,
             stderr=subprocess.DEVNULL,
         )

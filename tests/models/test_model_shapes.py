@@ -5,10 +5,10 @@ import torch
 from fms.models import get_model
 from omegaconf import OmegaConf
 
-from ringexp.cli import CONF_DIR
+from ringexp.cli.run import CONF_DIR
 from ringexp.config import AttentionModelConfig
-from ringexp.models import facts
-from ringexp.models.attention_workload import AttentionWorkload, BareAttentionWorkload
+from ringexp.models.attention.workload import AttentionWorkload, BareAttentionWorkload
+from ringexp.models.fms import facts
 from ringexp.models.model_shapes import WHOLE_MODELS, attention_config, model_shape
 from ringexp.planning import make_plan
 

@@ -12,7 +12,7 @@ import torch
 
 from ringexp.config import Config, FmsModelConfig
 from ringexp.errors import UserError
-from ringexp.models.checkpoint_folder import load_tokenizer
+from ringexp.models.checkpoints.folder import load_tokenizer
 from ringexp.models.prompt import prompts, starts_of, with_prompt
 from support.checkpoints import CHECKPOINTS, greedy, save_checkpoint
 from support.command import QUICK, ringexp, run_dirs

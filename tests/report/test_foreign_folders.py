@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ringexp import results
+from ringexp.cli import results
 from ringexp.config import TrackerConfig
 from ringexp.errors import UserError
 from ringexp.report.build import write_report
@@ -262,7 +262,7 @@ def test_no_damage_of_a_config_ends_the_tools(tmp_path_factory, capsys, key, jun
     from omegaconf import OmegaConf
     from yaml import safe_dump
 
-    from ringexp.report.planner.runs import measured_runs
+    from ringexp.report.planner_runs import measured_runs
 
     folder = tmp_path_factory.mktemp("fuzz")
     write_run(folder, 0, partitioner="even", layout="contiguous")

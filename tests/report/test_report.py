@@ -17,8 +17,8 @@ import pytest
 
 from ringexp import atomic
 from ringexp.calibration.table import SpeedRow, SpeedTable
+from ringexp.cli import report as command
 from ringexp.config import TrackerConfig
-from ringexp.report import __main__ as command
 from ringexp.report import build
 from ringexp.report.build import write_report
 from ringexp.report.sweep import summarize
@@ -198,7 +198,7 @@ def test_an_ascii_locale_makes_the_same_report(sweep):
     done = report(sweep, env=ascii_only, python=("-X", "utf8=0"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "Größe" in (sweep / "report" / "index.html").read_text(encoding="utf-8")
-    listing = [sys.executable, "-X", "utf8=0", "-m", "ringexp.results", sweep, "--columns", "reason"]
+    listing = [sys.executable, "-X", "utf8=0", "-m", "ringexp", "results", sweep, "--columns", "reason"]
     listed = subprocess.run(listing, capture_output=True, text=True, env=os.environ | ascii_only)
     assert (listed.returncode, listed.stderr) == (0, "")
 
@@ -261,7 +261,7 @@ def test_ctrl_c_ends_the_command_with_one_line(sweep):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr == "ringexp.report: interrupted; a report that was there is as it was\n"
+    assert stderr == "ringexp report: interrupted; a report that was there is as it was\n"
 
 
 def test_the_command_makes_one_report_of_several_folders(sweep, tmp_path):
@@ -298,7 +298,7 @@ def test_bad_input_is_one_line(tmp_path):
         done = report(*arguments)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
-        assert line.startswith("ringexp.report: error: ")
+        assert line.startswith("ringexp report: error: ")
         assert message in line
 
 
@@ -310,7 +310,7 @@ def test_a_damaged_calibration_table_costs_its_figure_only(sweep, capsys):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, ringexp.report.__main__ as m\ntry: m.parse(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys, ringexp.cli.report as m\ntry: m.parse(['--help'])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'pandas', 'matplotlib', 'wandb') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ringexp.ring.gloo import GlooTransport
-from ringexp.ring.transport import Trip
+from ringexp.ring.transport import RingPass
 
 TOKENS = [2, 3, 0, 4, 5]
 
@@ -49,7 +49,7 @@ def hops_after_a_while(ring: Scripted, least: int) -> int:
 
 
 def test_each_hop_sends_what_the_one_before_brought(ring):
-    arrived = [(source, arrival()) for source, arrival in ring.circulate(keys(), keys(), Trip(TOKENS))]
+    arrived = [(source, arrival()) for source, arrival in ring.circulate(keys(), keys(), RingPass(TOKENS))]
     assert [source for source, _ in arrived] == [1, 0, 4, 3]
     for hop, (source, shard) in enumerate(arrived[1:], start=1):
         assert shard.shape == (2, 1, TOKENS[source], 2, 4)
@@ -64,7 +64,7 @@ def test_each_hop_sends_what_the_one_before_brought(ring):
 
 @pytest.mark.parametrize(("prefetch_hops", "ahead"), [(1, 1), (2, 2), (None, 3)])
 def test_no_more_hops_than_allowed_are_ahead_of_what_was_taken(ring, prefetch_hops, ahead):
-    arriving = ring.circulate(keys(), keys(), Trip(TOKENS, prefetch_hops))
+    arriving = ring.circulate(keys(), keys(), RingPass(TOKENS, prefetch_hops))
     next(arriving)
     assert hops_after_a_while(ring, ahead) == ahead
     for taken in (1, 2, 3):
@@ -78,7 +78,7 @@ def test_no_more_hops_than_allowed_are_ahead_of_what_was_taken(ring, prefetch_ho
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
 def test_a_hop_that_fails_tells_all_who_wait(ring, fails_at):
     ring.fails_at = fails_at
-    arriving = ring.circulate(keys(), keys(), Trip(TOKENS))
+    arriving = ring.circulate(keys(), keys(), RingPass(TOKENS))
     arrivals = [arrival for _, arrival in arriving][1:]
     for hop, arrival in enumerate(arrivals, start=1):
         if hop < fails_at:
@@ -90,7 +90,7 @@ def test_a_hop_that_fails_tells_all_who_wait(ring, fails_at):
 
 def test_a_ring_of_one_forwards_nothing(ring):
     alone = [0, 3, 0]
-    for source, arrival in ring.circulate(keys(), keys(), Trip(alone)):
+    for source, arrival in ring.circulate(keys(), keys(), RingPass(alone)):
         assert source == 1
         assert torch.equal(arrival()[0], keys())
     assert not ring.hops

@@ -13,8 +13,8 @@ from ringexp.kernels.oracle import block_fp64
 from ringexp.planning import LAYOUTS, Plan, make_plan
 from ringexp.ring.clock import NoClock
 from ringexp.ring.decode import gather, stored
-from ringexp.ring.prefill import RingContext, ring_attention
-from ringexp.ring.transport import LoopbackTransport, Own, Route, Trip
+from ringexp.ring.loop import RingContext, ring_attention
+from ringexp.ring.transport import LocalShard, LoopbackTransport, RingPass, Route
 from support.joining import joining_kernel
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -37,7 +37,7 @@ class AtHand(LoopbackTransport):
             shard = self.of(self.plan.kv_shards[source].positions())
             if source != self.place:
                 shard[:, :, trip.carried(self.place, source) :] = float("nan")  # a transport may leave it out
-            yield source, Own(k, v) if source == self.place else lambda shard=shard: shard
+            yield source, LocalShard(k, v) if source == self.place else lambda shard=shard: shard
         self.ended = True
 
     def exchange(self, sends, receives, sizes):
@@ -96,7 +96,7 @@ def attended(
             resharded = [] if part.aligned else [rank]
             sources = Route.of(part.kv_tokens, rank).sources
             assert ring.clock.told == [*resharded, *sources, "attended"]
-            assert ring.clock.most == 1 or (announces and kernel.joint)
+            assert ring.clock.most == 1 or (announces and kernel.fused_limits)
             assert out.is_contiguous()
             whole[:, mine] = out
     return whole
@@ -166,7 +166,7 @@ def test_a_ring_passes_over_empty_ranks_and_comes_round(tokens):
 def test_what_stands_for_a_ring_hands_out_shards_of_their_length_made_once():
     tokens, (_, k, v) = [5, 0, 3, 8], inputs(2, 3)
     ring = LoopbackTransport(rank=2)
-    first, second = ([(s, a()) for s, a in ring.circulate(k, v, Trip(tokens))] for _ in range(2))
+    first, second = ([(s, a()) for s, a in ring.circulate(k, v, RingPass(tokens))] for _ in range(2))
     assert [source for source, _ in first] == [2, 0, 3]
     assert all(torch.equal(x, y) for x, y in zip(first[0][1], (k, v), strict=True))
     for (source, shard), (_, again) in zip(first[1:], second[1:], strict=True):

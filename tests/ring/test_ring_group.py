@@ -9,7 +9,7 @@ import torch
 
 from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.ring_group import PeerLost
-from ringexp.ring.transport import Trip
+from ringexp.ring.transport import RingPass
 from support.ring_group_ranks import CALLS, FAILING, fail_in, refuse_together, refuse_where_one_has_no_tokens
 
 UNCLOSED = Path(__file__).parents[1] / "support" / "unclosed.py"
@@ -83,7 +83,7 @@ class BrokenLinks:
 def test_a_hop_that_fails_tells_who_waits_for_its_shard():
     transport = GlooTransport(BrokenLinks())  # type: ignore[arg-type]
     k = torch.zeros(1, 2, 1, 4)
-    arriving = transport.circulate(k, k, Trip([2, 2]))
+    arriving = transport.circulate(k, k, RingPass([2, 2]))
     next(arriving)
     _, arrival = next(arriving)
     with pytest.raises(PeerLost, match="Connection reset by peer"):

@@ -32,5 +32,5 @@ def test_what_stands_for_a_ring_copies_what_that_would_send(monkeypatch, tokens,
     k = torch.zeros(1, tokens[0], 2, 4)
     for lays_out in (True, False):
         ring = transport.LoopbackTransport(lays_out=lays_out)
-        assert [source for source, _ in ring.circulate(k, k, transport.Trip(tokens))][:1] == [0]
+        assert [source for source, _ in ring.circulate(k, k, transport.RingPass(tokens))][:1] == [0]
     assert made == [(2, *k.shape)] * copies

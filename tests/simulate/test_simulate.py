@@ -1,4 +1,4 @@
-"""`python -m ringexp.simulate`: rings by spec sheets, at recorded costs, and finished runs replayed."""
+"""`ringexp simulate`: rings by spec sheets, at recorded costs, and finished runs replayed."""
 
 import json
 import subprocess
@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from ringexp.calibration.table import SpeedTable
+from ringexp.cli import simulate as command
 from ringexp.models.model_shapes import WHOLE_MODELS, attention_config, model_shape
 from ringexp.models.shapes import shape_of
 from ringexp.planning import HopCost, RankCost, make_plan
 from ringexp.ring.timing import IterationTiming
-from ringexp.simulate import __main__ as command
 from ringexp.simulate.hardware import load_hardware
 from ringexp.simulate.rings import Split, run, timings
 from ringexp.simulate.specified import ring_of_devices
@@ -252,7 +252,7 @@ def test_a_damaged_spec_sheet_is_named(monkeypatch, capsys, tmp_path):
 
 def test_neither_planning_nor_simulating_imports_torch():
     code = (
-        "import sys; from ringexp.simulate.__main__ import main; "
+        "import sys; from ringexp.cli.simulate import main; "
         "sys.argv = ['simulate', '--devices', 'H100,A100', '--json']; main(); "
         "assert 'torch' not in sys.modules"
     )

@@ -123,7 +123,7 @@ def save_tokenizer(folder: Path) -> None:
 @torch.inference_mode()
 def distance(folder: Path, dtype: torch.dtype = torch.float32, seq_len: int = 200) -> float:
     """Return the largest difference between our logits and Hugging Face's, divided by their spread."""
-    from ringexp.models.checkpoint import load_checkpoint
+    from ringexp.models.checkpoints.load import load_checkpoint
 
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager").eval()
     ours = load_checkpoint(folder, torch.device("cpu"), dtype, seq_len)

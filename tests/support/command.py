@@ -45,6 +45,6 @@ def ranks_alive(root: Path) -> list[str]:
             line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if "ringexp.launch.rank" in line and str(root) in line:
+        if "ringexp.worker.rank" in line and str(root) in line:
             found.append(line)
     return found

@@ -55,7 +55,7 @@ def rank_pids(root: Path) -> list[int]:
             environment = (entry / "environ").read_bytes().decode(errors="ignore")
         except OSError:
             continue
-        if "ringexp.launch.rank\0" in line and str(root) in line:
+        if "ringexp.worker.rank\0" in line and str(root) in line:
             rank = next(v[5:] for v in environment.split("\0") if v.startswith("RANK="))
             found[int(rank)] = int(entry.name)
     return [found[rank] for rank in sorted(found)]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from fms.utils.generation import generate as fms_generate
 
-from ringexp.models.generation import generate
-from ringexp.models.strategy import get_model
+from ringexp.models.fms.generation import generate
+from ringexp.models.fms.strategy import get_model
 from support.api_ranks import error_of
 from support.model_ranks import TINY, ring_model
 

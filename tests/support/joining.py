@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ringexp.kernels import Arriving, Joint, Kernel, KeySpan, OnlineSoftmax, Remote, Sending, oracle
+from ringexp.kernels import Arriving, FusedLimits, Kernel, KeySpan, OnlineSoftmax, Remote, Sending, oracle
 from ringexp.kernels.contract import Rows
 
 PATIENCE_S = 60
@@ -94,4 +94,4 @@ def _tensor(remote: Remote) -> Tensor:
 
 
 def joining_kernel(spans: int = 3, tile: int = 4) -> Kernel:
-    return Kernel("joining", oracle.block, block_into, joint=Joint(spans, tile))
+    return Kernel("joining", oracle.block, block_into, fused_limits=FusedLimits(spans, tile))

@@ -8,9 +8,9 @@ from unittest.mock import patch
 import torch
 
 from ringexp.kernels import get_kernel
-from ringexp.models.strategy import RingModel
+from ringexp.models.fms.strategy import RingModel
 from ringexp.ring.clock import NoClock
-from ringexp.ring.prefill import RingContext
+from ringexp.ring.loop import RingContext
 from support.ring_ranks import transport
 
 VARIANTS = {"llama": "micro", "granite": "8b", "mixtral": "8x7b", "mistral": "7b", "qwen3": "0.6b"}
@@ -63,7 +63,7 @@ def ring_model(
     **how: str,
 ) -> RingModel:
     """A tiny random FMS model on the ring."""
-    from ringexp.models.strategy import get_model
+    from ringexp.models.fms.strategy import get_model
 
     torch.manual_seed(rank)  # unequal on purpose: the ring has to broadcast the weights
     model = get_model(
@@ -83,7 +83,7 @@ def ring_model(
 def ask_for_model(rank: int, arguments: dict) -> str:
     """The UserError that our get_model raises for these arguments."""
     from ringexp.errors import UserError
-    from ringexp.models.strategy import get_model
+    from ringexp.models.fms.strategy import get_model
 
     try:
         get_model("llama", "micro", **arguments)
@@ -106,7 +106,7 @@ def generated(
     from fms.utils.generation import generate as fms_generate
     from fms.utils.generation import pad_input_ids
 
-    from ringexp.models.generation import generate
+    from ringexp.models.fms.generation import generate
 
     model = ring_model(rank, architecture, overrides, block_lens, layout)
     random = torch.Generator().manual_seed(3)
@@ -140,7 +140,7 @@ def replayed(
     from fms.utils.generation import generate as fms_generate
     from fms.utils.generation import pad_input_ids
 
-    from ringexp.models.generation import generate
+    from ringexp.models.fms.generation import generate
     from ringexp.ring.groups import close
     from ringexp.ring.ipc import IpcTransport
 
@@ -191,7 +191,7 @@ def caches(rank: int, block_lens: list[int], new_tokens: int, reserved: int) -> 
 def refused(rank: int, case: str) -> str:
     """The UserError of something that generation cannot do."""
     from ringexp.errors import UserError
-    from ringexp.models.generation import generate
+    from ringexp.models.fms.generation import generate
 
     model = ring_model(rank, "llama", TINY["llama"] | {"max_expected_seq_len": 64}, [40, 23], "zigzag")
     ids = torch.ones(1, 63, dtype=torch.long)
@@ -212,8 +212,8 @@ def run_checkpoint(
     rank: int, folder: str, block_lens: list[int], ids: torch.Tensor, new_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All logits of ids [B, S] through the ring, and their greedy continuation [B, S + new]."""
-    from ringexp.models.generation import generate
-    from ringexp.models.strategy import get_model
+    from ringexp.models.fms.generation import generate
+    from ringexp.models.fms.strategy import get_model
 
     model = get_model(
         "hf_pretrained",
@@ -229,7 +229,7 @@ def run_checkpoint(
 @torch.inference_mode()
 def ring_logits(rank: int, form: str, folder: str, block_lens: list[int], ids: torch.Tensor) -> torch.Tensor:
     """Return all logits of ids [B, S] through the ring. `form`: the way to name the checkpoint to FMS."""
-    from ringexp.models.strategy import get_model
+    from ringexp.models.fms.strategy import get_model
 
     how = {"distributed_strategy": "ring", "block_lens": block_lens}
     if form == "positional":
@@ -242,7 +242,7 @@ def chunked_logits(
     rank: int, architecture: str, tokens: list[int], chunks: int
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Logits of this rank's last position in chunked prefill, those of one process, and which position."""
-    from ringexp.models.generation import prefill_with_cache
+    from ringexp.models.fms.generation import prefill_with_cache
     from ringexp.models.workload import local_inputs
     from ringexp.planning import make_plan
 

@@ -13,7 +13,7 @@ from ringexp.kernels import Kernel, get_kernel
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.clock import CpuClock, CudaClock, NoClock
 from ringexp.ring.gloo import GlooTransport
-from ringexp.ring.prefill import RingContext, ring_attention
+from ringexp.ring.loop import RingContext, ring_attention
 from support import stand_ins
 from support.joining import carried, joining_kernel
 

@@ -13,13 +13,13 @@ from ringexp.calibration.source import TableSpeeds
 from ringexp.config import AttentionModelConfig, CalibrationConfig, Config, HeteroConfig
 from ringexp.hetero.pacing import Pacer
 from ringexp.hetero.throttle import AppliedThrottle, _paced
-from ringexp.launch.adapt import Course
-from ringexp.launch.progress import ProgressWriter
-from ringexp.launch.session import Session
-from ringexp.launch.spec import RankSet
 from ringexp.planning import HopCost, Plan, make_plan
-from ringexp.ring.prefill import RingContext
+from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import resolved
+from ringexp.worker.progress import ProgressWriter
+from ringexp.worker.prompt_loop import PromptLoop
+from ringexp.worker.rank_set import RankSet
+from ringexp.worker.session import Session
 from support.ring_ranks import transport
 
 _sessions = count()
@@ -98,7 +98,7 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
         return RingContext(plan, rank, session.transport, kernel, session.clock())
 
     seen = []
-    run = Course(session, config, workload, x, ring_of, plans[0], Turns(plans[1:]))  # type: ignore[arg-type]
+    run = PromptLoop(session, config, workload, x, ring_of, plans[0], Turns(plans[1:]))  # type: ignore[arg-type]
     for prompt, plan in enumerate(plans):
         run.begin(prompt)
         timing, error = run.run(), 0.0

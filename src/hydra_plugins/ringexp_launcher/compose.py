@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
 if TYPE_CHECKING:
-    from ringexp.cli import CarryOut
+    from ringexp.cli.run import CarryOut
 
 
 class TogetherLauncher(Launcher):
@@ -28,8 +28,8 @@ class TogetherLauncher(Launcher):
         """What runs the checked configs."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Compose all jobs, then carry them out together; their failures are reported by `ringexp.cli`."""
-        from ringexp import cli
+        """Compose all jobs, then carry them out together. `ringexp.cli.run` reports their failures."""
+        from ringexp.cli import run as cli
 
         setup_globals()
         Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)

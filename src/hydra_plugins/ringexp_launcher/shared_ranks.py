@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra_plugins.ringexp_launcher.compose import TogetherLauncher
 
 if TYPE_CHECKING:
-    from ringexp.cli import CarryOut
+    from ringexp.cli.run import CarryOut
 
 
 @dataclass

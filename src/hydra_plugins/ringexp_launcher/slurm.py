@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.ringexp_launcher.compose import TogetherLauncher
 
 if TYPE_CHECKING:
-    from ringexp.cli import CarryOut
+    from ringexp.cli.run import CarryOut
 
 
 class SlurmLauncher(TogetherLauncher):
@@ -20,8 +20,8 @@ class SlurmLauncher(TogetherLauncher):
         }
 
     def carry_out(self) -> CarryOut:
-        from ringexp.cluster.settings import SlurmConfig
-        from ringexp.cluster.submit import execute
+        from ringexp.slurm.settings import SlurmConfig
+        from ringexp.slurm.submit import execute
 
         settings = SlurmConfig(**self._settings)
         return lambda runs, console: execute(runs, console, settings)

@@ -23,9 +23,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from ringexp.arguments import with_counts
+from ringexp.cli.arguments import with_counts
+from ringexp.cli.messages import folder_line
 from ringexp.errors import UserError
-from ringexp.messages import folder_line
 
 LAUNCHERS = ("shared_ranks", "slurm", "slurm_local_debug", "basic")
 """Launchers that can start ranks; each job of the last has ranks of its own."""

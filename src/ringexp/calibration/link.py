@@ -9,8 +9,8 @@ from statistics import median
 import torch
 
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.prefill import RingContext
-from ringexp.ring.transport import Trip
+from ringexp.ring.loop import RingContext
+from ringexp.ring.transport import RingPass
 
 REPEATS = 5
 SHARD_BYTES = {"cpu": (1 << 14, 1 << 22), "cuda": (1 << 16, 1 << 26)}
@@ -51,7 +51,7 @@ def _hop_ms(ring: RingContext, device: torch.device, num_bytes: int) -> float:
     ring.transport.reserve(num_bytes)
 
     def carry() -> torch.Tensor:
-        for source, arrival in ring.transport.circulate(half, half, Trip(ring.plan.kv_tokens)):
+        for source, arrival in ring.transport.circulate(half, half, RingPass(ring.plan.kv_tokens)):
             with ring.clock.waiting(source):
                 arrival()
         return half

@@ -23,7 +23,7 @@ class SpeedSample:
 
 
 @dataclass(frozen=True)
-class Effort:
+class StoppingRule:
     """When a measurement is over: after `min_seconds`, in which a device that meets its power limit shows it,
     as soon as two of three hold: `min_samples` are taken, the median is known to `precision`, `max_seconds`
     have passed. So two samples do where each is long and they agree."""
@@ -68,7 +68,7 @@ def measure_speed(
     timed: Callable[[], float],
     flops: float,
     *,
-    effort: Effort,
+    effort: StoppingRule,
     start_together: Callable[[], None],
     finish_together: Callable[[], bool],
     warm: bool = False,

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from itertools import permutations
 from statistics import median
 
-from ringexp.calibration.measure import WARMUP, Effort
+from ringexp.calibration.measure import WARMUP, StoppingRule
 from ringexp.calibration.table import Point, SpeedRow
 
-SPOT_CHECK = Effort(min_samples=3, min_seconds=0.0, max_seconds=0.0, precision=0.0)
+SPOT_CHECK = StoppingRule(min_samples=3, min_seconds=0.0, max_seconds=0.0, precision=0.0)
 """Three samples, whatever they are."""
 
 BUDGET_MS = 500.0

@@ -6,7 +6,7 @@ is in `oracle`. One token over a cache has kernels of its own, in `decode`. Impo
 triton.
 """
 
-from ringexp.kernels.contract import Arriving, Block, Destination, Joint, KeySpan, Remote, Sending
+from ringexp.kernels.contract import Arriving, Block, Destination, FusedLimits, KeySpan, Remote, Sending
 from ringexp.kernels.decode import DecodeKernel, Slots, get_decode_kernel
 from ringexp.kernels.merge import OnlineSoftmax
 from ringexp.kernels.providers import KERNEL_NAMES, Kernel, candidates, get_kernel
@@ -17,7 +17,7 @@ __all__ = [
     "Block",
     "DecodeKernel",
     "Destination",
-    "Joint",
+    "FusedLimits",
     "Kernel",
     "KeySpan",
     "OnlineSoftmax",

@@ -15,7 +15,8 @@ A block is one attention call of the ring: all queries of one span against all k
 
 A kernel may also have `block_into(q, spans, causal, softmax_scale, acc, acc_lse, fresh, final, done)`, for
 one block or several at once: the keys of the first span are for all rows of q, and causal is about them
-alone; those of a further one are for the rows from its from_row on. `Joint` says what may be a further one.
+alone; those of a further one are for the rows from its from_row on. `FusedLimits` says what may be a further
+one.
 It puts its result into acc [B, Lq, H, D] and acc_lse [B, H, Lq], both float32 and unrounded, possibly views.
 If fresh, it writes them; else they hold the result over other keys, and it merges into them, as in `merge`.
 Rows done[0] to done[1] get no further block: they go to final, of q's dtype and acc's shape and strides,
@@ -110,7 +111,7 @@ class KeySpan(NamedTuple):
     sending: Sending | None = None
 
 
-class Joint(NamedTuple):
+class FusedLimits(NamedTuple):
     """What a `block_into` takes: so many spans; Lk and from_row of further ones are multiples of `tile`.
 
     It awaits those further ones that are `arriving`, all of a call in as many pieces, and sends to one

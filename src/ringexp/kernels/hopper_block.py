@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ringexp.kernels.contract import Joint, KeySpan, Remote, Rows, Sending, check_block
+from ringexp.kernels.contract import FusedLimits, KeySpan, Remote, Rows, Sending, check_block
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.float16, torch.bfloat16)
 CAPABILITY = (9, 0)
 MIN_TRITON = (3, 6)
-JOINT = Joint(spans=4, tile=128)
+JOINT = FusedLimits(spans=4, tile=128)
 _ALIGNMENT_BYTES = 16  # what TMA asks of every address and stride
 
 

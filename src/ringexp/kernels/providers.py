@@ -9,7 +9,7 @@ import torch
 from ringexp.config import KERNELS as KERNEL_NAMES
 from ringexp.errors import UserError
 from ringexp.kernels import aten, flash, hopper_block, oracle, triton_block
-from ringexp.kernels.contract import Block, BlockInto, Joint
+from ringexp.kernels.contract import Block, BlockInto, FusedLimits
 
 _HALF = (torch.float16, torch.bfloat16)
 _FAST = (*_HALF, torch.float32)
@@ -25,7 +25,7 @@ class Kernel:
     name: str  # never "auto": what was chosen
     block: Block
     block_into: BlockInto | None = None
-    joint: Joint | None = None  # what block_into takes at once; None: one block
+    fused_limits: FusedLimits | None = None  # what block_into takes at once; None: one block
 
 
 def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Kernel:

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.hetero.throttle import host_throttle
 from ringexp.interrupts import Interrupts
-from ringexp.launch.rank import error_file
-from ringexp.launch.spec import RankSet
 from ringexp.launch.supervision import (
     GRACE_S,
     POLL_S,
@@ -35,6 +33,8 @@ from ringexp.launch.supervision import (
     write_rank_set,
 )
 from ringexp.machine import cores_a_rank
+from ringexp.worker.rank import error_file
+from ringexp.worker.rank_set import RankSet
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.api import SubprocessContext
@@ -92,7 +92,7 @@ def _start(path: Path, environments: dict[int, dict[str, str]], workdir: Path) -
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
     from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
-    arguments = ("-m", "ringexp.launch.rank", str(path))
+    arguments = ("-m", "ringexp.worker.rank", str(path))
     processes = start_processes(
         name="ringexp",
         entrypoint=sys.executable,

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from ringexp.atomic import PRIVATE, write_atomically
 from ringexp.errors import Interrupted, PeerFailed, RunFailed, UserError
-from ringexp.launch.progress import ProgressReader
-from ringexp.launch.rank import SECRET_ENV, error_file
-from ringexp.launch.spec import RankSet
+from ringexp.worker.progress import ProgressReader
+from ringexp.worker.rank import SECRET_ENV, error_file
+from ringexp.worker.rank_set import RankSet
 
 BACKLOG = 1024  # connections that may wait while ranks start
 POLL_S = 0.1

@@ -64,7 +64,7 @@ def starts_of(config: Config) -> tuple[int, ...]:
 
 def prompts(config: Config) -> list[list[int]]:
     """The token ids of each prompt. Raises UserError if there are none."""
-    from ringexp.models.checkpoint_folder import load_tokenizer
+    from ringexp.models.checkpoints.folder import load_tokenizer
 
     model = config.model
     folder = model.checkpoint if isinstance(model, FmsModelConfig) else None

@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
-from ringexp.models.checkpoint_folder import read_config
+from ringexp.models.checkpoints.folder import read_config
 
 
 def shape_of(model: ModelConfig) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
 from ringexp.planning import MemoryNeed, Plan
 from ringexp.ring.groups import broadcast
-from ringexp.ring.prefill import RingContext
+from ringexp.ring.loop import RingContext
 from ringexp.ring.shards import positions, shard
 
 
@@ -116,8 +116,8 @@ def broadcast_weights(model: nn.Module, group: dist.ProcessGroup | None = None) 
 
 def make_workload(config: ModelConfig, seq_len: int, device: torch.device, seed: int) -> Workload:
     """The workload of a model config, with random weights that are equal on all ranks."""
-    from ringexp.models.attention_workload import AttentionWorkload, BareAttentionWorkload
-    from ringexp.models.fms_workload import FmsWorkload
+    from ringexp.models.attention.workload import AttentionWorkload, BareAttentionWorkload
+    from ringexp.models.fms.workload import FmsWorkload
 
     if isinstance(config, AttentionModelConfig):
         if config.projections:

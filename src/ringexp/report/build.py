@@ -22,10 +22,10 @@ from ringexp.report.figures.style import drawing
 from ringexp.report.frame import Runs, complete, contexts, csv_text, described, load_runs
 from ringexp.report.headlines import headlines
 from ringexp.report.page import Drawn, page
-from ringexp.report.planner import planner_page
-from ringexp.report.planner.runs import MeasuredRun, measured_runs
+from ringexp.report.planner_runs import MeasuredRun, measured_runs
 from ringexp.tracking.files import CONFIG, RESULTS
 from ringexp.tracking.wandb_run import WandbRun
+from ringexp.web import planner_page
 
 if TYPE_CHECKING:
     from ringexp.calibration.table import SpeedRow
@@ -100,7 +100,7 @@ def _drawn(attempts: Sequence[_Attempt], notes: list[str]) -> list[Drawn]:
             drawn += attempt.drawn()
         except Exception as error:  # one figure that fails is no reason to have none
             notes.append(plain(f"Figure {attempt.name} could not be drawn: {type(error).__name__}: {error}"))
-            print(f"ringexp.report: {notes[-1]}", file=sys.stderr)
+            print(f"ringexp report: {notes[-1]}", file=sys.stderr)
     return drawn
 
 

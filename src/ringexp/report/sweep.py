@@ -59,7 +59,7 @@ def summarize(sweep_dir: Path, report: bool, config: Config | None = None) -> No
         except (UserError, RunFailed) as error:
             console.print(f"no report: {shown(error)}", soft_wrap=True)
     else:
-        remedy = f"python -m ringexp.report {shlex.quote(str(sweep_dir))}"
+        remedy = f"ringexp report {shlex.quote(str(sweep_dir))}"
         console.print(f"No report was made; {shown(remedy)} does", soft_wrap=True)
     if any(sweep_dir.glob("*/wandb/offline-run-*")):
         console.print(

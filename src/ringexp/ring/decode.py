@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from ringexp.kernels.decode import DecodeKernel, Slots
 from ringexp.planning import ring_members
 from ringexp.ring.clock import Clock
-from ringexp.ring.transport import Transport, Trip
+from ringexp.ring.transport import RingPass, Transport
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def gather(x: torch.Tensor, tokens: Sequence[int], transport: Transport, clock: 
     halves = even.view(2, 1, 1, 1, -1)  # they travel as keys and values would
     lengths = [1 if rank in members else 0 for rank in range(len(tokens))]
     found = x.new_empty(len(members), *x.shape)
-    for source, arrival in transport.circulate(halves[0], halves[1], Trip(lengths)):
+    for source, arrival in transport.circulate(halves[0], halves[1], RingPass(lengths)):
         with clock.waiting(source):
             shard = arrival()
         own = isinstance(shard, tuple)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ringexp.ring.ring_group import PeerLost
 from ringexp.ring.timing import Origin
-from ringexp.ring.transport import Arrival, Own, Route, Transfer, Trip, resolved, shard_shape
+from ringexp.ring.transport import Arrival, LocalShard, RingPass, Route, Transfer, resolved, shard_shape
 
 _TAG = 0
 
@@ -37,7 +37,7 @@ class GlooTransport:
         self._forwarder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring-forwarder")
         self._transfers: list[Transfer] = []
 
-    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: RingPass) -> Generator[tuple[int, Arrival]]:
         route = Route.of(trip.tokens, self._rank)
         arrivals: list[Future[torch.Tensor]] = [Future() for _ in range(route.hops)]
         credits = threading.Semaphore(trip.prefetch_hops or route.hops or 1)
@@ -45,7 +45,7 @@ class GlooTransport:
             shard = torch.stack((k, v)).cpu()
             self._forwarder.submit(self._forward, shard, trip.tokens, route, arrivals, credits)
         try:
-            yield self._rank, Own(k, v)
+            yield self._rank, LocalShard(k, v)
             for hop, future in enumerate(arrivals, start=1):
 
                 def arrival(future: Future[torch.Tensor] = future) -> torch.Tensor:

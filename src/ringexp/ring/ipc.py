@@ -2,7 +2,8 @@
 
 A rank's memory is mapped by its peers: an inbox, with a slot for the shard of each peer on another GPU, and
 an outbox for those on its own. A shard goes straight from keys and values into the slots of peers, beside the
-first block: carried by its kernel if that can (`Trip.by_kernel`), else copied by engines, which take no SM.
+first block: carried by its kernel if that can (`RingPass.by_kernel`), else copied by engines, which take no
+SM.
 Peers on the rank's own GPU copy nothing: they compute with what it has laid out in its outbox. Each peer
 tells when it is done with a shard, and only then gets the next. Told is by flags in device memory, which
 streams (`cuda_driver`) or kernels set and await, so no host waits, and a CUDA graph can capture an iteration.
@@ -26,10 +27,10 @@ from ringexp.ring.messages import Messages
 from ringexp.ring.transport import (
     Announcement,
     Arrival,
-    Own,
+    LocalShard,
+    RingPass,
     Route,
     Transfer,
-    Trip,
     lay_out,
     shard_shape,
 )
@@ -96,7 +97,7 @@ class IpcTransport:
         self._barriers = 0
         self.epoch = 0
 
-    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: RingPass) -> Generator[tuple[int, Arrival]]:
         tokens = trip.tokens
         self.reserve(_shard_bytes(k, max(tokens)))
         near = [peer for peer in ring_members(tokens) if peer in self._near]
@@ -106,7 +107,7 @@ class IpcTransport:
             self._publish(near)
         return self._circulate(k, v, trip)
 
-    def _circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+    def _circulate(self, k: torch.Tensor, v: torch.Tensor, trip: RingPass) -> Generator[tuple[int, Arrival]]:
         route = Route.of(trip.tokens, self._rank)
         k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
         compute = torch.cuda.current_stream(self._device)
@@ -116,9 +117,9 @@ class IpcTransport:
             for source in route.sources[1:]
         }
         # Of these hops shards come in parts, of the others whole.
-        by_heads = min(trip.by_heads, route.hops) if self.announces else 0
-        parts = _parts(k, max(trip.tokens)) if by_heads else _WHOLE
-        next_peers = [route.source(-hop) for hop in range(1, by_heads + 1)]
+        heads_first_hops = min(trip.heads_first_hops, route.hops) if self.announces else 0
+        parts = _parts(k, max(trip.tokens)) if heads_first_hops else _WHOLE
+        next_peers = [route.source(-hop) for hop in range(1, heads_first_hops + 1)]
         by_kernel = next_peers if trip.by_kernel and self.by_kernel else []
         sending, took = self._sending(k, v, {peer: to[peer] for peer in by_kernel if to[peer]}, parts)
         copied = {peer: count for peer, count in to.items() if count and peer not in took}
@@ -139,12 +140,12 @@ class IpcTransport:
 
         ahead = min(trip.prefetch_hops or route.hops, route.hops)
         post(range(1, ahead + 1))
-        yield self._rank, Own(k, v, sending)
+        yield self._rank, LocalShard(k, v, sending)
         for hop, source in enumerate(route.sources[1:], start=1):
 
             def held(hop: int = hop, source: int = source) -> torch.Tensor:
                 if of[source]:
-                    self._await(source, parts.pieces if hop <= by_heads else 1)
+                    self._await(source, parts.pieces if hop <= heads_first_hops else 1)
                 if hop + ahead <= route.hops:
                     post([hop + ahead])
                 return self._shard_of(source, k, of[source])

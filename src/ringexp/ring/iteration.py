@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from ringexp.ring.events import recorded
-from ringexp.ring.prefill import RingContext
+from ringexp.ring.loop import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import Transfer, Transport
 

@@ -10,7 +10,16 @@ import torch.distributed as dist
 
 from ringexp.planning import ring_members
 from ringexp.ring.events import recorded, since
-from ringexp.ring.transport import Arrival, Own, Route, Transfer, Trip, lay_out, resolved, shard_shape
+from ringexp.ring.transport import (
+    Arrival,
+    LocalShard,
+    RingPass,
+    Route,
+    Transfer,
+    lay_out,
+    resolved,
+    shard_shape,
+)
 
 
 class NcclTransport:
@@ -28,14 +37,14 @@ class NcclTransport:
         self._stream = torch.cuda.Stream(device, priority=-1)  # kernels that carry go before blocks
         self._transfers: list[Transfer] = []
 
-    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: RingPass) -> Generator[tuple[int, Arrival]]:
         sent = k.new_empty(shard_shape(k, k.shape[1]))
         if len(ring_members(trip.tokens)) > 1:
             lay_out(k, v, sent)
         return self._circulate(k, v, sent, trip)
 
     def _circulate(
-        self, k: torch.Tensor, v: torch.Tensor, sent: torch.Tensor, trip: Trip
+        self, k: torch.Tensor, v: torch.Tensor, sent: torch.Tensor, trip: RingPass
     ) -> Generator[tuple[int, Arrival]]:
         """sent: k and v as they go to others."""
         route = Route.of(trip.tokens, self._rank)
@@ -59,7 +68,7 @@ class NcclTransport:
 
         for _ in range(min(trip.prefetch_hops or route.hops, route.hops)):
             post()
-        yield self._rank, Own(k, v)
+        yield self._rank, LocalShard(k, v)
         for hop in range(1, route.hops + 1):
 
             def arrival(hop: int = hop) -> torch.Tensor:

@@ -42,10 +42,10 @@ class Announced(Protocol):
 
 
 @dataclass(frozen=True)
-class Own:
+class LocalShard:
     """The `Arrival` of the rank's own shard, keys and values [B, L, Hkv, D].
 
-    sending: what the first launch has to send of it, where `Trip.by_kernel` asks for that.
+    sending: what the first launch has to send of it, where `RingPass.by_kernel` asks for that.
     """
 
     k: torch.Tensor
@@ -98,7 +98,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Trip:
+class RingPass:
     """One way of all shards round the ring.
 
     tokens: of each rank's keys/values; ranks with 0 are not in the ring. prefetch_hops: hops posted ahead of
@@ -111,7 +111,7 @@ class Trip:
     tokens: Sequence[int]
     prefetch_hops: int | None = None
     needed: Callable[[int, int], int] | None = None
-    by_heads: int = 0
+    heads_first_hops: int = 0
     by_kernel: bool = False
 
     def carried(self, rank: int, source: int) -> int:
@@ -122,10 +122,10 @@ class Trip:
 class Transport(Protocol):
     name: str
     capturable: bool  # in a CUDA graph
-    announces: bool  # what arrives `by_heads` is `Announced`
+    announces: bool  # what arrives `heads_first_hops` is `Announced`
     epoch: int  # another one once memory that a captured graph points to has moved, on all ranks alike
 
-    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: RingPass) -> Generator[tuple[int, Arrival]]:
         """Pass k and v [B, L, Hkv, D] round as one shard [2, B, L, Hkv, D].
 
         A shard is there for what is launched until the generator has ended, to which it has to be brought, or
@@ -195,13 +195,13 @@ class LoopbackTransport:
         self._rank, self.announces, self._lays_out = rank, announces, lays_out
         self._repeated: dict[tuple[Any, ...], torch.Tensor] = {}
 
-    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: Trip) -> Generator[tuple[int, Arrival]]:
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: RingPass) -> Generator[tuple[int, Arrival]]:
         sources = Route.of(trip.tokens, self._rank).sources
         if self._lays_out and len(sources) > 1:
             lay_out(k, v, k.new_empty(shard_shape(k, k.shape[1])))
         for source in sources:
             if source == self._rank:
-                yield source, Own(k, v)
+                yield source, LocalShard(k, v)
             else:
                 shard = self._of_length(k, v, trip.tokens[source])
                 yield source, lambda shard=shard: shard

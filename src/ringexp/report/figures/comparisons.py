@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 
 from ringexp.report.figures import style
 from ringexp.report.frame import Run, Runs, ranks_of
-from ringexp.report.palette import VERMILION
 from ringexp.tracking import metrics
+from ringexp.web.palette import VERMILION
 
 BASELINE = ("contiguous", "even")
 

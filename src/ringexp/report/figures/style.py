@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ringexp.report.palette import COLOURS, OTHER_COLOUR, SKY
+from ringexp.web.palette import COLOURS, OTHER_COLOUR, SKY
 
 LINES: dict[str, Any] = {"contiguous": "--", "zigzag": "-", "kv": ":"}
 MARKERS = {"contiguous": "s", "zigzag": "o", "kv": "^"}

@@ -1,0 +1,205 @@
+"""`ringexp results FOLDER ... [KEY=VALUE ...]`: list, filter and compare runs in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from statistics import median
+
+from ringexp.cli.terminal import keep_printing
+from ringexp.config import did_you_mean
+from ringexp.errors import UserError
+from ringexp.printable import plain, shown
+from ringexp.report.frame import COMPLETE, CONTEXT, IDENTITY, Runs, load_runs
+
+DESCRIPTION = """\
+List the runs under some folders, those that KEY=VALUE leaves, one row a run; or compare them.
+
+    ringexp results outputs
+    ringexp results outputs/sweeps partitioner=even,lut seq_len=4096 --sort capacity_efficiency
+    ringexp results outputs/sweeps --sort -latency_ms_median
+    ringexp results outputs/sweeps layout=zigzag --compare partitioner
+    ringexp results outputs --columns run,kernel,tflops,environment.commit
+
+A KEY is a column of runs.csv: a choice (partitioner, layout, profile, kernel, seq_len ...), status, or a
+figure of results.json; docs/metrics.md lists them. --compare KEY shows a figure in a column for each value of
+KEY: the median over equal runs, how many they are, and their least and largest."""
+
+MOST_CELLS = 60
+
+SHOWN = ("run", "status", "latency_ms_median", "speedup_over_even", "capacity_efficiency", "error_max_abs")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "ringexp results",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "what", nargs="+", metavar="FOLDER | KEY=VALUE", help="folders are searched for runs at any depth"
+    )
+    parser.add_argument("--columns", help=f"comma-separated (default: {','.join(SHOWN)})")
+    parser.add_argument("--sort", metavar="KEY", help="ascending; -KEY descending")
+    parser.add_argument("--compare", metavar="KEY", help="a column for each of its values")
+    parser.add_argument("--figure", default="latency_ms_median", help="that --compare shows (%(default)s)")
+    given = sys.argv[1:] if arguments is None else arguments
+    return parser.parse_intermixed_args(_joined(given))
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """Return the arguments with `--sort -KEY` joined; argparse would take them for two options."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--sort":
+            joined[-1] = f"--sort={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def select(runs: Runs, conditions: list[str]) -> Runs:
+    """The runs that meet all of `KEY=VALUE[,VALUE]`. Raises UserError for a key that no run has."""
+    for condition in conditions:
+        key, _, wanted = condition.partition("=")
+        values = {_plain(value) for value in wanted.split(",")}
+        runs = runs[runs[column(runs, key)].map(lambda value, values=values: _plain(value) in values)]
+    return runs
+
+
+def column(runs: Runs, key: str) -> str:
+    """`key`, if the runs have it. Raises UserError otherwise."""
+    if key not in runs.columns:
+        known = ", ".join((*IDENTITY, "status"))
+        raise UserError(f"no run has {key}{did_you_mean(key, list(runs.columns))} (there are {known}, ...)")
+    return key
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of medians with their spread, and the names of the runs behind each of its cells."""
+
+    table: Runs
+    runs_of: dict[str, list[str]]
+
+
+def compare(runs: Runs, key: str, figure: str) -> Comparison:
+    """Compare complete runs: a row for each way they differ otherwise, a column for each value of `key`.
+
+    A cell is the median over all runs that are equal in everything that is compared, how many they are, and
+    their least and largest value. Copies of one earlier run count once.
+    """
+    import pandas as pd
+
+    key, figure = column(runs, key), column(runs, figure)
+    done = runs[runs.status == COMPLETE]
+    done = done.assign(**{figure: pd.to_numeric(done[figure], errors="coerce")})
+    if done[figure].isna().all():
+        raise UserError(f"no complete run has {figure} as a number; choose another --figure")
+    origin = done.resumed_from.where(done.resumed_from.notna(), done.folder)
+    done = done[done[figure].notna() & ~origin.duplicated()]
+    others = [name for name in dict.fromkeys((*IDENTITY, *CONTEXT)) if name != key]
+    others = [name for name in others if done[name].nunique(dropna=False) > 1] or ["model"]
+    others = [name for name in others if name != key] or [IDENTITY[1]]
+    done = done.sort_values([*others, key], key=lambda values: values.map(_order), kind="stable")
+    cells: dict[tuple[str, ...], list[Runs]] = {}
+    for _, run in done.iterrows():
+        cells.setdefault(tuple(_plain(run[name]) for name in (*others, key)), []).append(run)
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for (*way, value), same in cells.items():
+        row = rows.setdefault(tuple(way), dict(zip(others, way, strict=True)))
+        row[f"{value} "] = _cell([float(run[figure]) for run in same])  # told from the name of a column
+    values = [f"{_plain(value)} " for value in sorted(done[key].unique(), key=_order)]
+    table = pd.DataFrame(list(rows.values()), columns=pd.Index([*others, *values])).fillna("")
+    return Comparison(table, {", ".join(cell): [run.run for run in same] for cell, same in cells.items()})
+
+
+def _cell(values: list[float]) -> str:
+    """Return the median of equal runs and the distance between them, as text."""
+    middle = _plain(median(values), 4)
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({len(values)} runs, {_plain(min(values), 4)} to {_plain(max(values), 4)})"
+
+
+def _order(value: object) -> tuple[int, float, str]:
+    """Return a key that sorts numbers before texts, and missing values after both."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return (2, 0.0, "") if value is None else (1, 0.0, str(value))
+    return (2, 0.0, "") if number != number else (0, number, "")
+
+
+def in_order(runs: Runs, key: str) -> Runs:
+    """Sort runs by a figure or choice, downwards for -KEY; runs that lack it come last."""
+    name, down = column(runs, key.removeprefix("-")), key.startswith("-")
+    places = runs[name].map(_order)
+    lacking = places.map(lambda place: place[0] == 2)
+    order = places[~lacking].sort_values(ascending=not down, kind="stable")
+    return runs.loc[[*order.index, *places[lacking].index]]
+
+
+def show(table: Runs) -> None:
+    """Print a table; figures to four digits."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    drawn = Table()
+    for name in table.columns:
+        drawn.add_column(shown(name), justify="right" if table[name].dtype.kind in "fi" else "left")
+    for _, row in table.iterrows():
+        drawn.add_row(*(shown(_plain(value, 4)) for value in row))
+    console.print(drawn)
+
+
+def _plain(value: object, digits: int = 12) -> str:
+    """A value as it is shown and compared: numbers without what they do not need, nothing for what lacks."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return "" if value is None else str(value)
+    if not isfinite(number):
+        return "" if number != number else str(value)
+    return f"{number:.0f}" if number == round(number) and abs(number) < 1e9 else f"{number:.{digits}g}"
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Print a comparison, then the runs behind each of its cells."""
+    show(comparison.table)
+    print("Cells are medians over equal runs (least to largest). They are of:")
+    for number, (cell, names) in enumerate(comparison.runs_of.items()):
+        if number == MOST_CELLS:
+            print(f"  ... and {len(comparison.runs_of) - MOST_CELLS} cells more; KEY=VALUE leaves fewer")
+            break
+        print(plain(f"  {cell}: {', '.join(names)}"))
+
+
+def main() -> None:
+    """End with exit code 0 and a table; 2: bad input, 130: Ctrl-C."""
+    arguments = parse()
+    keep_printing()
+    conditions = [each for each in arguments.what if "=" in each and not Path(each).exists()]
+    folders = [Path(each) for each in arguments.what if each not in conditions]
+    try:
+        everything = load_runs(folders or [Path("outputs")])
+        runs = select(everything, conditions)
+        if arguments.sort:
+            runs = in_order(runs, arguments.sort)
+        if arguments.compare:
+            show_comparison(compare(runs, arguments.compare, arguments.figure))
+        else:
+            names = arguments.columns.split(",") if arguments.columns else SHOWN
+            show(runs[list(dict.fromkeys(column(runs, name) for name in names))])
+    except UserError as error:
+        print(f"ringexp results: error: {plain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("ringexp results: interrupted", file=sys.stderr)
+        sys.exit(130)
+    done = int((runs.status == COMPLETE).sum())
+    print(f"{len(runs)} of {len(everything)} runs, {done} of them complete")

@@ -1,0 +1,184 @@
+"""`ringexp simulate`: rings that are not there, and whether those that were did as simulated."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import product
+from pathlib import Path
+
+from ringexp.cli.terminal import keep_printing
+from ringexp.cli.token_counts import token_count
+from ringexp.errors import UserError
+from ringexp.models.model_shapes import model_shape
+from ringexp.printable import plain
+from ringexp.simulate import show
+from ringexp.simulate.hardware import Link, load_hardware
+from ringexp.simulate.recorded import find_recorded, ring_of_run, ring_of_table
+from ringexp.simulate.rings import TILE, Ring, Split, run, timings
+from ringexp.simulate.specified import ring_of_devices
+
+DESCRIPTION = """\
+Simulate ring-attention prefill over unequal devices: by spec sheets, or at costs that runs have measured. Or
+replay finished runs, and say how far simulated and measured latency are apart.
+
+    ringexp simulate --devices 4xH100,4xA100 --seq-len 16384,65536
+    ringexp simulate --devices 512xH100,512xL40 --across ib200 --model llama3_8b --seq-len 1048576
+    ringexp simulate --costs outputs/runs/MY_RUN --partitioner even,balanced --timeline ring.png
+    ringexp simulate --runs outputs/sweeps
+
+Spec sheets are in hardware.yaml beside this command's code: what is published, and what is assumed of it. All
+figures are simulated; docs/scale.md says how far they can be trusted."""
+
+
+MOST = 10**12
+"""Above any count, and far below what floating point counts exactly."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "ringexp simulate",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--devices", metavar="NxNAME,...", help="in the order of the ring, such as 4xH100,4xA100"
+    )
+    what.add_argument("--costs", type=Path, metavar="PATH", help="folder of a finished run, or speeds.csv")
+    what.add_argument("--runs", type=Path, nargs="+", metavar="FOLDER", help="replay all runs under these")
+    parser.add_argument("--model", default="attention_mha_4096", help="of conf/model (%(default)s)")
+    parser.add_argument("--seq-len", type=_numbers, default=[65536], metavar="N,...", help="tokens (65536)")
+    parser.add_argument("--partitioner", default="even,uneven,lut,balanced", help="(%(default)s)")
+    parser.add_argument("--layout", default="zigzag", help="zigzag, contiguous or both (%(default)s)")
+    parser.add_argument(
+        "--prefetch-hops",
+        type=lambda text: _number(text, 0),
+        metavar="N",
+        help="posted ahead of compute (all); 0: a barrier at each hop",
+    )
+    parser.add_argument(
+        "--tile", type=_number, default=TILE, help="tokens that are handed out together (%(default)s)"
+    )
+    parser.add_argument(
+        "--chunks", type=_number, default=1, help="work the prompt off in so many (%(default)s)"
+    )
+    parser.add_argument("--hardware", type=Path, metavar="YAML", help="further devices and links")
+    parser.add_argument("--per-node", type=_number, default=8, help="devices of a node (%(default)s)")
+    parser.add_argument("--across", default="ib400", help="link between nodes (%(default)s)")
+    parser.add_argument(
+        "--heads-over",
+        type=_number,
+        default=1,
+        metavar="N",
+        help="N neighbours share heads and are one member of the ring",
+    )
+    parser.add_argument(
+        "--transport",
+        choices=("nccl", "ipc"),
+        default="nccl",
+        help="ipc copies from the owner, in one node (%(default)s)",
+    )
+    parser.add_argument(
+        "--percentages",
+        type=_numbers,
+        default=[100, 100],
+        metavar="P,...",
+        help="of ranks, for --costs speeds.csv",
+    )
+    parser.add_argument(
+        "--hop", type=_hop, metavar="US:GBPS", help="every hop's microseconds, and GB/s each way"
+    )
+    parser.add_argument("--timeline", type=Path, metavar="PNG", help="draw the hops of one layer")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser.parse_args(arguments)
+
+
+def _number(text: str, least: int = 1) -> int:
+    """Read a whole number; 4k is 4096."""
+    try:
+        value = token_count(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not least <= value <= MOST:
+        bound = f"at least {least}" if value < least else f"at most {MOST}"
+        raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+    return value
+
+
+def _numbers(text: str) -> list[int]:
+    return [_number(part) for part in text.split(",")]
+
+
+def _hop(text: str) -> tuple[float, float]:
+    """Microseconds and GB/s."""
+    parts = text.split(":")
+    try:
+        latency_us, gbps = (float(part) for part in parts)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not US:GBPS, such as 20:50") from None
+    if not (0 <= latency_us < MOST and 0 < gbps < MOST):
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0, and above 0, and finite")
+    return latency_us, gbps
+
+
+def build_ring(asked: argparse.Namespace, seq_len: int) -> Ring:
+    """The ring that --devices or --costs describe. Raises UserError for one that cannot be."""
+    link = Link(latency_us=asked.hop[0], gbps=asked.hop[1]) if asked.hop else None
+    if asked.costs:
+        if asked.costs.is_dir():
+            return ring_of_run(asked.costs, seq_len, link)
+        return ring_of_table(asked.costs, asked.model, asked.percentages, seq_len, link)
+    hardware, model = load_hardware(asked.hardware), model_shape(asked.model)
+    devices = hardware.ring(asked.devices)
+    return ring_of_devices(
+        devices,
+        hardware,
+        model,
+        seq_len,
+        per_node=asked.per_node,
+        across=asked.across,
+        link=link,
+        direct=asked.transport == "ipc",
+        heads_over=asked.heads_over,
+    )
+
+
+def main() -> None:
+    """Exit code 0 with figures, 2 for input there can be none of."""
+    keep_printing()
+    asked = parse()
+    keep_printing()
+    try:
+        if asked.runs:
+            runs = find_recorded(asked.runs)
+            if asked.json:
+                print(show.replay_json(runs))
+            else:
+                show.replay_table(runs)
+            return
+        if asked.timeline and asked.chunks > 1:
+            raise UserError(
+                f"--timeline draws one ring, and --chunks {asked.chunks} are several; leave one out"
+            )
+        outcomes, timed = [], []
+        ring = None
+        for seq_len in asked.seq_len:
+            ring = build_ring(asked, seq_len)
+            for layout, partitioner in product(asked.layout.split(","), asked.partitioner.split(",")):
+                split = Split(partitioner, layout, seq_len, asked.prefetch_hops, asked.tile, asked.chunks)
+                outcomes.append(run(ring, split))
+                timed += [(split, timings(ring, split))] if asked.timeline else []
+        assert ring
+        if asked.timeline:
+            show.draw_timelines(asked.timeline, timed, ring.names)
+        if asked.json:
+            print(show.outcomes_json(outcomes, ring))
+        else:
+            show.outcomes_table(outcomes, ring)
+    except UserError as error:
+        print(f"ringexp simulate: error: {plain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("ringexp simulate: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Make a checked configuration out of what the user typed."""

@@ -1,0 +1,174 @@
+"""Checks that find settings which cannot work before any rank starts: in seconds, not half a minute.
+
+`check_before_start` checks each part in turn and names the first setting that cannot work. The checks write
+nothing and use no GPU: a CUDA context in the launcher would be in the way of MPS.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from dataclasses import dataclass
+
+from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config, FmsModelConfig
+from ringexp.errors import UserError
+from ringexp.machine import gpu_memory_bytes, memory_bytes
+from ringexp.models.model_shapes import is_stock, shape_of_config
+from ringexp.planning import MemoryNeed, check_enough_tiles
+from ringexp.planning.memory import GIB
+
+NEEDS_CUDA = {"kernel": ("cudnn", "flash"), "transport": ("nccl", "ipc")}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The devices and machines on which the ranks are going to run.
+
+    device: `cuda` or `cpu`. gpus: GPUs of all nodes together; None where their number is not known yet.
+    nodes: the number of machines. here: whether the ranks run on this machine.
+    """
+
+    device: str
+    gpus: int | None
+    nodes: int = 1
+    here: bool = True
+
+
+def check_before_start(config: Config, transport: str, where: Surroundings) -> None:
+    """Raise UserError for the first setting that cannot work there; transport: a resolved name."""
+    check_enough_tiles(config.seq_len, config.world_size, config.tile or DEFAULT_TILE[where.device])
+    _check_folders(config)
+    _check_devices(config, transport, where)
+    _check_kernel(config, where.device)
+    need = _check_model(config)
+    if need:
+        _check_limits(config, need)
+    if need and where.here:
+        _check_memory(config, need, where)
+    if config.hetero.throttle == "cpu_quota" and where.here:
+        from ringexp.hetero.cgroup import check_groups
+
+        check_groups()
+
+
+def _check_folders(config: Config) -> None:
+    """Check that the folders which runs share can be created, or exist and can be written to."""
+    for folder in (config.speeds_file.parent, config.references_dir, config.completed_dir):
+        nearest = folder
+        while not os.path.lexists(nearest) and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise UserError(
+                f"output_root={config.output_root} cannot be written to ({nearest} is no folder); choose a "
+                "folder that can, with output_root=DIR"
+            )
+        if not config.dry_run and not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(
+                f"output_root={config.output_root} cannot be written to ({nearest}: Permission denied); "
+                "choose a folder that can, with output_root=DIR"
+            )
+
+
+def _check_devices(config: Config, transport: str, where: Surroundings) -> None:
+    device, gpus = where.device, where.gpus
+    if device == "cuda" and gpus == 0:
+        raise UserError("device=cuda, but no CUDA device is visible; use device=cpu or device=auto")
+    if transport == "ipc" and where.nodes > 1:
+        raise UserError(
+            f"transport=ipc is for ranks on one machine, and these are on {where.nodes}; use "
+            "transport=nccl, gloo or auto"
+        )
+    if transport in NEEDS_CUDA["transport"] and device != "cuda":
+        raise UserError(f"transport={transport} needs CUDA, but device={device}; use transport=gloo or auto")
+    if transport == "nccl" and gpus is not None and config.world_size > gpus:
+        raise UserError(
+            f"hetero.percentages={config.hetero.percentages} asks for {config.world_size} ranks, but NCCL "
+            f"takes one rank a GPU, and {gpus} can be seen; use at most {gpus} ranks, or transport=ipc"
+        )
+    if config.cuda_graph and (device != "cuda" or transport not in (*NEEDS_CUDA["transport"], "auto")):
+        raise UserError(
+            f"cuda_graph=true needs CUDA with transport=nccl or ipc, but device={device} and "
+            f"transport={transport}; use cuda_graph=null"
+        )
+
+
+def _check_kernel(config: Config, device: str) -> None:
+    """Check that a kernel chosen by name fits device, precision and head dimension, and has its package."""
+    name, model = config.kernel.name, config.model
+    if name in NEEDS_CUDA["kernel"] and device != "cuda":
+        raise UserError(f"kernel={name} needs CUDA, but device={device}; use kernel=sdpa or kernel=auto")
+    if name in ("cudnn", "flash") and model.dtype == "float32":
+        raise UserError(
+            f"kernel={name} needs float16 or bfloat16, but model.dtype=float32; use kernel=sdpa or "
+            "kernel=auto"
+        )
+    if name == "flash" and not _installed("flash-attn-4"):
+        raise UserError(
+            "kernel=flash needs the package flash-attn-4 (pip install 'ringexp[flash]'); use kernel=sdpa or "
+            "kernel=auto"
+        )
+    if name == "triton" and device == "cpu":
+        import torch
+
+        from ringexp.kernels import get_kernel
+
+        head_dim = model.head_dim if isinstance(model, AttentionModelConfig) else 128
+        get_kernel(name, "cpu", getattr(torch, model.dtype), head_dim)
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _check_model(config: Config) -> MemoryNeed | None:
+    """Check that the model can be built. Return the least memory that it needs per rank, or None."""
+    model = config.model
+    if isinstance(model, FmsModelConfig) and model.checkpoint:
+        from ringexp.models.checkpoints.folder import check_folder
+
+        check_folder(model.checkpoint, config.seq_len + config.decode_tokens)
+        return None
+    if not isinstance(model, FmsModelConfig) or is_stock(model):
+        shape = shape_of_config(model)
+        return shape.memory if shape else None
+    from ringexp.models.fms.outline import weight_bytes  # imports FMS
+
+    return MemoryNeed(fixed=weight_bytes(model, config.seq_len), prompt_token=0, own_token=1, kv_token=0)
+
+
+def _check_memory(config: Config, need: MemoryNeed, where: Surroundings) -> None:
+    """Check the least memory that all ranks need: their weights, and each rank's part of the whole prompt."""
+    least = need.bytes(0, config.seq_len)
+    if where.device == "cpu":
+        ranks, total, of = config.world_size, memory_bytes(), "this machine has"
+    else:
+        ranks, total, of = 1, gpu_memory_bytes(), "its GPU has"
+    if total and ranks * least > total:
+        raise UserError(
+            f"model={config.model.name} with seq_len={config.seq_len} and model.batch_size="
+            f"{config.model.batch_size} needs at least {least / GIB:.3g} GiB per rank for weights and inputs"
+            + (f", {ranks * least / GIB:.3g} GiB for {ranks} ranks" if ranks > 1 else "")
+            + f", but {of} {total / GIB:.3g} GiB; use a smaller model, a shorter prompt or fewer ranks"
+        )
+
+
+def _check_limits(config: Config, need: MemoryNeed) -> None:
+    """Raise UserError if the prompt's tokens do not fit into the memory that the weights leave.
+
+    The memory per rank is the setting `memory_limit_gib`.
+    """
+    limit = config.memory_limit_gib
+    if limit is None:
+        return
+    limits = limit if isinstance(limit, list) else [limit] * config.world_size
+    room = [need.max_tokens(each * GIB, config.seq_len) for each in limits]
+    if sum(room) < config.seq_len:
+        raise UserError(
+            f"memory_limit_gib={limit} has room for {sum(room)} of seq_len={config.seq_len} tokens (per rank "
+            f"{need.bytes(0, config.seq_len) / GIB:.3g} GiB go to weights and inputs); raise the limit, or "
+            "use a smaller model or a shorter prompt"
+        )

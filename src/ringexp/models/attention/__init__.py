@@ -1,0 +1,1 @@
+"""One attention layer, or the ring alone, as a workload."""

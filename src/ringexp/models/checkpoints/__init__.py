@@ -1,0 +1,1 @@
+"""Read Hugging Face checkpoint folders into FMS models, and check them."""

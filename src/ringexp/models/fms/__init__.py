@@ -1,0 +1,1 @@
+"""Models of IBM Foundation Model Stack (FMS), run without a fork."""

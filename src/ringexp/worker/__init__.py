@@ -1,0 +1,1 @@
+"""The work of one rank process: calibrate, plan, measure, check."""

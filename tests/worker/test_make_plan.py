@@ -1,0 +1,54 @@
+"""From config and costs to the plan."""
+
+import pytest
+
+from ringexp.config import Config, PartitionerConfig
+from ringexp.errors import UserError
+from ringexp.planning import HopCost, RankCost
+from ringexp.worker.make_plan import plan_for
+
+
+class Costs:
+    """A source that knows costs only."""
+
+    percentages = (100.0, 50.0, 25.0)
+
+    def __init__(self, *costs: RankCost) -> None:
+        self._costs = costs
+
+    def costs(self, causal: bool) -> list[RankCost]:
+        return list(self._costs)
+
+    lut = formula = lambda self: []
+
+
+BALANCED = Config(partitioner=PartitionerConfig("balanced"), seq_len=4096, tile=16)
+EQUAL = Costs(*[RankCost(0.0, 0.0, 1e-6)] * 3)
+
+
+def tokens(source, **known):
+    return plan_for(BALANCED, source, "cpu", causal=True, **known).tokens
+
+
+def test_cheap_hops_leave_all_ranks_in_the_ring():
+    assert min(tokens(EQUAL, hop=HopCost(0.01, 0.0))) > 0
+
+
+def test_ranks_whose_hops_do_not_pay_are_left_out():
+    assert sorted(tokens(EQUAL, hop=HopCost(1000.0, 0.0))) == [0, 0, 4096]
+
+
+def test_the_slowest_rank_is_left_out_first():
+    costs = Costs(RankCost(0.0, 0.0, 2e-6), RankCost(0.0, 0.0, 9e-6), RankCost(0.0, 0.0, 2e-6))
+    assert tokens(costs, hop=HopCost(2.5, 0.0))[1] == 0
+
+
+def test_a_rank_stays_where_the_others_have_no_memory():
+    room = [2048, 2048, 0]
+    assert tokens(EQUAL, hop=HopCost(1000.0, 0.0), room=room) == room
+
+
+def test_memory_is_kept_to_and_its_lack_named():
+    assert tokens(EQUAL, room=[None, 1024, 512]) == [2560, 1024, 512]
+    with pytest.raises(UserError, match=r"1024 \+ 1024 \+ 512 = 2560 tokens at most"):
+        tokens(EQUAL, room=[1024, 1024, 512])
