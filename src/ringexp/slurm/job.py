@@ -10,11 +10,10 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from ringexp.app import ExecutionSite, execute
 from ringexp.config import Config
-from ringexp.errors import Interrupted
+from ringexp.interrupts import raise_on
 from ringexp.report.console import Console
 from ringexp.slurm.step import SlurmJob
 from ringexp.tracking.completed import fingerprint
@@ -37,8 +36,8 @@ def carry_out(file: JobFile) -> None:
 
     An interrupt leaves no result of the job, which SLURM may have requeued and may start again.
     """
-    for signum in (signal.SIGTERM, signal.SIGUSR2):  # submitit would ignore one and requeue at the other
-        signal.signal(signum, _interrupt)
+    # submitit would ignore one of the signals, and requeue the job at the other.
+    raise_on({signum: f"SLURM sent {signum.name}" for signum in (signal.SIGTERM, signal.SIGUSR2)})
     try:
         runs = [run for run in file.runs if not _done_before(*run)]
         outcomes = execute(runs, Console(), file.resume, _place(file)) if runs else []
@@ -63,10 +62,6 @@ def _done_before(config: Config, run_dir: Path) -> bool:
     results = read_results(run_dir) or {}
     of_run = fingerprint(config, content_of(config))
     return results.get("status") == "complete" and str(results.get("key")).startswith(f"{of_run}-")
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"SLURM sent {signal.Signals(signum).name}")
 
 
 def _place(file: JobFile) -> ExecutionSite:

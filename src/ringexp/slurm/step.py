@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ringexp.atomic import no_link
+from ringexp.choices import THROTTLES
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.launch.supervision import (
     POLL_S,
@@ -27,7 +28,7 @@ from ringexp.launch.supervision import (
     rendezvous,
     write_rank_set,
 )
-from ringexp.worker.rank import error_file
+from ringexp.worker.rank_error import error_file
 from ringexp.worker.rank_set import RankSet
 
 SURVEY_S = 120.0  # for every node of the job to start Python and say what it is
@@ -68,10 +69,10 @@ class SlurmJob:
 
     def run_ranks(self, ranks: RankSet, workdir: Path, display: Display) -> None:
         """See `supervision.RunRanks`."""
-        if ranks.throttle == "cpu_quota":
+        if THROTTLES[ranks.throttle].makes_control_groups:
             raise UserError(
-                "hetero.throttle=cpu_quota makes control groups of its own, and SLURM has the ranks in its; "
-                "use hetero.throttle=cpu_pacing or auto"
+                f"hetero.throttle={ranks.throttle} makes control groups of its own, and SLURM has the ranks in "
+                "its; use hetero.throttle=cpu_pacing or auto"
             )
         path = write_rank_set(ranks, workdir)
         log = workdir / "logs" / "srun.log"

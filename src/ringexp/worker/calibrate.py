@@ -11,6 +11,7 @@ from ringexp.calibration.measure import StoppingRule
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.staleness import unlike
 from ringexp.calibration.table import Point, SpeedRow, SpeedTable
+from ringexp.choices import THROTTLES
 from ringexp.worker.calibration_needs import CalibrationNeeds
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.memory import RankMemory
@@ -130,7 +131,7 @@ class Calibrator:
         Args:
             measured: per rank, the rows that it has just measured.
         """
-        unthrottled = all(row.throttle == "none" and not row.beside for rows in measured for row in rows)
+        unthrottled = all(_runs_free(row) for rows in measured for row in rows)
         if self._warned_of_unequal or not unthrottled:
             return
         if unequal := unlike([list(rows) for rows in measured]):
@@ -156,6 +157,12 @@ def _fitting(needs: CalibrationNeeds, memory: RankMemory) -> list[Point]:
         for length, tokens, others in points
         if 2 * tokens <= needs.seq_len or all(most is None or tokens <= most for most in max_tokens[length])
     ]
+
+
+def _runs_free(row: SpeedRow) -> bool:
+    """Return whether nothing slowed the rank, and its row stands for all devices of one name."""
+    throttle = THROTTLES[row.throttle]
+    return not (throttle.slows or throttle.measures_each_device or row.beside)
 
 
 def _matches(row: SpeedRow, key: RowKey) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ringexp.calibration.source import TableSpeeds
+from ringexp.choices import PARTITIONERS
 from ringexp.config import DEFAULT_TILE, Config, num_chunks
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
@@ -91,7 +92,7 @@ class PreparedJob:
     def prompt_loop(self) -> PromptLoop:
         """Return what runs the job's prompts, one after the other."""
         config, plan, planner = self.config, self.plan, None
-        if config.partitioner.name == "adaptive":
+        if PARTITIONERS[config.partitioner.name].adapts:
             causal, units = self.workload.causal, self.workload.num_units
             device = self.session.device.type
             planner = adaptive_planner(
@@ -178,7 +179,7 @@ def calibration_needs(config: Config, costs: bool) -> CalibrationNeeds:
         speeds_file=config.speeds_file,
         seq_len=config.seq_len,
         world_size=config.world_size,
-        fits_lengths=config.partitioner.name == "formula",
+        fits_lengths=PARTITIONERS[config.partitioner.name].needs_curve,
         costs=costs,
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ringexp.choices import PARTITIONERS
 from ringexp.config import Config, HeteroConfig
 from ringexp.tracking.references import Facts, ReferenceStore, even_facts, homogeneous_facts, single_facts
 
@@ -52,7 +53,7 @@ def references_of(
     if not config.hetero.is_measured:  # there is no ring of equal devices to measure against
         homogeneous = replace(even, hetero=_full_speed(config, device, num_gpus), shard="tokens")
         found.append(Reference("homogeneous", homogeneous_facts(config, machine, content), homogeneous))
-    is_run = config.partitioner.name == "even"
+    is_run = PARTITIONERS[config.partitioner.name].is_baseline
     return [*found, Reference("even", even_facts(config, machine, content), even, is_run)]
 
 

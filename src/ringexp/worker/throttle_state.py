@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from ringexp.choices import THROTTLES
 from ringexp.hetero.profiles import beside
 from ringexp.hetero.throttle import AppliedThrottle
 from ringexp.ring.clock import Clock, make_clock
@@ -37,7 +38,7 @@ class ThrottleState:
     def start_job(self, name: str, percentages: Sequence[float]) -> None:
         """Slow the ranks as a job asks, and call the throttle by the job's name for it."""
         self.set_percentages([float(value) for value in percentages])
-        self.applied = replace(self.applied, name=name, emulated=name == "cpu_pacing")
+        self.applied = replace(self.applied, name=name, emulated=THROTTLES[name].emulated)
 
     def set_percentages(self, percentages: list[float]) -> bool:
         """Slow each rank to its percentage from here on. Return whether any percentage changes.
@@ -63,7 +64,8 @@ class ThrottleState:
     @property
     def hardware(self) -> str:
         """The name of this rank's device in calibration rows."""
-        return hardware_name(self._device, self._communicator.rank, self.applied.name == "measured")
+        by_itself = THROTTLES[self.applied.name].measures_each_device
+        return hardware_name(self._device, self._communicator.rank, by_itself)
 
     @property
     def co_tenants(self) -> str:
