@@ -10,9 +10,11 @@ import torch
 import torch.distributed as dist
 
 from ringexp.calibration.source import TableSpeeds
+from ringexp.choices import THROTTLES
 from ringexp.config import AttentionModelConfig, CalibrationConfig, Config, HeteroConfig
+from ringexp.hetero.applied import AppliedThrottle
+from ringexp.hetero.cpu_pacing import set_pace
 from ringexp.hetero.pacing import Pacer
-from ringexp.hetero.throttle import AppliedThrottle, _paced
 from ringexp.planning import HopCost, Plan, make_plan
 from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import resolved
@@ -53,7 +55,7 @@ def open_session(rank: int, config: Config, really: list[float]) -> Session:
         ranks,
         rank,
         torch.device("cpu"),
-        AppliedThrottle(throttle, percentages[rank], False, None, None, Pacer(really[rank])),
+        AppliedThrottle(THROTTLES[throttle], percentages[rank], pacer=Pacer(really[rank])),
         transport(),
         resolved(None),
         dist.PrefixStore(f"session{next(_sessions)}", group),
@@ -87,7 +89,7 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
     """A prompt a plan: how far this rank's output is from a single process, re-planning ms, busy ms, and the
     percentage it ran at; no output counts as right where nothing is held."""
     session = open_session(rank, config, list(config.hetero.percentages))
-    session.throttle = replace(session.throttle, change=_paced)
+    session.throttle = replace(session.throttle, change=set_pace)
     workload = session.workload(config)
     kernel = session.kernel(config, workload)
     x = workload.inputs(config.seq_len, config.seed)

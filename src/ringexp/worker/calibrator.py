@@ -14,6 +14,7 @@ from ringexp.calibration.measure import StoppingRule, calibration_lengths, measu
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.staleness import SPOT_CHECK, deviation, is_stale, spot_point, unlike
 from ringexp.calibration.table import Point, SpeedRow, SpeedTable
+from ringexp.choices import THROTTLES
 from ringexp.config import DEFAULT_TILE, Config
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
@@ -233,7 +234,7 @@ class Calibrator:
 
     def _tell_if_unlike(self, measured: list[list[SpeedRow]]) -> None:
         """Say once if ranks that share rows are not equally fast, though nothing slows them."""
-        free = all(row.throttle == "none" and not row.beside for rows in measured for row in rows)
+        free = all(not THROTTLES[row.throttle].slows and not row.beside for rows in measured for row in rows)
         found = unlike(measured) if free and not self._unlike else None
         if found:
             self._unlike = True

@@ -14,10 +14,11 @@ import torch.distributed as dist
 
 from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
 from ringexp.calibration.table import SpeedRow
+from ringexp.choices import THROTTLES
 from ringexp.config import Config, num_chunks
 from ringexp.errors import PeerFailed, UserError
+from ringexp.hetero.applied import AppliedThrottle
 from ringexp.hetero.profiles import beside
-from ringexp.hetero.throttle import AppliedThrottle
 from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.machine import cpu_name
 from ringexp.models.checkpoints.check import CheckpointCheck
@@ -90,7 +91,7 @@ class Session:
 
     def hardware(self) -> str:
         """The device of this rank, as calibration rows name it: by its kind, or as itself."""
-        itself = self.throttle.name == "measured"
+        itself = self.throttle.spec.measures_each_device
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
             return f"{properties.name} {properties.uuid}" if itself else properties.name
@@ -112,8 +113,7 @@ class Session:
         """Slow the ranks as a job asks; all ranks call it."""
         self.job = job
         self.set_percentages([float(value) for value in job.config.hetero.percentages])
-        emulated = job.throttle == "cpu_pacing"
-        self.throttle = replace(self.throttle, name=job.throttle, emulated=emulated)
+        self.throttle = replace(self.throttle, spec=THROTTLES[job.throttle])
 
     def set_percentages(self, percentages: list[float]) -> bool:
         """Slow the ranks to these percentages from here on, each its own; returns whether that changes any.
