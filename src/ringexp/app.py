@@ -15,7 +15,7 @@ from ringexp.calibration.table import SpeedTable
 from ringexp.config import AttentionModelConfig, Config
 from ringexp.configure.preflight import Surroundings, check_before_start
 from ringexp.errors import RunFailed, UserError
-from ringexp.hetero.profiles import beside
+from ringexp.hetero.profiles import co_tenants
 from ringexp.hetero.throttle import resolve_throttle, starting_throttle, takes_any_profile
 from ringexp.interrupts import undisturbed
 from ringexp.launch.local import run_ranks
@@ -391,7 +391,7 @@ def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | Non
     count = gpu_count() if device == "cuda" else config.world_size
     devices = [rank % max(count, 1) for rank in range(config.world_size)]
     own = [
-        [row for row in rows if row.beside == beside(percentages, devices, rank)]
+        [row for row in rows if row.co_tenants == co_tenants(percentages, devices, rank)]
         for rank in range(config.world_size)
     ]
     kinds = {(row.hardware, row.ranks_per_device, row.shape) for mine in own for row in mine}
