@@ -117,6 +117,7 @@ THROTTLES = Registry(
         ThrottleSpec(
             name="none",
             summary="slows nothing; devices of one name count as equal",
+            implementation="ringexp.hetero.unthrottled:Unthrottled",
             slows=False,
             why_fixed="it slows nothing",
             per_process=True,
@@ -124,6 +125,7 @@ THROTTLES = Registry(
         ThrottleSpec(
             name="measured",
             summary="slows nothing; every device is measured by itself",
+            implementation="ringexp.hetero.unthrottled:Unthrottled",
             slows=False,
             why_fixed="it slows nothing",
             measures_each_device=True,
@@ -131,17 +133,18 @@ THROTTLES = Registry(
         ThrottleSpec(
             name="mps",
             summary="NVIDIA MPS: each rank gets a part of the SMs",
-            implementation="ringexp.hetero.mps",
+            implementation="ringexp.hetero.mps:Mps",
             devices=("cuda",),
             why_fixed="a process keeps the MPS percentage it was started with",
             shared_on_node=True,
             program="nvidia-cuda-mps-control",
+            install="install the NVIDIA driver's compute utilities",
             auto_rank=0,
         ),
         ThrottleSpec(
             name="green_context",
             summary="CUDA green contexts: streams limited to a part of the SMs",
-            implementation="ringexp.hetero.green_context",
+            implementation="ringexp.hetero.green_context:GreenContexts",
             aliases=("smctrl",),
             devices=("cuda",),
             changes_in_mid_run=True,
@@ -150,7 +153,7 @@ THROTTLES = Registry(
         ThrottleSpec(
             name="cpu_pacing",
             summary="the rank waits after each stretch of computing",
-            implementation="ringexp.hetero.pacing",
+            implementation="ringexp.hetero.cpu_pacing:CpuPacing",
             aliases=("pacing",),
             devices=("cpu",),
             emulated=True,
@@ -161,7 +164,7 @@ THROTTLES = Registry(
         ThrottleSpec(
             name="cpu_quota",
             summary="a control group limits the rank's CPU time",
-            implementation="ringexp.hetero.cgroup",
+            implementation="ringexp.hetero.cpu_quota:CpuQuota",
             aliases=("cgroup", "cgroups", "quota"),
             devices=("cpu",),
             changes_in_mid_run=True,
