@@ -12,6 +12,7 @@ from typing import Any
 
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
+from ringexp.choices import measures_each_device
 from ringexp.config import AttentionModelConfig, Config
 from ringexp.configure.preflight import Surroundings, check_before_start
 from ringexp.errors import RunFailed, UserError
@@ -370,7 +371,7 @@ def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | N
         except UserError:  # no costs in the table yet
             known = None
     if known is None:
-        taken = "equal" if config.hetero.is_measured else "the percentages"
+        taken = "equal" if measures_each_device(config.hetero.throttle) else "the percentages"
         note = f"speeds are not known here and taken to be {taken}; a real run measures them"
         return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), note
     return plan_for(config, known, device, causal), "speeds are from the calibration table"
