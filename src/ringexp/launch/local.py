@@ -32,7 +32,7 @@ from ringexp.launch.supervision import (
     stopped_too_long,
     write_rank_set,
 )
-from ringexp.machine import cores_a_rank
+from ringexp.machine import cores_per_rank
 from ringexp.worker.rank_error import error_file
 from ringexp.worker.rank_place import RankPlace
 from ringexp.worker.rank_set import RankSet
@@ -85,7 +85,7 @@ def _place(ranks: RankSet, rank: int) -> RankPlace:
         rank=rank,
         world_size=ranks.world_size,
         local_rank=rank % ranks.num_devices if ranks.device == "cuda" else rank,
-        cpu_threads=cores_a_rank(ranks.world_size),
+        cpu_threads=cores_per_rank(ranks.world_size),
         launcher_pid=os.getpid(),
     )
 

@@ -71,8 +71,8 @@ class SlurmJob:
         """See `supervision.RunRanks`."""
         if THROTTLES[ranks.throttle].makes_control_groups:
             raise UserError(
-                f"hetero.throttle={ranks.throttle} makes control groups of its own, and SLURM has the ranks in "
-                "its; use hetero.throttle=cpu_pacing or auto"
+                f"hetero.throttle={ranks.throttle} makes control groups of its own, but SLURM keeps ranks in "
+                "its groups; use hetero.throttle=cpu_pacing or auto"
             )
         path = write_rank_set(ranks, workdir)
         log = workdir / "logs" / "srun.log"

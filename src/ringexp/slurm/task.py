@@ -25,7 +25,7 @@ from ringexp.choices import THROTTLES
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.hetero.throttle import host_throttle
 from ringexp.launch.supervision import GRACE_S, POLL_S, StopWatch, killed, stopped_too_long
-from ringexp.machine import cores_a_rank, gpu_count
+from ringexp.machine import cores_per_rank, gpu_count
 from ringexp.worker.rank import ASKED_TO_END
 from ringexp.worker.rank_error import write_error
 from ringexp.worker.rank_place import RankPlace
@@ -55,7 +55,7 @@ def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
         rank=rank,
         world_size=ranks.world_size,
         local_rank=local_rank % gpu_count() if ranks.device == "cuda" else local_rank,
-        cpu_threads=int(os.environ.get("SLURM_CPUS_PER_TASK", cores_a_rank(_tasks_here()))),
+        cpu_threads=int(os.environ.get("SLURM_CPUS_PER_TASK", cores_per_rank(_tasks_here()))),
         launcher_pid=os.getpid(),
     )
     environment = place.to_environment() | {"MASTER_ADDR": master}

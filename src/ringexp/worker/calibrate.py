@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 
 from ringexp.calibration.measure import StoppingRule
+from ringexp.calibration.rows import Point, SpeedRow
 from ringexp.calibration.source import TableSpeeds
-from ringexp.calibration.staleness import unlike
-from ringexp.calibration.table import Point, SpeedRow, SpeedTable
+from ringexp.calibration.staleness import find_unequal_ranks
+from ringexp.calibration.table import SpeedTable
 from ringexp.choices import THROTTLES
 from ringexp.worker.calibration_needs import CalibrationNeeds
 from ringexp.worker.communicator import Communicator
@@ -131,10 +132,12 @@ class Calibrator:
         Args:
             measured: per rank, the rows that it has just measured.
         """
-        unthrottled = all(_runs_free(row) for rows in measured for row in rows)
+        unthrottled = all(
+            not THROTTLES[row.throttle].slows and not row.co_tenants for rows in measured for row in rows
+        )
         if self._warned_of_unequal or not unthrottled:
             return
-        if unequal := unlike([list(rows) for rows in measured]):
+        if unequal := find_unequal_ranks([list(rows) for rows in measured]):
             self._warned_of_unequal = True
             slow, fast, longer = unequal
             self._progress.warn(
@@ -157,12 +160,6 @@ def _fitting(needs: CalibrationNeeds, memory: RankMemory) -> list[Point]:
         for length, tokens, others in points
         if 2 * tokens <= needs.seq_len or all(most is None or tokens <= most for most in max_tokens[length])
     ]
-
-
-def _runs_free(row: SpeedRow) -> bool:
-    """Return whether nothing slowed the rank, and its row stands for all devices of one name."""
-    throttle = THROTTLES[row.throttle]
-    return not (throttle.slows or throttle.measures_each_device or row.beside)
 
 
 def _matches(row: SpeedRow, key: RowKey) -> bool:
