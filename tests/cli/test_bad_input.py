@@ -126,7 +126,7 @@ def test_more_ranks_than_gpus_is_named(tmp_path, monkeypatch):
         device="cuda",
         output_root=str(tmp_path),
     )
-    with pytest.raises(UserError, match="asks for 3 ranks, but NCCL takes one rank a GPU"):
+    with pytest.raises(UserError, match="asks for 3 ranks, but transport=nccl takes one rank per GPU"):
         app.run(config, tmp_path)
 
 
