@@ -51,7 +51,7 @@ def machine(monkeypatch):
             {"percentages": [100.0] * 3},
             "nccl",
             TWO_GPUS,
-            "asks for 3 ranks, but transport=nccl takes one rank per GPU",
+            "3 ranks, but transport=nccl takes one rank per GPU",
         ),
         ({"cuda_graph": True}, "gloo", CPU, "cuda_graph=true needs CUDA"),
         ({"cuda_graph": True}, "auto", CPU, "cuda_graph=true needs CUDA"),
