@@ -33,9 +33,10 @@ class SpeedSample:
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """The rule that ends a measurement: after `min_seconds`, as soon as two of the other three limits are met.
+    """The rule that ends a measurement.
 
-    So two samples suffice if they are long and agree.
+    It ends after `min_seconds`, as soon as two of the other three limits are met. So two samples suffice if
+    they are long and agree.
 
     Attributes:
         min_samples: the number of samples to take.
@@ -71,8 +72,8 @@ def median_error(times: Sequence[float]) -> float:
 def calibration_lengths(seq_len: int, for_fit: bool) -> list[int]:
     """Return the lengths to measure for a prompt of `seq_len` tokens.
 
-    They are the powers of two around it, so that runs of similar lengths share rows. `for_fit` adds a half and
-    a quarter of the length, since a regression needs a range.
+    They are the powers of two around it, so that runs of similar lengths share rows. `for_fit` adds a half
+    and a quarter of the length, since a regression needs a range.
     """
     low = 1 << max(seq_len.bit_length() - 1, 4)
     lengths = {low} if low >= seq_len else {low, 2 * low}

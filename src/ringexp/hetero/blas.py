@@ -1,7 +1,7 @@
 """Limit cuBLAS to SM counts at which its products are right, under MPS.
 
-With most SM counts that MPS can grant, cuBLAS 13.0 on an H100 leaves tiles of a product unwritten. It was right
-with 8-16, 30-34, 62-66 and 118-132 SMs, and wrong with all others for some shape, through both of its
+With most SM counts that MPS can grant, cuBLAS 13.0 on an H100 leaves tiles of a product unwritten. It was
+right with 8-16, 30-34, 62-66 and 118-132 SMs, and wrong with all others for some shape, through both of its
 interfaces. Limited to some smaller number of SMs it is right again. So a rank under MPS tests its cuBLAS, and
 limits it if necessary. Attention kernels do not use cuBLAS and keep all SMs.
 """
