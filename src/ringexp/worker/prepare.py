@@ -179,7 +179,7 @@ def calibration_needs(config: Config, costs: bool) -> CalibrationNeeds:
         speeds_file=config.speeds_file,
         seq_len=config.seq_len,
         world_size=config.world_size,
-        fits_lengths=PARTITIONERS[config.partitioner.name].needs_curve,
+        partitioner=config.partitioner,
         costs=costs,
     )
 
