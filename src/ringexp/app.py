@@ -22,7 +22,7 @@ from ringexp.launch.local import run_ranks
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
 from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
 from ringexp.models.shapes import shape_of
-from ringexp.planning import BY_COST, Plan
+from ringexp.planning import BY_COST, Mask, Plan
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns, copy_results, fingerprint, run_key
 from ringexp.tracking.content import content_of
@@ -360,20 +360,20 @@ def _check_fits(config: Config, device: str, place: ExecutionSite) -> None:
 
 def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | None]:
     """The plan and a note on where its speeds come from; starts nothing, needs no GPU."""
-    causal = config.model.causal if isinstance(config.model, AttentionModelConfig) else True
+    mask = Mask.of(config.model.causal if isinstance(config.model, AttentionModelConfig) else True)
     if config.partitioner.name in ("even", "uneven"):
-        return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), None
+        return plan_for(config, NominalSpeeds(config.hetero.percentages), device, mask), None
     known = _remembered(config, device, throttle)
     if known and config.partitioner.name in BY_COST:
         try:
-            known.costs(causal)
+            known.costs(mask)
         except UserError:  # no costs in the table yet
             known = None
     if known is None:
         taken = "equal" if config.hetero.is_measured else "the percentages"
         note = f"speeds are not known here and taken to be {taken}; a real run measures them"
-        return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), note
-    return plan_for(config, known, device, causal), "speeds are from the calibration table"
+        return plan_for(config, NominalSpeeds(config.hetero.percentages), device, mask), note
+    return plan_for(config, known, device, mask), "speeds are from the calibration table"
 
 
 def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | None:

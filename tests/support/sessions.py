@@ -13,7 +13,7 @@ from ringexp.calibration.source import TableSpeeds
 from ringexp.config import AttentionModelConfig, CalibrationConfig, Config, HeteroConfig
 from ringexp.hetero.pacing import Pacer
 from ringexp.hetero.throttle import AppliedThrottle, _paced
-from ringexp.planning import HopCost, Plan, make_plan
+from ringexp.planning import HopCost, Mask, Plan, make_plan
 from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import resolved
 from ringexp.worker.progress import ProgressWriter
@@ -92,7 +92,9 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
     kernel = session.kernel(config, workload)
     x = workload.inputs(config.seq_len, config.seed)
     exact = workload.reference(x, torch.float32)
-    plans = [make_plan(config.seq_len, each, config.layout.name, causal=workload.causal) for each in tokens]
+    plans = [
+        make_plan(config.seq_len, each, config.layout.name, mask=Mask.of(workload.causal)) for each in tokens
+    ]
 
     def ring_of(plan: Plan) -> RingContext:
         return RingContext(plan, rank, session.transport, kernel, session.clock())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ringexp.calibration.table import SpeedRow
 from ringexp.errors import UserError
-from ringexp.planning import RankCost, make_plan
+from ringexp.planning import Mask, RankCost, make_plan
 
 SMALL_SHARE = 8
 """Beside halves, ranks with 1 / SMALL_SHARE of the tokens are measured, and with all but that."""
@@ -30,7 +30,7 @@ def cost_points(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return sorted(points - {(length, length // 2) for length in lengths})
 
 
-def fit_cost(rows: Sequence[SpeedRow], causal: bool) -> RankCost:
+def fit_cost(rows: Sequence[SpeedRow], mask: Mask) -> RankCost:
     """The cost that explains the rows best, none of its parts negative; relative errors count.
 
     rows: of one rank's hardware, throttle, percentage and shape, at different lengths and shares. What each
@@ -42,7 +42,7 @@ def fit_cost(rows: Sequence[SpeedRow], causal: bool) -> RankCost:
 
     terms = []
     for row in rows:
-        plan = make_plan(row.length, [row.tokens, row.length - row.tokens], causal=causal)
+        plan = make_plan(row.length, [row.tokens, row.length - row.tokens], mask=mask)
         hops = row.others if row.tokens < row.length else 0
         terms.append((1.0, row.tokens, plan.pairs(0), plan.causal_pairs(0), hops * row.tokens))
     found = len({term[:4] for term in terms})

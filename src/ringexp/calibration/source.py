@@ -11,7 +11,7 @@ from ringexp.calibration.cost_model import cost_points, fit_cost
 from ringexp.calibration.measure import calibration_lengths
 from ringexp.calibration.speed_models import FormulaModel, LookupTable
 from ringexp.calibration.table import SpeedRow
-from ringexp.planning import RankCost
+from ringexp.planning import Mask, RankCost
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TableSpeeds:
         """Interpolated speeds, TFLOP/s."""
         return [LookupTable(rows).speed(self.seq_len, percentage) for rows, percentage in self._of_ranks()]
 
-    def costs(self, causal: bool) -> list[RankCost]:
+    def costs(self, mask: Mask) -> list[RankCost]:
         """What work costs each rank, fitted to the rows around this length."""
         lengths = calibration_lengths(self.seq_len, for_fit=False)
         points = {(length, length // 2) for length in lengths} | set(cost_points(lengths))
@@ -43,7 +43,7 @@ class TableSpeeds:
         for rows, percentage in zip(self.rows, self.percentages, strict=True):
             own = [row for row in rows if row.percentage == percentage and (row.length, row.tokens) in points]
             alone_ms = self.alone_ms if percentage == 100 else None
-            costs.append(replace(fit_cost(own, causal), alone_ms=alone_ms))
+            costs.append(replace(fit_cost(own, mask), alone_ms=alone_ms))
         return costs
 
     @cached_property
@@ -75,5 +75,5 @@ class NominalSpeeds:
     def formula(self) -> Sequence[float]:
         return self.percentages
 
-    def costs(self, causal: bool) -> list[RankCost]:
+    def costs(self, mask: Mask) -> list[RankCost]:
         return [RankCost(0.0, 0.0, 1 / percentage) for percentage in self.percentages]

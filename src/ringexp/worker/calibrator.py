@@ -18,7 +18,7 @@ from ringexp.config import DEFAULT_TILE, Config
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.workload import Workload, local_inputs
-from ringexp.planning import HopCost, apportion, make_plan
+from ringexp.planning import HopCost, Mask, apportion, make_plan
 from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import LoopbackTransport
 
@@ -260,7 +260,7 @@ class Calibrator:
         rest, tile = length - tokens, config.tile or DEFAULT_TILE[self.session.device.type]
         tile = tile if rest >= others * tile else 1
         peers = apportion([1.0] * others, rest, tile) if rest else [0]
-        plan = make_plan(length, [tokens, *peers], causal=workload.causal)
+        plan = make_plan(length, [tokens, *peers], mask=Mask.of(workload.causal))
         shares = bool(self.session.beside)  # keys and values are copied for the ranks on the same GPU
         transport = LoopbackTransport(announces=self.session.transport.announces, lays_out=shares)
         ring = RingContext(plan, 0, transport, kernel, self.session.clock(workload))

@@ -17,7 +17,7 @@ from ringexp.config import num_chunks
 from ringexp.hetero.drift import drift_label
 from ringexp.models.prompt import has_prompt, starts_of
 from ringexp.models.workload import local_inputs, unpadded
-from ringexp.planning import Plan, RankCost, longest_context, make_plan
+from ringexp.planning import Mask, Plan, RankCost, longest_context, make_plan
 from ringexp.ring.loop import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
@@ -293,7 +293,9 @@ def _measure_single(setting: PreparedJob) -> tuple[float | None, float | None, f
     session, config, workload = setting.session, setting.config, setting.workload
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.repeats)
     chunks, starts = num_chunks(config), starts_of(config)
-    plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal, chunks=chunks, starts=starts)
+    plan = make_plan(
+        config.seq_len, [config.seq_len], mask=Mask.of(workload.causal), chunks=chunks, starts=starts
+    )
     ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock(workload))
     local = local_inputs(setting.x, plan, 0)
     times, decode_ms = [], None
@@ -380,7 +382,7 @@ def _accuracy(setting: PreparedJob, outputs: dict[int, torch.Tensor]) -> Accurac
 
 def _costs(setting: PreparedJob) -> list[RankCost]:
     """What the plan expects work to cost; empty for shard=kv, whose exchange it does not know."""
-    return list(setting.source.costs(setting.workload.causal)) if setting.plan.aligned else []
+    return list(setting.source.costs(Mask.of(setting.workload.causal))) if setting.plan.aligned else []
 
 
 def _result(

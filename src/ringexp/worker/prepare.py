@@ -12,7 +12,7 @@ from ringexp.errors import UserError
 from ringexp.kernels import Kernel
 from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.workload import Workload, padded
-from ringexp.planning import HopCost, Plan, check_memory
+from ringexp.planning import HopCost, Mask, Plan, check_memory
 from ringexp.ring.loop import RingContext
 from ringexp.worker.make_plan import adaptive_planner, plan_for
 from ringexp.worker.prompt_loop import PromptLoop
@@ -48,9 +48,9 @@ class PreparedJob:
     def course(self) -> PromptLoop:
         session, config, plan, planner = self.session, self.config, self.plan, None
         if config.partitioner.name == "adaptive":
-            causal, units = self.workload.causal, self.workload.num_units
+            mask, units = Mask.of(self.workload.causal), self.workload.num_units
             device = session.device.type
-            planner = adaptive_planner(config, self.source, device, causal, units, self.room, self.hop)
+            planner = adaptive_planner(config, self.source, device, mask, units, self.room, self.hop)
             plan = planner.plan
         return PromptLoop(session, config, self.workload, self.x, self.ring, plan, planner)
 
@@ -70,7 +70,7 @@ def prepare(session: Session, config: Config, is_run: bool) -> PreparedJob:
         source = replace(source, alone_ms=_alone_ms(session, config, workload))
     room = session.room(config, workload, config.seq_len)
     hop = session.calibrator.hop_cost(config, workload) if is_run else None
-    plan = plan_for(config, source, session.device.type, workload.causal, room, hop)
+    plan = plan_for(config, source, session.device.type, Mask.of(workload.causal), room, hop)
     if is_run and (wrong := check_memory(plan, room)):
         if config.memory_limit_gib is not None:
             raise UserError(wrong)
