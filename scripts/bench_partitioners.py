@@ -18,9 +18,11 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from ringexp import config as settings
 from ringexp.app import execute
 from ringexp.cli.run import CONF_DIR
+from ringexp.config import Config
+from ringexp.configure.compose import from_hydra
+from ringexp.configure.register import register
 from ringexp.report.console import Console, number
 from ringexp.report.figures.comparisons import speedup_bars, speedup_heatmaps
 from ringexp.report.frame import Runs, complete, csv_text, load_runs, ranks_of
@@ -40,9 +42,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def configs(arguments: argparse.Namespace) -> list[settings.Config]:
+def configs(arguments: argparse.Namespace) -> list[Config]:
     """Every combination, in the order of the table."""
-    settings.register()
+    register()
     found = []
     axes = [
         getattr(arguments, name).split(",") for name in ("profiles", "lengths", "layouts", "partitioners")
@@ -58,7 +60,7 @@ def configs(arguments: argparse.Namespace) -> list[settings.Config]:
                 f"output_root={arguments.root}",
                 *arguments.overrides,
             ]
-            found.append(settings.from_hydra(compose("config", overrides)))
+            found.append(from_hydra(compose("config", overrides)))
     return found
 
 

@@ -10,9 +10,11 @@ import torch
 import torch.distributed as dist
 
 from ringexp.calibration.source import TableSpeeds
+from ringexp.choices import THROTTLES
 from ringexp.config import AttentionModelConfig, CalibrationConfig, Config, HeteroConfig
+from ringexp.hetero.applied import AppliedThrottle
+from ringexp.hetero.cpu_pacing import set_pace
 from ringexp.hetero.pacing import Pacer
-from ringexp.hetero.throttle import AppliedThrottle, _paced
 from ringexp.planning import HopCost, Mask, Plan, make_plan
 from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import resolved
@@ -57,7 +59,7 @@ def session_of(rank: int, config: Config, really: list[float]) -> Session:
         torch.device("cpu"),
         Communicator(rank, resolved(None), store),
         transport(),
-        AppliedThrottle(throttle, percentages[rank], False, None, None, Pacer(really[rank])),
+        AppliedThrottle(THROTTLES[throttle], percentages[rank], pacer=Pacer(really[rank])),
         ProgressWriter(root / "progress" if rank == 0 else None),
     )
 
@@ -95,7 +97,7 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
     """A prompt a plan: how far this rank's output is from a single process, re-planning ms, busy ms, and the
     percentage it ran at; no output counts as right where nothing is held."""
     session = session_of(rank, config, list(config.hetero.percentages))
-    session.throttle.applied = replace(session.throttle.applied, change=_paced)
+    session.throttle.applied = replace(session.throttle.applied, change=set_pace)
     tools = job_tools(session, Job(config, "run", config.hetero.throttle), 2 * config.seq_len)
     workload = tools.workload
     x = workload.inputs(config.seq_len, config.seed)

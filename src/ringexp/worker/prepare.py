@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ringexp.calibration.source import TableSpeeds
+from ringexp.choices import measures_each_device
 from ringexp.config import DEFAULT_TILE, Config, num_chunks
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
@@ -224,4 +225,4 @@ def _alone_ms(session: Session, config: Config, references: References, units: i
 
 def has_whole_devices(session: Session, config: Config) -> bool:
     """Return whether a rank at 100 % is one full-speed device."""
-    return session.ranks.ranks_per_device == 1 and not config.hetero.is_measured
+    return session.ranks.ranks_per_device == 1 and not measures_each_device(config.hetero.throttle)

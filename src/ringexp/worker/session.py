@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from ringexp.hetero.throttle import AppliedThrottle
+from ringexp.hetero.applied import AppliedThrottle
 from ringexp.ring.transport import Transport
 from ringexp.worker.caches import ExpectedOutputs, KernelCache, WorkloadCache
 from ringexp.worker.calibrate import Calibrator

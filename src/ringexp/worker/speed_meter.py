@@ -11,7 +11,7 @@ from typing import TypedDict
 import torch
 
 from ringexp.calibration.measure import SpeedSample, StoppingRule, measure_speed
-from ringexp.calibration.table import Point, SpeedRow
+from ringexp.calibration.rows import Point, SpeedRow
 from ringexp.kernels import Kernel
 from ringexp.models.workload import Workload, local_inputs
 from ringexp.planning import Mask, Plan, apportion, make_plan
@@ -34,7 +34,7 @@ class RowKey(TypedDict):
     hardware: str
     throttle: str
     ranks_per_device: int
-    beside: str
+    co_tenants: str
     shape: str
 
 
@@ -74,7 +74,7 @@ class SpeedMeter:
             "hardware": self.throttle.hardware,
             "throttle": self.throttle.applied.name,
             "ranks_per_device": self.ranks_per_device,
-            "beside": self.throttle.co_tenants,
+            "co_tenants": self.throttle.co_tenants,
             "shape": f"{self.workload.shape}-{self.kernel.name}",
         }
 

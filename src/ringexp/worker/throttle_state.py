@@ -8,8 +8,9 @@ from functools import cached_property
 
 import torch
 
-from ringexp.hetero.profiles import beside
-from ringexp.hetero.throttle import AppliedThrottle
+from ringexp.choices import THROTTLES
+from ringexp.hetero.applied import AppliedThrottle
+from ringexp.hetero.profiles import co_tenants
 from ringexp.ring.clock import Clock, make_clock
 from ringexp.ring.cuda_driver import device_id
 from ringexp.worker.communicator import Communicator
@@ -37,7 +38,7 @@ class ThrottleState:
     def start_job(self, name: str, percentages: Sequence[float]) -> None:
         """Slow the ranks as a job asks, and call the throttle by the job's name for it."""
         self.set_percentages([float(value) for value in percentages])
-        self.applied = replace(self.applied, name=name, emulated=name == "cpu_pacing")
+        self.applied = replace(self.applied, spec=THROTTLES[name])
 
     def set_percentages(self, percentages: list[float]) -> bool:
         """Slow each rank to its percentage from here on. Return whether any percentage changes.
@@ -63,12 +64,12 @@ class ThrottleState:
     @property
     def hardware(self) -> str:
         """The name of this rank's device in calibration rows."""
-        return hardware_name(self._device, self._communicator.rank, self.applied.name == "measured")
+        return hardware_name(self._device, self._communicator.rank, self.applied.spec.measures_each_device)
 
     @property
     def co_tenants(self) -> str:
         """The other ranks on this rank's device, as calibration rows name them. All ranks ask together."""
-        return beside(self.percentages, self._devices, self._communicator.rank)
+        return co_tenants(self.percentages, self._devices, self._communicator.rank)
 
     @cached_property
     def _devices(self) -> list[str]:
