@@ -46,7 +46,7 @@ def test_a_rank_beside_another_is_not_taken_for_one_that_is_alone(pools, tmp_pat
     assert all(other == known for other in others)
     assert [{row.co_tenants for row in rows} for rows in known.rows] == [{"20"}, {"50"}, {""}]
     assert known.lut()[2] != known.lut()[0]  # though both are at 50 %
-    assert known.costs(Mask.causal())[2] != known.costs(causal=True)[0]
+    assert known.costs(Mask.causal())[2] != known.costs(Mask.causal())[0]
     others = {(row.length, row.tokens) for row in known.rows[0] if row.others == 2}
     assert others == {(512, 256)}  # the rest is two ranks'
 

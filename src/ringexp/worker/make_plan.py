@@ -107,7 +107,7 @@ def _whole_plan(
         config.seq_len,
         tokens,
         config.layout.name,
-        shard=config.shard,
+        shard=config.split,
         mask=mask,
         tile=tile,
         starts=starts_of(config),
