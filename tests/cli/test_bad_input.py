@@ -41,7 +41,10 @@ BAD = [
     (["partitioner=adaptive", "split=kv"], "partitioner=adaptive balances what ranks compute"),
     (["partitioner=adaptive", "partitioner.adaptive.horizon=0"], "adaptive.horizon=0 must be at least 1"),
     (["hetero=drift_step", "repeats=20", "hetero.throttle=mps"], "hetero.throttle=mps cannot drift"),
-    (["hetero=drift_step", "hetero.drift.to=[50]"], "hetero.drift.to=[50.0] must have one percentage a rank"),
+    (
+        ["hetero=drift_step", "hetero.drift.to=[50]"],
+        "hetero.drift.to=[50.0] must have one percentage per rank",
+    ),
     (["hetero=drift_step"], "hetero.drift.at=10 comes after all repeats=10 prompts"),
     (["kernel=cudnn"], "kernel=cudnn needs CUDA, but device=cpu"),
     (["transport=nccl"], "transport=nccl needs CUDA, but device=cpu"),
