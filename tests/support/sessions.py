@@ -67,9 +67,10 @@ def session_of(rank: int, config: Config, really: list[float]) -> Session:
 
 def speeds_for(session: Session, config: Config, costs: bool) -> TableSpeeds:
     """What a session knows of the ranks' speeds after it has calibrated for a config."""
-    needs, job = calibration_needs(config, costs), Job(resolve(config, num_gpus=0), "run")
-    tools = job_tools(session, job, max(config.seq_len, *needs.lengths))
-    return session.calibrator.speeds(needs, speed_meter(session, config, tools), tools.memory)
+    run = resolve(config, num_gpus=0)
+    needs = calibration_needs(run, costs)
+    tools = job_tools(session, Job(run, "run"), max(config.seq_len, *needs.lengths))
+    return session.calibrator.speeds(needs, speed_meter(session, run, tools), tools.memory)
 
 
 @torch.inference_mode()
@@ -128,8 +129,8 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
 def hop_cost(rank: int, config: Config) -> HopCost | None:
     """What the session measures hops to cost."""
     session = session_of(rank, config, [100.0] * config.world_size)
-    tools = job_tools(session, Job(resolve(config, num_gpus=0), "run"), 2 * config.seq_len)
-    return hop_cost_of(session, config, tools)
+    run = resolve(config, num_gpus=0)
+    return hop_cost_of(session, run, job_tools(session, Job(run, "run"), 2 * config.seq_len))
 
 
 @torch.inference_mode()

@@ -47,7 +47,7 @@ class StandIn:
         )
         return SimpleNamespace(
             session=session,
-            config=SimpleNamespace(check=check, model=SimpleNamespace(checkpoint=checkpoint)),
+            settings=SimpleNamespace(check=check, model=SimpleNamespace(checkpoint=checkpoint)),
             workload=workload,
             checker=0,
             x=torch.arange(6).view(2, 3),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ringexp.config import Config, FmsModelConfig
+from ringexp.config import FmsModelConfig
 from ringexp.worker.decode import Decoded, continuations
 from support.checkpoints import CHECKPOINTS, LETTERS, save_checkpoint
 
@@ -31,4 +31,4 @@ def test_a_text_ends_at_any_of_the_checkpoints_end_tokens(tmp_path, generation, 
     tokens = [[LETTERS.index(letter) for letter in text] for text in TEXTS]
     decoded = Decoded(tokens, ms_per_token=1.0, kept=0, cache_bytes=0)
     model = FmsModelConfig(checkpoint=str(tmp_path))
-    assert continuations(Config(model=model), [None, decoded]) == shown
+    assert continuations(model, [None, decoded]) == shown

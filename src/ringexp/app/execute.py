@@ -23,7 +23,6 @@ from ringexp.tracking.outcomes import (
     take_completed,
 )
 from ringexp.worker.rank_set import Job, RankSet
-from ringexp.worker.reference_jobs import SPOT
 
 Failures = dict[Path, UserError | RunFailed]
 """Why runs failed, by their folders."""
@@ -123,7 +122,7 @@ def _run_set(
         try:
             site.run_ranks(replace(ranks, jobs=jobs), folder, display)
             begun = jobs_begun(folder)
-            stopped = jobs[begun:] if begun and jobs[begun - 1].role.startswith(SPOT) else []
+            stopped = jobs[begun:] if begun and jobs[begun - 1].is_spot_check else []
             return {job.run_dir for job in stopped if job.run_dir}
         except (UserError, RunFailed, OSError) as caught:
             error = RunFailed(f"{type(caught).__name__}: {caught}") if isinstance(caught, OSError) else caught

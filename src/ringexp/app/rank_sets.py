@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ringexp.app.reference_jobs import Reference, brief, references_of, to_measure
 from ringexp.app.site import ExecutionSite
 from ringexp.config import Config
 from ringexp.configure.resolve import ResolvedRun
@@ -16,8 +17,7 @@ from ringexp.hetero.throttle import starting_throttle, takes_any_profile
 from ringexp.tracking.completed import fingerprint, run_key
 from ringexp.tracking.content import content_of
 from ringexp.tracking.references import ReferenceStore, even_facts
-from ringexp.worker.rank_set import Job, RankSet
-from ringexp.worker.reference_jobs import SPOT, Reference, brief, references_of, to_measure
+from ringexp.worker.rank_set import SPOT_CHECK, Job, RankSet
 
 
 def rank_sets(
@@ -65,7 +65,7 @@ class _RankSets:
             )
         if spot:
             facts = {spot.kind: spot.facts}
-            self._add(Job(self._site.resolve(brief(spot.config)), SPOT + spot.kind, references=facts))
+            self._add(Job(self._site.resolve(brief(spot.config)), SPOT_CHECK + spot.kind, references=facts))
         for reference in missing:
             if store.path(reference.kind, reference.facts) not in self._measured_here:
                 self._add_reference(reference, store, machine, content)

@@ -52,7 +52,7 @@ def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     with (
         Interrupts(again=lambda: _kill(started), once=True) as interrupts,
-        rendezvous(ranks.jobs[0].config.launch.port) as meeting,
+        rendezvous(ranks.jobs[0].run.settings.launch.port) as meeting,
         host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as extra,
     ):
         environments = {

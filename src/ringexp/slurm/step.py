@@ -79,7 +79,7 @@ class SlurmJob:
         command = self._srun(ranks.world_size, workdir / "logs" / "rank_%t.log")
         command += [sys.executable, "-m", "ringexp.slurm.task", str(path)]
         with (
-            rendezvous(ranks.jobs[0].config.launch.port, on_network=self.num_nodes > 1) as meeting,
+            rendezvous(ranks.jobs[0].run.settings.launch.port, on_network=self.num_nodes > 1) as meeting,
             open(log, "w", encoding="utf-8", opener=no_link) as said,
         ):
             # A command line is for all to see; the environment only for the user, and srun hands it on.

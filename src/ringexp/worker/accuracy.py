@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ringexp.config import Config
+from ringexp.configure.resolve import ResolvedRun
 from ringexp.models.workload import unpadded
 from ringexp.tracking.metrics import Accuracy
 from ringexp.worker.prepare import PreparedJob
@@ -25,9 +25,9 @@ def check_output(job: PreparedJob, output: Tensor) -> Accuracy | None:
         The accuracy, on every rank; None with check=false.
     """
     session, communicator, plan = job.session, job.session.communicator, job.plan
-    if not job.config.check:
+    if not job.settings.check:
         return None
-    session.progress.stage(f"checking against one process: {job.config.seq_len} tokens")
+    session.progress.stage(f"checking against one process: {job.run.seq_len} tokens")
     checker, shapes = job.checker, communicator.gather(tuple(output.shape))
     sizes = [
         [
@@ -51,15 +51,16 @@ def _accuracy_of_ranks(job: PreparedJob, outputs: Mapping[int, Tensor]) -> Accur
     """Compare the outputs, by rank, with those of one process."""
     workload, plan = job.workload, job.plan
     parts = unpadded(job.x, plan)
-    exact, single = job.session.expected.get(_prompt_key(job.config), workload, parts)
+    exact, single = job.session.expected.get(_prompt_key(job.run), workload, parts)
     expected = [(workload.part_of(exact, plan, rank), out) for rank, out in outputs.items()]
     return accuracy_of([(out, part) for part, out in expected if part is not None], single, exact)
 
 
-def _prompt_key(config: Config) -> tuple[object, ...]:
+def _prompt_key(run: ResolvedRun) -> tuple[object, ...]:
     """Return what decides model and prompt."""
-    prompt = config.prompt_file, config.prompt_text, config.prompt_lines, config.prompt_lengths
-    return config.model, config.seq_len, config.seed, *prompt
+    settings = run.settings
+    prompt = settings.prompt_file, settings.prompt_text, settings.prompt_lines, settings.prompt_lengths
+    return settings.model, settings.seq_len, settings.seed, *prompt
 
 
 def accuracy_of(parts: Sequence[tuple[Tensor, Tensor]], single: Tensor, exact: Tensor) -> Accuracy:

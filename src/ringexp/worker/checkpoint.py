@@ -17,9 +17,9 @@ def with_checkpoint_check(job: PreparedJob, result: RunResult) -> RunResult:
     with the same model did. If they differ by more than rounding, the result is not exact. Without a
     checkpoint or with check=false nothing changes.
     """
-    session, config, workload = job.session, job.config, job.workload
-    folder = getattr(config.model, "checkpoint", None)
-    if not config.check or not folder or not isinstance(workload, FmsWorkload):
+    session, settings, workload = job.session, job.settings, job.workload
+    folder = getattr(settings.model, "checkpoint", None)
+    if not settings.check or not folder or not isinstance(workload, FmsWorkload):
         return result
     check = workload.checkpoint_check
     if check is None:

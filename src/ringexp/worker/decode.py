@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ringexp.config import Config, FmsModelConfig
+from ringexp.config import FmsModelConfig, ModelConfig
 from ringexp.models.checkpoints.folder import end_tokens, load_tokenizer
 from ringexp.models.fms.generation import Decoder
 from ringexp.models.prompt import has_prompt
@@ -45,23 +45,23 @@ class Decoded:
 
 def measure_decoding(job: PreparedJob) -> Decoding | None:
     """Decode after prefill; None with decode_tokens=0. All ranks call this together."""
-    if not job.config.decode_tokens:
+    if not job.settings.decode_tokens:
         return None
     with job.tools.memory.limited(), short_collections():
         ranks = decode_together(job)
-    agreeing = _checked_tokens(job, ranks) if job.config.check else None
+    agreeing = _checked_tokens(job, ranks) if job.settings.check else None
     limits, contexts = job.tools.memory.limits(), None
     if limits:
         need = job.tools.memory.need
         alone = longest_context(need, [max(limits)], [1.0])
         contexts = longest_context(need, limits, job.plan.shares), alone
-    texts = continuations(job.config, ranks) if has_prompt(job.config) else []
+    texts = continuations(job.settings.model, ranks) if has_prompt(job.settings) else []
     return decoding_figures(ranks, agreeing, job.references.single_decode_ms, contexts, texts)
 
 
 def decode_together(job: PreparedJob) -> list[Decoded | None]:
     """Return what every rank has seen of decoding; None for a rank that is not in the ring."""
-    session, count = job.session, job.config.decode_tokens
+    session, count = job.session, job.settings.decode_tokens
     session.progress.stage(f"decoding {count} tokens")
     session.communicator.barrier()
     decoded, ring = None, job.ring()
@@ -136,7 +136,7 @@ def _checked_tokens(job: PreparedJob, ranks: Sequence[Decoded | None]) -> int:
         tokens = torch.tensor(decoded.tokens, device=session.device).split([len(x) for x in parts])
         agreeing = sum(map(_generating(job.workload).agreeing, parts, tokens))
     agreeing = session.communicator.gather(agreeing)[job.checker]
-    total = job.config.decode_tokens * job.x.shape[0]
+    total = job.settings.decode_tokens * job.x.shape[0]
     if agreeing < total and job.workload.dtype == torch.float32:
         session.progress.warn(f"one process would have chosen only {agreeing} of {total} tokens")
     return agreeing
@@ -176,16 +176,16 @@ def decoding_figures(
     )
 
 
-def continuations(config: Config, ranks: Sequence[Decoded | None]) -> list[str]:
+def continuations(model: ModelConfig, ranks: Sequence[Decoded | None]) -> list[str]:
     """Return the text generated for each prompt, up to the first token that ends a text.
 
     Only the text ends there: every sequence was decoded, timed and checked to its full length.
     """
-    assert isinstance(config.model, FmsModelConfig)
-    assert config.model.checkpoint is not None
-    tokenizer = load_tokenizer(config.model.checkpoint)
+    assert isinstance(model, FmsModelConfig)
+    assert model.checkpoint is not None
+    tokenizer = load_tokenizer(model.checkpoint)
     sequences = next(decoded for decoded in ranks if decoded).tokens
-    ends = end_tokens(config.model.checkpoint, tokenizer.eos_token_id)
+    ends = end_tokens(model.checkpoint, tokenizer.eos_token_id)
     return [
         tokenizer.decode(list(takewhile(lambda token: token not in ends, tokens))) for tokens in sequences
     ]

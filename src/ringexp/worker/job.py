@@ -18,7 +18,6 @@ from ringexp.worker.decode import measure_decoding
 from ringexp.worker.measure import Measured, measure, short_collections
 from ringexp.worker.prepare import PreparedJob, prepare
 from ringexp.worker.rank_set import Job
-from ringexp.worker.reference_jobs import SPOT
 from ringexp.worker.result import run_result
 from ringexp.worker.session import Session
 from ringexp.worker.single_device import remember_single_device
@@ -35,7 +34,7 @@ def run_job(session: Session, job: Job) -> bool:
     if session.rank == 0 and job.run_dir:
         tracker = _tracker(session, job, job.run_dir)
     try:
-        session.throttle.start_job(job.throttle, job.config.hetero.percentages)
+        session.throttle.start_job(job.run.throttle, job.run.percentages)
         prepared = prepare(session, job)
         if tracker:
             plan = prepared.plan
@@ -47,8 +46,8 @@ def run_job(session: Session, job: Job) -> bool:
         with prepared.tools.memory.limited(), short_collections():
             measured = measure(prepared, job.role, tracker)
         references = prepared.tools.references
-        if job.role.startswith(SPOT):
-            return references.still_holds(measured.as_reference(), job.config.calibration.tolerance)
+        if job.is_spot_check:
+            return references.still_holds(measured.as_reference(), job.run.settings.calibration.tolerance)
         if job.run_dir:
             _finish_run(prepared, measured, job, tracker)
         else:
@@ -81,7 +80,9 @@ def _tracker(session: Session, job: Job, run_dir: Path) -> Tracker:
     facts = environment(nodes[0] if nodes else machine, session.ranks.command)
     if nodes:
         facts["nodes"] = nodes
-    return Tracker(run_dir, job.config, session.progress.warn, described(job.config, job.key, facts))
+    return Tracker(
+        run_dir, job.run.settings, session.progress.warn, described(job.run.settings, job.key, facts)
+    )
 
 
 def _complete(session: Session, job: Job, run_dir: Path) -> None:
@@ -89,10 +90,10 @@ def _complete(session: Session, job: Job, run_dir: Path) -> None:
     if job.key is None:
         return
     run_fingerprint, warn = job.key.partition("-")[0], session.progress.warn
-    if fingerprint(job.config, content_of(job.config, warn)) != run_fingerprint:
+    if fingerprint(job.run.settings, content_of(job.run.settings, warn)) != run_fingerprint:
         warn(
             f"{run_dir.name}: ringexp's code, the prompt or the checkpoint changed while it ran, so no later "
             "sweep takes its results"
         )
         return
-    CompletedRuns(job.config.completed_dir, session.ranks.machine, warn).add(run_fingerprint, run_dir)
+    CompletedRuns(job.run.settings.completed_dir, session.ranks.machine, warn).add(run_fingerprint, run_dir)

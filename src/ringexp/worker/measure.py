@@ -78,11 +78,11 @@ def measure(job: PreparedJob, role: str, tracker: Tracker | None) -> Measured:
         role: the role of the job, which the launcher shows.
         tracker: where each timed prompt is logged; None for nowhere.
     """
-    session, config = job.session, job.config
-    title = config.partitioner.name if role == "run" else f"reference ({role})"
-    profile = drift_label(config.hetero.percentages, config.hetero.drift)
-    title = f"{title}, {config.layout.name}, {profile}: {config.seq_len} tokens"
-    session.progress.stage(title, config.warmup + config.repeats)
+    session, settings = job.session, job.settings
+    title = settings.partitioner.name if role == "run" else f"reference ({role})"
+    profile = drift_label(job.run.percentages, job.run.drift)
+    title = f"{title}, {settings.layout.name}, {profile}: {job.run.seq_len} tokens"
+    session.progress.stage(title, settings.warmup + settings.repeats)
     reset_peak_memory(session.device)
     measurement = _Measurement(job, job.prompt_loop(), tracker)
     measurement.warm_up()
@@ -102,7 +102,7 @@ class _Measurement:
 
     def warm_up(self) -> None:
         """Run prompts that are not timed, until they suffice by the time of the first."""
-        session, asked = self.job.session, self.job.config.warmup
+        session, asked = self.job.session, self.job.settings.warmup
         needed = asked
         for done in count(1):
             if done > needed:
@@ -116,7 +116,7 @@ class _Measurement:
 
     def time_prompts(self) -> None:
         """Run and log the prompts that count."""
-        repeats = self.job.config.repeats
+        repeats = self.job.settings.repeats
         for index in range(repeats):
             plan = self.loop.plan
             ranks, replan_ms = self._run(index)
@@ -132,7 +132,7 @@ class _Measurement:
         """Run all prompts in a row, and return what has been measured."""
         session, communicator = self.job.session, self.job.session.communicator
         communicator.barrier()
-        back_to_back_ms = max(communicator.gather(self.loop.back_to_back_ms(self.job.config.repeats)))
+        back_to_back_ms = max(communicator.gather(self.loop.back_to_back_ms(self.job.settings.repeats)))
         return Measured(
             iterations=self.iterations,
             prompts=self.prompts,
@@ -181,7 +181,7 @@ def capacity_efficiency(job: PreparedJob, latency_ms: float, speeds: list[float]
         speeds: the speed of each rank at these percentages, TFLOP/s.
     """
     session, references = job.session, job.references
-    percentages = session.throttle.percentages if has_whole_devices(session, job.config) else []
+    percentages = session.throttle.percentages if has_whole_devices(session, job.run) else []
     single_speed = metrics.full_speed(speeds, percentages) or references.single_speed_tflops
     return metrics.capacity_efficiency(latency_ms, speeds, references.single_ms, single_speed)
 

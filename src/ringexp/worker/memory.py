@@ -48,14 +48,14 @@ class RankMemory:
         communicator: the ranks.
         device: this rank's device.
         ranks_per_device: the number of ranks that share the device.
-        limit_gib: the setting `memory_limit_gib`: one limit, one per rank, or None for what CUDA has free.
+        limits_gib: per rank the limit; None for what CUDA has free, and for no limit on the CPU.
         need: what a prompt needs.
     """
 
     communicator: Communicator
     device: torch.device
     ranks_per_device: int
-    limit_gib: float | Sequence[float] | None
+    limits_gib: Sequence[float | None]
     need: MemoryNeed
 
     def max_tokens(self, seq_len: int) -> list[int | None]:
@@ -70,12 +70,12 @@ class RankMemory:
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        """Make CUDA keep this rank within `limit_gib`, if that is set."""
-        limit = self._limit_bytes()
-        if self.device.type == "cpu" or self.limit_gib is None or limit is None:
+        """Make CUDA keep this rank within its limit, if a limit is set."""
+        limit_gib = self.limits_gib[self.communicator.rank]
+        if self.device.type == "cpu" or limit_gib is None:
             yield
             return
-        whole = torch.cuda.get_device_properties(self.device).total_memory
+        limit, whole = GIB * limit_gib, torch.cuda.get_device_properties(self.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), self.device)
         try:
             yield
@@ -84,9 +84,9 @@ class RankMemory:
 
     def _limit_bytes(self) -> float | None:
         """Return this rank's limit; without a setting, its part of what CUDA has free or holds for it."""
-        limit = self.limit_gib
+        limit = self.limits_gib[self.communicator.rank]
         if limit is not None:
-            return GIB * (limit[self.communicator.rank] if isinstance(limit, Sequence) else limit)
+            return GIB * limit
         if self.device.type == "cpu":
             return None
         free, _ = torch.cuda.mem_get_info(self.device)

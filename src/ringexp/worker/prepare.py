@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from ringexp.calibration.source import TableSpeeds
-from ringexp.choices import PARTITIONERS, measures_each_device
-from ringexp.config import DEFAULT_TILE, Config, num_chunks
+from ringexp.choices import THROTTLES
+from ringexp.config import Config
+from ringexp.configure.resolve import ResolvedRun
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.workload import Workload, padded
-from ringexp.planning import HopCost, Mask, Plan, check_memory
+from ringexp.planning import HopCost, Plan, check_memory
 from ringexp.ring.loop import RingContext
 from ringexp.tracking.metrics import References
 from ringexp.worker.caches import block_shape
@@ -55,7 +56,7 @@ class PreparedJob:
 
     Attributes:
         session: this rank.
-        config: the settings of the run.
+        run: the settings of the run, with every `auto` decided.
         tools: what the job works with.
         source: the measured speeds that the plan rests on.
         speeds: the speed of each rank, TFLOP/s.
@@ -68,7 +69,7 @@ class PreparedJob:
     """
 
     session: Session
-    config: Config
+    run: ResolvedRun
     tools: JobTools
     source: TableSpeeds
     speeds: list[float]
@@ -80,32 +81,36 @@ class PreparedJob:
     x: torch.Tensor
 
     @property
+    def settings(self) -> Config:
+        """The settings as the user gave them."""
+        return self.run.settings
+
+    @property
     def workload(self) -> Workload:
         return self.tools.workload
 
     def ring(self, plan: Plan | None = None) -> RingContext:
         """Return this rank's end of the ring for a plan; for the job's own plan by default."""
-        session, prefetch_hops = self.session, self.config.transport.prefetch_hops
+        session, prefetch_hops = self.session, self.settings.transport.prefetch_hops
         plan, clock = plan or self.plan, session.throttle.clock(self.workload.only_attention)
         return RingContext(plan, session.rank, session.transport, self.tools.kernel, clock, prefetch_hops)
 
     def prompt_loop(self) -> PromptLoop:
         """Return what runs the job's prompts, one after the other."""
-        config, plan, planner = self.config, self.plan, None
-        if PARTITIONERS[config.partitioner.name].adapts:
-            mask, units = Mask.of(self.workload.causal), self.workload.num_units
-            device = self.session.device.type
+        run, plan, planner = self.run, self.plan, None
+        if run.partitioner.adapts:
+            units = self.workload.num_units
             planner = adaptive_planner(
-                config, self.source, device, mask, units, self.max_tokens, self.hop_cost
+                run.settings, self.source, run.device, run.mask, units, self.max_tokens, self.hop_cost
             )
             plan = planner.plan
         work = RingWork(self.workload, self.x, self.ring)
-        return PromptLoop(self.session, config.hetero, work, self.tools.graphs, plan, planner)
+        return PromptLoop(self.session, run.settings.hetero, work, self.tools.graphs, plan, planner)
 
     @property
     def checker(self) -> int:
         """The rank that checks results alone: the ring's member with the largest percentage."""
-        percentages = self.config.hetero.percentages
+        percentages = self.run.percentages
         return max(self.plan.members, key=lambda rank: (percentages[rank], -rank))
 
 
@@ -114,30 +119,30 @@ def prepare(session: Session, job: Job) -> PreparedJob:
 
     Reference jobs skip cost calibration and the memory check.
     """
-    config, is_run = job.config, job.role == "run"
-    needs = calibration_needs(config, costs=is_run)
-    tools = job_tools(session, job, longest=max(config.seq_len + config.decode_tokens, *needs.lengths))
-    workload, meter = tools.workload, speed_meter(session, config, tools)
+    run, is_run, settings = job.run, job.is_run, job.run.settings
+    needs = calibration_needs(run, costs=is_run)
+    tools = job_tools(session, job, longest=max(run.seq_len + settings.decode_tokens, *needs.lengths))
+    workload, meter = tools.workload, speed_meter(session, run, tools)
     source = session.calibrator.speeds(needs, meter, tools.memory)
     references = tools.references.stored()
     if is_run:
-        source = replace(source, alone_ms=_alone_ms(session, config, references, workload.num_units))
-    max_tokens = tools.memory.max_tokens(config.seq_len)
-    hop_cost = hop_cost_of(session, config, tools) if is_run else None
-    plan = plan_for(config, source, session.device.type, Mask.of(workload.causal), max_tokens, hop_cost)
+        source = replace(source, alone_ms=_alone_ms(session, run, references, workload.num_units))
+    max_tokens = tools.memory.max_tokens(run.seq_len)
+    hop_cost = hop_cost_of(session, run, tools) if is_run else None
+    plan = plan_for(settings, source, run.device, run.mask, max_tokens, hop_cost)
     if is_run and (wrong := check_memory(plan, max_tokens)):
-        if config.memory_limit_gib is not None:
+        if any(limit is not None for limit in run.memory_limits_gib):
             raise UserError(wrong)
         session.progress.warn(wrong)
-    x = _inputs(session, config, workload)
+    x = _inputs(session, run, workload)
     speeds = source.lut()
-    drift_speeds = {tuple(config.hetero.percentages): speeds}
-    if is_run and config.hetero.drift:
-        percentages = levels(config.hetero.drift, config.hetero.percentages, config.repeats)
+    drift_speeds = {tuple(run.percentages): speeds}
+    if is_run and run.drift:
+        percentages = levels(run.drift, run.percentages, settings.repeats)
         drift_speeds |= session.calibrator.drift_speeds(needs, meter, tools.memory, percentages)
     return PreparedJob(
         session=session,
-        config=config,
+        run=run,
         tools=tools,
         source=source,
         speeds=speeds,
@@ -152,39 +157,33 @@ def prepare(session: Session, job: Job) -> PreparedJob:
 
 def job_tools(session: Session, job: Job, longest: int) -> JobTools:
     """Build or fetch what a job works with. longest: tokens that the workload has to be built for."""
-    config, ranks = job.config, session.ranks
+    run, settings, ranks = job.run, job.run.settings, session.ranks
     references = JobReferences(
-        session.communicator, session.progress, config.references_dir, job, ranks.invocation
+        session.communicator, session.progress, settings.references_dir, job, ranks.invocation
     )
-    workload = session.workloads.get(config.model, config.seed, longest)
-    shape = block_shape(workload, config.model.batch_size, config.seq_len, ranks.world_size)
-    kernel = session.kernels.get(config.kernel.name, shape, references.store)
-    need = memory_need(workload, session.transport, num_chunks(config), config.decode_tokens > 0)
+    workload = session.workloads.get(settings.model, settings.seed, longest)
+    shape = block_shape(workload, settings.model.batch_size, run.seq_len, ranks.world_size)
+    kernel = session.kernels.get(settings.kernel.name, shape, references.store)
+    need = memory_need(workload, session.transport, run.chunks, settings.decode_tokens > 0)
     memory = RankMemory(
-        session.communicator, session.device, ranks.ranks_per_device, config.memory_limit_gib, need
+        session.communicator, session.device, ranks.ranks_per_device, run.memory_limits_gib, need
     )
-    return JobTools(workload, kernel, _cuda_graphs(session, config), memory, references)
+    return JobTools(workload, kernel, CudaGraphs(run.cuda_graph), memory, references)
 
 
-def _cuda_graphs(session: Session, config: Config) -> CudaGraphs:
-    """Decide whether prompts are CUDA graphs: by the setting, else for attention modules only."""
-    wanted = config.model.kind == "attention" if config.cuda_graph is None else config.cuda_graph
-    return CudaGraphs(wanted and session.device.type == "cuda")
-
-
-def calibration_needs(config: Config, costs: bool) -> CalibrationNeeds:
+def calibration_needs(run: ResolvedRun, costs: bool) -> CalibrationNeeds:
     """Return the speeds that a job reads. costs: the job predicts its time."""
     return CalibrationNeeds(
-        settings=config.calibration,
-        speeds_file=config.speeds_file,
-        seq_len=config.seq_len,
-        world_size=config.world_size,
-        partitioner=config.partitioner,
+        settings=run.settings.calibration,
+        speeds_file=run.settings.speeds_file,
+        seq_len=run.seq_len,
+        world_size=run.world_size,
+        partitioner=run.settings.partitioner,
         costs=costs,
     )
 
 
-def speed_meter(session: Session, config: Config, tools: JobTools) -> SpeedMeter:
+def speed_meter(session: Session, run: ResolvedRun, tools: JobTools) -> SpeedMeter:
     """Return what measures a job's workload on this rank."""
     return SpeedMeter(
         communicator=session.communicator,
@@ -195,34 +194,34 @@ def speed_meter(session: Session, config: Config, tools: JobTools) -> SpeedMeter
         kernel=tools.kernel,
         graphs=tools.graphs,
         announces=session.transport.announces,
-        tile=config.tile or DEFAULT_TILE[session.device.type],
-        seed=config.seed,
+        tile=run.tile,
+        seed=run.settings.seed,
         versions=software_versions(session.ranks.machine.get("driver")),
     )
 
 
-def hop_cost_of(session: Session, config: Config, tools: JobTools) -> HopCost | None:
+def hop_cost_of(session: Session, run: ResolvedRun, tools: JobTools) -> HopCost | None:
     """Return what a hop of a shard costs; None where nothing may be measured."""
-    if config.calibration.mode == "table":
+    if run.settings.calibration.mode == "table":
         return None
     return session.hop_costs.of_shards(tools.kernel, tools.workload.memory.kv_token)
 
 
-def _inputs(session: Session, config: Config, workload: Workload) -> torch.Tensor:
-    """Return the whole prompt: the config's own text, or random tokens."""
-    if has_prompt(config):
-        return padded(prompts(config), session.device)
-    return workload.inputs(config.seq_len, config.seed)
+def _inputs(session: Session, run: ResolvedRun, workload: Workload) -> torch.Tensor:
+    """Return the whole prompt: the user's own text, or random tokens."""
+    if has_prompt(run.settings):
+        return padded(prompts(run.settings), session.device)
+    return workload.inputs(run.seq_len, run.settings.seed)
 
 
-def _alone_ms(session: Session, config: Config, references: References, units: int) -> float | None:
+def _alone_ms(session: Session, run: ResolvedRun, references: References, units: int) -> float | None:
     """Return the time of one unit of the workload on one full-speed device, if ranks at 100 % are such."""
     single_ms = references.single_ms
-    if config.hetero.drift or single_ms is None or not has_whole_devices(session, config):
+    if run.drift or single_ms is None or not has_whole_devices(session, run):
         return None
     return single_ms / units
 
 
-def has_whole_devices(session: Session, config: Config) -> bool:
+def has_whole_devices(session: Session, run: ResolvedRun) -> bool:
     """Return whether a rank at 100 % is one full-speed device."""
-    return session.ranks.ranks_per_device == 1 and not measures_each_device(config.hetero.throttle)
+    return session.ranks.ranks_per_device == 1 and not THROTTLES[run.throttle].measures_each_device

@@ -117,7 +117,7 @@ def _join(ranks: RankSet, place: RankPlace, store_name: str, key: bytes) -> Comm
     from ringexp.ring.messages import Messages
     from ringexp.worker.communicator import Communicator
 
-    timeout = timedelta(seconds=ranks.jobs[0].config.launch.timeout_s)
+    timeout = timedelta(seconds=ranks.jobs[0].run.settings.launch.timeout_s)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.PrefixStore(store_name, dist.TCPStore(address, port, is_master=False, timeout=timeout))
     # Weights and inputs are broadcast over the default group. NCCL takes one rank per GPU.

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ringexp.config import Config
 from ringexp.configure.resolve import ResolvedRun
 from ringexp.errors import UserError
+
+SPOT_CHECK = "spot check of "
+"""The beginning of the role of a job that runs a stored reference again. The kind of reference follows."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Job:
     invocation: str | None = None
 
     @property
-    def config(self) -> Config:
-        return self.run.settings
+    def is_run(self) -> bool:
+        """Whether this is a run that is tracked, not a reference or a check of one."""
+        return self.role == "run"
 
     @property
-    def throttle(self) -> str:
-        return self.run.throttle
+    def is_spot_check(self) -> bool:
+        """Whether the job only compares a stored reference with how fast it is now."""
+        return self.role.startswith(SPOT_CHECK)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the job as plain values for JSON."""

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import TypedDict
 
-from ringexp.choices import PARTITIONERS
-from ringexp.planning import Mask, RankCost
+from ringexp.planning import RankCost
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.metrics import Accuracy, Decoding, RunResult
@@ -19,11 +18,11 @@ def run_result(
     job: PreparedJob, measured: Measured, accuracy: Accuracy | None, decoding: Decoding | None
 ) -> RunResult:
     """Put together the figures of a run. All ranks call this together, with the latest plan in `job`."""
-    config, session, references = job.config, job.session, job.references
-    settled = measured.iterations if config.hetero.drift else measured.settled
+    run, session, references = job.run, job.session, job.references
+    settled = measured.iterations if run.drift else measured.settled
     latencies_ms = [metrics.latency_ms(ranks) for ranks in settled]
     adaptation = metrics.adaptation(measured.prompts, measured.latencies_ms)
-    costs, partitioner = _costs(job), PARTITIONERS[config.partitioner.name]
+    costs, partitioner = _costs(job), run.partitioner
     return RunResult(
         **_latencies(job, measured, latencies_ms),
         **_merit(job, settled, adaptation),
@@ -39,7 +38,7 @@ def run_result(
         hop=asdict(job.hop_cost) if job.hop_cost else None,
         num_units=job.workload.num_units,
         decode=decoding,
-        adaptation=adaptation if config.hetero.drift or partitioner.adapts else None,
+        adaptation=adaptation if run.drift or partitioner.adapts else None,
         references=asdict(references),
         speed_model=job.source.describe_formula() if partitioner.needs_curve else {},
         missing_references=job.tools.references.missing(),
@@ -65,7 +64,7 @@ def _latencies(job: PreparedJob, measured: Measured, settled_ms: list[float]) ->
         "latency_ms_spread": metrics.spread_ms(settled_ms),
         "latency_ms_iterations": measured.latencies_ms,
         "settled_iterations": len(settled_ms),
-        "time_to_first_token_ms": latency_ms if job.config.model.kind == "fms" else None,
+        "time_to_first_token_ms": latency_ms if job.settings.model.kind == "fms" else None,
         "latency_ms_back_to_back": measured.back_to_back_ms,
         "hop_latency_ms": link.latency_ms if link else None,
         "hop_gbps": link.gbps if link else None,
@@ -88,12 +87,12 @@ class _Merit(TypedDict):
 
 def _merit(job: PreparedJob, settled: list[list[IterationTiming]], adaptation: metrics.Adaptation) -> _Merit:
     """Return the figures of merit, and how each rank spent the time of a prompt."""
-    config, plan, references = job.config, job.plan, job.references
+    plan, references = job.plan, job.references
     latency_ms = median(metrics.latency_ms(ranks) for ranks in settled)
     medians = metrics.per_rank_medians(settled)
     flops = sum(job.workload.flops(plan, rank) for rank in range(plan.world_size))
-    even_ms = latency_ms if PARTITIONERS[config.partitioner.name].is_baseline else references.even_ms
-    if config.hetero.drift:
+    even_ms = latency_ms if job.run.partitioner.is_baseline else references.even_ms
+    if job.run.drift:
         efficiency = adaptation.capacity_efficiency
     else:
         efficiency = capacity_efficiency(job, latency_ms, job.speeds)
@@ -175,12 +174,12 @@ def _errors(accuracy: Accuracy | None) -> _Errors:
 
 def _costs(job: PreparedJob) -> list[RankCost]:
     """Return what the plan expects work to cost; nothing where queries and keys are split differently."""
-    return list(job.source.costs(Mask.of(job.workload.causal))) if job.plan.aligned else []
+    return list(job.source.costs(job.run.mask)) if job.plan.aligned else []
 
 
 def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:
     """Return the predicted latency; None without costs, and for a run whose speeds change."""
-    if not costs or job.config.hetero.drift:
+    if not costs or job.run.drift:
         return None
-    prefetch_hops = job.config.transport.prefetch_hops
+    prefetch_hops = job.settings.transport.prefetch_hops
     return job.workload.num_units * job.plan.predicted_ms(costs, job.hop_cost, prefetch_hops)

@@ -15,9 +15,6 @@ from ringexp.choices import PARTITIONERS, measures_each_device
 from ringexp.config import Config, HeteroConfig
 from ringexp.tracking.references import Facts, ReferenceStore, even_facts, homogeneous_facts, single_facts
 
-SPOT = "spot check of "
-"""The beginning of the role of a job that runs a stored reference again. The kind of reference follows."""
-
 SPOT_REPEATS = 5
 """Number of timed iterations of a job that checks a stored reference."""
 
@@ -49,13 +46,13 @@ def references_of(
     even = replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
     even = replace(even, memory_limit_gib=None)
     single = replace(even, hetero=_one_device(config, device), split="tokens")
-    found = [Reference("single", single_facts(config, machine, content), single)]
+    references = [Reference("single", single_facts(config, machine, content), single)]
     # Devices that are each measured by themselves have no ring of equal devices to be compared with.
     if not measures_each_device(config.hetero.throttle):
         homogeneous = replace(even, hetero=_full_speed(config, device, num_gpus), split="tokens")
-        found.append(Reference("homogeneous", homogeneous_facts(config, machine, content), homogeneous))
+        references.append(Reference("homogeneous", homogeneous_facts(config, machine, content), homogeneous))
     is_run = PARTITIONERS[config.partitioner.name].is_baseline
-    return [*found, Reference("even", even_facts(config, machine, content), even, is_run)]
+    return [*references, Reference("even", even_facts(config, machine, content), even, is_run)]
 
 
 def to_measure(
@@ -75,16 +72,18 @@ def to_measure(
     Returns:
         The reference that the run's ranks run again before the run, or None; and the missing references.
     """
-    to_run = [each for each in references if not each.is_run]
-    known = [each for each in references if store.get(each.kind, each.facts)]
-    missing = [each for each in to_run if each not in known]
+    to_run = [reference for reference in references if not reference.is_run]
+    stored = [reference for reference in references if store.get(reference.kind, reference.facts)]
+    missing = [reference for reference in to_run if reference not in stored]
     if not spot_check or len(missing) == len(to_run):
         return None, missing
-    rings = [each for each in reversed(known) if each.kind != "single" and shares_ranks(each.config)]
-    drifts = any(each.config.hetero.drift for each in references)  # a few prompts would not meet all of it
-    if not rings or drifts or not all(shares_ranks(each.config) for each in missing):
+    rings = [reference for reference in reversed(stored) if reference.kind != "single"]
+    checkable = [reference for reference in rings if shares_ranks(reference.config)]
+    # A few prompts would not meet all of a drift.
+    drifts = any(reference.config.hetero.drift for reference in references)
+    if not checkable or drifts or not all(shares_ranks(reference.config) for reference in missing):
         return None, to_run
-    return rings[0], missing
+    return checkable[0], missing
 
 
 def brief(config: Config) -> Config:
