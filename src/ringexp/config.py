@@ -23,7 +23,7 @@ PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "
 CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton", "flash")
+KERNELS = ("auto", "reference", "sdpa", "cudnn", "hopper", "triton", "flash")
 TRANSPORTS = ("auto", "nccl", "ipc", "gloo")
 TRACKER_MODES = ("offline", "online", "disabled")
 CALIBRATION_MODES = ("auto", "table", "refresh")
@@ -349,7 +349,6 @@ ALIASES = {
     "math": "reference",
     "eager": "reference",
     "torch": "sdpa",
-    "hopper": "triton",
     "flash_attention": "flash",
     "flash_attention_2": "flash",
     "fa4": "flash",

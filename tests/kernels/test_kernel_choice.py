@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -11,8 +12,10 @@ import torch
 from ringexp.choices import KERNELS, KernelSpec
 from ringexp.errors import UserError
 from ringexp.kernels import candidates, get_decode_kernel, get_kernel, hopper_block, sdpa, triton_block
+from ringexp.kernels.providers import why_unavailable
 
 BF16, FP32 = torch.bfloat16, torch.float32
+OPTIONS = ", ".join(KERNELS.options)
 
 
 @pytest.fixture
@@ -89,14 +92,22 @@ def test_sdpa_on_cuda_takes_the_kernel_that_fits(gpu_of, capability, dtype, head
 def test_every_kernel_runs_or_names_what_it_needs(spec):
     """On a CPU, as nothing else is at hand."""
     for dtype, head_dim in ((FP32, 64), (BF16, 72), (torch.float64, 3)):
-        try:
-            kernel = get_kernel(spec.name, "cpu", dtype, head_dim)
-        except UserError as error:
-            assert str(error).startswith(f"kernel={spec.name} needs ")
-            assert str(error).endswith("; use " + " or ".join(f"kernel={other}" for other in spec.alternatives))
+        lacks = why_unavailable(spec, torch.device("cpu"), dtype, head_dim)
+        if lacks:
+            others = " or ".join(f"kernel={other}" for other in spec.alternatives)
+            with pytest.raises(UserError, match=re.escape(f"kernel={spec.name} needs {lacks}; use {others}")):
+                get_kernel(spec.name, "cpu", dtype, head_dim)
         else:
-            assert kernel.name == spec.name
-            assert (kernel.fused_limits is not None) == spec.fused
+            assert get_kernel(spec.name, "cpu", dtype, head_dim).name == spec.name
+
+
+def test_fused_kernels_say_how_much_they_take_at_once(gpu_of, monkeypatch):
+    gpu_of((9, 0))
+    monkeypatch.setattr(triton_block, "_interpreting", lambda: False)
+    monkeypatch.setattr(KernelSpec, "why_not_installed", lambda spec: None)
+    for spec in KERNELS:
+        kernel = get_kernel(spec.name, "cuda", BF16, 64)
+        assert (kernel.fused_limits is not None) == (kernel.block_into is not None) == spec.fused
 
 
 def test_triton_on_a_hopper_gpu_is_the_portable_kernel(gpu_of, monkeypatch):
@@ -126,7 +137,7 @@ def test_hopper_where_it_does_not_fit(gpu_of, monkeypatch, capability, dtype, he
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="kernel=flush is unknown; choose one of " + ", ".join(KERNELS.options)):
+    with pytest.raises(UserError, match="kernel=flush is unknown; choose one of " + OPTIONS):
         get_kernel("flush", "cpu", FP32, 64)
 
 

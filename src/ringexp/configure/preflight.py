@@ -6,10 +6,10 @@ nothing and use no GPU: a CUDA context in the launcher would be in the way of MP
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from dataclasses import dataclass
 
+from ringexp.choices import KERNELS
 from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config, FmsModelConfig
 from ringexp.errors import UserError
 from ringexp.machine import gpu_memory_bytes, memory_bytes
@@ -17,7 +17,7 @@ from ringexp.models.model_shapes import is_stock, shape_of_config
 from ringexp.planning import MemoryNeed, check_enough_tiles
 from ringexp.planning.memory import GIB
 
-NEEDS_CUDA = {"kernel": ("cudnn", "flash"), "transport": ("nccl", "ipc")}
+NEEDS_CUDA = {"transport": ("nccl", "ipc")}
 
 
 @dataclass(frozen=True)
@@ -94,34 +94,20 @@ def _check_devices(config: Config, transport: str, where: Surroundings) -> None:
 
 def _check_kernel(config: Config, device: str) -> None:
     """Check that a kernel chosen by name fits device, precision and head dimension, and has its package."""
-    name, model = config.kernel.name, config.model
-    if name in NEEDS_CUDA["kernel"] and device != "cuda":
-        raise UserError(f"kernel={name} needs CUDA, but device={device}; use kernel=sdpa or kernel=auto")
-    if name in ("cudnn", "flash") and model.dtype == "float32":
-        raise UserError(
-            f"kernel={name} needs float16 or bfloat16, but model.dtype=float32; use kernel=sdpa or "
-            "kernel=auto"
-        )
-    if name == "flash" and not _installed("flash-attn-4"):
-        raise UserError(
-            "kernel=flash needs the package flash-attn-4 (pip install 'ringexp[flash]'); use kernel=sdpa or "
-            "kernel=auto"
-        )
-    if name == "triton" and device == "cpu":
+    spec, model = KERNELS.get(config.kernel.name), config.model
+    if spec is None:  # it is chosen on the device
+        return
+    lacks = spec.why_unsuitable(device, model.dtype, "model.dtype") or spec.why_not_installed()
+    if lacks:
+        alternatives = " or ".join(f"kernel={name}" for name in spec.alternatives)
+        raise UserError(f"kernel={spec.name} needs {lacks}; use {alternatives}")
+    if device in spec.needs_probe:
         import torch
 
         from ringexp.kernels import get_kernel
 
         head_dim = model.head_dim if isinstance(model, AttentionModelConfig) else 128
-        get_kernel(name, "cpu", getattr(torch, model.dtype), head_dim)
-
-
-def _installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        get_kernel(spec.name, device, getattr(torch, model.dtype), head_dim)
 
 
 def _check_model(config: Config) -> MemoryNeed | None:

@@ -114,10 +114,10 @@ def _now(x):
 
 @gluon.jit
 def allocate_buffers(desc):
-    """Allocate shared memory for two tiles on their way, and a barrier for each that completes when it landed."""
-    buffers = gl.allocate_shared_memory(
-        desc.dtype, [2, 1, 1, desc.block_shape[2], desc.block_shape[3]], desc.layout
-    )
+    """Allocate shared memory for two tiles on their way, and barriers that complete when they have landed."""
+    ROWS: gl.constexpr = desc.block_shape[2]
+    HEAD_DIM: gl.constexpr = desc.block_shape[3]
+    buffers = gl.allocate_shared_memory(desc.dtype, [2, 1, 1, ROWS, HEAD_DIM], desc.layout)
     landed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2):
         mbarrier.init(landed.index(i), 1)
@@ -128,9 +128,9 @@ def allocate_buffers(desc):
 def carry(descs, buffers, landed, counters, runs, load, heads_per_piece, destinations, SENDS: gl.constexpr):
     """Carry runs of tiles until none is left: the first heads come first.
 
-    One tile is loaded while the one before leaves; buffers and landed are two for that. `runs` is the number of
-    all runs. Of the first BURST runs COURIERS programs carry some, then load.couriers programs. destinations:
-    for each the addresses of the words `free` and `ready`, and how many tiles of a head it gets.
+    A tile is loaded while the one before leaves, so there are two buffers. `runs` is the number of all runs.
+    COURIERS programs carry the first BURST runs, and load.couriers programs the others. destinations: for
+    each the addresses of the words `free` and `ready`, and how many tiles of a head it gets.
     """
     counts_ptr = counters.counts_ptr
     run = runs

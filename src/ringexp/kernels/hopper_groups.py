@@ -1,4 +1,4 @@
-"""Groups of arguments of the Hopper kernel: how the host fills them in, and what device code passes on as one.
+"""Groups of arguments of the Hopper kernel: how the host fills them in, and device code passes them on.
 
 The kernel takes the members one by one, in the order of `Arguments`: Triton would compile anew for other
 integers within a tuple. Every group names its members as the kernel's parameters.
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
 
 
 class SentDescriptors(NamedTuple):
-    """TMA descriptors, with tiles of ROWS rows, of the keys and values that are sent and of their destinations."""
+    """TMA descriptors, with tiles of ROWS rows, of the keys and values that are sent and of their places."""
 
     ks_desc: Descriptor
     vs_desc: Descriptor
@@ -120,7 +120,7 @@ class Sizes(NamedTuple):
 
 
 class FurtherSpans(NamedTuple):
-    """Further spans: how many whole key tiles each has, and from which row on, a whole query tile, they are seen."""
+    """Further spans: from which row on, a whole query tile, each is seen, and how many key tiles it has."""
 
     from1: int
     tiles1: int
@@ -238,7 +238,7 @@ class Output(NamedTuple):
 
 
 class Awaited(NamedTuple):
-    """Members of `Words` and `Pieces` that are about further spans: a tuple of three for `words` and `taken`."""
+    """Members of `Words` and `Pieces` about further spans; words and taken are tuples of three."""
 
     words: Value
     taken: Value

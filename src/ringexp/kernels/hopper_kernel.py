@@ -117,9 +117,10 @@ def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, awaited, fu
 def _produce(q_desc, k_descs, v_descs, rings, counters, awaited, sizes, spans, SPANS: gl.constexpr,
              AWAIT: gl.constexpr, SENDS: gl.constexpr, CAUSAL: gl.constexpr,
              CONSUMERS: gl.constexpr):  # fmt: skip
-    """Feed the consumers: the work of the producer warp, which takes a query tile when it has loaded the last.
+    """Feed the consumers: the work of the producer warp.
 
-    Keys come one tile ahead of values, the order in which the consumers ask for them.
+    It takes the next query tile when it has loaded everything for the last one. Keys come one tile ahead of
+    values, the order in which the consumers ask for them.
     """
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
     KV_BYTES: gl.constexpr = BLOCK_N * HEAD_DIM * 2
@@ -166,7 +167,7 @@ def _produce(q_desc, k_descs, v_descs, rings, counters, awaited, sizes, spans, S
 @gluon.jit
 def _end(rings, counters, awaited, index, total, loaded, turn, SPANS: gl.constexpr, AWAIT: gl.constexpr,
          SENDS: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
-    """Tell the consumers that there is no further tile, and leave the counters 0 if this is the last program."""
+    """Tell the consumers that there is no further tile. The last program leaves the counters 0."""
     for consumer in gl.static_range(CONSUMERS):
         place, phase = _query_stage(turn, consumer, CAUSAL)
         mbarrier.wait(rings.q_empty.index(place), phase ^ 1)
@@ -404,8 +405,8 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
     QUERY_TILES: gl.constexpr = CONSUMERS * (2 if CAUSAL else 1)
     rings = _allocate(q_desc, k_desc, v_desc, QUERY_TILES, CONSUMERS)
     sizes = Sizes(num_tiles, total, num_heads, band, group, q_len, kv_len)
-    output = Output(out_desc, out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start,
-                    done_stop)  # fmt: skip
+    output = Output(out_desc, out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse,
+                    done_start, done_stop)  # fmt: skip
     awaited = Awaited((words1_ptr, words2_ptr, words3_ptr), (taken1, taken2, taken3), heads_per_piece, pieces,
                       waited_ptr)  # fmt: skip
     counters = Counters(next_ptr, counts_ptr, took_ptr)

@@ -81,7 +81,7 @@ def launch(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: flo
         sent=_sent_descriptors(sending),
         outputs=_outputs(result, by_tma),
         words=_words(further, sending, pieces, q.device),
-        strides=Strides(*(result.out.stride(axis) for axis in (0, 2, 1)), result.lse.stride(1)),
+        strides=_strides(result),
         sizes=sizes,
         further=_further_spans(further),
         pieces=Pieces(first.k.shape[1] // pieces, pieces, *_taken(further)),
@@ -154,18 +154,24 @@ def _outputs(result: Result, by_tma: bool) -> Outputs:
     return Outputs(desc, result.out, result.lse, result.out if result.final is None else result.final)
 
 
+def _strides(result: Result) -> Strides:
+    batch, row, head, _ = result.out.stride()
+    return Strides(batch, head, row, result.lse.stride(1))
+
+
 def _words(further: Sequence[KeySpan], sending: Sending | None, pieces: int, device: torch.device) -> Words:
     counter = counters_of(device).next()
     counts, took = (sending.counts, sending.took) if sending else (None, None)
     arriving = [span.arriving for span in further if span.arriving]
     if not arriving:
-        return Words(counter, *_padded([], _MOST_FURTHER, None), None, counts, took)
+        return Words(counter, None, None, None, None, counts, took)
     stride = WORD if pieces > 1 else arriving[0].words.stride(0)
     assert all(each.words.shape == (pieces,) and each.words.stride(0) == stride for each in arriving), (
         arriving
     )
     flags = [span.arriving.words if span.arriving else set_flags(device, pieces) for span in further]
-    return Words(counter, *_padded(flags, _MOST_FURTHER, None), arriving[0].waited, counts, took)
+    first, second, third = _padded(flags, _MOST_FURTHER, None)
+    return Words(counter, first, second, third, arriving[0].waited, counts, took)
 
 
 def _further_spans(further: Sequence[KeySpan]) -> FurtherSpans:

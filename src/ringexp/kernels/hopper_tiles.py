@@ -1,4 +1,4 @@
-"""How a launch of the Hopper kernel divides its work: rows per tile, heads that take turns, programs that send."""
+"""Divide the work of a launch of the Hopper kernel into tiles, bands of heads, and programs that send."""
 
 from __future__ import annotations
 

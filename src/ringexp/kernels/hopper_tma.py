@@ -30,7 +30,7 @@ def fitting(x: Tensor) -> Tensor:
 
 
 def descriptor(x: Tensor | Remote, rows: int) -> Any:
-    """Return the TMA descriptor of x [B, H, L, D] for tiles of `rows` rows of one head, zero beyond the last row."""
+    """Return the TMA descriptor of x [B, H, L, D] for tiles of `rows` rows of one head, 0 beyond the last."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 

@@ -1,4 +1,4 @@
-"""The provider of kernel=sdpa: PyTorch's own attention kernels, called where they also return the log-sum-exp.
+"""The provider of kernel=sdpa: PyTorch's own attention kernels, where they also return the log-sum-exp.
 
 `torch.nn.functional.scaled_dot_product_attention` drops it, so these functions call the operators underneath.
 Each is a block as in `contract`.

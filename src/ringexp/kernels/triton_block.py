@@ -108,7 +108,7 @@ def available(device: torch.device | str) -> bool:
 
 
 def why_triton_cannot_run(device: torch.device) -> str | None:
-    """Return what our Triton kernels lack on a device, as the end of a sentence "needs ..."; None if nothing."""
+    """Return what our Triton kernels lack on a device, as the end of a sentence "needs ...", or None."""
     if importlib.util.find_spec("triton") is None:
         return "the triton package, which is not installed"
     if device.type == "cuda":

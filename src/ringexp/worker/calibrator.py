@@ -14,6 +14,7 @@ from ringexp.calibration.measure import StoppingRule, calibration_lengths, measu
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.staleness import SPOT_CHECK, deviation, is_stale, spot_point, unlike
 from ringexp.calibration.table import Point, SpeedRow, SpeedTable
+from ringexp.choices import KERNELS
 from ringexp.config import DEFAULT_TILE, Config
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
@@ -136,7 +137,7 @@ class Calibrator:
             "throttle": self.session.throttle.name,
             "ranks_per_device": self.session.ranks.ranks_per_device,
             "beside": self.session.beside,
-            "shape": f"{workload.shape}-{kernel.name}",
+            "shape": f"{workload.shape}-{KERNELS[kernel.name].stored_as or kernel.name}",
         }
 
     def _stored(self, config: Config, keys: list[dict[str, Any]]) -> list[list[SpeedRow]]:
