@@ -38,7 +38,7 @@ class JobReferences:
 
     @property
     def _is_even(self) -> bool:
-        return self.job.config.partitioner.name == "even"
+        return self.job.run.partitioner.is_baseline
 
     def stored(self) -> References:
         """Return the figures of all references that are stored by now."""
