@@ -14,7 +14,7 @@ from ringexp.config import AttentionModelConfig, CalibrationConfig, Config, Hete
 from ringexp.hetero.pacing import Pacer
 from ringexp.hetero.throttle import AppliedThrottle, _paced
 from ringexp.planning import HopCost, Plan, make_plan
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 from ringexp.ring.transport import resolved
 from ringexp.worker.progress import ProgressWriter
 from ringexp.worker.prompt_loop import PromptLoop

@@ -19,8 +19,8 @@ from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.workload import Workload, local_inputs
 from ringexp.planning import HopCost, apportion, make_plan
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 
 if TYPE_CHECKING:
     from ringexp.worker.session import Session

@@ -18,9 +18,9 @@ from ringexp.hetero.drift import drift_label
 from ringexp.models.prompt import has_prompt, starts_of
 from ringexp.models.workload import local_inputs, unpadded
 from ringexp.planning import Plan, RankCost, longest_context, make_plan
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from ringexp.ring.timing import IterationTiming
-from ringexp.ring.transport import LoopbackTransport
 from ringexp.tracking import metrics
 from ringexp.tracking.completed import CompletedRuns, fingerprint
 from ringexp.tracking.content import content_of

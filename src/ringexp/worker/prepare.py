@@ -13,7 +13,7 @@ from ringexp.kernels import Kernel
 from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.workload import Workload, padded
 from ringexp.planning import HopCost, Plan, check_memory
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 from ringexp.worker.make_plan import adaptive_planner, plan_for
 from ringexp.worker.prompt_loop import PromptLoop
 from ringexp.worker.session import Session

@@ -19,8 +19,8 @@ from ringexp.config import Config
 from ringexp.hetero.drift import percentages_at
 from ringexp.models.workload import Workload, local_inputs
 from ringexp.planning import AdaptivePlanner, Plan
+from ringexp.ring.context import RingContext
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.loop import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.worker.session import Session
 
@@ -82,7 +82,7 @@ class PromptLoop:
         """What an iteration of the present plan does."""
         self._built = None  # free the old one first
         plan, rank, workload = self.plan, self._session.rank, self._workload
-        self._session.transport.reserve(max(plan.kv_tokens) * workload.memory.kv_token)
+        self._session.transport.memory.reserve(max(plan.kv_tokens) * workload.memory.kv_token)
         ring, local = self._ring_of(plan), local_inputs(self._x, plan, rank)
 
         def work() -> torch.Tensor:  # a rank without tokens is not in the ring

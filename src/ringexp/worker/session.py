@@ -25,10 +25,9 @@ from ringexp.models.workload import Workload, make_workload
 from ringexp.planning import MemoryNeed
 from ringexp.planning.memory import GIB
 from ringexp.ring.clock import Clock, make_clock
+from ringexp.ring.context import RingContext
 from ringexp.ring.cuda_driver import device_id
-from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.loop import RingContext
 from ringexp.ring.messages import Messages
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.ring.transport import Transport
@@ -274,9 +273,7 @@ class Session:
             activations = need.kv_token + -(-(need.own_token - need.kv_token) // chunks)
             need = replace(need, own_token=cache + activations)
         # Slots are of the longest shard, which others may have. On one GPU theirs are in their outboxes only.
-        if isinstance(self.transport, IpcTransport) and self.transport.any_far:
-            need = replace(need, kv_token=2 * need.kv_token)
-        return need
+        return replace(need, kv_token=(1 + self.transport.memory.slots_per_shard) * need.kv_token)
 
     @contextmanager
     def limited_memory(self, config: Config) -> Iterator[None]:
