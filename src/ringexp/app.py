@@ -12,15 +12,16 @@ from typing import Any
 
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
+from ringexp.choices import measures_each_device
 from ringexp.config import AttentionModelConfig, Config
 from ringexp.configure.preflight import Surroundings, check_before_start
 from ringexp.errors import RunFailed, UserError
-from ringexp.hetero.profiles import beside
-from ringexp.hetero.throttle import IN_PROCESS, resolve_throttle
+from ringexp.hetero.profiles import co_tenants
+from ringexp.hetero.throttle import resolve_throttle, starting_throttle, takes_any_profile
 from ringexp.interrupts import undisturbed
 from ringexp.launch.local import run_ranks
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
-from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
+from ringexp.machine import cores_per_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
 from ringexp.models.shapes import shape_of
 from ringexp.planning import BY_COST, Plan
 from ringexp.report.console import Console
@@ -299,7 +300,7 @@ class _RankSets:
     def _name(self, config: Config) -> str:
         """Return a name that is equal for configs that can share ranks."""
         ranks = self._ranks(config)
-        any_profile = ranks.device == "cpu" and _throttle(config, "cpu") in IN_PROCESS
+        any_profile = takes_any_profile(_throttle(config, ranks.device), ranks.device)
         profile = [ranks.world_size] if any_profile else [ranks.percentages, ranks.drifting]
         shared = [ranks.throttle, profile, ranks.transport, ranks.device, asdict(config.model), config.seed]
         return json.dumps(shared, sort_keys=True)
@@ -310,7 +311,7 @@ class _RankSets:
         throttle = _throttle(config, device)
         return RankSet(
             device=device,
-            throttle="cpu_pacing" if device == "cpu" and throttle in IN_PROCESS else throttle,
+            throttle=starting_throttle(throttle, device),
             transport=_transport(config, device, self._place),
             percentages=[float(p) for p in config.hetero.percentages],
             drifting=bool(config.hetero.drift),
@@ -370,7 +371,7 @@ def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | N
         except UserError:  # no costs in the table yet
             known = None
     if known is None:
-        taken = "equal" if config.hetero.is_measured else "the percentages"
+        taken = "equal" if measures_each_device(config.hetero.throttle) else "the percentages"
         note = f"speeds are not known here and taken to be {taken}; a real run measures them"
         return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), note
     return plan_for(config, known, device, causal), "speeds are from the calibration table"
@@ -378,7 +379,7 @@ def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | N
 
 def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | None:
     """The table's speeds for this machine and model, if they are unambiguous and cover every percentage."""
-    cpu = f"{cpu_name()} x{cores_a_rank(config.world_size)}"
+    cpu = f"{cpu_name()} x{cores_per_rank(config.world_size)}"
     hardware = set(gpu_names()) if device == "cuda" else {cpu}
     table = SpeedTable(config.speeds_file)
     prefix = f"{shape_of(config.model)}-"  # the kernel's name follows, which only a rank can resolve
@@ -391,7 +392,7 @@ def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | Non
     count = gpu_count() if device == "cuda" else config.world_size
     devices = [rank % max(count, 1) for rank in range(config.world_size)]
     own = [
-        [row for row in rows if row.beside == beside(percentages, devices, rank)]
+        [row for row in rows if row.co_tenants == co_tenants(percentages, devices, rank)]
         for rank in range(config.world_size)
     ]
     kinds = {(row.hardware, row.ranks_per_device, row.shape) for mine in own for row in mine}

@@ -20,7 +20,7 @@ class SlurmLauncher(TogetherLauncher):
         }
 
     def carry_out(self) -> CarryOut:
-        from ringexp.slurm.settings import SlurmConfig
+        from ringexp.config import SlurmConfig
         from ringexp.slurm.submit import execute
 
         settings = SlurmConfig(**self._settings)

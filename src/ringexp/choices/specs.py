@@ -82,6 +82,7 @@ class ThrottleSpec(Choice):
         shared_on_node: whether all ranks of a machine share one service that the launcher starts.
         makes_control_groups: whether the launcher makes control groups, which SLURM does itself.
         program: the program that has to be on PATH; "" for none.
+        install: what to do where that program is missing.
         auto_rank: its place among the throttles that `auto` tries; None if `auto` never picks it.
     """
 
@@ -95,6 +96,7 @@ class ThrottleSpec(Choice):
     shared_on_node: bool = False
     makes_control_groups: bool = False
     program: str = ""
+    install: str = ""
     auto_rank: int | None = None
 
 

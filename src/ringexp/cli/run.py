@@ -15,11 +15,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from ringexp import config as settings
 from ringexp.cli.arguments import prepared
 from ringexp.cli.messages import hydra_line, is_expected, one_line, raised_by_hydra
 from ringexp.cli.terminal import keep_printing
-from ringexp.config import CONF_DIR
+from ringexp.config import CONF_DIR, Config
+from ringexp.configure.compose import from_hydra, grouped
+from ringexp.configure.register import register
 from ringexp.errors import UserError
 from ringexp.interrupts import EXIT_CODE, Interrupts
 from ringexp.printable import plain
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ringexp.app import Outcome
     from ringexp.report.console import Console
 
-CarryOut = Callable[[Sequence[tuple[settings.Config, Path]], "Console"], "list[Outcome]"]
+CarryOut = Callable[[Sequence[tuple[Config, Path]], "Console"], "list[Outcome]"]
 """What runs the configs of a sweep and says what each came to; see `app.execute`."""
 
 LOCAL_LAUNCHERS = ("shared_ranks", "basic")
@@ -44,7 +45,7 @@ class _Outcome:
     exit_codes: list[int] = field(default_factory=list)  # of the runs that failed
     sweep_dir: Path | None = None
     report: bool = True  # whether a report is wanted at the end of the sweep
-    config: settings.Config | None = None  # of one of the sweep's runs
+    config: Config | None = None  # of one of the sweep's runs
 
 
 _outcome = _Outcome()
@@ -60,7 +61,7 @@ def _run(cfg: Any) -> None:
     try:
         if chosen.mode != RunMode.MULTIRUN and launcher not in LOCAL_LAUNCHERS:
             raise UserError(f"hydra/launcher={launcher} is for sweeps, also of one run: add -m (--multirun)")
-        config = settings.from_hydra(cfg)
+        config = from_hydra(cfg)
         _outcome.report &= config.report and not config.dry_run
         _outcome.config = config
         from ringexp.app import run
@@ -85,13 +86,13 @@ def sweep(composed: Sequence[tuple[Any, Path]], carry_out: CarryOut) -> None:
     runs = []
     for cfg, run_dir in composed:
         try:
-            config = settings.from_hydra(cfg)
+            config = from_hydra(cfg)
             if config.dry_run:
                 run(config, run_dir)
                 continue
             sweep_dir = _outcome.sweep_dir = run_dir.parent
             _outcome.report &= config.report
-            _outcome.config = settings.grouped(config, f"{sweep_dir.parent.name} {sweep_dir.name}")
+            _outcome.config = grouped(config, f"{sweep_dir.parent.name} {sweep_dir.name}")
             runs.append((_outcome.config, run_dir))
         except (UserError, OmegaConfBaseException) as error:
             _report(error, None if cfg.dry_run else run_dir)
@@ -142,7 +143,7 @@ def _compose_and_run() -> None:
     """Hand the command line to Hydra; what is wrong with it ends in one line."""
     try:
         sys.argv[1:] = prepared(sys.argv[1:])
-        settings.register()
+        register()
         _run()
     except (HydraException, OmegaConfBaseException, UserError) as error:
         _fail(one_line(error), 2)

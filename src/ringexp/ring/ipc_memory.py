@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from ringexp.choices import TRANSPORTS
 from ringexp.ring import cuda_driver as driver
 from ringexp.ring.messages import Messages
 from ringexp.ring.transport import TransportMemory
@@ -41,7 +42,7 @@ class PeerMemory(TransportMemory):
         self._device, self._group, self._messages = device, group, messages
         self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
         self._outboxes, self._inboxes = outboxes, inboxes
-        self.slots_per_shard = int(inboxes)
+        self.slots_per_shard = TRANSPORTS["ipc"].slots_per_far_shard if inboxes else 1
         self.epoch = 0
         self._flags_bytes = _aligned(_FLAGS * self._world * _FLAG_BYTES)
         self._outbox_bytes = self._slot_bytes = 0

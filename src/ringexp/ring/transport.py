@@ -48,12 +48,12 @@ class TransportMemory:
     """The device memory that a transport keeps from ring to ring. This class is for transports without any.
 
     Attributes:
-        slots_per_shard: How many times each other rank's shard has a place in it, besides the one that a ring
-            computes with.
+        slots_per_shard: The number of places that each other rank's shard has in a rank's memory: one for
+            the ring to compute with, and those that are kept here.
         epoch: Changes when memory that a captured graph points to has moved, on all ranks alike.
     """
 
-    slots_per_shard = 0
+    slots_per_shard = 1
     epoch = 0
 
     def reserve(self, num_bytes: int) -> None:

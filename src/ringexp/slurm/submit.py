@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringexp.app import Outcome, check_folders, mark_interrupted, outcome, resumed
-from ringexp.config import Config
+from ringexp.config import Config, SlurmConfig
 from ringexp.configure.preflight import Surroundings, check_before_start
 from ringexp.errors import UserError
 from ringexp.interrupts import undisturbed
 from ringexp.launch.supervision import Display
 from ringexp.report.console import Console
 from ringexp.slurm.job import JobFile, carry_out
-from ringexp.slurm.settings import SlurmConfig
+from ringexp.slurm.settings import job_identity, validate
 from ringexp.slurm.step import SlurmJob
 from ringexp.tracking.completed import CompletedRuns, fingerprint
 from ringexp.tracking.content import content_of
@@ -57,9 +57,9 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
 
     An interrupt cancels the jobs; if this process is killed they go on, and their results are found again.
     """
-    settings.validate()
+    validate(settings)
     check_folders([run_dir for _, run_dir in runs])
-    place = settings.place()
+    place = job_identity(settings)
     refused = _refused(runs, settings)
     todo = [
         (config, run_dir)
