@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ringexp.api import measure_speeds, ring_attention
     from ringexp.models.fms.generation import generate
     from ringexp.models.fms.strategy import get_model
-    from ringexp.planning import Plan, RankCost
+    from ringexp.planning import Mask, Plan, RankCost
     from ringexp.planning.planner import plan
     from ringexp.ring.groups import close
     from ringexp.ring.shards import positions, shard, unshard
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Mask",
     "Plan",
     "RankCost",
     "RingError",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Mask": "planning",
     "Plan": "planning",
     "RankCost": "planning",
     "plan": "planning.planner",

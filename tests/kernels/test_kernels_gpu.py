@@ -21,7 +21,7 @@ from ringexp.kernels import (
     get_kernel,
     oracle,
 )
-from ringexp.planning import make_plan
+from ringexp.planning import Mask, make_plan
 from ringexp.ring import cuda_driver
 from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import CudaClock
@@ -137,7 +137,7 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
     if kernel.fused_limits is None:
         pytest.skip("needs a Hopper GPU")
     tokens = [256 * (1 + (5 * rank) % 7) for rank in range(ranks)]
-    plan = make_plan(sum(tokens), tokens, layout, causal=causal)
+    plan = make_plan(sum(tokens), tokens, layout, mask=Mask.of(causal))
     case = Case(plan.seq_len, plan.seq_len, causal, BF16, 1, heads, kv_heads, head_dim)
     whole = [x.transpose(1, 2) for x in inputs(case, "cuda")]
     shards = [[shard(x, plan, rank) for x in whole] for rank in range(ranks)]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ringexp.app.slurm_job import carry_out
 from ringexp.config import Config, HeteroConfig, PartitionerConfig, SlurmConfig
 from ringexp.errors import UserError
 from ringexp.slurm import submit
@@ -70,7 +71,7 @@ def test_what_is_submitted_is_for_the_user_alone(tmp_path, monkeypatch):
         return SimpleNamespace(submit=lambda *job: SimpleNamespace(job_id="1"))
 
     monkeypatch.setattr(submit, "_executor", executor)
-    submit._submit([(Config(), tmp_path / "run")], SlurmConfig())
+    submit._submit([(Config(), tmp_path / "run")], SlurmConfig(), carry_out)
     assert modes == [0o700]
 
 

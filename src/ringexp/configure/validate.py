@@ -12,6 +12,7 @@ from ringexp.config import (
     CALIBRATION_MODES,
     DEVICES,
     DTYPES,
+    SPLITS,
     TRACKER_MODES,
     AttentionModelConfig,
     Config,
@@ -22,7 +23,7 @@ from ringexp.configure.register import folder_name
 from ringexp.errors import UserError
 from ringexp.hetero.drift import validate_drift
 from ringexp.hetero.profiles import validate_percentages
-from ringexp.planning import SHARD_MODES, validate_memory_limit
+from ringexp.planning import validate_memory_limit
 
 INTERPOLATIONS = ("pchip", "linear")
 
@@ -55,7 +56,7 @@ def _check_choices(config: Config) -> None:
     KERNELS.check(config.kernel.name, "kernel.name")
     TRANSPORTS.check(config.transport.name, "transport.name")
     THROTTLES.check(config.hetero.throttle)
-    _one_of("shard", config.shard, SHARD_MODES)
+    _one_of("split", config.split, SPLITS)
     if config.tracker.mode is not None:
         _one_of("tracker.mode", config.tracker.mode, TRACKER_MODES)
     _one_of("calibration.mode", config.calibration.mode, CALIBRATION_MODES)
@@ -77,9 +78,9 @@ def _check_drift(config: Config) -> None:
 def _check_partitioner(config: Config) -> None:
     """Check that the partitioner gets what it splits by."""
     partitioner, throttle = PARTITIONERS[config.partitioner.name], THROTTLES.get(config.hetero.throttle)
-    if config.shard == "kv" and partitioner.needs_costs:
+    if config.split == "kv" and partitioner.needs_costs:
         raise UserError(
-            f"partitioner={partitioner.name} balances what ranks compute, which shard=kv leaves even; "
+            f"partitioner={partitioner.name} balances what ranks compute, which split=kv leaves even; "
             "use another one"
         )
     if throttle and throttle.measures_each_device and partitioner.needs_percentages:
@@ -106,10 +107,10 @@ def _check_whole_model(config: Config, model: FmsModelConfig) -> None:
         raise UserError("model=checkpoint needs model.checkpoint=DIR, a Hugging Face folder")
     if model.checkpoint and model.overrides:
         raise UserError("model.overrides goes with random weights, not with model.checkpoint")
-    if config.shard == "kv":
+    if config.split == "kv":
         raise UserError(
-            "shard=kv splits keys/values apart from queries and is for attention workloads only; "
-            f"model={model.name} needs shard=tokens"
+            "split=kv splits keys/values apart from queries and is for attention workloads only; "
+            f"model={model.name} needs split=tokens"
         )
 
 

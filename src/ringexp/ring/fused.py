@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 
 from ringexp.kernels import ArrivalFlags, FusedLimits, KeySpan, OnlineSoftmax, Sending
-from ringexp.planning import Block, Plan
+from ringexp.planning import Block, BlockShape, Plan
 from ringexp.ring.context import RingContext
 from ringexp.ring.loop import receive
 from ringexp.ring.pending import PendingShard
@@ -69,7 +69,7 @@ class Launch:
         from_row = block.q_start - self.first.q_start
         return (
             len(self.parts) < limits.spans
-            and not block.causal
+            and block.shape is BlockShape.FULL
             and block.q_stop == self.first.q_stop
             and from_row >= 0
             and from_row % limits.tile == block.kv_len % limits.tile == 0
@@ -83,7 +83,9 @@ def launches(
     parts = [(source, block) for source in sources for block in plan.blocks(rank, source, start)]
     if limits is None:
         return [Launch((part,)) for part in parts]
-    return _joined(sorted(parts, key=lambda part: (not part[1].causal, part[1].q_start)), limits)
+    return _joined(
+        sorted(parts, key=lambda part: (part[1].shape is BlockShape.FULL, part[1].q_start)), limits
+    )
 
 
 def _joined(parts: Sequence[Part], limits: FusedLimits) -> list[Launch]:
@@ -208,4 +210,5 @@ class _Group:
             sending = None if spans else shard.sending
             spans.append(KeySpan(keys, values, block.q_start - rows.start, shard.flags, sending))
         queries = self._q[:, rows].transpose(1, 2)
-        self.result.attend(ring.kernel, queries, spans, launch.first.causal, softmax_scale, rows)
+        causal = launch.first.shape is BlockShape.CAUSAL
+        self.result.attend(ring.kernel, queries, spans, causal, softmax_scale, rows)

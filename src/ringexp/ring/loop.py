@@ -11,6 +11,7 @@ from contextlib import closing
 
 import torch
 
+from ringexp.planning import BlockShape
 from ringexp.ring.context import RingContext
 from ringexp.ring.pending import PendingShard
 from ringexp.ring.queries import joined_output, query_groups
@@ -34,7 +35,7 @@ def attend(
                         group.q[:, rows].transpose(1, 2),
                         keys[group.sequences, :, columns],
                         values[group.sequences, :, columns],
-                        block.causal,
+                        block.shape is BlockShape.CAUSAL,
                         softmax_scale,
                     )
                     group.result.merge(out, lse, rows)

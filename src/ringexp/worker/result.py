@@ -6,7 +6,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import TypedDict
 
-from ringexp.planning import RankCost
+from ringexp.planning import Mask, RankCost
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.metrics import Accuracy, Decoding, RunResult
@@ -174,7 +174,7 @@ def _errors(accuracy: Accuracy | None) -> _Errors:
 
 def _costs(job: PreparedJob) -> list[RankCost]:
     """Return what the plan expects work to cost; nothing where queries and keys are split differently."""
-    return list(job.source.costs(job.workload.causal)) if job.plan.aligned else []
+    return list(job.source.costs(Mask.of(job.workload.causal))) if job.plan.aligned else []
 
 
 def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:
