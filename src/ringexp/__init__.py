@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ringexp.errors import RingError, UserError
 
@@ -49,12 +49,12 @@ _HOMES = {
     "generate": "models.fms.generation",
     "get_model": "models.fms.strategy",
 }
-"""Where a public name is; imported on first use, so that planning needs no torch and the ring no FMS."""
+"""The module of every public name. It is imported on first use: planning needs no torch, the ring no FMS."""
 
 
 if not TYPE_CHECKING:  # a type checker is to find names that are not there
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__} has no attribute {name}")
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

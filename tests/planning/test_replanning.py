@@ -25,7 +25,7 @@ def planner(costs, units=1, links=None, **settings):
     def move(tokens):
         return make_plan(SEQ_LEN, tokens)
 
-    return AdaptivePlanner(AdaptiveConfig(**settings), costs, make, move, TILE, units, hop), asked
+    return AdaptivePlanner(AdaptiveConfig(**settings), costs, make, move, TILE, units, links), asked
 
 
 def play(adaptive, costs, factors_of_rank_1, units=1):

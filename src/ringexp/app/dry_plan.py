@@ -1,4 +1,4 @@
-"""The plan of a run that is not started, by stored speeds or by the percentages."""
+"""Plan a run without starting it, by stored speeds or by the percentages."""
 
 from __future__ import annotations
 

@@ -50,9 +50,8 @@ def references_of(
     even = replace(even, memory_limit_gib=None)
     single = replace(even, hetero=_one_device(config, device), split="tokens")
     found = [Reference("single", single_facts(config, machine, content), single)]
-    if not measures_each_device(
-        config.hetero.throttle
-    ):  # there is no ring of equal devices to measure against
+    # Devices that are each measured by themselves have no ring of equal devices to be compared with.
+    if not measures_each_device(config.hetero.throttle):
         homogeneous = replace(even, hetero=_full_speed(config, device, num_gpus), split="tokens")
         found.append(Reference("homogeneous", homogeneous_facts(config, machine, content), homogeneous))
     is_run = PARTITIONERS[config.partitioner.name].is_baseline
