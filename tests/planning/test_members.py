@@ -19,8 +19,8 @@ from ringexp.planning import (
     check_enough_tiles,
     make_plan,
 )
+from ringexp.planning.apportion import apportion_within
 from ringexp.planning.balanced import FINE, _member_counts
-from ringexp.planning.partitioners import apportion_within
 
 DEAR = HopCost(1e6, 0.0)
 layouts = sorted(LAYOUTS.names)
