@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ringexp.kernels import Arriving, Destination, KeySpan, Remote, Sending, hopper_block, hopper_launch
+from ringexp.kernels import ArrivalFlags, Destination, KeySpan, Remote, Sending, hopper_block, hopper_launch
 from ringexp.kernels.hopper_groups import Arguments
 from ringexp.kernels.hopper_tiles import BLOCK_N, MOST_COURIERS, ROWS, RUN, num_couriers
 
@@ -92,7 +92,7 @@ def exchange(launched):
     given.words, given.waited, given.counts, given.took = (
         torch.zeros(n, dtype=torch.int32) for n in (8, 1, 4, 1)
     )
-    given.arriving = Arriving(given.words.view(2, 4)[:, 0], given.waited, 1 << 40)
+    given.arriving = ArrivalFlags(given.words.view(2, 4)[:, 0], given.waited, 1 << 40)
     given.to = [
         Destination(remote(n << 32, length), remote(n << 33, length), n << 34, n << 35)
         for n, length in enumerate(given.lengths, start=1)

@@ -7,7 +7,7 @@ triton.
 """
 
 from ringexp.kernels.contract import (
-    Arriving,
+    ArrivalFlags,
     BlockFunction,
     Destination,
     FusedLimits,
@@ -22,7 +22,7 @@ from ringexp.kernels.merge import OnlineSoftmax
 from ringexp.kernels.providers import candidates, get_kernel
 
 __all__ = [
-    "Arriving",
+    "ArrivalFlags",
     "BlockFunction",
     "DecodeKernel",
     "Destination",
