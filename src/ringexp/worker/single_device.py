@@ -11,8 +11,8 @@ from ringexp.config import num_chunks
 from ringexp.models.prompt import starts_of
 from ringexp.models.workload import local_inputs
 from ringexp.planning import Mask, Plan, make_plan
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from ringexp.worker.decode import decode, decoder_of
 from ringexp.worker.measure import enough_warmup
 from ringexp.worker.prepare import PreparedJob

@@ -15,8 +15,8 @@ from ringexp.calibration.rows import Point, SpeedRow
 from ringexp.kernels import Kernel
 from ringexp.models.workload import Workload, local_inputs
 from ringexp.planning import Mask, Plan, apportion, make_plan
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.cuda_graphs import CudaGraphs
 from ringexp.worker.throttle_state import ThrottleState
