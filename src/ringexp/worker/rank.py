@@ -83,6 +83,7 @@ def _main() -> None:
     import torch
     import torch.distributed as dist
 
+    from ringexp.choices import TRANSPORTS
     from ringexp.hetero.throttle import rank_throttle
     from ringexp.machine import hardware_queues
     from ringexp.ring.messages import Messages
@@ -108,7 +109,7 @@ def _main() -> None:
     name, key = _keys(os.environ.pop(SECRET_ENV))  # a compiler that the rank starts has no use for it
     store = dist.PrefixStore(name, dist.TCPStore(address, port, is_master=False, timeout=timeout))
     # Weights and inputs are handed out over it; NCCL takes one rank a GPU.
-    separate = ranks.transport in ("nccl", "ipc") and ranks.ranks_per_device == 1
+    separate = "cpu" not in TRANSPORTS[ranks.transport].devices and ranks.ranks_per_device == 1
     backend = "cpu:gloo,cuda:nccl" if separate else "gloo"
     dist.init_process_group(
         backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout
