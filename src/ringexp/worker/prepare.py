@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ringexp.calibration.source import TableSpeeds
-from ringexp.choices import measures_each_device
+from ringexp.choices import PARTITIONERS, measures_each_device
 from ringexp.config import DEFAULT_TILE, Config, num_chunks
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
@@ -92,7 +92,7 @@ class PreparedJob:
     def prompt_loop(self) -> PromptLoop:
         """Return what runs the job's prompts, one after the other."""
         config, plan, planner = self.config, self.plan, None
-        if config.partitioner.name == "adaptive":
+        if PARTITIONERS[config.partitioner.name].adapts:
             mask, units = Mask.of(self.workload.causal), self.workload.num_units
             device = self.session.device.type
             planner = adaptive_planner(
