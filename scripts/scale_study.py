@@ -212,7 +212,7 @@ def speedup_figure(table: pd.DataFrame) -> Figure:
 
 
 def bound_figure(table: pd.DataFrame) -> Figure:
-    """Draw the time of hops alone over the compute time of the slowest rank. Transfers limit those above 1."""
+    """Draw the time of hops alone over the compute time of the slowest rank. Above 1 transfers limit."""
     figure, (axes,) = style.new_figure(1, len(MIXES), height=3.6, sharey=True)
     table = table.assign(ratio=table.transfer_ms / table.compute_ms)
     for axis, mix in zip(axes, MIXES, strict=True):
