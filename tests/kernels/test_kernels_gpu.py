@@ -320,7 +320,7 @@ class AtHand(LoopbackTransport):
         for source in self.arrival_order(ring_pass.tokens):
             if source == self.rank:
                 yield PendingShard.local(source, k, v)
-            elif self._pieces is None or not ring_pass.carried(self.rank, source):
+            elif self._pieces is None or not ring_pass.needed_of(self.rank, source):
                 yield PendingShard(source, lambda source=source: self._shards[source])
             else:  # a kernel may wait for it; where none does, a stream
                 yield PendingShard(source, partial(self._receive, source), partial(self.send, source))
