@@ -78,7 +78,7 @@ def event_by_event(plan, costs, links, prefetch_hops):
         if what == "ready":
             return [("posted", rank, hop), ("arrived", rank, hop - 1)], 0.0
         if what == "received":
-            count = plan.needed(rank, source) if links.direct else plan.kv_tokens[source]
+            count = len(plan.needed(rank, source)) if links.direct else plan.kv_tokens[source]
             ends = [("ready", rank, hop), ("ready", before, hop)]
             if links.direct:
                 ends = [("arrived", rank, hop - 1), ("posted", source, hop)]
@@ -139,7 +139,7 @@ def test_no_rank_is_done_before_it_has_computed_all_nor_before_all_shards_have_c
         diagonal = sum(block.pairs for block in blocks if block.shape is BlockShape.CAUSAL)
         pure = costs[rank].time_ms(plan.tokens[rank], pairs, diagonal)
         others = [source for source in members if source != rank]
-        counts = [plan.needed(rank, each) if links.direct else plan.kv_tokens[each] for each in others]
+        counts = [len(plan.needed(rank, each)) if links.direct else plan.kv_tokens[each] for each in others]
         carried = sum(hop.time_ms(count) for count in counts if count)
         assert found.busy_ms()[place] >= pure * (1 - 1e-9)
         assert found.compute_ends[-1][place] >= max(found.busy_ms()[place], carried) * (1 - 1e-9)

@@ -114,9 +114,12 @@ class Plan:
         blocks = blocks_between(queries, keys, self.mask)
         return tuple(block.moved(padded_queries, padded_keys) for block in blocks) if start else blocks
 
-    def needed(self, rank: int, source: int) -> int:
-        """How many of `source`'s keys/values any query of `rank` sees: that many first ones."""
-        return max((block.kv_stop for block in self.blocks(rank, source)), default=0)
+    def needed(self, rank: int, source: int) -> range:
+        """Return the part of `source`'s keys/values, in local indices, that the queries of `rank` see."""
+        blocks = self.blocks(rank, source)
+        if not blocks:
+            return range(0)
+        return range(min(block.kv_start for block in blocks), max(block.kv_stop for block in blocks))
 
     def pairs(self, rank: int) -> float:
         """Return the attention work of `rank`: its query-key pairs, on average per sequence of the batch."""
