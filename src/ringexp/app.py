@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
@@ -24,11 +23,13 @@ from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count, g
 from ringexp.models.shapes import shape_of
 from ringexp.planning import BY_COST, Plan
 from ringexp.report.console import Console
+from ringexp.stored import JsonObject, JsonValue
 from ringexp.tracking.completed import CompletedRuns, copy_results, fingerprint, run_key
 from ringexp.tracking.content import content_of
 from ringexp.tracking.environment import command_line, gpu_names, machine_facts
-from ringexp.tracking.files import begin, mark_ended, read_results
+from ringexp.tracking.files import begin, mark_ended, read_record
 from ringexp.tracking.references import ReferenceStore, even_facts
+from ringexp.tracking.results import RunRecord
 from ringexp.worker.make_plan import plan_for
 from ringexp.worker.rank_set import Job, RankSet
 from ringexp.worker.reference_jobs import SPOT, Reference, brief, references_of, to_measure
@@ -45,20 +46,24 @@ class ExecutionSite:
     num_nodes: int = 1
     run_ranks: RunRanks = run_ranks
     command: list[str] = field(default_factory=command_line)
-    nodes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    nodes: dict[str, list[JsonObject]] = field(default_factory=dict)
 
-    def machine(self, device: str) -> dict[str, Any]:
+    def machine(self, device: str) -> JsonObject:
         """What decides speed there, as `machine_facts`."""
         if self.num_nodes == 1:
             return machine_facts(device)
-        return {"device": device, "nodes": self.nodes[device]}
+        nodes: list[JsonValue] = [*self.nodes[device]]
+        return {"device": device, "nodes": nodes}
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Carry out one config and print its plan and results; returns the content of results.json.
+def run(config: Config, run_dir: Path) -> Plan | RunRecord:
+    """Carry out one config and print its plan and results. Everything is written under `run_dir`.
 
-    Everything is written under `run_dir`. Raises UserError for settings that cannot work here, RunFailed for
-    a run that ended badly.
+    Return the plan of a dry run, else the record of the run.
+
+    Raises:
+        UserError: settings that cannot work here.
+        RunFailed: the run ended badly.
     """
     device = _device(config)
     throttle = _throttle(config, device)
@@ -67,7 +72,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     if config.dry_run:
         plan, note = _dry_plan(config, device, throttle)
         console.plan(config, plan, throttle, note)
-        return {"status": "planned", "tokens": plan.tokens}
+        return plan
     console.heading(config, device, throttle)
     (outcome,) = execute([(config, run_dir)], console)
     if isinstance(outcome, Exception):
@@ -76,8 +81,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     return outcome
 
 
-Outcome = dict[str, Any] | UserError | RunFailed
-"""What a run came to: the content of its results.json, or why there is none worth having."""
+Outcome = RunRecord | UserError | RunFailed
+"""How a run ended: its complete results, or the error that says why there are none."""
 
 
 def execute(
@@ -140,10 +145,10 @@ def check_folders(folders: Sequence[Path]) -> None:
 def mark_interrupted(runs: Sequence[tuple[Config, Path]], reason: str) -> None:
     """Say of every run that has not ended that it was interrupted, and whether it had begun."""
     for _, run_dir in runs:
-        mark_ended(run_dir, "interrupted", reason if read_results(run_dir) else f"not begun ({reason})")
+        mark_ended(run_dir, "interrupted", reason if read_record(run_dir) else f"not begun ({reason})")
 
 
-def resumed(config: Config, run_dir: Path, sweep: bool, machine: dict[str, Any]) -> bool:
+def resumed(config: Config, run_dir: Path, sweep: bool, machine: JsonObject) -> bool:
     """Whether an equal run is complete; if so its results are in `run_dir` now."""
     if not (sweep if config.resume is None else config.resume):
         return False
@@ -214,19 +219,20 @@ def _run_set(
 
 
 def _is_complete(job: Job) -> bool:
-    results = read_results(job.run_dir) if job.run_dir else None
-    return bool(results) and results["status"] == "complete" and results.get("key") == job.key
+    record = read_record(job.run_dir) if job.run_dir else None
+    return record is not None and record.is_complete and record.key == job.key
 
 
 def outcome(run_dir: Path) -> Outcome:
-    """What the results.json of a run says it came to."""
-    results = read_results(run_dir)
-    if results is None or results["status"] != "complete":
-        reason = (results or {}).get("reason")
-        return RunFailed(str(reason) if reason else f"the ranks ended without results for {run_dir}")
-    if results.get("exact") not in (True, None):
-        return RunFailed(str(results.get("why_inexact") or "the output is not that of one process"))
-    return results
+    """Return how a run ended, by its results.json."""
+    record = read_record(run_dir)
+    if record is None or not record.is_complete:
+        reason = record.reason if record else None
+        return RunFailed(reason or f"the ranks ended without results for {run_dir}")
+    if record.exact is False:
+        why = record.content.get("why_inexact")
+        return RunFailed(str(why or "the output is not that of one process"))
+    return record
 
 
 def rank_sets(
@@ -255,7 +261,7 @@ class _RankSets:
         self._place = place
         self._asked: set[Path] = set()  # references that are measured in this call
         self._invocation = secrets.token_hex(8)
-        self._machines: dict[str, dict[str, Any]] = {}
+        self._machines: dict[str, JsonObject] = {}
 
     def add_run(self, config: Config, run_dir: Path, own_references: bool) -> None:
         """Add the references that a run lacks, then the run."""
@@ -283,7 +289,7 @@ class _RankSets:
         self._add(Job(config, "run", "", run_dir, key, facts, invocation))
 
     def _add_reference(
-        self, reference: Reference, store: ReferenceStore, machine: dict[str, Any], content: dict[str, str]
+        self, reference: Reference, store: ReferenceStore, machine: JsonObject, content: dict[str, str]
     ) -> None:
         kind, config = reference.kind, reference.config
         facts = {kind: reference.facts}
@@ -320,7 +326,7 @@ class _RankSets:
             invocation=self._invocation,
         )
 
-    def _machine(self, device: str) -> dict[str, Any]:
+    def _machine(self, device: str) -> JsonObject:
         if device not in self._machines:
             self._machines[device] = self._place.machine(device)
         return self._machines[device]

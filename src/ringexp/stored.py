@@ -10,12 +10,17 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 from ringexp.atomic import write_atomically
 from ringexp.printable import plain
 
 T = TypeVar("T")
+
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+"""A value as `json.loads` returns it."""
+
+JsonObject: TypeAlias = dict[str, JsonValue]
 
 Warn = Callable[[str], None]
 """A function that tells the user one line."""
@@ -32,12 +37,12 @@ def to_stderr(text: str) -> None:
     print(f"ringexp: warning: {plain(text)}", file=sys.stderr)
 
 
-def digest(facts: Any) -> str:
+def digest(facts: object) -> str:
     """Return 16 hex digits that are equal for equal facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def strict_json(value: Any, indent: int | None = 2) -> str:
+def strict_json(value: object, indent: int | None = 2) -> str:
     """Return `value` as JSON that every parser reads: a number that is not finite becomes null.
 
     An object then has a further key, `not_finite`, with the place of each such number and what it was:
@@ -50,7 +55,7 @@ def strict_json(value: Any, indent: int | None = 2) -> str:
     return json.dumps(document, indent=indent, allow_nan=False) + "\n"
 
 
-def _finite(value: Any, place: str, places: dict[str, str]) -> Any:
+def _finite(value: object, place: str, places: dict[str, str]) -> object:
     """Copy `value` with null for numbers that are not finite; note in `places` where they were."""
     if isinstance(value, float) and not math.isfinite(value):
         places[place] = str(value)
@@ -63,15 +68,15 @@ def _finite(value: Any, place: str, places: dict[str, str]) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+def write_json(path: Path, value: object, indent: int | None = 2) -> None:
     """Replace `path` by `value` as strict JSON, in one step."""
     write_atomically(path, strict_json(value, indent))
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes) -> JsonValue:
     """Read strict JSON. Raises ValueError for anything else, NaN and Infinity included."""
 
-    def refuse(constant: str) -> Any:
+    def refuse(constant: str) -> JsonValue:
         raise ValueError(f"{constant} is no JSON")
 
     try:
@@ -80,7 +85,7 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_checked(path: Path, check: Callable[[Any], T], warn: Warn = to_stderr) -> T | None:
+def read_checked(path: Path, check: Callable[[JsonValue], T], warn: Warn = to_stderr) -> T | None:
     """Read a JSON file that an earlier run left; a damaged one is set aside, with one warning.
 
     Args:
@@ -122,7 +127,7 @@ def unused(path: Path) -> Path:
     return next(name for name in names if not os.path.lexists(name))
 
 
-def positive(value: Any, name: str) -> float:
+def positive(value: JsonValue, name: str) -> float:
     """Return a number that is finite and above 0. Raises ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name}={value!r} is no number")
@@ -132,19 +137,19 @@ def positive(value: Any, name: str) -> float:
     raise ValueError(f"{name}={value!r} must be finite and above 0")
 
 
-def positive_or_none(value: Any, name: str) -> float | None:
+def positive_or_none(value: JsonValue, name: str) -> float | None:
     """Return None for null, else what `positive` returns."""
     return None if value is None else positive(value, name)
 
 
-def text(value: Any, name: str) -> str:
+def text(value: JsonValue, name: str) -> str:
     """Return a text. Raises ValueError for anything else."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{name}={value!r} is no text")
     return value
 
 
-def an_object(value: Any, name: str) -> dict[str, Any]:
+def an_object(value: JsonValue, name: str) -> JsonObject:
     """Return a JSON object. Raises ValueError for anything else."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} is no object")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from ringexp.calibration.cost_model import cost_points, fit_cost
 from ringexp.calibration.measure import calibration_lengths
+from ringexp.calibration.speed_fit import SpeedFit
 from ringexp.calibration.speed_models import FormulaModel, LookupTable
 from ringexp.calibration.table import SpeedRow
 from ringexp.planning import RankCost
@@ -57,10 +57,10 @@ class TableSpeeds:
             for model, percentage in zip(self._formulas, self.percentages, strict=True)
         ]
 
-    def describe_formula(self) -> dict[str, Any]:
-        """The regression of rank 0's hardware: text, R^2, and the rows it was fitted to."""
+    def describe_formula(self) -> SpeedFit:
+        """Describe the regression of rank 0's hardware."""
         model = self._formulas[0]
-        return {"formula": model.describe(), "r_squared": model.r_squared, "num_rows": model.num_rows}
+        return SpeedFit(model.describe(), model.r_squared, model.num_rows)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ringexp.report.console import Console
 from ringexp.slurm.step import SlurmJob
 from ringexp.tracking.completed import fingerprint
 from ringexp.tracking.content import content_of
-from ringexp.tracking.files import mark_ended, read_results
+from ringexp.tracking.files import mark_ended, read_record
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ def _done_before(config: Config, run_dir: Path) -> bool:
     """
     if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return False
-    results = read_results(run_dir) or {}
-    of_run = fingerprint(config, content_of(config))
-    return results.get("status") == "complete" and str(results.get("key")).startswith(f"{of_run}-")
+    record = read_record(run_dir)
+    if record is None or not record.is_complete:
+        return False
+    return (record.key or "").startswith(f"{fingerprint(config, content_of(config))}-")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from ringexp.models.checkpoints.folder import load_tokenizer
 from ringexp.models.fms.generation import Decoder
 from ringexp.models.workload import LocalInputs, Workload, local_inputs
 from ringexp.ring.loop import RingContext
-from ringexp.tracking.metrics import Decoding
+from ringexp.tracking.results import Decoding
 from ringexp.worker.session import Session
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from statistics import median
@@ -22,11 +22,12 @@ from ringexp.ring.loop import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.ring.transport import LoopbackTransport
 from ringexp.tracking import metrics
+from ringexp.tracking.accuracy import Accuracy
 from ringexp.tracking.completed import CompletedRuns, fingerprint
 from ringexp.tracking.content import content_of
 from ringexp.tracking.environment import environment
-from ringexp.tracking.metrics import Accuracy, Decoding, Prompt, References, RunResult
 from ringexp.tracking.references import ReferenceStore
+from ringexp.tracking.results import Decoding, Prompt, References, RunResult
 from ringexp.tracking.schema import described
 from ringexp.tracking.tracker import Tracker
 from ringexp.worker.accuracy import accuracy_of
@@ -249,13 +250,12 @@ def _still_holds(setting: PreparedJob, job: Job, measured: _Measured) -> bool:
 
     def compare() -> bool:
         stored, spot = store.get(kind, facts), measured.as_reference()
-        if stored is None:
+        if stored is None or stored.latency_ms_median is None:
             return False
-        times = stored["latency_ms_median"], spot["latency_ms_median"]
-        spreads = stored["spread"], spot["spread"]
-        if not is_off(*times, *spreads, config.calibration.tolerance):
+        times = stored.latency_ms_median, spot["latency_ms_median"]
+        if not is_off(*times, stored.spread, spot["spread"], config.calibration.tolerance):
             return True
-        count = store.forget(facts["machine"])
+        count = store.forget(session.ranks.machine)
         session.progress.warn(
             f"the stored {kind} reference is off, it takes {times[1] / times[0] - 1:+.0%}; "
             f"{count} stored references of this machine are dropped, and those of this run measured anew"
@@ -437,12 +437,12 @@ def _result(
         kernel=setting.kernel.name,
         transport=session.transport.name,
         plan=[str(shard) for shard in plan.q_shards],
-        costs=[asdict(cost) for cost in costs],
-        hop=asdict(setting.hop) if setting.hop else None,
+        costs=costs,
+        hop=setting.hop,
         num_units=units,
         decode=decoding,
         adaptation=adaptation if config.hetero.drift or config.partitioner.name == "adaptive" else None,
-        references=asdict(references),
-        speed_model=setting.source.describe_formula() if config.partitioner.name == "formula" else {},
+        references=references,
+        speed_model=setting.source.describe_formula() if config.partitioner.name == "formula" else None,
         missing_references=session.missing_references(),
     )

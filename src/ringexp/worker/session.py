@@ -32,9 +32,10 @@ from ringexp.ring.loop import RingContext
 from ringexp.ring.messages import Messages
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.ring.transport import Transport
+from ringexp.tracking.accuracy import Accuracy
 from ringexp.tracking.environment import code_identity
-from ringexp.tracking.metrics import Accuracy, References
-from ringexp.tracking.references import ReferenceStore
+from ringexp.tracking.references import KernelTimes, ReferenceStore
+from ringexp.tracking.results import References
 from ringexp.worker.calibrator import Calibrator, lengths_of
 from ringexp.worker.progress import ProgressWriter
 from ringexp.worker.rank_set import Job, RankSet
@@ -184,17 +185,17 @@ class Session:
             "shape": {**asdict(shape), "dtype": config.model.dtype},
         }
         store = ReferenceStore(config.references_dir, self.progress.warn)
-        known = self.from_rank_zero(lambda: store.get("kernel", facts))
-        if known is None or known["kernel"] not in names:
+        known = self.from_rank_zero(lambda: store.get_kernel(facts))
+        if known is None or known.kernel not in names:
             self.progress.stage(f"choosing a kernel: {', '.join(names)}")
             kernels = [get_kernel(each, self.device, shape.dtype, shape.head_dim) for each in names]
             self.barrier()
             chosen, times = fastest(self.gather(times_ms(kernels, shape, self.device)))
-            known = {"kernel": chosen, "times_ms": times}
+            known = KernelTimes(chosen, times)
             if self.rank == 0:
-                store.put("kernel", facts, known)
-        self._kernels[shape] = known["kernel"]
-        return known["kernel"]
+                store.put("kernel", facts, asdict(known))
+        self._kernels[shape] = known.kernel
+        return known.kernel
 
     def references(self) -> References:
         """Return the known references that the job's run is compared with. All ranks call this together."""
