@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ringexp.app import run
-from ringexp.calibration.table import SpeedRow, SpeedTable
+from ringexp.calibration.rows import SpeedRow
+from ringexp.calibration.table import SpeedTable
 from ringexp.config import (
     AttentionModelConfig,
     Config,
@@ -14,14 +15,14 @@ from ringexp.config import (
     LayoutConfig,
     PartitionerConfig,
 )
-from ringexp.machine import cores_a_rank, cpu_name
+from ringexp.machine import cores_per_rank, cpu_name
 from ringexp.models.shapes import shape_of
 
 
 def measured_here(config: Config, **other) -> list[SpeedRow]:
     """Calibration rows of this machine for every percentage, the slower rank four times as slow."""
     row = SpeedRow(
-        hardware=f"{cpu_name()} x{cores_a_rank(config.world_size)}",
+        hardware=f"{cpu_name()} x{cores_per_rank(config.world_size)}",
         throttle="cpu_pacing",
         percentage=50.0,
         ranks_per_device=1,
@@ -66,7 +67,7 @@ def test_a_dry_run_plans_by_what_was_measured_here(tmp_path, capsys):
         lambda config: measured_here(config, hardware="another CPU"),
         lambda config: measured_here(config, throttle="cpu_quota"),
         lambda config: measured_here(config, shape="another-model-sdpa"),
-        lambda config: measured_here(config, beside="50"),
+        lambda config: measured_here(config, co_tenants="50"),
         lambda config: measured_here(config)[:1],
         lambda config: measured_here(config) + measured_here(config, ranks_per_device=2),
     ],

@@ -7,8 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
-from ringexp import config as settings
 from ringexp.cli.run import CONF_DIR
+from ringexp.configure.compose import from_hydra
+from ringexp.configure.register import register
 from support.command import ringexp
 
 PARTITIONERS = ("even", "uneven", "lut", "formula", "balanced")
@@ -19,7 +20,7 @@ SLOW = tuple(f"[100,{percent}]" for percent in range(10, 100, 10))
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra():
-    settings.register()
+    register()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         yield
 
@@ -34,7 +35,7 @@ def jobs(experiment: str, *overrides: str) -> list[dict[str, str]]:
 
 
 def rows(found: list[dict[str, str]]) -> set[tuple[str, ...]]:
-    keys = ("hetero.percentages", "seq_len", "layout", "partitioner", "shard")
+    keys = ("hetero.percentages", "seq_len", "layout", "partitioner", "split")
     assert all(set(job) >= set(keys) for job in found)
     unique = {tuple(job[key] for key in keys) for job in found}
     assert len(unique) == len(found)
@@ -72,7 +73,7 @@ def test_drift_is_every_profile_with_plans_that_stay_and_one_that_adapts():
     found = {(job["hetero"], job["partitioner"]) for job in jobs("drift")}
     assert found == set(product([f"drift_{kind}" for kind in kinds], ("even", "balanced", "adaptive")))
     for kind in kinds:
-        config = settings.from_hydra(compose("config", ["experiment=drift", f"hetero=drift_{kind}"]))
+        config = from_hydra(compose("config", ["experiment=drift", f"hetero=drift_{kind}"]))
         assert (config.hetero.drift.kind, config.hetero.throttle) == (kind, "auto")
         assert config.hetero.drift.at + config.hetero.drift.over < config.repeats
         assert kind in config.label
@@ -94,17 +95,17 @@ def test_every_value_of_a_grid_composes_to_what_it_says(experiment):
             continue
         seen.update(job.items())
         overrides = [f"experiment={experiment}", *(f"{key}={value}" for key, value in job.items())]
-        config = settings.from_hydra(compose("config", overrides))
+        config = from_hydra(compose("config", overrides))
         assert config.hetero.percentages == [
             float(p) for p in job["hetero.percentages"].strip("[]").split(",")
         ]
         assert (config.seq_len, config.layout.name) == (int(job["seq_len"]), job["layout"])
-        assert (config.partitioner.name, config.shard) == (job["partitioner"], job.get("shard", "tokens"))
+        assert (config.partitioner.name, config.split) == (job["partitioner"], job.get("split", "tokens"))
         assert config.tracker.group == experiment
 
 
 def test_a_grid_with_everything_left_out_is_empty():
-    assert jobs("source_study", "shard=kv", "layout=contiguous") == []
+    assert jobs("source_study", "split=kv", "layout=contiguous") == []
 
 
 def test_a_study_is_a_sweep_also_without_saying_so(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ringexp.calibration.table import SpeedRow
+from ringexp.calibration.rows import SpeedRow
 from ringexp.hetero.drift import DriftConfig
 from ringexp.report.figures import FIGURES, adaptation, comparisons, curves, style, timeline
 from ringexp.report.figures.calibration import calibration_curves
@@ -22,7 +22,7 @@ def latency(slow: int, length: int, layout: str, partitioner: str) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three profiles, two lengths, two layouts, two partitioners and shard=kv, all cells filled."""
+    """Three profiles, two lengths, two layouts, two partitioners and split=kv, all cells filled."""
     folder = tmp_path_factory.mktemp("sweep")
     number = 0
     for slow in PERCENTS:

@@ -42,7 +42,7 @@ class StandIn:
         workload.compare_with_hugging_face = compare  # type: ignore[method-assign]
         session = SimpleNamespace(
             rank=0,
-            gather=lambda value: [value],
+            communicator=SimpleNamespace(gather=lambda value: [value]),
             progress=SimpleNamespace(stage=lambda text: None, warn=self.warnings.append),
         )
         return SimpleNamespace(

@@ -6,7 +6,7 @@ import pytest
 
 from ringexp.tracking.metrics import capacity_efficiency, full_speed, with_last_plan
 from ringexp.tracking.results import Prompt
-from ringexp.worker.job import MOST_WARM, enough_warmup, short_collections
+from ringexp.worker.measure import MOST_WARM, enough_warmup, short_collections
 
 
 @pytest.mark.parametrize(

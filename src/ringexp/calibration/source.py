@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ringexp.calibration.cost_model import cost_points, fit_cost
 from ringexp.calibration.measure import calibration_lengths
+from ringexp.calibration.rows import SpeedRow
 from ringexp.calibration.speed_fit import SpeedFit
 from ringexp.calibration.speed_models import FormulaModel, LookupTable
-from ringexp.calibration.table import SpeedRow
+from ringexp.config import PartitionerConfig
 from ringexp.planning import RankCost
 
 
@@ -18,13 +19,15 @@ from ringexp.planning import RankCost
 class TableSpeeds:
     """Speeds of all ranks for one length; rank i reads the rows of its own hardware, `rows[i]`.
 
-    alone_ms: as `RankCost` has it, of ranks at 100 %; None: not known.
+    alone_ms: as `RankCost` has it, of ranks at 100 %; None: not known. settings: how speeds between measured
+    points are found.
     """
 
     seq_len: int
     percentages: Sequence[float]
     rows: Sequence[Sequence[SpeedRow]]
     alone_ms: float | None = None
+    settings: PartitionerConfig = field(default_factory=PartitionerConfig)
 
     def _of_ranks(self) -> Iterator[tuple[list[SpeedRow], float]]:
         """Each rank's rows of speeds, and its percentage."""
@@ -33,7 +36,11 @@ class TableSpeeds:
 
     def lut(self) -> list[float]:
         """Interpolated speeds, TFLOP/s."""
-        return [LookupTable(rows).speed(self.seq_len, percentage) for rows, percentage in self._of_ranks()]
+        interpolation = self.settings.lut.interpolation
+        return [
+            LookupTable(rows, interpolation).speed(self.seq_len, percentage)
+            for rows, percentage in self._of_ranks()
+        ]
 
     def costs(self, causal: bool) -> list[RankCost]:
         """What work costs each rank, fitted to the rows around this length."""
@@ -48,7 +55,7 @@ class TableSpeeds:
 
     @cached_property
     def _formulas(self) -> list[FormulaModel]:
-        return [FormulaModel.fit(rows) for rows, _ in self._of_ranks()]
+        return [FormulaModel.fit(rows, self.settings.formula.degree) for rows, _ in self._of_ranks()]
 
     def formula(self) -> list[float]:
         """Speeds by regression, TFLOP/s."""

@@ -1,7 +1,7 @@
 """Speed models: from the rows of a calibration table to the speed at any length and percentage.
 
     LookupTable(rows).speed(16384, 50)        # interpolates between what was measured (partitioner lut)
-    FormulaModel.fit(rows).speed(16384, 50)   # degree-2 regression (partitioner formula)
+    FormulaModel.fit(rows).speed(16384, 50)   # polynomial regression (partitioner formula)
 
 Both answer in TFLOP/s, positive and finite, for lengths >= 1 token and percentages in (0, 100].
 """
@@ -9,10 +9,12 @@ Both answer in TFLOP/s, positive and finite, for lengths >= 1 token and percenta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
-from ringexp.calibration.table import SpeedRow
+from ringexp.calibration.rows import SpeedRow
 from ringexp.errors import UserError
 
 EXTRAPOLATION = 0.05
@@ -25,8 +27,28 @@ FLOOR_FRACTION = 0.05
 """A formula never answers below this fraction of the smallest measured speed per percent x percentage."""
 
 
+Curve = Callable[[float], Any]
+CurveThrough = Callable[[Sequence[float], Sequence[float]], Curve]
+"""Returns the curve through points, given by their coordinates x, ascending, and y."""
+
+
+def _pchip(x: Sequence[float], y: Sequence[float]) -> Curve:
+    from scipy.interpolate import PchipInterpolator
+
+    return PchipInterpolator(x, y)
+
+
+def _linear(x: Sequence[float], y: Sequence[float]) -> Curve:
+    from numpy import interp
+
+    return lambda at: interp(at, x, y)
+
+
+_CURVES: dict[str, CurveThrough] = {"pchip": _pchip, "linear": _linear}
+
+
 class LookupTable:
-    """Monotone interpolation (PCHIP: Fritsch & Butland 1984) between measured speeds.
+    """Monotone interpolation between measured speeds: PCHIP (Fritsch & Butland 1984) or straight lines.
 
     For each measured percentage a curve over log(length), constant beyond the measured ends; then a curve
     over the percentages, with speed 0 at 0 %. Measured points are returned exactly. Between percentages the
@@ -36,7 +58,9 @@ class LookupTable:
     Raises UserError for no rows, and for rows of several devices or shapes, or two at one point.
     """
 
-    def __init__(self, rows: Iterable[SpeedRow]) -> None:
+    def __init__(self, rows: Iterable[SpeedRow], interpolation: str = "pchip") -> None:
+        """Read rows. interpolation: pchip or linear, between lengths and between percentages."""
+        self._between = _CURVES[interpolation]
         measured: dict[float, dict[int, float]] = {}
         for row in sorted(_of_one_device(rows), key=lambda row: (row.percentage, row.length)):
             speeds = measured.setdefault(row.percentage, {})
@@ -47,7 +71,9 @@ class LookupTable:
                 )
             speeds[row.length] = row.speed_tflops
         self._percentages = list(measured)
-        self._curves = {percentage: _LengthCurve(speeds) for percentage, speeds in measured.items()}
+        self._curves = {
+            percentage: _LengthCurve(speeds, self._between) for percentage, speeds in measured.items()
+        }
         at_knots = [self._speeds_at(length) for curve in self._curves.values() for length in curve.measured]
         self._monotone = all(speeds == sorted(speeds) for speeds in at_knots)
 
@@ -56,7 +82,6 @@ class LookupTable:
 
         Raises UserError for a percentage more than EXTRAPOLATION above the largest measured one.
         """
-        from scipy.interpolate import PchipInterpolator
         from scipy.optimize import isotonic_regression
 
         _check_query(length, percentage)
@@ -73,7 +98,7 @@ class LookupTable:
             return curve(length)
         # Curves that are ordered where they were measured may still cross in between: isotonic here too.
         speeds = isotonic_regression(self._speeds_at(length)).x
-        between = PchipInterpolator([0.0, *self._percentages], [0.0, *speeds])
+        between = self._between([0.0, *self._percentages], [0.0, *speeds])
         return float(between(max(percentage, min(MIN_PERCENTAGE, self._percentages[0]))))
 
     def _speeds_at(self, length: int) -> list[float]:
@@ -83,15 +108,13 @@ class LookupTable:
 class _LengthCurve:
     """Speed over log(length) at one percentage; constant beyond the measured ends."""
 
-    def __init__(self, measured: dict[int, float]) -> None:
-        """`measured`: length -> TFLOP/s, by ascending length."""
-        from scipy.interpolate import PchipInterpolator
-
+    def __init__(self, measured: dict[int, float], between: CurveThrough) -> None:
+        """Draw the curve. measured: length -> TFLOP/s, by ascending length."""
         self.measured = measured
         self._shortest, self._longest = min(measured), max(measured)
         if len(measured) > 1:
             logs = [math.log(length) for length in measured]
-            self._between = PchipInterpolator(logs, list(measured.values()))
+            self._between = between(logs, list(measured.values()))
 
     def __call__(self, length: int) -> float:
         length = min(max(length, self._shortest), self._longest)
@@ -102,7 +125,7 @@ class _LengthCurve:
 
 @dataclass(frozen=True)
 class FormulaModel:
-    """speed = a polynomial of degree 2 in L = log10(length) and p = percentage, fitted by `fit`.
+    """speed = a polynomial in L = log10(length) and p = percentage, fitted by `fit`.
 
     Beyond the measured lengths and percentages it is the polynomial's own extrapolation.
     """
@@ -111,8 +134,8 @@ class FormulaModel:
     """Means of L and p over the rows."""
     scale: tuple[float, float]
     """Standard deviations of L and p; 1 where the rows have one value only."""
-    coefficients: tuple[float, float, float, float, float, float]
-    """Of 1, x, y, x^2, xy, y^2, with x and y the standardised L and p; TFLOP/s."""
+    coefficients: tuple[float, ...]
+    """Of 1, x, y, x^2, xy, y^2, ..., with x and y the standardised L and p; TFLOP/s."""
     floor_per_percent: float
     """TFLOP/s per percent below which no answer falls."""
     r_squared: float
@@ -120,9 +143,10 @@ class FormulaModel:
     worst_error: float
     """Largest |fitted - measured| / measured over the rows; it shows what R^2 hides at small speeds."""
     num_rows: int
+    degree: int = 2
 
     @classmethod
-    def fit(cls, rows: Iterable[SpeedRow]) -> FormulaModel:
+    def fit(cls, rows: Iterable[SpeedRow], degree: int = 2) -> FormulaModel:
         """Least squares with weights 1/speed^2, so that relative errors count.
 
         With fewer rows than coefficients, the solution of smallest norm in the standardised features.
@@ -136,7 +160,7 @@ class FormulaModel:
         speeds = np.array([row.speed_tflops for row in rows])
         scaler = StandardScaler()
         standard = scaler.fit_transform([[math.log10(row.length), row.percentage] for row in rows])
-        terms = PolynomialFeatures(2, include_bias=False).fit_transform(standard)
+        terms = PolynomialFeatures(degree, include_bias=False).fit_transform(standard)
         regression = LinearRegression().fit(terms, speeds, sample_weight=(speeds.min() / speeds) ** 2)
         errors = regression.predict(terms) - speeds
         total = float(((speeds - speeds.mean()) ** 2).sum())
@@ -145,11 +169,12 @@ class FormulaModel:
         return cls(
             centre=(float(centre[0]), float(centre[1])),
             scale=(float(scale[0]), float(scale[1])),
-            coefficients=(float(regression.intercept_), *map(float, regression.coef_)),  # type: ignore[arg-type]
+            coefficients=(float(regression.intercept_), *map(float, regression.coef_)),
             floor_per_percent=FLOOR_FRACTION * min(row.speed_tflops / row.percentage for row in rows),
             r_squared=1.0 if one_speed else 1 - float((errors**2).sum()) / total,
             worst_error=float(abs(errors / speeds).max()),
             num_rows=len(rows),
+            degree=degree,
         )
 
     def speed(self, length: int, percentage: float) -> float:
@@ -157,29 +182,37 @@ class FormulaModel:
         _check_query(length, percentage)
         x = (math.log10(length) - self.centre[0]) / self.scale[0]
         y = (percentage - self.centre[1]) / self.scale[1]
-        terms = (1.0, x, y, x * x, x * y, y * y)
+        terms = [math.prod([1.0] + [x] * i + [y] * j) for i, j in self._powers()]
         fitted = math.fsum(c * term for c, term in zip(self.coefficients, terms, strict=True))
         return max(fitted, self.floor_per_percent * percentage)
 
     def describe(self) -> str:
         """The polynomial in L and p themselves, R^2, worst error and number of rows, in one line."""
         (u, v), (s, t) = self.centre, self.scale
-        c, x, y, xx, xy, yy = self.coefficients
-        x, y, xx, xy, yy = x / s, y / t, xx / s**2, xy / (s * t), yy / t**2
-        expanded = {
-            "": c - x * u - y * v + xx * u**2 + xy * u * v + yy * v**2,
-            "*L": x - 2 * xx * u - xy * v,
-            "*p": y - 2 * yy * v - xy * u,
-            "*L^2": xx,
-            "*L*p": xy,
-            "*p^2": yy,
-        }
-        polynomial = " ".join(f"{value:+.6g}{term}" for term, value in expanded.items())
-        exact = " (no more rows than coefficients: R^2 says nothing)" if self.num_rows <= 6 else ""
+        expanded = dict.fromkeys(self._powers(), 0.0)
+        for (i, j), coefficient in zip(self._powers(), self.coefficients, strict=True):
+            coefficient = coefficient / (s**i * t**j)
+            for a, b in product(range(i + 1), range(j + 1)):
+                ways = math.comb(i, a) * math.comb(j, b)
+                expanded[a, b] += ways * coefficient * (-u) ** (i - a) * (-v) ** (j - b)
+        polynomial = " ".join(
+            f"{value:+.6g}{_power('L', i)}{_power('p', j)}" for (i, j), value in expanded.items()
+        )
+        few = self.num_rows <= len(self.coefficients)
+        exact = " (no more rows than coefficients: R^2 says nothing)" if few else ""
         return (
             f"speed [TFLOP/s] = {polynomial}, L = log10(tokens), p = percentage; "
             f"R^2 = {self.r_squared:.4f}, worst error {self.worst_error:.1%}, {self.num_rows} rows{exact}"
         )
+
+    def _powers(self) -> Iterator[tuple[int, int]]:
+        """Yield the powers of x and y in each term, in the order of the coefficients."""
+        return ((total - j, j) for total in range(self.degree + 1) for j in range(total + 1))
+
+
+def _power(name: str, exponent: int) -> str:
+    """Return a factor of a polynomial's term as text, such as "*L^2"; "" for exponent 0."""
+    return "" if not exponent else f"*{name}" if exponent == 1 else f"*{name}^{exponent}"
 
 
 def _of_one_device(rows: Iterable[SpeedRow]) -> Sequence[SpeedRow]:

@@ -1,23 +1,20 @@
-"""Drift: percentages that change in mid-run, as a function of the prompt. Pure Python.
+"""Drift: percentages that change in mid-run, as a function of the prompt's number.
 
     drift = DriftConfig("step", to=[100, 50], at=10)
     percentages_at(drift, [100, 100], 9)   ->  [100.0, 100.0]
     percentages_at(drift, [100, 100], 10)  ->  [100.0, 50.0]
 
-Prompts are counted from 0 over the timed ones; warm-up is before all of them. A kind of drift is a row in
-PARTS: which part of the way from the profile's percentages to `to` the ranks have gone.
+Timed prompts are counted from 0; warm-up prompts have negative numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
+from ringexp.choices import AUTO, THROTTLES
+from ringexp.config import DriftConfig
 from ringexp.errors import UserError
 from ringexp.hetero.profiles import MAX_LABEL, label, validate_percentages
-
-CHANGEABLE = ("green_context", "cpu_pacing", "cpu_quota")
-"""Throttles whose percentage can change in a process."""
 
 PARTS: dict[str, Callable[[int, int], float]] = {
     "none": lambda since, over: 0.0,
@@ -26,24 +23,14 @@ PARTS: dict[str, Callable[[int, int], float]] = {
     "flapping": lambda since, over: float(since // over % 2 == 0),
     "recovery": lambda since, over: float(since < over),
 }
-"""Kind -> how far the ranks have gone, 0 to 1, `since` prompts after the first change."""
+"""Per kind of drift, the part of the way from the profile's percentages to `to`, from 0 to 1.
 
-
-@dataclass
-class DriftConfig:
-    """How the ranks' percentages change while a run is under way."""
-
-    kind: str = "none"  # none | step | ramp | flapping | recovery
-    to: list[float] = field(default_factory=list)  # the percentages that ranks drift to, one a rank
-    at: int = 10  # the timed prompt, from 0, that is the first to run at others
-    over: int = 10  # prompts of a ramp, at each level of flapping, and until recovery
-
-    def __bool__(self) -> bool:
-        return self.kind != "none"
+Arguments are the number of prompts since the first change, and `hetero.drift.over`.
+"""
 
 
 def percentages_at(drift: DriftConfig, percentages: Sequence[float], prompt: int) -> list[float]:
-    """Percentages of all ranks at a prompt; below 0: in warm-up. A ramp goes in whole percents."""
+    """Return the percentages of all ranks at a prompt. Those of a ramp are rounded to whole percents."""
     if not drift or prompt < drift.at:
         return [float(value) for value in percentages]
     part = PARTS[drift.kind](prompt - drift.at, drift.over)
@@ -54,9 +41,9 @@ def percentages_at(drift: DriftConfig, percentages: Sequence[float], prompt: int
 
 
 def levels(drift: DriftConfig, percentages: Sequence[float], prompts: int) -> list[list[float]]:
-    """All different percentages that so many prompts run at, in the order of the schedule."""
-    found = {tuple(percentages_at(drift, percentages, prompt)): None for prompt in range(prompts)}
-    return [list(level) for level in found]
+    """Return the different percentages at which the first `prompts` prompts run, in their order."""
+    distinct = {tuple(percentages_at(drift, percentages, prompt)): None for prompt in range(prompts)}
+    return [list(level) for level in distinct]
 
 
 def drift_label(percentages: Sequence[float], drift: DriftConfig | None = None) -> str:
@@ -71,14 +58,14 @@ def drift_label(percentages: Sequence[float], drift: DriftConfig | None = None) 
 
 
 def validate_drift(drift: DriftConfig, percentages: Sequence[float], throttle: str) -> None:
-    """Raises UserError, naming the setting, for a drift that no run could have."""
+    """Raise UserError for a drift that no run could have."""
     if drift.kind not in PARTS:
         raise UserError(f"hetero.drift.kind={drift.kind} is unknown; choose one of {', '.join(PARTS)}")
     if not drift:
         return
     if len(drift.to) != len(percentages):
         raise UserError(
-            f"hetero.drift.to={list(drift.to)} must have one percentage a rank, as "
+            f"hetero.drift.to={list(drift.to)} must have one percentage per rank, as "
             f"hetero.percentages={list(percentages)} has"
         )
     validate_percentages(drift.to, "hetero.drift.to")
@@ -86,9 +73,10 @@ def validate_drift(drift: DriftConfig, percentages: Sequence[float], throttle: s
         least = {"at": 0, "over": 1}[name]
         if getattr(drift, name) < least:
             raise UserError(f"hetero.drift.{name}={getattr(drift, name)} must be at least {least}")
-    if throttle not in ("auto", *CHANGEABLE):
-        why = {"mps": "a process keeps the MPS percentage it was started with"}
+    spec = None if throttle == AUTO else THROTTLES[throttle]
+    if spec and not spec.changes_in_mid_run:
+        changeable = [other.name for other in THROTTLES if other.changes_in_mid_run]
         raise UserError(
-            f"hetero.throttle={throttle} cannot drift ({why.get(throttle, 'it slows nothing')}): use "
-            f"{', '.join(CHANGEABLE)} or auto, or hetero.drift.kind=none"
+            f"hetero.throttle={throttle} cannot drift ({spec.why_fixed}): use "
+            f"{', '.join(changeable)} or auto, or hetero.drift.kind=none"
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ringexp.config import CONF_DIR, AttentionModelConfig, FmsModelConfig, ModelConfig, did_you_mean
+from ringexp.choices import did_you_mean
+from ringexp.config import CONF_DIR, AttentionModelConfig, FmsModelConfig, ModelConfig
 from ringexp.errors import UserError
 from ringexp.planning import MemoryNeed, attention_token_bytes, rotation_bytes
 

@@ -116,7 +116,7 @@ def read_recorded(folder: Path) -> Recorded:
         raise UserError(f"{folder} cannot be replayed: {error}") from error
     if not costs:
         raise UserError(
-            f"{folder}/{RESULTS} has no costs: shard=kv has none, nor have runs of an older version"
+            f"{folder}/{RESULTS} has no costs: split=kv has none, nor have runs of an older version"
         )
     return Recorded(folder, config, results, costs, hop, busy_ms)
 
@@ -194,7 +194,7 @@ def ring_of_table(
     shape = shape_of(config)
     rows = [row for row in SpeedTable(path).load() if row.shape.startswith(f"{shape}-")]
     kinds = sorted(
-        {(row.hardware, row.throttle, row.ranks_per_device, row.beside, row.shape) for row in rows}
+        {(row.hardware, row.throttle, row.ranks_per_device, row.co_tenants, row.shape) for row in rows}
     )
     if len(kinds) != 1:
         found = "; ".join(", ".join(map(str, kind)) for kind in kinds) or "none"

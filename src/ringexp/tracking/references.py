@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from math import ceil
 from pathlib import Path
 
+from ringexp.choices import measures_each_device
 from ringexp.config import Config
 from ringexp.stored import (
     JsonObject,
@@ -219,7 +220,7 @@ def single_facts(config: Config, machine: Facts, content: Mapping[str, str]) -> 
         "kernel": config.kernel.name,
         "cuda_graph": config.cuda_graph,
         "sharing": config.world_size if machine["device"] == "cpu" else 1,
-        "measured": config.hetero.is_measured,
+        "measured": measures_each_device(config.hetero.throttle),
     }
 
 
@@ -243,6 +244,6 @@ def even_facts(config: Config, machine: Facts, content: Mapping[str, str]) -> Fa
     return homogeneous_facts(config, machine, content) | {
         "percentages": [float(each) for each in config.hetero.percentages],
         "throttle": config.hetero.throttle,
-        "split": config.shard,
+        "split": config.split,
         **({"drift": asdict(config.hetero.drift), "prompts": config.repeats} if config.hetero.drift else {}),
     }

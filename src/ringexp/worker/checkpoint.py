@@ -1,4 +1,4 @@
-"""A run's checkpoint against transformers' own model, once per model on a set of ranks."""
+"""Compare a run's checkpoint with transformers' own model, once per model on a set of ranks."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from ringexp.tracking.results import RunResult
 from ringexp.worker.prepare import PreparedJob
 
 
-def with_checkpoint_check(setting: PreparedJob, result: RunResult) -> RunResult:
-    """Add to a run's result how far its checkpoint is from Hugging Face's model; all ranks call it.
+def with_checkpoint_check(job: PreparedJob, result: RunResult) -> RunResult:
+    """Add to a run's result how far its checkpoint is from Hugging Face's model.
 
-    The rank that checks results alone compares them, unless an earlier job with the same model did. If they
-    differ by more than rounding, the result is not exact. Nothing changes without a checkpoint or check=true.
+    All ranks call this together. The rank that checks results alone compares the two, unless an earlier job
+    with the same model did. If they differ by more than rounding, the result is not exact. Without a
+    checkpoint or with check=false nothing changes.
     """
-    session, config, workload = setting.session, setting.config, setting.workload
+    session, config, workload = job.session, job.config, job.workload
     folder = getattr(config.model, "checkpoint", None)
     if not config.check or not folder or not isinstance(workload, FmsWorkload):
         return result
     check = workload.checkpoint_check
     if check is None:
         session.progress.stage("checking the checkpoint against Hugging Face's own model")
-        if session.rank == setting.checker:
-            check = workload.compare_with_hugging_face(unpadded(setting.x, setting.plan)[0][:1])
-        check = session.gather(check)[setting.checker]
+        if session.rank == job.checker:
+            check = workload.compare_with_hugging_face(unpadded(job.x, job.plan)[0][:1])
+        check = session.communicator.gather(check)[job.checker]
         assert check is not None
         workload.checkpoint_check = check
         if check.left_out:

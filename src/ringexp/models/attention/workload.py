@@ -121,19 +121,20 @@ class BareAttentionWorkload:
         shape = (self._config.batch_size, seq_len, heads, self.head_dim)
         return _random_inputs(shape, self.dtype, self._device, seed)
 
-    def _split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def heads_of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the queries [B, S, H, D] and the keys and values [B, S, Hkv, D] in `x`."""
         q, k, v = x.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
         return q, k, v
 
     def forward(self, local: LocalInputs, ring: RingContext) -> torch.Tensor:
-        return ring_attention(*self._split(local.x), ring)
+        return ring_attention(*self.heads_of(local.x), ring)
 
     def unit(self, local: LocalInputs, ring: RingContext) -> Callable[[], torch.Tensor]:
         return lambda: self.forward(local, ring)
 
     def reference(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         group = self.num_heads // self.num_kv_heads
-        q, k, v = (part.transpose(1, 2).to(dtype) for part in self._split(x))
+        q, k, v = (part.transpose(1, 2).to(dtype) for part in self.heads_of(x))
         k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))
         return scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2)
 

@@ -1,0 +1,125 @@
+"""The checks of a config's values that types cannot express, in one place. None of them looks at the machine.
+
+`preflight` checks what depends on devices, memory and installed packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ringexp.choices import KERNELS, LAYOUTS, PARTITIONERS, THROTTLES, TRANSPORTS, did_you_mean
+from ringexp.config import (
+    CALIBRATION_MODES,
+    DEVICES,
+    DTYPES,
+    SPLITS,
+    TRACKER_MODES,
+    AttentionModelConfig,
+    Config,
+    FmsModelConfig,
+)
+from ringexp.configure.ranges import check_ranges
+from ringexp.configure.register import folder_name
+from ringexp.errors import UserError
+from ringexp.hetero.drift import validate_drift
+from ringexp.hetero.profiles import validate_percentages
+from ringexp.planning import validate_memory_limit
+
+INTERPOLATIONS = ("pchip", "linear")
+
+
+def validate(config: Config) -> None:
+    """Raise UserError, naming the setting, for the first value that no run could use."""
+    check_ranges(config)
+    folder_name(config.label)
+    folder_name(config.model.name, "model.name")
+    _check_choices(config)
+    validate_percentages(config.hetero.percentages)
+    validate_memory_limit(config.memory_limit_gib, config.world_size)
+    _check_drift(config)
+    _check_partitioner(config)
+    _at_least("calibration.max_seconds", config.calibration.max_seconds, config.calibration.min_seconds)
+    if config.decode_tokens and config.model.kind != "fms":
+        raise UserError(f"decode_tokens is for whole models; model={config.model.name} is one layer")
+    if config.decode_tokens:
+        _at_least("decode_tokens", config.decode_tokens, 3)  # one by prefill, one to warm up
+    if isinstance(config.model, AttentionModelConfig):
+        _check_attention(config.model)
+    if isinstance(config.model, FmsModelConfig):
+        _check_whole_model(config, config.model)
+
+
+def _check_choices(config: Config) -> None:
+    """Check every setting that is one of several words."""
+    PARTITIONERS.check(config.partitioner.name, "partitioner.name")
+    LAYOUTS.check(config.layout.name, "layout.name")
+    KERNELS.check(config.kernel.name, "kernel.name")
+    TRANSPORTS.check(config.transport.name, "transport.name")
+    THROTTLES.check(config.hetero.throttle)
+    _one_of("split", config.split, SPLITS)
+    if config.tracker.mode is not None:
+        _one_of("tracker.mode", config.tracker.mode, TRACKER_MODES)
+    _one_of("calibration.mode", config.calibration.mode, CALIBRATION_MODES)
+    _one_of("device", config.device, DEVICES)
+    _one_of("model.dtype", config.model.dtype, DTYPES)
+    _one_of("partitioner.lut.interpolation", config.partitioner.lut.interpolation, INTERPOLATIONS)
+
+
+def _check_drift(config: Config) -> None:
+    drift = config.hetero.drift
+    validate_drift(drift, config.hetero.percentages, config.hetero.throttle)
+    if drift and drift.at >= config.repeats and not config.dry_run:
+        raise UserError(
+            f"hetero.drift.at={drift.at} comes after all repeats={config.repeats} prompts: "
+            "use more repeats or an earlier prompt"
+        )
+
+
+def _check_partitioner(config: Config) -> None:
+    """Check that the partitioner gets what it splits by."""
+    partitioner, throttle = PARTITIONERS[config.partitioner.name], THROTTLES.get(config.hetero.throttle)
+    if config.split == "kv" and partitioner.needs_costs:
+        raise UserError(
+            f"partitioner={partitioner.name} balances what ranks compute, which split=kv leaves even; "
+            "use another one"
+        )
+    if throttle and throttle.measures_each_device and partitioner.needs_percentages:
+        others = [spec.name for spec in PARTITIONERS if not spec.needs_percentages]
+        raise UserError(
+            f"partitioner={partitioner.name} splits by percentage, and hetero=measured has none; "
+            f"use {', '.join(others[:-1])} or {others[-1]}"
+        )
+
+
+def _check_attention(model: AttentionModelConfig) -> None:
+    if model.num_heads % model.num_kv_heads:
+        raise UserError(
+            f"model.num_kv_heads={model.num_kv_heads} must divide model.num_heads={model.num_heads}"
+        )
+    if model.head_dim % 2:
+        raise UserError(f"model.head_dim={model.head_dim} must be even for RoPE")
+
+
+def _check_whole_model(config: Config, model: FmsModelConfig) -> None:
+    if model.chunk_tokens is not None:
+        _at_least("model.chunk_tokens", model.chunk_tokens, config.world_size)
+    if model.checkpoint == "":
+        raise UserError("model=checkpoint needs model.checkpoint=DIR, a Hugging Face folder")
+    if model.checkpoint and model.overrides:
+        raise UserError("model.overrides goes with random weights, not with model.checkpoint")
+    if config.split == "kv":
+        raise UserError(
+            "split=kv splits keys/values apart from queries and is for attention workloads only; "
+            f"model={model.name} needs split=tokens"
+        )
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        hint = did_you_mean(value, allowed)
+        raise UserError(f"{key}={value} is unknown; choose one of {', '.join(allowed)}{hint}")
+
+
+def _at_least(key: str, value: float, minimum: float) -> None:
+    if not value >= minimum:
+        raise UserError(f"{key}={value} must be at least {minimum}")
