@@ -20,8 +20,8 @@ from ringexp.errors import UserError
 from ringexp.models.fms import facts
 from ringexp.planning import LAYOUTS, HopCost, RankCost
 from ringexp.report.build import write_report
-from ringexp.report.planner_runs import MeasuredRun
 from ringexp.web import FOLDER, planner_page
+from ringexp.web.measured_run import MeasuredRun
 from ringexp.web.shapes import SHAPES
 from ringexp.worker.make_plan import plan_for
 from support.browser import dom

@@ -14,6 +14,14 @@ from ringexp.stored import JsonValue
 T = TypeVar("T")
 
 
+class FieldError(ValueError):
+    """The error for a field that is missing or has a value of another type. `field` is its dotted name."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(why)
+        self.field = field
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads JSON as dataclasses. Keys that a dataclass does not have are ignored.
@@ -29,7 +37,7 @@ class Reader:
     not_finite: frozenset[str] = frozenset()
 
     def read(self, kind: type[T], content: Mapping[str, JsonValue], prefix: str = "") -> T:
-        """Build a dataclass from a JSON object. Raises ValueError, which names the field, for a bad value."""
+        """Build a dataclass from a JSON object. Raises FieldError for a bad value."""
         hints = _hints(kind)
         values: dict[str, object] = {}
         for item in fields(kind):  # type: ignore[arg-type]
@@ -38,7 +46,7 @@ class Reader:
                 values[item.name] = self._value(content[item.name], hints[item.name], name)
             elif _is_required(item):
                 if self.whole:
-                    raise ValueError(f"{name} is missing")
+                    raise FieldError(name, f"{name} is missing")
                 values[item.name] = _nothing(hints[item.name])
         return kind(**values)
 
@@ -55,7 +63,7 @@ class Reader:
             return self.read(hint, value, f"{name}.")
         if isinstance(hint, type) and _is_scalar(value, hint):
             return value if hint is not float else self._float(value, name)
-        raise ValueError(f"{name}={value!r:.60} is not of its type")
+        raise FieldError(name, f"{name}={value!r:.60} is not of its type")
 
     def _float(self, value: JsonValue, name: str) -> float:
         assert isinstance(value, int | float)
@@ -64,7 +72,7 @@ class Reader:
         except OverflowError:
             number = math.inf
         if self.whole and name not in self.not_finite and not math.isfinite(number):
-            raise ValueError(f"{name}={value!r:.60} is not finite")
+            raise FieldError(name, f"{name}={value!r:.60} is not finite")
         return number
 
 
