@@ -1,4 +1,4 @@
-"""What partitioners ask about speeds, answered from the calibration table."""
+"""Give partitioners the ranks' speeds and costs, from the calibration table."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ringexp.calibration.cost_model import cost_points, fit_cost
+from ringexp.calibration.formula import FormulaModel
+from ringexp.calibration.lookup_table import LookupTable
 from ringexp.calibration.measure import calibration_lengths
 from ringexp.calibration.rows import SpeedRow
 from ringexp.calibration.speed_fit import SpeedFit
-from ringexp.calibration.speed_models import FormulaModel, LookupTable
 from ringexp.config import PartitionerConfig
-from ringexp.planning import RankCost
+from ringexp.planning import Mask, RankCost
 
 
 @dataclass(frozen=True)
 class TableSpeeds:
-    """Speeds of all ranks for one length; rank i reads the rows of its own hardware, `rows[i]`.
+    """The speeds of all ranks at one length.
 
-    alone_ms: as `RankCost` has it, of ranks at 100 %; None: not known. settings: how speeds between measured
-    points are found.
+    Attributes:
+        seq_len: tokens of the prompt.
+        percentages: one per rank.
+        rows: per rank, the rows of its hardware.
+        alone_ms: `RankCost.alone_ms` of ranks at 100 %; None if it is not known.
+        settings: the interpolation of `lut` and the degree of `formula`.
     """
 
     seq_len: int
@@ -30,27 +35,27 @@ class TableSpeeds:
     settings: PartitionerConfig = field(default_factory=PartitionerConfig)
 
     def _of_ranks(self) -> Iterator[tuple[list[SpeedRow], float]]:
-        """Each rank's rows of speeds, and its percentage."""
+        """Yield (rows of speeds, percentage) per rank."""
         for rows, percentage in zip(self.rows, self.percentages, strict=True):
             yield [row for row in rows if row.is_half], percentage
 
     def lut(self) -> list[float]:
-        """Interpolated speeds, TFLOP/s."""
+        """Return interpolated speeds, TFLOP/s per rank."""
         interpolation = self.settings.lut.interpolation
         return [
             LookupTable(rows, interpolation).speed(self.seq_len, percentage)
             for rows, percentage in self._of_ranks()
         ]
 
-    def costs(self, causal: bool) -> list[RankCost]:
-        """What work costs each rank, fitted to the rows around this length."""
+    def costs(self, mask: Mask) -> list[RankCost]:
+        """Return each rank's costs, fitted to the rows around this length."""
         lengths = calibration_lengths(self.seq_len, for_fit=False)
         points = {(length, length // 2) for length in lengths} | set(cost_points(lengths))
         costs = []
         for rows, percentage in zip(self.rows, self.percentages, strict=True):
             own = [row for row in rows if row.percentage == percentage and (row.length, row.tokens) in points]
             alone_ms = self.alone_ms if percentage == 100 else None
-            costs.append(replace(fit_cost(own, causal), alone_ms=alone_ms))
+            costs.append(replace(fit_cost(own, mask), alone_ms=alone_ms))
         return costs
 
     @cached_property
@@ -58,7 +63,7 @@ class TableSpeeds:
         return [FormulaModel.fit(rows, self.settings.formula.degree) for rows, _ in self._of_ranks()]
 
     def formula(self) -> list[float]:
-        """Speeds by regression, TFLOP/s."""
+        """Return speeds by regression, TFLOP/s per rank."""
         return [
             model.speed(self.seq_len, percentage)
             for model, percentage in zip(self._formulas, self.percentages, strict=True)
@@ -72,7 +77,7 @@ class TableSpeeds:
 
 @dataclass(frozen=True)
 class NominalSpeeds:
-    """For a dry run on a machine that was never measured: speeds taken to be the percentages."""
+    """Speeds for a dry run on a machine that was never measured: the percentages."""
 
     percentages: Sequence[float]
 
@@ -82,5 +87,5 @@ class NominalSpeeds:
     def formula(self) -> Sequence[float]:
         return self.percentages
 
-    def costs(self, causal: bool) -> list[RankCost]:
+    def costs(self, mask: Mask) -> list[RankCost]:
         return [RankCost(0.0, 0.0, 1 / percentage) for percentage in self.percentages]

@@ -1,4 +1,4 @@
-"""The part that each partitioner plays in comparisons, by its properties. A plug-in takes part like the others."""
+"""The part that each partitioner, also a plug-in, plays in comparisons, by its properties."""
 
 from __future__ import annotations
 

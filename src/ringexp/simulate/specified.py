@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ringexp.errors import UserError
 from ringexp.models.model_shapes import ModelShape
-from ringexp.planning import Links
+from ringexp.planning import Links, Mask
 from ringexp.simulate.hardware import Device, Hardware, Link, node_links
 from ringexp.simulate.heads import group_costs, group_links
 from ringexp.simulate.rings import KnownSpeeds, Ring
@@ -50,6 +50,6 @@ def ring_of_devices(
         KnownSpeeds(percentages, costs, seq_len),
         links,
         model.layers,
-        model.causal,
+        Mask.of(model.causal),
         [alone[device] for device in devices],
     )

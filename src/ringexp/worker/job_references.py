@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ringexp.calibration.staleness import is_off
+from ringexp.choices import PARTITIONERS
 from ringexp.stored import an_object
 from ringexp.tracking.references import ReferenceStore
 from ringexp.tracking.results import References
@@ -39,7 +40,7 @@ class JobReferences:
 
     @property
     def _is_even(self) -> bool:
-        return self.job.config.partitioner.name == "even"
+        return PARTITIONERS[self.job.config.partitioner.name].is_baseline
 
     def stored(self) -> References:
         """Return the figures of all references that are stored by now."""

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from ringexp.calibration.source import TableSpeeds
-from ringexp.choices import measures_each_device
+from ringexp.choices import PARTITIONERS, measures_each_device
 from ringexp.config import DEFAULT_TILE, Config, num_chunks
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.workload import Workload, padded
-from ringexp.planning import HopCost, Plan, check_memory
-from ringexp.ring.loop import RingContext
+from ringexp.planning import HopCost, Mask, Plan, check_memory
+from ringexp.ring.context import RingContext
 from ringexp.tracking.results import References
 from ringexp.worker.caches import block_shape
 from ringexp.worker.calibrate import software_versions
@@ -92,11 +92,11 @@ class PreparedJob:
     def prompt_loop(self) -> PromptLoop:
         """Return what runs the job's prompts, one after the other."""
         config, plan, planner = self.config, self.plan, None
-        if config.partitioner.name == "adaptive":
-            causal, units = self.workload.causal, self.workload.num_units
+        if PARTITIONERS[config.partitioner.name].adapts:
+            mask, units = Mask.of(self.workload.causal), self.workload.num_units
             device = self.session.device.type
             planner = adaptive_planner(
-                config, self.source, device, causal, units, self.max_tokens, self.hop_cost
+                config, self.source, device, mask, units, self.max_tokens, self.hop_cost
             )
             plan = planner.plan
         work = RingWork(self.workload, self.x, self.ring)
@@ -124,7 +124,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
         source = replace(source, alone_ms=_alone_ms(session, config, references, workload.num_units))
     max_tokens = tools.memory.max_tokens(config.seq_len)
     hop_cost = hop_cost_of(session, config, tools) if is_run else None
-    plan = plan_for(config, source, session.device.type, workload.causal, max_tokens, hop_cost)
+    plan = plan_for(config, source, session.device.type, Mask.of(workload.causal), max_tokens, hop_cost)
     if is_run and (wrong := check_memory(plan, max_tokens)):
         if config.memory_limit_gib is not None:
             raise UserError(wrong)

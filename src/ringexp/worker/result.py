@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import median
 from typing import TypedDict
 
-from ringexp.planning import RankCost
+from ringexp.choices import PARTITIONERS
+from ringexp.planning import Mask, RankCost
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.accuracy import Accuracy
@@ -22,7 +23,7 @@ def run_result(
     settled = measured.iterations if config.hetero.drift else measured.settled
     latencies_ms = [metrics.latency_ms(ranks) for ranks in settled]
     adaptation = metrics.adaptation(measured.prompts, measured.latencies_ms)
-    costs = _costs(job)
+    costs, partitioner = _costs(job), PARTITIONERS[config.partitioner.name]
     return RunResult(
         **_latencies(job, measured, latencies_ms),
         **_merit(job, settled, adaptation),
@@ -38,9 +39,9 @@ def run_result(
         hop=job.hop_cost,
         num_units=job.workload.num_units,
         decode=decoding,
-        adaptation=adaptation if config.hetero.drift or config.partitioner.name == "adaptive" else None,
+        adaptation=adaptation if config.hetero.drift or partitioner.adapts else None,
         references=references,
-        speed_model=job.source.describe_formula() if config.partitioner.name == "formula" else None,
+        speed_model=job.source.describe_formula() if partitioner.needs_curve else None,
         missing_references=job.tools.references.missing(),
     )
 
@@ -91,7 +92,7 @@ def _merit(job: PreparedJob, settled: list[list[IterationTiming]], adaptation: A
     latency_ms = median(metrics.latency_ms(ranks) for ranks in settled)
     medians = metrics.per_rank_medians(settled)
     flops = sum(job.workload.flops(plan, rank) for rank in range(plan.world_size))
-    even_ms = latency_ms if config.partitioner.name == "even" else references.even_ms
+    even_ms = latency_ms if PARTITIONERS[config.partitioner.name].is_baseline else references.even_ms
     if config.hetero.drift:
         efficiency = adaptation.capacity_efficiency
     else:
@@ -174,7 +175,7 @@ def _errors(accuracy: Accuracy | None) -> _Errors:
 
 def _costs(job: PreparedJob) -> list[RankCost]:
     """Return what the plan expects work to cost; nothing where queries and keys are split differently."""
-    return list(job.source.costs(job.workload.causal)) if job.plan.aligned else []
+    return list(job.source.costs(Mask.of(job.workload.causal))) if job.plan.aligned else []
 
 
 def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:

@@ -10,9 +10,9 @@ import torch
 from ringexp.config import num_chunks
 from ringexp.models.prompt import starts_of
 from ringexp.models.workload import local_inputs
-from ringexp.planning import Plan, make_plan
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.planning import Mask, Plan, make_plan
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from ringexp.worker.decode import decode, decoder_of
 from ringexp.worker.measure import enough_warmup
 from ringexp.worker.prepare import PreparedJob
@@ -82,7 +82,7 @@ def _whole_plan(job: PreparedJob) -> Plan:
     return make_plan(
         config.seq_len,
         [config.seq_len],
-        causal=job.workload.causal,
+        mask=Mask.of(job.workload.causal),
         chunks=num_chunks(config),
         starts=starts_of(config),
     )

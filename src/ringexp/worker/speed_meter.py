@@ -14,9 +14,9 @@ from ringexp.calibration.measure import SpeedSample, StoppingRule, measure_speed
 from ringexp.calibration.rows import Point, SpeedRow
 from ringexp.kernels import Kernel
 from ringexp.models.workload import Workload, local_inputs
-from ringexp.planning import Plan, apportion, make_plan
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.planning import Mask, Plan, apportion, make_plan
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.cuda_graphs import CudaGraphs
 from ringexp.worker.throttle_state import ThrottleState
@@ -111,7 +111,7 @@ class SpeedMeter:
         rest = length - tokens
         tile = self.tile if rest >= others * self.tile else 1
         peers = apportion([1.0] * others, rest, tile) if rest else [0]
-        return make_plan(length, [tokens, *peers], causal=self.workload.causal)
+        return make_plan(length, [tokens, *peers], mask=Mask.of(self.workload.causal))
 
     def _ring(self, plan: Plan) -> RingContext:
         """Return a ring in which this rank takes rank 0's place and gets back its own shards."""
