@@ -253,7 +253,17 @@ def test_no_damage_of_results_ends_the_tools(tmp_path_factory, capsys, damage):
 
 
 CONFIG_KEYS = ["hetero", "percentages", "seq_len", "layout", "partitioner", "model", "transport", "kernel"]
-CONFIG_KEYS += ["name", "tile", "drift", "split", "shard", "prefetch_hops", "dtype", "batch_size", "num_heads"]
+CONFIG_KEYS += [
+    "name",
+    "tile",
+    "drift",
+    "split",
+    "shard",
+    "prefetch_hops",
+    "dtype",
+    "batch_size",
+    "num_heads",
+]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
