@@ -8,8 +8,8 @@ from ringexp.kernels import get_kernel
 from ringexp.models.workload import local_inputs, make_workload
 from ringexp.planning import make_plan
 from ringexp.ring.clock import NoClock
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from support.live_memory import LiveMemory
 
 

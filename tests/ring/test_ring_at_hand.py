@@ -8,13 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringexp.choices import LAYOUTS
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import block_fp64
-from ringexp.planning import LAYOUTS, Mask, Plan, make_plan
+from ringexp.planning import Mask, Plan, make_plan
+from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import NoClock
+from ringexp.ring.context import RingContext
 from ringexp.ring.decode import gather, stored
-from ringexp.ring.loop import RingContext, ring_attention
-from ringexp.ring.transport import LocalShard, LoopbackTransport, RingPass, Route
+from ringexp.ring.loopback import LoopbackTransport
+from ringexp.ring.pending import PendingShard
+from ringexp.ring.route import Route
+from ringexp.ring.transport import RingPass
 from support.joining import joining_kernel
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -30,14 +35,16 @@ class AtHand(LoopbackTransport):
     def of(self, positions: list[int]) -> torch.Tensor:
         return self.whole[:, :, positions]
 
-    def circulate(self, k, v, trip):
-        assert list(trip.tokens) == self.plan.kv_tokens
+    def circulate(self, k, v, ring_pass):
+        assert list(ring_pass.tokens) == self.plan.kv_tokens
         assert torch.equal(torch.stack((k, v)), self.of(self.plan.kv_shards[self.place].positions()))
-        for source in Route.of(trip.tokens, self.place).sources:
+        for source in self.arrival_order(ring_pass.tokens):
             shard = self.of(self.plan.kv_shards[source].positions())
             if source != self.place:
-                shard[:, :, trip.carried(self.place, source) :] = float("nan")  # a transport may leave it out
-            yield source, LocalShard(k, v) if source == self.place else lambda shard=shard: shard
+                unneeded = slice(ring_pass.needed_of(self.place, source).stop, None)
+                shard[:, :, unneeded] = float("nan")  # a transport may leave it out
+            receive = (lambda: (k, v)) if source == self.place else lambda shard=shard: shard
+            yield PendingShard(source, receive)
         self.ended = True
 
     def exchange(self, sends, receives, sizes):
@@ -63,7 +70,7 @@ class Noting(NoClock):
         self.told: list[object] = []
         self.most = 0
 
-    def takes(self, sources, waited=None):
+    def computes_with(self, sources, waited=None):
         self.told += sources
         self.most = max(self.most, len(sources))
 
@@ -122,7 +129,11 @@ def plans(draw):
     """Draw a batch and a plan of up to five ranks: padded, in chunks, keys/values apart, without a mask."""
     unit = draw(st.sampled_from([1, 4, 8]))
     tokens = [unit * n for n in draw(st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any))]
-    seq_len, layout, batch = sum(tokens), draw(st.sampled_from(sorted(LAYOUTS))), draw(st.integers(1, 4))
+    seq_len, layout, batch = (
+        sum(tokens),
+        draw(st.sampled_from(sorted(LAYOUTS.names))),
+        draw(st.integers(1, 4)),
+    )
     starts: list[int] = []
     if draw(st.booleans()):
         starts = draw(st.lists(st.integers(0, seq_len - 1), min_size=batch, max_size=batch))
@@ -130,7 +141,7 @@ def plans(draw):
     if kind == "chunks" and min(n for n in tokens if n) >= 2:
         return batch, make_plan(seq_len, tokens, layout, tile=4, chunks=2, starts=starts)
     if kind == "kv" and all(tokens):
-        return batch, make_plan(seq_len, tokens, layout, shard="kv", starts=starts)
+        return batch, make_plan(seq_len, tokens, layout, split="kv", starts=starts)
     return batch, make_plan(seq_len, tokens, layout, mask=Mask.of(kind != "full"), starts=starts)
 
 
@@ -166,7 +177,10 @@ def test_a_ring_passes_over_empty_ranks_and_comes_round(tokens):
 def test_what_stands_for_a_ring_hands_out_shards_of_their_length_made_once():
     tokens, (_, k, v) = [5, 0, 3, 8], inputs(2, 3)
     ring = LoopbackTransport(rank=2)
-    first, second = ([(s, a()) for s, a in ring.circulate(k, v, RingPass(tokens))] for _ in range(2))
+    first, second = (
+        [(shard.source, shard.receive()) for shard in ring.circulate(k, v, RingPass(tokens))]
+        for _ in range(2)
+    )
     assert [source for source, _ in first] == [2, 0, 3]
     assert all(torch.equal(x, y) for x, y in zip(first[0][1], (k, v), strict=True))
     for (source, shard), (_, again) in zip(first[1:], second[1:], strict=True):

@@ -5,14 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringexp.planning import LAYOUTS, make_plan
-from ringexp.ring import transport
+from ringexp.choices import LAYOUTS
+from ringexp.planning import make_plan
+from ringexp.ring import loopback
 from ringexp.ring.shards import positions, shard
 
 counts = st.lists(st.integers(0, 6), min_size=1, max_size=8).filter(any)
 
 
-@given(counts, st.sampled_from(sorted(LAYOUTS)), st.integers(-3, 2))
+@given(counts, st.sampled_from(sorted(LAYOUTS.names)), st.integers(-3, 2))
 def test_a_part_is_what_lies_at_the_ranks_positions(tokens, layout, dim):
     plan = make_plan(sum(tokens), tokens, layout)
     x = torch.arange(2 * plan.seq_len * 3).view(2, plan.seq_len, 3).movedim(1, dim)
@@ -28,9 +29,9 @@ def test_a_part_is_what_lies_at_the_ranks_positions(tokens, layout, dim):
 @pytest.mark.parametrize(("tokens", "copies"), [([4, 4], 1), ([4, 2, 2], 1), ([8, 0], 0)])
 def test_what_stands_for_a_ring_copies_what_that_would_send(monkeypatch, tokens, copies):
     made = []
-    monkeypatch.setattr(transport, "lay_out", lambda k, v, shard: made.append(shard.shape))
+    monkeypatch.setattr(loopback, "lay_out", lambda k, v, shard: made.append(shard.shape))
     k = torch.zeros(1, tokens[0], 2, 4)
     for lays_out in (True, False):
-        ring = transport.LoopbackTransport(lays_out=lays_out)
-        assert [source for source, _ in ring.circulate(k, k, transport.RingPass(tokens))][:1] == [0]
+        ring = loopback.LoopbackTransport(lays_out=lays_out)
+        assert next(ring.circulate(k, k, loopback.RingPass(tokens))).source == 0
     assert made == [(2, *k.shape)] * copies

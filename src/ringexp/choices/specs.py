@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from ringexp.choices.registry import Choice
 
@@ -25,6 +27,8 @@ class KernelSpec(Choice):
         needs_probe: device types on which only its own code can tell whether it runs.
         fused: whether it can compute several shards in one launch, wait for them and send by itself.
         alternatives: kernels that an error message proposes in its place.
+        stored_as: its name in calibration keys; "" for `name`. Another one keeps apart rows that were
+            measured when `name` stood for another kernel.
     """
 
     devices: tuple[str, ...] = ALL_DEVICES
@@ -35,6 +39,38 @@ class KernelSpec(Choice):
     needs_probe: tuple[str, ...] = ()
     fused: bool = False
     alternatives: tuple[str, ...] = ("sdpa", "auto")
+    stored_as: str = ""
+
+    def why_unsuitable(self, device: str, dtype: str, setting: str = "dtype") -> str | None:
+        """Return what it lacks by its own statement, as the end of a sentence "needs ..."; None if nothing.
+
+        Args:
+            device: the device type.
+            dtype: the precision, by torch's name.
+            setting: what the precision is called in the message.
+        """
+        if device not in self.devices:
+            known = {"cpu": "the CPU", "cuda": "CUDA"}
+            return f"{_either([known.get(name, name) for name in self.devices])}, but device={device}"
+        if dtype not in self.dtypes:
+            return f"{_either(self.dtypes)}, but {setting}={dtype}"
+        return None
+
+    def why_not_installed(self) -> str | None:
+        """Return the package that it lacks, as the end of a sentence "needs ..."; None if it lacks none."""
+        if not self.package:
+            return None
+        try:
+            version(self.package)
+        except PackageNotFoundError:
+            return f"the package {self.package}" + (f" ({self.install})" if self.install else "")
+        return None
+
+
+def _either(words: Sequence[str]) -> str:
+    """Return words as "a, b or c"."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +140,16 @@ class ThrottleSpec(Choice):
 class PartitionerSpec(Choice):
     """A rule that decides how many tokens each rank gets.
 
+    Its implementation is called as weights(source, settings) and returns one positive number per rank, to
+    which token counts are proportional. With `makes_plan` it is called as plan(request, source, max_tokens,
+    links) and returns the `Plan` itself.
+
     Attributes:
         needs_percentages: whether it splits by the profile's percentages.
         needs_speeds: whether it splits by measured speeds.
         needs_costs: whether it splits by what work costs each rank, and so evens out what ranks compute.
         needs_curve: whether it fits a curve over lengths, so that more lengths have to be measured.
+        makes_plan: whether it makes the plan itself, in place of weights.
         adapts: whether it plans anew between prompts.
         is_baseline: whether speedups are relative to it.
     """
@@ -117,6 +158,7 @@ class PartitionerSpec(Choice):
     needs_speeds: bool = False
     needs_costs: bool = False
     needs_curve: bool = False
+    makes_plan: bool = False
     adapts: bool = False
     is_baseline: bool = False
 
@@ -128,4 +170,13 @@ class PartitionerSpec(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutSpec(Choice):
-    """A rule that maps token counts to positions."""
+    """A rule that maps token counts to positions.
+
+    Its implementation takes the token count per rank and returns the shard per rank.
+
+    Attributes:
+        mirrored: whether a rank's tail piece mirrors its head piece, so that its causal work depends on its
+            own token count alone.
+    """
+
+    mirrored: bool = False

@@ -16,8 +16,8 @@ from torch import nn
 
 from ringexp.config import AttentionModelConfig, FmsModelConfig, ModelConfig
 from ringexp.planning import MemoryNeed, Plan
+from ringexp.ring.context import RingContext
 from ringexp.ring.groups import broadcast
-from ringexp.ring.loop import RingContext
 from ringexp.ring.shards import positions, shard
 
 

@@ -8,7 +8,7 @@ from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.choices import TRANSPORTS
 from ringexp.kernels import Kernel
 from ringexp.planning import HopCost, make_plan
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 from ringexp.ring.transport import Transport
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.progress import ProgressWriter

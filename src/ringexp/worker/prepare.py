@@ -15,15 +15,14 @@ from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.workload import Workload, padded
-from ringexp.planning import HopCost, Plan, check_memory
-from ringexp.ring.loop import RingContext
-from ringexp.tracking.metrics import References
+from ringexp.planning import HopCost, Plan, adaptive_planner, check_memory, plan_for
+from ringexp.ring.context import RingContext
+from ringexp.tracking.results import References
 from ringexp.worker.caches import block_shape
 from ringexp.worker.calibrate import software_versions
 from ringexp.worker.calibration_needs import CalibrationNeeds
 from ringexp.worker.cuda_graphs import CudaGraphs
 from ringexp.worker.job_references import JobReferences
-from ringexp.worker.make_plan import adaptive_planner, plan_for
 from ringexp.worker.memory import RankMemory, memory_need
 from ringexp.worker.prompt_loop import PromptLoop, RingWork
 from ringexp.worker.rank_set import Job
@@ -100,9 +99,7 @@ class PreparedJob:
         run, plan, planner = self.run, self.plan, None
         if run.partitioner.adapts:
             units = self.workload.num_units
-            planner = adaptive_planner(
-                run.settings, self.source, run.device, run.mask, units, self.max_tokens, self.hop_cost
-            )
+            planner = adaptive_planner(run.plan_request, self.source, units, self.max_tokens, self.hop_cost)
             plan = planner.plan
         work = RingWork(self.workload, self.x, self.ring)
         return PromptLoop(self.session, run.settings.hetero, work, self.tools.graphs, plan, planner)
@@ -129,7 +126,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
         source = replace(source, alone_ms=_alone_ms(session, run, references, workload.num_units))
     max_tokens = tools.memory.max_tokens(run.seq_len)
     hop_cost = hop_cost_of(session, run, tools) if is_run else None
-    plan = plan_for(settings, source, run.device, run.mask, max_tokens, hop_cost)
+    plan = plan_for(run.plan_request, source, max_tokens, hop_cost)
     if is_run and (wrong := check_memory(plan, max_tokens)):
         if any(limit is not None for limit in run.memory_limits_gib):
             raise UserError(wrong)

@@ -18,8 +18,9 @@ from ringexp.models.fms.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.workload import LocalInputs, broadcast_weights
 from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, ring_token_bytes, rotation_bytes
+from ringexp.ring.attention import ring_attention
+from ringexp.ring.context import RingContext
 from ringexp.ring.groups import broadcast
-from ringexp.ring.loop import RingContext, ring_attention
 from ringexp.ring.shards import shard
 
 

@@ -22,7 +22,7 @@ from ringexp.models.fms.rotary import fuse_rotary
 from ringexp.models.shapes import shape_of
 from ringexp.models.workload import LocalInputs, broadcast_weights
 from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, rotation_bytes
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 
 
 class FmsWorkload:
