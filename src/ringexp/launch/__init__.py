@@ -1,5 +1,5 @@
-"""Starting ranks, supervising them, and what a rank does with its list of jobs.
+"""Processes only: start the ranks of a set, supervise them, and follow their progress.
 
-`local` runs in the launcher: one process a rank, an environment each. `rank` is the process's main, `session`
-what it keeps between jobs, `job` one run from speeds to results. `progress` is how ranks report meanwhile.
+`local` starts ranks on this machine, one process per rank. `supervision` is what every launcher needs. The
+work of a rank is in `ringexp.worker`, and SLURM is in `ringexp.slurm`.
 """

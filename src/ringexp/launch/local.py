@@ -1,7 +1,7 @@
-"""Starting and supervising the ranks of one set on this machine, with torch's elastic process launcher.
+"""Start and supervise the ranks of one set on this machine, with torch's elastic process launcher.
 
 The launcher hosts the rendezvous store, so the port is either taken at once or free for good. Each rank gets
-its environment before it starts, writes its output to its own log, and dies with the launcher. The first rank
+its environment before it starts, writes to a log of its own, and dies with the launcher. The first rank
 that fails ends the others.
 """
 
@@ -44,7 +44,7 @@ VICTIMS_S = 0.5  # for other ranks to write their errors too, so that the earlie
 
 
 def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
-    """See `supervision.RunRanks`."""
+    """Run a set of ranks on this machine, as `supervision.RunRanks` says."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     path = write_rank_set(ranks, workdir)
@@ -72,7 +72,7 @@ def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
 
 
 def _kill(started: Sequence[SubprocessContext]) -> None:
-    """Kill all ranks at once: whoever interrupts twice does not wait for them to end in good order."""
+    """Kill all ranks at once. A user who interrupts twice does not wait for ranks to end in good order."""
     for processes in started:
         for pid in processes.pids().values():
             with suppress(ProcessLookupError):
@@ -129,7 +129,7 @@ def _follow(processes: SubprocessContext, path: Path, display: Display) -> None:
 
 
 def _failed(processes: SubprocessContext) -> dict[int, int]:
-    """Exit codes of the ranks that have ended badly so far."""
+    """Return the exit codes of the ranks that have ended badly so far."""
     codes = {rank: handler.proc.poll() for rank, handler in processes.subprocess_handlers.items()}
     return {rank: code for rank, code in codes.items() if code}
 
@@ -137,10 +137,11 @@ def _failed(processes: SubprocessContext) -> dict[int, int]:
 def _explain(
     processes: SubprocessContext, path: Path, failed: dict[int, int]
 ) -> UserError | RunFailed | Interrupted:
-    """Return what ended the ranks: what one refused, else a signal one of them got, else the earliest
-    exception, else the exit code of one that told nothing, else what the victims of another said.
+    """Return what ended the ranks.
 
-    A rank that told of an exception may still die of a signal while it ends: the exception came first.
+    The first of these that applies: settings that a rank refused, a signal that killed a silent rank, the
+    earliest exception, the exit code of a silent rank, the error of a rank that lost a peer. A rank that left
+    an exception may still die of a signal while it ends; then the exception counts.
     """
     logs = processes.stderrs
     error = earliest_error(path, failed, logs, victims=False)
@@ -156,5 +157,5 @@ def _explain(
         why = f" ({os.strerror(code)})" if code > 1 else ""  # of an OSError that could not be written down
         return RunFailed(f"rank {rank} ended with exit code {code}{why}; its log: {logs[rank]}")
     error = earliest_error(path, failed, logs)
-    assert error, "each rank that failed has told why, or is silent"
+    assert error, "every rank that failed has left an error or is silent"
     return error

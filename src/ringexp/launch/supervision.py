@@ -1,4 +1,4 @@
-"""What launchers have in common: the rendezvous they host, the progress they follow, the error they blame."""
+"""The parts that all launchers share: rendezvous, progress, stopped ranks, the error that ended a set."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ from ringexp.worker.rank_error import error_file
 from ringexp.worker.rank_place import SECRET_ENV
 from ringexp.worker.rank_set import RankSet
 
-BACKLOG = 1024  # connections that may wait while ranks start
+BACKLOG = 1024
+"""The number of connections that may wait while ranks start."""
 POLL_S = 0.1
-GRACE_S = 3  # what a rank gets between SIGTERM and SIGKILL
-STOPPED_S = 10.0  # a rank that is stopped (SIGSTOP) for so long has failed
+GRACE_S = 3
+"""Seconds between SIGTERM and SIGKILL for a rank."""
+STOPPED_S = 10.0
+"""A rank that has been stopped (SIGSTOP) for this many seconds has failed."""
 
 
 class Display(Protocol):
-    """Where progress is shown."""
+    """The place where progress is shown."""
 
-    def event(self, event: dict[str, object]) -> None: ...
+    def event(self, event: dict[str, object]) -> None:
+        """Show one event of the progress file."""
+        ...
 
 
 class RunRanks(Protocol):
@@ -39,8 +44,15 @@ class RunRanks(Protocol):
     def __call__(self, ranks: RankSet, workdir: Path, display: Display) -> None:
         """Start all ranks, follow them to the end, leave nothing running.
 
-        workdir: folder for the jobs file, progress and logs. Raises UserError for what a rank found wrong
-        with the settings, Interrupted if the ranks were asked to end, RunFailed for any other failure.
+        Args:
+            ranks: the ranks and their jobs.
+            workdir: the folder for the file of the set, progress and logs.
+            display: where progress is shown.
+
+        Raises:
+            UserError: a rank refused the settings.
+            Interrupted: the ranks were asked to end.
+            RunFailed: any other failure.
         """
         ...
 
@@ -54,11 +66,12 @@ def write_rank_set(ranks: RankSet, workdir: Path) -> Path:
 
 
 def progress_reader(workdir: Path) -> ProgressReader:
+    """Return the reader of the progress of the ranks in `workdir`."""
     return ProgressReader(workdir / "rank_set.progress")
 
 
 def jobs_begun(workdir: Path) -> int:
-    """How many jobs the ranks that ran in `workdir` have begun; the last of them may not have ended."""
+    """Return how many jobs the ranks in `workdir` have begun. The last of them may not have ended."""
     return sum("job" in event for event in progress_reader(workdir).events())
 
 
@@ -108,10 +121,10 @@ def _listener(port: int, on_network: bool) -> tuple[socket.socket, str]:
     else:
         places = [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "::1")]
     refused = OSError()
-    for family, host, own in places:
+    for family, host, name in places:
         try:
             bound = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
-            return bound, own
+            return bound, name
         except OSError as error:
             refused = error
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # the machine may have no IPv4
@@ -121,12 +134,12 @@ def _listener(port: int, on_network: bool) -> tuple[socket.socket, str]:
 
 
 def killed(rank: int, signum: int, pid: int, log: str | Path) -> str:
-    """The message about a rank that a signal ended."""
+    """Return the message about a rank that a signal ended."""
     return f"rank {rank} was killed by {signal.Signals(signum).name} (pid {pid}); its log: {log}"
 
 
 def stopped(pid: int) -> bool:
-    """Whether a process is stopped by a signal such as SIGSTOP."""
+    """Tell whether a process is stopped by a signal such as SIGSTOP."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -135,32 +148,39 @@ def stopped(pid: int) -> bool:
 
 
 class StopWatch:
-    """Notices ranks that have been stopped for STOPPED_S; to be asked every POLL_S.
+    """Notice ranks that have been stopped for STOPPED_S. Call `overdue` every POLL_S.
 
-    It counts how often it was asked, so that time in which this process was stopped too does not count.
+    It counts calls, not seconds, so that time in which this process itself was stopped does not count.
     """
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}
 
     def overdue(self, pids: Iterable[int]) -> list[int]:
+        """Return the processes that have been stopped for too long."""
         self._seen = {pid: self._seen.get(pid, 0) + 1 for pid in pids if stopped(pid)}
         return [pid for pid, times in self._seen.items() if times > STOPPED_S / POLL_S]
 
 
 def stopped_too_long(rank: int, pid: int) -> str:
-    """The message about a rank that `StopWatch` found."""
+    """Return the message about a rank that `StopWatch` reports."""
     return f"rank {rank} (pid {pid}) was stopped (SIGSTOP) for {STOPPED_S:g} s"
 
 
 def earliest_error(
     path: Path, ranks: Iterable[int], log_of: dict[int, str], victims: bool = True
 ) -> UserError | RunFailed | Interrupted | None:
-    """Return what ended the ranks, by the errors that they wrote or that was written of them; else None.
+    """Return what ended the ranks, by the error files; None if there are none.
 
-    A rank that refuses what it was asked is the cause, though its peers may have died of that; else one that
-    was killed or stopped; else the earliest error of its own; else, with `victims`, the earliest of those
-    that only say that a peer is gone.
+    The first of these that applies: settings that a rank refused, although its peers may have failed before
+    it; a rank that was killed or stopped; the earliest error; with `victims`, the earliest error that only
+    says that a peer is gone.
+
+    Args:
+        path: the file of the set of ranks.
+        ranks: the ranks whose files are read.
+        log_of: the log of each rank, for the message.
+        victims: also report errors that only say that a peer is gone.
     """
     files = {rank: error_file(path, rank) for rank in ranks}
     errors = {
@@ -182,7 +202,7 @@ def earliest_error(
         return UserError(message)
     if kind == Interrupted.__name__:
         return Interrupted(message)
-    if kind == RunFailed.__name__:  # said by who watched it
+    if kind == RunFailed.__name__:  # written by the process that watched the rank
         return RunFailed(message)
     return RunFailed(f"rank {rank} failed: {kind}: {message}; traceback in {log_of[rank]}")
 

@@ -1,4 +1,6 @@
-"""Sweeps on a cluster, through submitit: `submit` here, `job` in the job that SLURM starts.
+"""Everything about SLURM and submitit.
 
-A job runs what can share ranks, as a local sweep does, with `launch.slurm_step` in place of `launch.local`.
+`submit` submits the runs of a sweep and follows the jobs; `settings` is what the user asks of the cluster.
+Inside a job, `step` starts ranks in place of `launch.local`, `task` watches over one rank, and `survey` lists
+what a node has. `job` is what a job is given.
 """

@@ -1,4 +1,4 @@
-"""What is handed to a SLURM job, and whether an earlier start of the job has done a run."""
+"""The content of a SLURM job, and the test whether an earlier start of the job has done a run."""
 
 from __future__ import annotations
 

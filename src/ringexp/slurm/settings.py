@@ -1,4 +1,4 @@
-"""What is asked of the cluster: conf/hydra/launcher/slurm.yaml is checked against this."""
+"""The checks of conf/hydra/launcher/slurm.yaml, the settings of a cluster's jobs."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def validate(settings: SlurmConfig) -> None:
 
 
 def job_identity(settings: SlurmConfig) -> dict[str, Any]:
-    """What decides which machine a job gets, as far as it is known before the job has started."""
+    """Return what decides which machine a job gets, as far as it is known before the job starts."""
     names = ("executor", "partition", "constraint", "nodes", "gpus_per_node", "cpus_per_rank", "sbatch")
     return {"slurm": {name: value for name, value in asdict(settings).items() if name in names}}

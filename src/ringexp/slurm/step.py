@@ -1,7 +1,7 @@
-"""Starting and supervising the ranks of one set inside a SLURM job: a job step, in which each task is a rank.
+"""Start and supervise the ranks of one set inside a SLURM job: a job step, in which each task is a rank.
 
 This runs in the job's batch script, on the first of its nodes, and hosts the rendezvous store there. `srun`
-starts `launch.slurm_task` on the nodes, ranks in order from node to node, and ends all when one fails. The
+starts `slurm.task` on the nodes, ranks in order from node to node, and ends all when one fails. The
 caller turns the signals by which SLURM ends a job into `Interrupted`.
 """
 
@@ -31,18 +31,23 @@ from ringexp.launch.supervision import (
 from ringexp.worker.rank_error import error_file
 from ringexp.worker.rank_set import RankSet
 
-SURVEY_S = 120.0  # for every node of the job to start Python and say what it is
-END_S = 30.0  # for srun to end after SIGTERM; tasks give their ranks GRACE_S
+SURVEY_S = 120.0
+"""Seconds for every node of the job to start Python and say what it has."""
+END_S = 30.0
+"""Seconds for srun to end after SIGTERM. Tasks give their ranks GRACE_S."""
 
 _OF_THE_JOB = ("SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS", "SLURM_NPROCS", "MASTER_ADDR")
-"""Variables that describe the job or come from the user's shell. The step must not take them for its own."""
+"""Variables that describe the job or come from the user's shell. The step must not use them."""
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """The allocation this process is in.
+    """The allocation that this process is in.
 
-    cpus_per_rank: None leaves it to the ranks of a node to share its cores. srun: arguments for every step.
+    Attributes:
+        num_nodes: the number of nodes.
+        cpus_per_rank: the cores of each rank; None lets the ranks of a node share its cores.
+        srun: further arguments of srun for every step.
     """
 
     num_nodes: int
@@ -50,7 +55,7 @@ class SlurmJob:
     srun: tuple[str, ...] = ()
 
     def survey(self, workdir: Path) -> list[dict[str, Any]]:
-        """What `launch.slurm_survey` says of each node, in order. Raises RunFailed if one does not answer."""
+        """Return what `slurm.survey` says of each node, in order. Raises RunFailed if one is silent."""
         workdir.mkdir(parents=True, exist_ok=True)
         answers = [workdir / f"node_{index}.json" for index in range(self.num_nodes)]
         command = self._srun(self.num_nodes, workdir / "node_%n.json")
@@ -68,7 +73,7 @@ class SlurmJob:
             raise RunFailed(f"srun could not start a task on every node of the job: {reason}") from error
 
     def run_ranks(self, ranks: RankSet, workdir: Path, display: Display) -> None:
-        """See `supervision.RunRanks`."""
+        """Run a set of ranks as a step of the job, as `supervision.RunRanks` says."""
         if THROTTLES[ranks.throttle].makes_control_groups:
             raise UserError(
                 f"hetero.throttle={ranks.throttle} makes control groups of its own, but SLURM keeps ranks in "
@@ -104,6 +109,7 @@ class SlurmJob:
 
 
 def _environment() -> dict[str, str]:
+    """Return the environment for srun."""
     return {name: value for name, value in os.environ.items() if name not in _OF_THE_JOB}
 
 
@@ -118,7 +124,7 @@ def _follow(step: subprocess.Popen[bytes], path: Path, display: Display) -> None
 
 
 def _end(step: subprocess.Popen[bytes]) -> None:
-    """End a step that runs still."""
+    """End a step that is still running."""
     if step.poll() is None:
         step.terminate()  # srun passes it on to every task
         try:
@@ -129,10 +135,11 @@ def _end(step: subprocess.Popen[bytes]) -> None:
 
 
 def _explain(code: int, ranks: RankSet, path: Path, log: Path) -> UserError | RunFailed | Interrupted:
-    """Return what ended the step: the earliest error that a rank wrote or its task wrote for it.
+    """Return what ended the step.
 
-    Before that of a victim, or of a rank that srun ended, comes a task of which srun says that it was killed:
-    such a task tells nothing itself. Else it is what srun said last.
+    Usually that is the earliest error that a rank wrote, or its task wrote for it. If all errors are of
+    victims or of ranks that srun ended, a task that was killed comes first: srun reports it, and the task
+    itself writes nothing. Without any error it is the last line of srun.
     """
     everyone = range(ranks.world_size)
     logs = {rank: path.parent / "logs" / f"rank_{rank}.log" for rank in everyone}

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from submitit.core.core import Executor, Job
 
 POLL_S = 1.0
-ASK_S = 5.0  # how often SLURM itself is asked; a job's result is seen at once
-CANCEL_S = 60.0  # for cancelled jobs to say what they had measured
+ASK_S = 5.0
+"""Seconds between questions to SLURM itself. A job's result is seen at once."""
+CANCEL_S = 60.0
+"""Seconds for cancelled jobs to write what they have measured."""
 
 Runs = list[tuple[Config, Path]]
 CarryOut = Callable[[JobFile], None]
@@ -48,7 +50,7 @@ CarryOut = Callable[[JobFile], None]
 
 @dataclass
 class _Submitted:
-    """A job and the runs it was given."""
+    """A submitted job and its runs."""
 
     job: Job[Any]
     runs: Runs
@@ -69,7 +71,7 @@ def execute(
     Args:
         runs: validated settings and folders.
         console: where progress is shown.
-        settings: what is asked of the cluster.
+        settings: the nodes, time and queue of each job.
         carry_out: what a job does; submitit pickles it by its name.
 
     Raises:
@@ -126,13 +128,13 @@ def _refused(runs: Sequence[tuple[Config, Path]], settings: SlurmConfig) -> dict
 
 
 def groups(runs: Sequence[tuple[Config, Path]]) -> list[Runs]:
-    """Runs that can share ranks, in the order given; what a job gets is not known, so only settings count."""
-    found: dict[str, Runs] = {}
+    """Group runs that can share ranks, in their order, by settings alone: a job's machine is not known yet."""
+    by_settings: dict[str, Runs] = {}
     for config, run_dir in runs:
         hetero, model = asdict(config.hetero), asdict(config.model)
         shared = [hetero, model, config.transport.name, config.device, config.seed]
-        found.setdefault(json.dumps(shared, sort_keys=True), []).append((config, run_dir))
-    return list(found.values())
+        by_settings.setdefault(json.dumps(shared, sort_keys=True), []).append((config, run_dir))
+    return list(by_settings.values())
 
 
 def _submit(runs: Runs, settings: SlurmConfig, carry_out: CarryOut) -> Job[Any]:
@@ -198,44 +200,46 @@ def _executor(folder: Path, settings: SlurmConfig, nodes: int, ranks_per_node: i
 
 
 def _follow(submitted: Sequence[_Submitted], display: Display) -> None:
-    """Wait for all jobs, say when their state changes, and mark what a job left without a word."""
-    waiting, asked = list(submitted), 0.0
+    """Wait for all jobs, show changes of their state, and mark runs that an ended job did not mark."""
+    waiting, asked_at = list(submitted), 0.0
     while waiting:
-        force = time.monotonic() - asked > ASK_S
-        asked = time.monotonic() if force else asked
-        for each in list(waiting):
-            task = each.job.task(0)  # the batch script; see `cluster.job`
+        force = time.monotonic() - asked_at > ASK_S
+        asked_at = time.monotonic() if force else asked_at
+        for submission in list(waiting):
+            task = submission.job.task(0)  # the batch script; see `slurm.job`
             ended = task.done(force_check=force)
-            _show(each, "ended" if ended else task.state.lower(), display)
+            _show(submission, "ended" if ended else task.state.lower(), display)
             if ended:
-                waiting.remove(each)
-                _mark(each)
+                waiting.remove(submission)
+                _mark(submission)
         time.sleep(POLL_S if waiting else 0)
 
 
-def _show(each: _Submitted, state: str, display: Display) -> None:
-    if state != each.state and state != "unknown":
-        each.state = state
-        display.event({"stage": f"{each.name} {state}", "total": None})
+def _show(submission: _Submitted, state: str, display: Display) -> None:
+    if state != submission.state and state != "unknown":
+        submission.state = state
+        display.event({"stage": f"{submission.name} {state}", "total": None})
 
 
-def _mark(each: _Submitted) -> None:
-    """Runs of an ended job that nobody marked: it was cancelled while pending, or killed, or lost a node."""
-    records = {run_dir: read_record(run_dir) for _, run_dir in each.runs}
+def _mark(submission: _Submitted) -> None:
+    """Mark runs that an ended job did not mark: it was cancelled while pending, or killed, or lost a node."""
+    records = {run_dir: read_record(run_dir) for _, run_dir in submission.runs}
     unmarked = [run_dir for run_dir, record in records.items() if record is None or not record.has_ended]
     if unmarked:
-        reason = f"SLURM job {each.job.job_id} ended ({each.job.state}); its log: {each.job.paths.stderr}"
+        reason = f"SLURM job {submission.job.job_id} ended ({submission.job.state}); its log: {submission.job.paths.stderr}"
         for run_dir in unmarked:
             mark_ended(run_dir, "interrupted", reason)
 
 
 def _cancel(submitted: Sequence[_Submitted], display: Display) -> None:
-    """Cancel the jobs that have not ended and wait, not for ever, for what they still have to say."""
-    running = [each for each in submitted if each.state != "ended"]
-    for each in running:
-        display.event({"stage": f"cancelling {each.name}", "total": None})
-        each.job.cancel(check=False)
+    """Cancel the jobs that have not ended, and wait a limited time for what they still write."""
+    running = [submission for submission in submitted if submission.state != "ended"]
+    for submission in running:
+        display.event({"stage": f"cancelling {submission.name}", "total": None})
+        submission.job.cancel(check=False)
     deadline = time.monotonic() + CANCEL_S
     with suppress(KeyboardInterrupt):  # a second Ctrl-C waits no longer
-        while time.monotonic() < deadline and not all(each.job.task(0).done(True) for each in running):
+        while time.monotonic() < deadline and not all(
+            submission.job.task(0).done(True) for submission in running
+        ):
             time.sleep(POLL_S)

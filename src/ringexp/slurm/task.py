@@ -31,7 +31,8 @@ from ringexp.worker.rank_error import write_error
 from ringexp.worker.rank_place import RankPlace
 from ringexp.worker.rank_set import RankSet
 
-THROTTLE_S = 60.0  # for the first task of a node to have the throttle ready
+THROTTLE_S = 60.0
+"""Seconds for the first task of a node to have the throttle ready."""
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
 
 
 def _tasks_here() -> int:
-    """Tasks of this step on this node, from SLURM's list of counts, such as `2(x3),1`."""
+    """Return the number of this step's tasks on this node, by SLURM's list of counts, such as `2(x3),1`."""
     counts: list[int] = []
     for entry in os.environ["SLURM_STEP_TASKS_PER_NODE"].split(","):
         count, _, times = entry.rstrip(")").partition("(x")
@@ -74,42 +75,45 @@ def _tasks_here() -> int:
 
 
 def interface_towards(address: str) -> str | None:
-    """The network interface that packets to `address` leave by; None if it cannot be told (Linux, IPv4)."""
+    """Return the network interface towards `address`; None if it cannot be found out (Linux, IPv4)."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))  # sends nothing
-        own = socket.inet_aton(probe.getsockname()[0])
+        local_address = socket.inet_aton(probe.getsockname()[0])
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # an interface without an address
                 request = struct.pack("256s", name.encode())
                 siocgifaddr = 0x8915
-                if fcntl.ioctl(probe.fileno(), siocgifaddr, request)[20:24] == own:
+                if fcntl.ioctl(probe.fileno(), siocgifaddr, request)[20:24] == local_address:
                     return name
     return None
 
 
 @contextmanager
 def _node_throttle(ranks: RankSet, workdir: Path) -> Iterator[list[dict[str, str]]]:
-    """The launcher's side of the throttle, once a node; yields the environment of each rank."""
+    """Keep the launcher's side of the throttle, once per node. Yield the environment of each rank."""
     if not THROTTLES[ranks.throttle].shared_on_node:
         with host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as environments:
             yield environments
         return
-    told = workdir / f"throttle_node_{os.environ['SLURM_NODEID']}.json"
+    announced = workdir / f"throttle_node_{os.environ['SLURM_NODEID']}.json"
     if os.environ["SLURM_LOCALID"] == "0":
         with host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as environments:
-            write_atomically(told, json.dumps(environments), PRIVATE)
+            write_atomically(announced, json.dumps(environments), PRIVATE)
             yield environments
         return
     deadline = time.monotonic() + THROTTLE_S
-    while not told.exists():
+    while not announced.exists():
         if time.monotonic() > deadline:
             raise RunFailed(f"the first task of {socket.gethostname()} started no {ranks.throttle} daemon")
         time.sleep(POLL_S)
-    yield json.loads(told.read_text(encoding="utf-8"))
+    yield json.loads(announced.read_text(encoding="utf-8"))
 
 
 def _watch(path: Path, rank: int, environment: dict[str, str]) -> int:
-    """Run the rank to its end; returns its exit code. Signals go on to it; it gets GRACE_S to follow them."""
+    """Run the rank to its end and return its exit code.
+
+    Signals are passed on to the rank, which gets GRACE_S to end.
+    """
     log = path.parent / "logs" / f"rank_{rank}.log"
     process = subprocess.Popen(
         [sys.executable, "-m", "ringexp.worker.rank", str(path)], env=os.environ | environment

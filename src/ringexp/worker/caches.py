@@ -1,4 +1,4 @@
-"""What a rank computes once and keeps for later jobs: the workload, choices of kernels, expected outputs."""
+"""Caches that a rank keeps for later jobs: the workload, choices of kernels, expected outputs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def block_shape(workload: Workload, batch_size: int, seq_len: int, world_size: i
 
 
 class ExpectedOutputs:
-    """What one process computes for the latest prompt."""
+    """The output of one process for the latest prompt."""
 
     def __init__(self) -> None:
         self._cached: tuple[object, tuple[torch.Tensor, torch.Tensor]] | None = None

@@ -54,8 +54,8 @@ class Calibrator:
                 rows = self._stored(table, keys, meter.versions, mode)
         missing = points if mode == "refresh" else []
         if mode == "auto":
-            stored_points = [{row.point for row in own} for own in self._at_present_percentages(rows)]
-            missing = [point for point in points if not all(point in own for own in stored_points)]
+            stored_points = [{row.point for row in rank} for rank in self._at_present_percentages(rows)]
+            missing = [point for point in points if not all(point in stored for stored in stored_points)]
         if missing:
             self._measure(needs, meter, table, missing)
             self._spot_checker.measured(conditions, [length for length, *_ in missing])
@@ -112,7 +112,7 @@ class Calibrator:
             [row for row in all_rows if _matches(row, key) and (mode == "table" or row.versions == versions)]
             for key in keys
         ]
-        other_versions = {row.versions for own in rows for row in own} - {versions}
+        other_versions = {row.versions for of_rank in rows for row in of_rank} - {versions}
         if other_versions:
             self._progress.warn(
                 f"speeds were measured with {', '.join(sorted(other_versions))}, not {versions}"
@@ -122,8 +122,8 @@ class Calibrator:
     def _at_present_percentages(self, rows: Sequence[Sequence[SpeedRow]]) -> list[list[SpeedRow]]:
         """Return per rank the rows at the percentage that the rank runs at now."""
         return [
-            [row for row in own if row.percentage == percentage]
-            for own, percentage in zip(rows, self._throttle.percentages, strict=True)
+            [row for row in of_rank if row.percentage == percentage]
+            for of_rank, percentage in zip(rows, self._throttle.percentages, strict=True)
         ]
 
     def _warn_if_unequal(self, measured: Sequence[Sequence[SpeedRow]]) -> None:

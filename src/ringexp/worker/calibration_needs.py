@@ -1,4 +1,4 @@
-"""What one job needs to know about the speeds of its ranks."""
+"""The speeds that one job needs to know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether iterations are replayed as CUDA graphs."""
+"""The decision whether iterations are replayed as CUDA graphs."""
 
 from __future__ import annotations
 

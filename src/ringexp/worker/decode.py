@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one rank has seen of decoding.
+    """The figures of decoding on one rank.
 
     Attributes:
         tokens: the new tokens of each sequence.

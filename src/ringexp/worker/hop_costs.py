@@ -1,4 +1,4 @@
-"""What it costs to pass a shard on to the next rank."""
+"""The cost of passing a shard on to the next rank."""
 
 from __future__ import annotations
 

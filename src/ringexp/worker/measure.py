@@ -34,7 +34,7 @@ WARM_UP = -1
 
 @dataclass(frozen=True)
 class Measured:
-    """What the timed prompts of a job came to.
+    """The figures of a job's timed prompts.
 
     Attributes:
         iterations: per prompt, the timings of all ranks.

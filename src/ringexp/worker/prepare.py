@@ -1,4 +1,4 @@
-"""What a job runs on a rank: speeds -> plan -> inputs, before anything is timed. All ranks do it in step."""
+"""Prepare a job on a rank: speeds -> plan -> inputs, before anything is timed. All ranks do it in step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ringexp.worker.speed_meter import SpeedMeter
 
 @dataclass(frozen=True)
 class JobTools:
-    """What one job works with on a rank, before its speeds and its plan are known.
+    """The tools of one job on a rank, before its speeds and its plan are known.
 
     Attributes:
         workload: the model or attention module.
@@ -51,7 +51,7 @@ class JobTools:
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """What a job runs, once speeds are known and the plan is made.
+    """A job that is ready to run: speeds are known and the plan is made.
 
     Attributes:
         session: this rank.

@@ -1,4 +1,4 @@
-"""How ranks tell the launcher where they are: one JSON line an event, appended to a file it follows."""
+"""The progress file: rank 0 appends one JSON line per event, and the launcher reads along."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ringexp.atomic import no_link
 
 
 class ProgressWriter:
-    """Rank 0's end; without a path it says nothing."""
+    """Rank 0's end of the progress file. Without a path, nothing is written."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = None
@@ -19,17 +19,24 @@ class ProgressWriter:
             self._file = open(path, "a", buffering=1, encoding="utf-8", opener=no_link)  # noqa: SIM115
 
     def job(self, index: int) -> None:
-        """The ranks turn to the next job of their list."""
+        """Report that the ranks begin a job of their list."""
         self._write({"job": index})
 
     def stage(self, text: str, total: int | None = None) -> None:
-        """A new step begins; `total` is how often `advance` will be called."""
+        """Report that a new step begins.
+
+        Args:
+            text: the title of the step.
+            total: the number of calls of `advance` that will follow; None if there are none.
+        """
         self._write({"stage": text, "total": total})
 
     def advance(self) -> None:
+        """Report that one of the step's `total` parts is done."""
         self._write({"advance": 1})
 
     def warn(self, text: str) -> None:
+        """Report a warning."""
         self._write({"warn": text})
 
     def _write(self, event: dict[str, Any]) -> None:
@@ -38,14 +45,14 @@ class ProgressWriter:
 
 
 class ProgressReader:
-    """The launcher's end."""
+    """The launcher's end of the progress file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What was written since the last call."""
+        """Yield the events that were written since the last call."""
         if not self._path.exists():
             return
         with self._path.open(encoding="utf-8") as file:

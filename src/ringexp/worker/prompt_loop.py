@@ -31,7 +31,7 @@ from ringexp.worker.session import Session
 
 
 class Stage(Enum):
-    """How far the iteration of the present plan has been built."""
+    """The stage of building the iteration of the present plan."""
 
     UNBUILT = "nothing has been built"
     TRIAL = "a new plan's first prompt runs without a graph, which warms up for the graph of the next"
@@ -40,7 +40,7 @@ class Stage(Enum):
 
 @dataclass(frozen=True)
 class RingWork:
-    """What the ranks compute in every prompt, whatever the plan.
+    """The work of every prompt, whatever the plan.
 
     Attributes:
         workload: the model or attention module.

@@ -1,4 +1,4 @@
-"""What the launcher hands the ranks: one set of ranks and its list of jobs, as a JSON file."""
+"""The launcher's orders to the ranks: one set of ranks and its list of jobs, as a JSON file."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Job:
 
     @property
     def is_run(self) -> bool:
-        """Whether this is a run that is tracked, not a reference or a check of one."""
+        """Tell whether this is a run that is tracked, not a reference or a check of one."""
         return self.role == "run"
 
     @property
     def is_spot_check(self) -> bool:
-        """Whether the job only compares a stored reference with how fast it is now."""
+        """Tell whether the job only compares a stored reference with how fast it is now."""
         return self.role.startswith(SPOT_CHECK)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,9 +61,17 @@ class Job:
 class RankSet:
     """Ranks that share device and model, and the jobs they do in order.
 
-    throttle and transport are resolved names; device is `cpu` or `cuda`; machine is `machine_facts`.
-    throttle, percentages: as the ranks begin; paced ranks take those of each job. drifting: percentages
-    change in mid-run. invocation: names the call of ringexp that started the ranks.
+    Attributes:
+        device: cpu or cuda.
+        throttle: the throttle that the ranks start with, never auto; ranks that are paced change it per job.
+        transport: the name of the transport, never auto.
+        percentages: the profile that the ranks start with; ranks that are paced change it per job.
+        num_devices: the number of GPUs, or on CPU of machines.
+        machine: what decides speed, as `machine_facts`.
+        command: the user's command, for records.
+        drifting: percentages change in mid-run.
+        invocation: the call of ringexp that started the ranks.
+        jobs: the jobs, in order.
     """
 
     device: str

@@ -1,4 +1,4 @@
-"""What a rank process keeps between its jobs."""
+"""The session of a rank: all that the process keeps between its jobs."""
 
 from __future__ import annotations
 

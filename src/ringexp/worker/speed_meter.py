@@ -30,7 +30,7 @@ LONG_SAMPLE_MS = 200.0
 
 
 class RowKey(TypedDict):
-    """What the calibration rows of one rank have in common."""
+    """The columns that are equal in all calibration rows of one rank."""
 
     hardware: str
     throttle: str

@@ -1,4 +1,4 @@
-"""How fast the ranks run now: this rank's throttle, and the percentages of all ranks."""
+"""The present speed limits: this rank's throttle, and the percentages of all ranks."""
 
 from __future__ import annotations
 
