@@ -12,7 +12,7 @@ from typing import Any
 
 from ringexp.calibration.source import NominalSpeeds, TableSpeeds
 from ringexp.calibration.table import SpeedTable
-from ringexp.config import AttentionModelConfig, Config
+from ringexp.config import Config
 from ringexp.configure.preflight import Surroundings, check_before_start
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.profiles import beside
@@ -21,7 +21,7 @@ from ringexp.interrupts import undisturbed
 from ringexp.launch.local import run_ranks
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
 from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
-from ringexp.models.shapes import shape_of
+from ringexp.models.registry import model_of
 from ringexp.planning import BY_COST, Plan
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns, copy_results, fingerprint, run_key
@@ -360,7 +360,7 @@ def _check_fits(config: Config, device: str, place: ExecutionSite) -> None:
 
 def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | None]:
     """The plan and a note on where its speeds come from; starts nothing, needs no GPU."""
-    causal = config.model.causal if isinstance(config.model, AttentionModelConfig) else True
+    causal = model_of(config.model).causal
     if config.partitioner.name in ("even", "uneven"):
         return plan_for(config, NominalSpeeds(config.hetero.percentages), device, causal), None
     known = _remembered(config, device, throttle)
@@ -381,7 +381,7 @@ def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | Non
     cpu = f"{cpu_name()} x{cores_a_rank(config.world_size)}"
     hardware = set(gpu_names()) if device == "cuda" else {cpu}
     table = SpeedTable(config.speeds_file)
-    prefix = f"{shape_of(config.model)}-"  # the kernel's name follows, which only a rank can resolve
+    prefix = f"{model_of(config.model).speed_key}-"  # then the kernel's name, which only a rank can resolve
     rows = [
         row
         for row in table.load()

@@ -40,6 +40,10 @@ class ModelConfig:
     batch_size: int = 1
     default_seq_len: int = 4096
 
+    def num_chunks(self, seq_len: int) -> int:
+        """Return the number of chunks that prefill of a prompt is done in."""
+        return 1
+
 
 @dataclass
 class AttentionModelConfig(ModelConfig):
@@ -64,6 +68,10 @@ class FmsModelConfig(ModelConfig):
     overrides: dict[str, Any] = field(default_factory=dict)  # fields of the FMS model config, e.g. nlayers: 2
     chunk_tokens: int | None = None  # prefill in chunks of about so many tokens, on all ranks together
     checkpoint: str | None = None  # a Hugging Face folder, which then says architecture and shape
+
+    def num_chunks(self, seq_len: int) -> int:
+        """Return the number of chunks of about `chunk_tokens`; 1 without chunks."""
+        return -(-seq_len // self.chunk_tokens) if self.chunk_tokens else 1
 
 
 @dataclass
@@ -189,12 +197,6 @@ class Config:
         return Path(self.output_root) / "completed"
 
 
-def num_chunks(config: Config) -> int:
-    """How many chunks prefill is done in."""
-    size = config.model.chunk_tokens if isinstance(config.model, FmsModelConfig) else None
-    return -(-config.seq_len // size) if size else 1
-
-
 GROUPS: dict[str, type] = {
     "attention_model": AttentionModelConfig,
     "fms_model": FmsModelConfig,
@@ -300,8 +302,9 @@ def grouped(config: Config, group: str) -> Config:
 
 def from_dict(data: dict[str, Any]) -> Config:
     """The `Config` that `dataclasses.asdict` was taken of; for ranks, which get theirs as JSON."""
-    model_class = AttentionModelConfig if data["model"]["kind"] == "attention" else FmsModelConfig
-    return replace(_nested(Config, data), model=model_class(**data["model"]))
+    from ringexp.models.registry import config_from
+
+    return replace(_nested(Config, data), model=config_from(data["model"]))
 
 
 def _nested(kind: type, data: dict[str, Any]) -> Any:
@@ -409,6 +412,7 @@ def validate(config: Config) -> None:
     """Raises UserError, naming the setting, for values that no run could use."""
     from ringexp.hetero.profiles import validate_percentages
     from ringexp.hetero.throttle import DEVICE_OF_THROTTLE
+    from ringexp.models.registry import model_of
     from ringexp.planning import BY_COST, LAYOUTS, PARTITIONERS, SHARD_MODES, validate_memory_limit
 
     def one_of(key: str, value: str, allowed: Any) -> None:
@@ -454,26 +458,9 @@ def validate(config: Config) -> None:
             "use even, lut, formula, balanced or adaptive"
         )
     at_least("calibration.max_seconds", config.calibration.max_seconds, config.calibration.min_seconds)
-    if config.decode_tokens and config.model.kind != "fms":
+    model = model_of(config.model)
+    if config.decode_tokens and not model.generates_text:
         raise UserError(f"decode_tokens is for whole models; model={config.model.name} is one layer")
     if config.decode_tokens:
         at_least("decode_tokens", config.decode_tokens, 3)  # one by prefill, one to warm up
-    model = config.model
-    if isinstance(model, AttentionModelConfig):
-        if model.num_heads % model.num_kv_heads:
-            raise UserError(
-                f"model.num_kv_heads={model.num_kv_heads} must divide model.num_heads={model.num_heads}"
-            )
-        if model.head_dim % 2:
-            raise UserError(f"model.head_dim={model.head_dim} must be even for RoPE")
-    if isinstance(model, FmsModelConfig) and model.chunk_tokens is not None:
-        at_least("model.chunk_tokens", model.chunk_tokens, config.world_size)
-    if isinstance(model, FmsModelConfig) and model.checkpoint == "":
-        raise UserError("model=checkpoint needs model.checkpoint=DIR, a Hugging Face folder")
-    if isinstance(model, FmsModelConfig) and model.checkpoint and model.overrides:
-        raise UserError("model.overrides goes with random weights, not with model.checkpoint")
-    if isinstance(model, FmsModelConfig) and config.shard == "kv":
-        raise UserError(
-            "shard=kv splits keys/values apart from queries and is for attention workloads only; "
-            f"model={model.name} needs shard=tokens"
-        )
+    model.check_settings(config.world_size, config.shard)

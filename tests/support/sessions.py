@@ -92,7 +92,9 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
     kernel = session.kernel(config, workload)
     x = workload.inputs(config.seq_len, config.seed)
     exact = workload.reference(x, torch.float32)
-    plans = [make_plan(config.seq_len, each, config.layout.name, causal=workload.causal) for each in tokens]
+    plans = [
+        make_plan(config.seq_len, each, config.layout.name, causal=workload.shape.causal) for each in tokens
+    ]
 
     def ring_of(plan: Plan) -> RingContext:
         return RingContext(plan, rank, session.transport, kernel, session.clock())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ringexp.cli.terminal import keep_printing
 from ringexp.cli.token_counts import token_count
+from ringexp.configure.named_models import named_shape
 from ringexp.errors import UserError
-from ringexp.models.model_shapes import model_shape
 from ringexp.printable import plain
 from ringexp.simulate import show
 from ringexp.simulate.hardware import Link, load_hardware
@@ -129,7 +129,7 @@ def build_ring(asked: argparse.Namespace, seq_len: int) -> Ring:
         if asked.costs.is_dir():
             return ring_of_run(asked.costs, seq_len, link)
         return ring_of_table(asked.costs, asked.model, asked.percentages, seq_len, link)
-    hardware, model = load_hardware(asked.hardware), model_shape(asked.model)
+    hardware, model = load_hardware(asked.hardware), named_shape(asked.model)
     devices = hardware.ring(asked.devices)
     return ring_of_devices(
         devices,

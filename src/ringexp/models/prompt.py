@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ringexp.config import Config, FmsModelConfig
 from ringexp.errors import UserError
+from ringexp.models.registry import model_of
 
 DEFAULT_NEW_TOKENS = 32
 
@@ -43,8 +44,7 @@ def tokens_of(config: Config) -> int:
     """Count the longest prompt's tokens. Return seq_len if the run has no prompt that can be read."""
     try:
         if has_prompt(config):
-            checkpoint = config.model.checkpoint if isinstance(config.model, FmsModelConfig) else None
-            return _text_tokens(_text(config), config.prompt_lines, checkpoint)
+            return _text_tokens(_text(config), config.prompt_lines, model_of(config.model).checkpoint)
         return max(_lengths(config), default=config.seq_len)
     except UserError:  # `with_prompt` says so
         return config.seq_len
@@ -66,8 +66,7 @@ def prompts(config: Config) -> list[list[int]]:
     """The token ids of each prompt. Raises UserError if there are none."""
     from ringexp.models.checkpoints.folder import load_tokenizer
 
-    model = config.model
-    folder = model.checkpoint if isinstance(model, FmsModelConfig) else None
+    folder = model_of(config.model).checkpoint
     if folder is None:
         raise UserError(
             "prompt_file and prompt_text need the tokenizer of model=checkpoint model.checkpoint=DIR"
@@ -98,7 +97,7 @@ def _lengths(config: Config) -> list[int]:
         raise UserError("prompt_lines=true needs prompt_file or prompt_text")
     if given is None:
         return []
-    if config.model.kind != "fms":
+    if not model_of(config.model).generates_text:
         raise UserError(f"prompt_lengths is for whole models; model={config.model.name} is one layer")
     if not given or min(given) < 1:
         raise UserError(f"prompt_lengths={given} must give every prompt at least 1 token")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ringexp.config import DEFAULT_TILE
+from ringexp.models.shape import ITEMSIZE, ModelShape
 from ringexp.planning import RankCost
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged, read_config, read_results
 from ringexp.report.frame import Run, Runs, complete, ranks_of
 from ringexp.report.measured_costs import costs_of
 from ringexp.web.palette import RANK_COLOURS
-from ringexp.web.shapes import SHAPES, Shape
+from ringexp.web.shapes import PageShape, offered_shapes, page_shape
 
-ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 PARTITIONERS = ("even", "lut", "balanced")
 """Those of the page."""
 
@@ -76,7 +76,7 @@ def _of_group(context: str, group: Runs) -> Iterator[MeasuredRun]:
                 "fixedMs": median(cost.fixed_ms for cost in costs) or None if costs else None,
                 "tile": _count(config.get("tile"))
                 or DEFAULT_TILE.get(str(run.get("environment.machine.device"))),
-                "shape": asdict(shape),
+                "shape": shape,
             },
             costs,
             measured,
@@ -95,8 +95,8 @@ def _count(value: Any) -> int | None:
     return value if whole and 0 < value < 2**31 else None
 
 
-def _shape(model: Any) -> Shape | None:
-    """Of a run's model config; None where the page cannot describe it."""
+def _shape(model: Any) -> PageShape | None:
+    """Return the shape of a run's model config; None where the page cannot describe it."""
     if not isinstance(model, dict):
         return None
     itemsize, batch = ITEMSIZE.get(str(model.get("dtype"))), _count(model.get("batch_size"))
@@ -109,11 +109,21 @@ def _shape(model: Any) -> Shape | None:
         heads, kv_heads, head_dim = sizes
         if not (emb_dim and heads and kv_heads and head_dim) or model.get("causal") is not True:
             return None
-        emb_dim = emb_dim if model.get("projections") is True else 0
-        return Shape(name, 1, batch, emb_dim, heads, kv_heads, head_dim, itemsize=itemsize)
-    known = {shape.name: shape for shape in SHAPES}.get(name)
+        module = ModelShape(
+            emb_dim=emb_dim,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            projections=model.get("projections") is True,
+            batch_size=batch,
+            itemsize=itemsize,
+        )
+        return page_shape(name, module)
+    known = offered_shapes().get(name)
     as_named = not any(model.get(part) for part in ("chunk_tokens", "checkpoint", "overrides"))
-    return replace(known, batch=batch, itemsize=itemsize) if known and as_named else None
+    if not known or not as_named:
+        return None
+    return page_shape(name, replace(known, batch_size=batch, itemsize=itemsize))
 
 
 def _costs(run: Run) -> list[RankCost] | None:

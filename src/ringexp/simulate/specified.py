@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ringexp.errors import UserError
-from ringexp.models.model_shapes import ModelShape
+from ringexp.models.shape import ModelShape
 from ringexp.planning import Links
 from ringexp.simulate.hardware import Device, Hardware, Link, node_links
 from ringexp.simulate.heads import group_costs, group_links

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ringexp.config import Config
-from ringexp.models.shapes import shape_of
+from ringexp.models.registry import model_of
 from ringexp.stored import NOT_FINITE, an_object
 from ringexp.tracking.metrics import RunResult
 
@@ -34,7 +34,7 @@ def described(config: Config, key: str | None, environment: Mapping[str, Any]) -
         "schema_version": SCHEMA_VERSION,
         "key": key,
         "model": config.model.name,
-        "shape": shape_of(config.model),
+        "shape": model_of(config.model).speed_key,
         "dtype": config.model.dtype,
         "batch_size": config.model.batch_size,
         "seq_len": config.seq_len,

@@ -15,7 +15,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ringexp.web.palette import BLACK, BLUE, COLOURS, GREEN, RANK_COLOURS, VERMILION
-from ringexp.web.shapes import SHAPES
+from ringexp.web.shapes import offered_shapes, page_shape
 
 if TYPE_CHECKING:
     from ringexp.report.planner_runs import MeasuredRun
@@ -28,7 +28,8 @@ ON_DARK = {BLACK: "#B8C0C8"}
 
 def planner_page(runs: Sequence[MeasuredRun] = (), report: str | None = None) -> str:
     """The page, with measured runs to choose from. report: the file beside it that it leads back to."""
-    data = {"shapes": [asdict(shape) for shape in SHAPES], "runs": [asdict(run) for run in runs]}
+    shapes = [page_shape(name, shape) for name, shape in offered_shapes().items()]
+    data = {"shapes": shapes, "runs": [asdict(run) for run in runs]}
     scripts = (f"<script>\n{_text(FOLDER / name)}</script>" for name in SCRIPTS)
     return Template(_text(FOLDER / "planner.html")).substitute(
         style=_text(FOLDER.parent / "page.css"),

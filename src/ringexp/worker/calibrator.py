@@ -17,7 +17,8 @@ from ringexp.calibration.table import Point, SpeedRow, SpeedTable
 from ringexp.config import DEFAULT_TILE, Config
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
-from ringexp.models.workload import Workload, local_inputs
+from ringexp.models.inputs import local_inputs
+from ringexp.models.workload import Workload
 from ringexp.planning import HopCost, apportion, make_plan
 from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import LoopbackTransport
@@ -136,7 +137,7 @@ class Calibrator:
             "throttle": self.session.throttle.name,
             "ranks_per_device": self.session.ranks.ranks_per_device,
             "beside": self.session.beside,
-            "shape": f"{workload.shape}-{kernel.name}",
+            "shape": f"{workload.speed_key}-{kernel.name}",
         }
 
     def _stored(self, config: Config, keys: list[dict[str, Any]]) -> list[list[SpeedRow]]:
@@ -260,7 +261,7 @@ class Calibrator:
         rest, tile = length - tokens, config.tile or DEFAULT_TILE[self.session.device.type]
         tile = tile if rest >= others * tile else 1
         peers = apportion([1.0] * others, rest, tile) if rest else [0]
-        plan = make_plan(length, [tokens, *peers], causal=workload.causal)
+        plan = make_plan(length, [tokens, *peers], causal=workload.shape.causal)
         shares = bool(self.session.beside)  # keys and values are copied for the ranks on the same GPU
         transport = LoopbackTransport(announces=self.session.transport.announces, lays_out=shares)
         ring = RingContext(plan, 0, transport, kernel, self.session.clock(workload))
@@ -287,7 +288,7 @@ class Calibrator:
 
         sample = measure_speed(
             timed,
-            workload.unit_flops(plan, 0),
+            workload.shape.layer_flops(plan, 0),
             effort=effort,
             start_together=self.session.barrier,
             finish_together=finish_together,
@@ -312,7 +313,7 @@ class Calibrator:
         """How many units are timed together at most: where kernels are launched one by one, the device waits
         for the first of them, but in a model of many layers only once."""
         eager_cuda = self.session.device.type == "cuda" and not self.session.captures(config)
-        return min(workload.num_units, MOST_IN_A_ROW) if eager_cuda else 1
+        return min(workload.shape.layers, MOST_IN_A_ROW) if eager_cuda else 1
 
     def _even_ring(self, kernel: Kernel) -> RingContext:
         """The ring of all ranks, a token each."""

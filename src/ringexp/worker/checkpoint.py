@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ringexp.models.fms.workload import FmsWorkload
-from ringexp.models.workload import unpadded
+from ringexp.models.inputs import unpadded
 from ringexp.tracking.metrics import RunResult
 from ringexp.worker.prepare import PreparedJob
 
@@ -16,18 +15,17 @@ def with_checkpoint_check(setting: PreparedJob, result: RunResult) -> RunResult:
     The rank that checks results alone compares them, unless an earlier job with the same model did. If they
     differ by more than rounding, the result is not exact. Nothing changes without a checkpoint or check=true.
     """
-    session, config, workload = setting.session, setting.config, setting.workload
-    folder = getattr(config.model, "checkpoint", None)
-    if not config.check or not folder or not isinstance(workload, FmsWorkload):
+    session, text_model = setting.session, setting.workload.text_model
+    if not setting.config.check or text_model is None or text_model.checkpoint is None:
         return result
-    check = workload.checkpoint_check
+    folder, check = text_model.checkpoint, text_model.checkpoint_check
     if check is None:
         session.progress.stage("checking the checkpoint against Hugging Face's own model")
         if session.rank == setting.checker:
-            check = workload.compare_with_hugging_face(unpadded(setting.x, setting.plan)[0][:1])
+            check = text_model.compare_with_hugging_face(unpadded(setting.x, setting.plan)[0][:1])
         check = session.gather(check)[setting.checker]
         assert check is not None
-        workload.checkpoint_check = check
+        text_model.checkpoint_check = check
         if check.left_out:
             session.progress.warn(
                 f"checkpoint {folder} was not compared with Hugging Face's: {check.left_out}"

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from ringexp.config import Config, FmsModelConfig
-from ringexp.models.checkpoints.folder import load_tokenizer
-from ringexp.models.fms.generation import Decoder
-from ringexp.models.workload import LocalInputs, Workload, local_inputs
+from ringexp.config import Config
+from ringexp.models.checkpoints.folder import end_tokens, load_tokenizer
+from ringexp.models.inputs import LocalInputs, local_inputs
+from ringexp.models.registry import model_of
+from ringexp.models.workload import Generator, TextModel, Workload
 from ringexp.ring.loop import RingContext
 from ringexp.tracking.metrics import Decoding
 from ringexp.worker.session import Session
-
-if TYPE_CHECKING:
-    from ringexp.models.fms.workload import FmsWorkload
 
 
 @dataclass(frozen=True)
@@ -34,46 +29,37 @@ class Decoded:
     cache_bytes: int
 
 
-def decode(session: Session, decoder: Decoder, local: LocalInputs, count: int) -> Decoded:
+def decode(session: Session, generator: Generator, local: LocalInputs, count: int) -> Decoded:
     """Prefill once more, now with a cache, and decode `count` tokens; all members of the ring call it.
 
     The first token is prefill's, the second warms up (and is captured as a graph), the others are timed.
     """
-    ring = decoder.ring
+    ring = generator.ring
     ring.clock.start()
-    logits, cache = decoder.prefill(local.x, local.positions, count)
-    tokens = [decoder.choose(logits)]
+    tokens = [generator.prefill(local, count)]
     ring.clock.stop()
     began = 0.0
     for index in range(1, count):
         ring.clock.start()
-        tokens.append(decoder.step(tokens[-1], cache)[1].clone())
+        tokens.append(generator.next_token(tokens[-1]).clone())
         ring.clock.stop()
         if index == 1:
             session.synchronize()
             began = time.perf_counter()
     session.synchronize()
     elapsed_ms = (time.perf_counter() - began) * 1e3
-    filled = cache.held[ring.rank]
     return Decoded(
         tokens=torch.cat(tokens, dim=1).tolist(),
         ms_per_token=elapsed_ms / (count - 2),
-        kept=filled - ring.plan.tokens[ring.rank],
-        cache_bytes=sum(x[:, :filled].nbytes for layer in cache for x in layer),
+        kept=generator.kept,
+        cache_bytes=generator.cache_bytes,
     )
 
 
-def decoder_of(
-    workload: Workload, ring: RingContext, speeds: Sequence[float] = (), room: Sequence[int | None] = ()
-) -> Decoder:
-    return _generating(workload).decoder(ring, speeds, room)
-
-
-def _generating(workload: Workload) -> FmsWorkload:
-    from ringexp.models.fms.workload import FmsWorkload  # a second of imports, for whole models alone
-
-    assert isinstance(workload, FmsWorkload), "a single layer generates nothing"
-    return workload
+def text_model_of(workload: Workload) -> TextModel:
+    """Return what decodes text in a workload that can."""
+    assert workload.text_model is not None, "a single layer generates nothing"
+    return workload.text_model
 
 
 def decode_together(
@@ -94,7 +80,8 @@ def decode_together(
     mine = None
     if ring.plan.tokens[session.rank]:
         local = local_inputs(x, ring.plan, session.rank)
-        mine = decode(session, decoder_of(workload, ring, speeds, room), local, config.decode_tokens)
+        generator = text_model_of(workload).generator(ring, speeds, room)
+        mine = decode(session, generator, local, config.decode_tokens)
     everyone = session.gather(asdict(mine) if mine else None)
     return [Decoded(**seen) if seen else None for seen in everyone]
 
@@ -111,7 +98,7 @@ def tokens_agreeing(
     if session.rank == checker:
         assert mine is not None
         tokens = torch.tensor(mine.tokens, device=session.device).split([len(x) for x in parts])
-        agreeing = sum(map(_generating(workload).agreeing, parts, tokens))
+        agreeing = sum(map(text_model_of(workload).agreeing, parts, tokens))
     return session.gather(agreeing)[checker]
 
 
@@ -146,29 +133,11 @@ def continuations(config: Config, ranks: Sequence[Decoded | None]) -> list[str]:
 
     Only the text ends there: every sequence was decoded, timed and checked to its full length.
     """
-    assert isinstance(config.model, FmsModelConfig)
-    assert config.model.checkpoint is not None
-    tokenizer = load_tokenizer(config.model.checkpoint)
+    checkpoint = model_of(config.model).checkpoint
+    assert checkpoint is not None, "text needs a tokenizer"
+    tokenizer = load_tokenizer(checkpoint)
     sequences = next(decoded for decoded in ranks if decoded).tokens
-    ends = _end_tokens(config.model.checkpoint, tokenizer.eos_token_id)
+    ends = end_tokens(checkpoint, tokenizer)
     return [
         tokenizer.decode(list(takewhile(lambda token: token not in ends, tokens))) for tokens in sequences
     ]
-
-
-def _end_tokens(folder: str, of_tokenizer: int | None) -> set[int]:
-    """Return the tokens that end a text: the tokenizer's, and those of the checkpoint's generation settings.
-
-    As for Hugging Face, a folder without a generation_config.json has them in its config.json. A file that
-    cannot be read names none.
-    """
-    ends = set() if of_tokenizer is None else {of_tokenizer}
-    for name in ("generation_config.json", "config.json"):
-        path = Path(folder) / name
-        if path.is_file():
-            try:
-                listed = json.loads(path.read_bytes())["eos_token_id"]
-            except (OSError, ValueError, KeyError, TypeError):
-                listed = None
-            return ends | {x for x in (listed if isinstance(listed, list) else [listed]) if type(x) is int}
-    return ends

@@ -13,10 +13,9 @@ from statistics import median
 import torch
 
 from ringexp.calibration.staleness import is_off
-from ringexp.config import num_chunks
 from ringexp.hetero.drift import drift_label
+from ringexp.models.inputs import local_inputs, unpadded
 from ringexp.models.prompt import has_prompt, starts_of
-from ringexp.models.workload import local_inputs, unpadded
 from ringexp.planning import Plan, RankCost, longest_context, make_plan
 from ringexp.ring.loop import RingContext
 from ringexp.ring.timing import IterationTiming
@@ -35,8 +34,8 @@ from ringexp.worker.decode import (
     continuations,
     decode,
     decode_together,
-    decoder_of,
     decoding_figures,
+    text_model_of,
     tokens_agreeing,
 )
 from ringexp.worker.prepare import PreparedJob, are_devices, prepare
@@ -292,8 +291,10 @@ def _measure_single(setting: PreparedJob) -> tuple[float | None, float | None, f
     """
     session, config, workload = setting.session, setting.config, setting.workload
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.repeats)
-    chunks, starts = num_chunks(config), starts_of(config)
-    plan = make_plan(config.seq_len, [config.seq_len], causal=workload.causal, chunks=chunks, starts=starts)
+    chunks, starts = config.model.num_chunks(config.seq_len), starts_of(config)
+    plan = make_plan(
+        config.seq_len, [config.seq_len], causal=workload.shape.causal, chunks=chunks, starts=starts
+    )
     ring = RingContext(plan, 0, LoopbackTransport(), setting.kernel, session.clock(workload))
     local = local_inputs(setting.x, plan, 0)
     times, decode_ms = [], None
@@ -307,8 +308,8 @@ def _measure_single(setting: PreparedJob) -> tuple[float | None, float | None, f
             session.progress.advance()
         in_a_row_ms = iteration.back_to_back_ms(config.repeats)
         if config.decode_tokens:
-            decoder = decoder_of(workload, ring)
-            decode_ms = decode(session, decoder, local, config.decode_tokens).ms_per_token
+            generator = text_model_of(workload).generator(ring, (), ())
+            decode_ms = decode(session, generator, local, config.decode_tokens).ms_per_token
     except torch.OutOfMemoryError:
         session.progress.warn(f"{config.seq_len} tokens do not fit one device: no capacity efficiency")
         return None, None, None
@@ -380,7 +381,7 @@ def _accuracy(setting: PreparedJob, outputs: dict[int, torch.Tensor]) -> Accurac
 
 def _costs(setting: PreparedJob) -> list[RankCost]:
     """What the plan expects work to cost; empty for shard=kv, whose exchange it does not know."""
-    return list(setting.source.costs(setting.workload.causal)) if setting.plan.aligned else []
+    return list(setting.source.costs(setting.workload.shape.causal)) if setting.plan.aligned else []
 
 
 def _result(
@@ -388,7 +389,7 @@ def _result(
 ) -> RunResult:
     session, config, plan = setting.session, setting.config, setting.plan
     references = session.references()
-    costs, units = _costs(setting), setting.workload.num_units
+    costs, units = _costs(setting), setting.workload.shape.layers
     predicted_ms = None
     if costs and not config.hetero.drift:
         predicted_ms = units * plan.predicted_ms(costs, setting.hop, config.transport.prefetch_hops)
@@ -407,7 +408,7 @@ def _result(
         latency_ms_iterations=measured.latencies_ms,
         settled_iterations=len(settled),
         latency_ms_predicted=predicted_ms,
-        time_to_first_token_ms=latency if config.model.kind == "fms" else None,
+        time_to_first_token_ms=latency if setting.workload.text_model else None,
         latency_ms_back_to_back=measured.back_to_back_ms,
         hop_latency_ms=session.calibrator.link.latency_ms if session.calibrator.link else None,
         hop_gbps=session.calibrator.link.gbps if session.calibrator.link else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ringexp.config import DEFAULT_TILE, Config, num_chunks
+from ringexp.config import DEFAULT_TILE, Config
 from ringexp.models.prompt import starts_of
 from ringexp.planning import (
     BY_COST,
@@ -65,7 +65,7 @@ def adaptive_planner(
 
 
 def _in_chunks(config: Config, plan: Plan, tile: int) -> Plan:
-    chunks = num_chunks(config)
+    chunks = config.model.num_chunks(config.seq_len)
     if chunks == 1:
         return plan
     return make_plan(

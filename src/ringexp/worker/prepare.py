@@ -10,8 +10,9 @@ from ringexp.calibration.source import TableSpeeds
 from ringexp.config import Config
 from ringexp.errors import UserError
 from ringexp.kernels import Kernel
+from ringexp.models.inputs import padded
 from ringexp.models.prompt import has_prompt, prompts
-from ringexp.models.workload import Workload, padded
+from ringexp.models.workload import Workload
 from ringexp.planning import HopCost, Plan, check_memory
 from ringexp.ring.loop import RingContext
 from ringexp.worker.make_plan import adaptive_planner, plan_for
@@ -48,7 +49,7 @@ class PreparedJob:
     def course(self) -> PromptLoop:
         session, config, plan, planner = self.session, self.config, self.plan, None
         if config.partitioner.name == "adaptive":
-            causal, units = self.workload.causal, self.workload.num_units
+            causal, units = self.workload.shape.causal, self.workload.shape.layers
             device = session.device.type
             planner = adaptive_planner(config, self.source, device, causal, units, self.room, self.hop)
             plan = planner.plan
@@ -70,7 +71,7 @@ def prepare(session: Session, config: Config, is_run: bool) -> PreparedJob:
         source = replace(source, alone_ms=_alone_ms(session, config, workload))
     room = session.room(config, workload, config.seq_len)
     hop = session.calibrator.hop_cost(config, workload) if is_run else None
-    plan = plan_for(config, source, session.device.type, workload.causal, room, hop)
+    plan = plan_for(config, source, session.device.type, workload.shape.causal, room, hop)
     if is_run and (wrong := check_memory(plan, room)):
         if config.memory_limit_gib is not None:
             raise UserError(wrong)
@@ -90,7 +91,7 @@ def _alone_ms(session: Session, config: Config, workload: Workload) -> float | N
     if config.hetero.drift or not are_devices(session, config):
         return None
     single_ms = session.references().single_ms
-    return None if single_ms is None else single_ms / workload.num_units
+    return None if single_ms is None else single_ms / workload.shape.layers
 
 
 def are_devices(session: Session, config: Config) -> bool:

@@ -14,14 +14,15 @@ import torch.distributed as dist
 
 from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
 from ringexp.calibration.table import SpeedRow
-from ringexp.config import Config, num_chunks
+from ringexp.config import Config
 from ringexp.errors import PeerFailed, UserError
 from ringexp.hetero.profiles import beside
 from ringexp.hetero.throttle import AppliedThrottle
 from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.machine import cpu_name
 from ringexp.models.checkpoints.check import CheckpointCheck
-from ringexp.models.workload import Workload, make_workload
+from ringexp.models.registry import model_of
+from ringexp.models.workload import Workload
 from ringexp.planning import MemoryNeed
 from ringexp.planning.memory import GIB
 from ringexp.ring.clock import Clock, make_clock
@@ -129,7 +130,7 @@ class Session:
 
     def clock(self, workload: Workload | None = None) -> Clock:
         """A clock for one iteration of a workload, any one unless given."""
-        only_attention = workload is not None and workload.only_attention
+        only_attention = workload is not None and workload.shape.only_attention
         return make_clock(self.device, self.throttle.pacer, only_attention)
 
     def iteration(self, config: Config, work: Callable[[], torch.Tensor], ring: RingContext) -> Iteration:
@@ -141,7 +142,7 @@ class Session:
 
     def captures(self, config: Config, transport: Transport | None = None) -> bool:
         """Whether iterations are to be CUDA graphs, and over a transport can be."""
-        wanted = config.model.kind == "attention" if config.cuda_graph is None else config.cuda_graph
+        wanted = not model_of(config.model).generates_text if config.cuda_graph is None else config.cuda_graph
         return wanted and self.device.type == "cuda" and (transport is None or transport.capturable)
 
     def workload(self, config: Config) -> Workload:
@@ -151,24 +152,24 @@ class Session:
         if self._workload is None or self._workload[0][:2] != key or self._workload[0][2] < longest:
             self._workload = None  # free the old one first
             self.progress.stage(f"building {config.model.name}")
-            workload = make_workload(config.model, longest, self.device, config.seed)
+            workload = model_of(config.model).build(longest, self.device, config.seed)
             self._workload = ((*key, longest), workload)
         return self._workload[1]
 
     def kernel(self, config: Config, workload: Workload) -> Kernel:
         """The kernel of a config; for kernel=auto the fastest here, measured once and remembered."""
         name = config.kernel.name
-        names = candidates(self.device, workload.dtype, workload.head_dim)
+        names = candidates(self.device, workload.dtype, workload.shape.head_dim)
         if name == "auto" and len(names) > 1:
             name = self._fastest_kernel(config, workload, names)
-        return get_kernel(name, self.device, workload.dtype, workload.head_dim)
+        return get_kernel(name, self.device, workload.dtype, workload.shape.head_dim)
 
     def _fastest_kernel(self, config: Config, workload: Workload, names: list[str]) -> str:
         shape = BlockShape(
             config.model.batch_size,
-            workload.num_heads,
-            workload.num_kv_heads,
-            workload.head_dim,
+            workload.shape.num_heads,
+            workload.shape.num_kv_heads,
+            workload.shape.head_dim,
             workload.dtype,
             local_length(config.seq_len, self.world_size),
         )
@@ -267,9 +268,9 @@ class Session:
 
     def memory_need(self, config: Config, workload: Workload) -> MemoryNeed:
         """What the run needs of a rank's memory: with its transport, and the cache for decoding or chunks."""
-        need, chunks = workload.memory, num_chunks(config)
+        need, chunks = workload.memory, config.model.num_chunks(config.seq_len)
         if config.decode_tokens or chunks > 1:
-            cache = workload.num_units * need.kv_token
+            cache = workload.shape.layers * need.kv_token
             # The ring sends all keys and values of a layer; all else is there for one chunk at a time.
             activations = need.kv_token + -(-(need.own_token - need.kv_token) // chunks)
             need = replace(need, own_token=cache + activations)

@@ -5,6 +5,7 @@ Free of torch.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,21 @@ def load_tokenizer(folder: str | Path) -> Any:
     except Exception as error:  # a damaged file makes the tokenizers library raise bare exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"checkpoint {folder} has no tokenizer that can be read: {reason}") from error
+
+
+def end_tokens(folder: str | Path, tokenizer: Any) -> set[int]:
+    """Return the tokens that end a text: the tokenizer's, and those of the folder's generation settings.
+
+    As in Hugging Face, a folder without a generation_config.json has them in its config.json. A file that
+    cannot be read names none.
+    """
+    ends = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        path = Path(folder) / name
+        if path.is_file():
+            try:
+                listed = json.loads(path.read_bytes())["eos_token_id"]
+            except (OSError, ValueError, KeyError, TypeError):
+                listed = None
+            return ends | {x for x in (listed if isinstance(listed, list) else [listed]) if type(x) is int}
+    return ends
