@@ -14,14 +14,14 @@ from ringexp.config import (
     LayoutConfig,
     PartitionerConfig,
 )
-from ringexp.machine import cores_a_rank, cpu_name
+from ringexp.machine import cores_per_rank, cpu_name
 from ringexp.models.registry import model_of
 
 
 def measured_here(config: Config, **other) -> list[SpeedRow]:
     """Calibration rows of this machine for every percentage, the slower rank four times as slow."""
     row = SpeedRow(
-        hardware=f"{cpu_name()} x{cores_a_rank(config.world_size)}",
+        hardware=f"{cpu_name()} x{cores_per_rank(config.world_size)}",
         throttle="cpu_pacing",
         percentage=50.0,
         ranks_per_device=1,

@@ -44,8 +44,8 @@ _HOMES = {
     "unshard": "ring.shards",
     "measure_speeds": "api",
     "ring_attention": "api",
-    "generate": "models.generation",
-    "get_model": "models.strategy",
+    "generate": "models.fms.generation",
+    "get_model": "models.fms.strategy",
 }
 """Where a public name is; imported on first use, so that planning needs no torch and the ring no FMS."""
 

@@ -16,11 +16,11 @@ from ringexp.config import Config
 from ringexp.configure.preflight import Surroundings, check_before_start
 from ringexp.errors import RunFailed, UserError
 from ringexp.hetero.profiles import beside
-from ringexp.hetero.throttle import IN_PROCESS, resolve_throttle
+from ringexp.hetero.throttle import resolve_throttle, starting_throttle, takes_any_profile
 from ringexp.interrupts import undisturbed
 from ringexp.launch.local import run_ranks
 from ringexp.launch.supervision import Display, RunRanks, jobs_begun
-from ringexp.machine import cores_a_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
+from ringexp.machine import cores_per_rank, cpu_name, default_device, gpu_count, gpus_reach_each_other
 from ringexp.models.registry import model_of
 from ringexp.planning import BY_COST, Plan
 from ringexp.report.console import Console
@@ -299,7 +299,7 @@ class _RankSets:
     def _name(self, config: Config) -> str:
         """Return a name that is equal for configs that can share ranks."""
         ranks = self._ranks(config)
-        any_profile = ranks.device == "cpu" and _throttle(config, "cpu") in IN_PROCESS
+        any_profile = takes_any_profile(_throttle(config, ranks.device), ranks.device)
         profile = [ranks.world_size] if any_profile else [ranks.percentages, ranks.drifting]
         shared = [ranks.throttle, profile, ranks.transport, ranks.device, asdict(config.model), config.seed]
         return json.dumps(shared, sort_keys=True)
@@ -310,7 +310,7 @@ class _RankSets:
         throttle = _throttle(config, device)
         return RankSet(
             device=device,
-            throttle="cpu_pacing" if device == "cpu" and throttle in IN_PROCESS else throttle,
+            throttle=starting_throttle(throttle, device),
             transport=_transport(config, device, self._place),
             percentages=[float(p) for p in config.hetero.percentages],
             drifting=bool(config.hetero.drift),
@@ -378,7 +378,7 @@ def _dry_plan(config: Config, device: str, throttle: str) -> tuple[Plan, str | N
 
 def _remembered(config: Config, device: str, throttle: str) -> TableSpeeds | None:
     """The table's speeds for this machine and model, if they are unambiguous and cover every percentage."""
-    cpu = f"{cpu_name()} x{cores_a_rank(config.world_size)}"
+    cpu = f"{cpu_name()} x{cores_per_rank(config.world_size)}"
     hardware = set(gpu_names()) if device == "cuda" else {cpu}
     table = SpeedTable(config.speeds_file)
     prefix = f"{model_of(config.model).speed_key}-"  # then the kernel's name, which only a rank can resolve

@@ -410,8 +410,8 @@ def unknown_key(key: str, known: list[str]) -> str:
 
 def validate(config: Config) -> None:
     """Raises UserError, naming the setting, for values that no run could use."""
+    from ringexp.choices import THROTTLES
     from ringexp.hetero.profiles import validate_percentages
-    from ringexp.hetero.throttle import DEVICE_OF_THROTTLE
     from ringexp.models.registry import model_of
     from ringexp.planning import BY_COST, LAYOUTS, PARTITIONERS, SHARD_MODES, validate_memory_limit
 
@@ -434,7 +434,7 @@ def validate(config: Config) -> None:
     one_of("transport.name", config.transport.name, TRANSPORTS)
     if config.tracker.mode is not None:
         one_of("tracker.mode", config.tracker.mode, TRACKER_MODES)
-    one_of("hetero.throttle", config.hetero.throttle, ("auto", *DEVICE_OF_THROTTLE))
+    THROTTLES.check(config.hetero.throttle)
     one_of("calibration.mode", config.calibration.mode, CALIBRATION_MODES)
     one_of("device", config.device, DEVICES)
     one_of("model.dtype", config.model.dtype, DTYPES)

@@ -197,7 +197,7 @@ def gpu_memory_bytes() -> int | None:
         return None
 
 
-def cores_a_rank(world_size: int) -> int:
+def cores_per_rank(world_size: int) -> int:
     """Cores, and threads, of each of the ranks that share this machine's processor."""
     return max(1, cpu_cores() // world_size)
 

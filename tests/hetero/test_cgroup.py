@@ -10,13 +10,14 @@ import pytest
 
 from ringexp.errors import UserError
 from ringexp.hetero import cgroup
-from ringexp.hetero.cgroup import OwnGroup, make_group, own_group, quota, quota_groups
-from ringexp.hetero.throttle import GROUP_ENV, host_throttle
+from ringexp.hetero.cgroup import OwnGroup, make_group, own_group, quota
+from ringexp.hetero.cpu_quota import GROUP_ENV, member_of, quota_groups
+from ringexp.hetero.throttle import host_throttle
 
 BURN = """
 import sys, time
 from pathlib import Path
-from ringexp.hetero.cgroup import member_of
+from ringexp.hetero.cpu_quota import member_of
 with member_of(Path(sys.argv[1])):
     until = time.process_time() + 0.3
     while time.process_time() < until:
@@ -108,7 +109,7 @@ def test_where_no_group_may_be_made_the_reason_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("permitted")
 def test_a_rank_gets_its_quota_of_each_period_and_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("ringexp.hetero.throttle.cores_a_rank", lambda world_size: 1)
+    monkeypatch.setattr("ringexp.hetero.cpu_quota.cores_per_rank", lambda world_size: 1)
     with host_throttle("cpu_quota", [25, 100], tmp_path) as envs:
         folder = Path(envs[0][GROUP_ENV])
         assert envs[1] == {}
@@ -124,7 +125,7 @@ def test_a_rank_gets_its_quota_of_each_period_and_no_more(tmp_path, monkeypatch)
 @pytest.mark.usefixtures("permitted")
 def test_a_process_that_leaves_is_back_where_it_was(tmp_path):
     before = own_group()
-    with quota_groups([50], cores=1) as (folder,), cgroup.member_of(folder):
+    with quota_groups([50], cores=1) as (folder,), member_of(folder):
         assert own_group().folder == folder
     assert own_group() == before
 
@@ -149,5 +150,5 @@ def test_groups_do_not_outlive_a_killed_launcher(tmp_path):
 @pytest.mark.usefixtures("permitted")
 def test_a_group_that_cannot_be_joined_is_named(tmp_path):
     with pytest.raises(UserError, match=r"may not be moved to .*use hetero.throttle=cpu_pacing"):
-        with cgroup.member_of(tmp_path / "gone"):
+        with member_of(tmp_path / "gone"):
             pass

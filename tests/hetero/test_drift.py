@@ -90,7 +90,7 @@ def test_what_cannot_be_is_said_in_one_line(drift, throttle, message):
 
 
 def test_auto_is_a_throttle_that_can_change(monkeypatch):
-    monkeypatch.setattr("ringexp.hetero.mps.mps_available", lambda: True)
+    monkeypatch.setattr("ringexp.hetero.throttle.is_available", lambda spec: True)
     assert resolve_throttle("auto", "cuda", [100, 100], drifting=True) == "green_context"
     assert resolve_throttle("auto", "cpu", [100, 100], drifting=True) == "cpu_pacing"
     assert resolve_throttle("auto", "cuda", [100, 50]) == "mps"

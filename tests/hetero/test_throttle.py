@@ -86,7 +86,7 @@ def test_measured_takes_no_percentages():
 
 def test_an_unknown_throttle_is_refused():
     with pytest.raises(
-        UserError, match=r"hetero.throttle=turtle is unknown: use one of auto, none, measured"
+        UserError, match=r"hetero.throttle=turtle is unknown; choose one of auto, none, measured"
     ):
         resolve_throttle("turtle", "cpu", UNEVEN)
 
@@ -178,7 +178,7 @@ def test_a_paced_rank_changes_its_pace(monkeypatch):
 def test_a_quota_is_written_anew(tmp_path, monkeypatch):
     (tmp_path / "cgroup.procs").write_text("")
     monkeypatch.setenv("RINGEXP_CGROUP", str(tmp_path))
-    monkeypatch.setattr("ringexp.hetero.cgroup.busy_share", lambda threads: 0.5)
+    monkeypatch.setattr("ringexp.hetero.cpu_quota.busy_share", lambda threads: 0.5)
     monkeypatch.setattr("ringexp.hetero.cgroup.own_group", lambda: OwnGroup(2, tmp_path, tmp_path))
     with rank_throttle("cpu_quota", 50, "cpu") as applied:
         assert applied.changed(25).percentage == 25

@@ -170,7 +170,7 @@ def test_runs_of_two_kinds_have_figures_of_their_own(tmp_path):
 
 def report(*arguments, env: dict[str, str] | None = None, python=()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *python, "-m", "ringexp.report", *map(str, arguments)],
+        [sys.executable, *python, "-m", "ringexp", "report", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -248,7 +248,7 @@ def test_a_signal_while_figures_are_drawn_ends_the_report(sweep, monkeypatch):
 
 def test_ctrl_c_ends_the_command_with_one_line(sweep):
     process = subprocess.Popen(
-        [sys.executable, "-m", "ringexp.report", sweep, "--tracker", "disabled"],
+        [sys.executable, "-m", "ringexp", "report", sweep, "--tracker", "disabled"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,16 +10,21 @@ import torch
 import torch.distributed as dist
 
 from ringexp.calibration.source import TableSpeeds
+from ringexp.choices import THROTTLES
 from ringexp.config import AttentionModelConfig, CalibrationConfig, Config, HeteroConfig
+from ringexp.hetero.applied import AppliedThrottle
+from ringexp.hetero.cpu_pacing import set_pace
 from ringexp.hetero.pacing import Pacer
-from ringexp.hetero.throttle import AppliedThrottle, _paced
 from ringexp.planning import HopCost, Plan, make_plan
 from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import resolved
+from ringexp.worker.communicator import Communicator
+from ringexp.worker.cuda_graphs import CudaGraphs
+from ringexp.worker.prepare import calibration_needs, hop_cost_of, job_tools, speed_meter
 from ringexp.worker.progress import ProgressWriter
-from ringexp.worker.prompt_loop import PromptLoop
-from ringexp.worker.rank_set import RankSet
-from ringexp.worker.session import Session
+from ringexp.worker.prompt_loop import PromptLoop, RingWork
+from ringexp.worker.rank_set import Job, RankSet
+from ringexp.worker.session import Session, open_session
 from support.ring_ranks import transport
 
 _sessions = count()
@@ -39,7 +44,7 @@ def attention_config(root: Path, throttle: str, world_size: int, **settings: obj
     )
 
 
-def open_session(rank: int, config: Config, really: list[float]) -> Session:
+def session_of(rank: int, config: Config, really: list[float]) -> Session:
     """A session of this rank, whose hardware is as fast as `really[rank]` percent of the others'.
 
     The progress of rank 0 is in `progress` under the output root.
@@ -48,17 +53,22 @@ def open_session(rank: int, config: Config, really: list[float]) -> Session:
     percentages = list(config.hetero.percentages)
     ranks = RankSet("cpu", throttle, "gloo", percentages, 1, {"device": "cpu"}, [])
     root = Path(config.output_root)
-    group = dist.distributed_c10d._get_default_store()
-    return Session(
+    store = dist.PrefixStore(f"session{next(_sessions)}", dist.distributed_c10d._get_default_store())
+    return open_session(
         ranks,
-        rank,
         torch.device("cpu"),
-        AppliedThrottle(throttle, percentages[rank], False, None, None, Pacer(really[rank])),
+        Communicator(rank, resolved(None), store),
         transport(),
-        resolved(None),
-        dist.PrefixStore(f"session{next(_sessions)}", group),
+        AppliedThrottle(THROTTLES[throttle], percentages[rank], pacer=Pacer(really[rank])),
         ProgressWriter(root / "progress" if rank == 0 else None),
     )
+
+
+def speeds_for(session: Session, config: Config, costs: bool) -> TableSpeeds:
+    """What a session knows of the ranks' speeds after it has calibrated for a config."""
+    needs, job = calibration_needs(config, costs), Job(config, "run", config.hetero.throttle)
+    tools = job_tools(session, job, max(config.seq_len, *needs.lengths))
+    return session.calibrator.speeds(needs, speed_meter(session, config, tools), tools.memory)
 
 
 @torch.inference_mode()
@@ -66,10 +76,10 @@ def speeds(
     rank: int, config: Config, really: list[float], costs: bool = False, devices: list[str] | None = None
 ) -> TableSpeeds:
     """What one session after another would know of the ranks' speeds, on GPUs of these names if given."""
-    session = open_session(rank, config, really)
+    session = session_of(rank, config, really)
     if devices:
-        session._devices = devices
-    return session.calibrator.speeds(config, costs)
+        session.throttle._devices = devices
+    return speeds_for(session, config, costs)
 
 
 class Turns:
@@ -86,10 +96,10 @@ class Turns:
 def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[float, float, float, float]]:
     """A prompt a plan: how far this rank's output is from a single process, re-planning ms, busy ms, and the
     percentage it ran at; no output counts as right where nothing is held."""
-    session = open_session(rank, config, list(config.hetero.percentages))
-    session.throttle = replace(session.throttle, change=_paced)
-    workload = session.workload(config)
-    kernel = session.kernel(config, workload)
+    session = session_of(rank, config, list(config.hetero.percentages))
+    session.throttle.applied = replace(session.throttle.applied, change=set_pace)
+    tools = job_tools(session, Job(config, "run", config.hetero.throttle), 2 * config.seq_len)
+    workload = tools.workload
     x = workload.inputs(config.seq_len, config.seed)
     exact = workload.reference(x, torch.float32)
     plans = [
@@ -97,17 +107,18 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
     ]
 
     def ring_of(plan: Plan) -> RingContext:
-        return RingContext(plan, rank, session.transport, kernel, session.clock())
+        return RingContext(plan, rank, session.transport, tools.kernel, session.throttle.clock())
 
     seen = []
-    run = PromptLoop(session, config, workload, x, ring_of, plans[0], Turns(plans[1:]))  # type: ignore[arg-type]
+    work, turns = RingWork(workload, x, ring_of), Turns(plans[1:])
+    run = PromptLoop(session, config.hetero, work, CudaGraphs(False), plans[0], turns)  # type: ignore[arg-type]
     for prompt, plan in enumerate(plans):
         run.begin(prompt)
         timing, error = run.run(), 0.0
         if plan.tokens[rank] and (part := workload.part_of(exact, plan, rank)) is not None:
             error = (run.output - part).abs().max().item()
         assert run.output.numel() or not plan.tokens[rank]
-        seen.append((error, run.replan_ms, timing.busy_ms, session.throttle.percentage))
+        seen.append((error, run.replan_ms, timing.busy_ms, session.throttle.applied.percentage))
         if prompt + 1 < len(plans):
             run.learn([0.0] * config.world_size, 0.0)
     return seen
@@ -115,16 +126,17 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
 
 def hop_cost(rank: int, config: Config) -> HopCost | None:
     """What the session measures hops to cost."""
-    session = open_session(rank, config, [100.0] * config.world_size)
-    return session.calibrator.hop_cost(config, session.workload(config))
+    session = session_of(rank, config, [100.0] * config.world_size)
+    tools = job_tools(session, Job(config, "run", config.hetero.throttle), 2 * config.seq_len)
+    return hop_cost_of(session, config, tools)
 
 
 @torch.inference_mode()
 def speeds_in_turn(rank: int, configs: list[Config], really: list[float]) -> None:
     """One session that is asked for the speeds of several configs."""
-    session = open_session(rank, configs[0], really)
+    session = session_of(rank, configs[0], really)
     for config in configs:
-        session.calibrator.speeds(config, False)
+        speeds_for(session, config, costs=False)
 
 
 def asked_rank_zero(rank: int, config: Config, error: Exception | None) -> tuple[str, str]:
@@ -136,12 +148,12 @@ def asked_rank_zero(rank: int, config: Config, error: Exception | None) -> tuple
         return {"ms": 0.1}
 
     try:
-        return "answer", repr(open_session(rank, config, [100.0] * 2).from_rank_zero(answer))
+        return "answer", repr(session_of(rank, config, [100.0] * 2).communicator.from_rank_zero(answer))
     except Exception as raised:
         return type(raised).__name__, str(raised)
 
 
 def tell_in_turn(rank: int, config: Config, values: list[object]) -> list[list[object]]:
     """Return what this rank receives when every rank sends the same values, one after the other."""
-    session = open_session(rank, config, [100.0] * 2)
-    return [session.gather(value) for value in values]
+    session = session_of(rank, config, [100.0] * 2)
+    return [session.communicator.gather(value) for value in values]

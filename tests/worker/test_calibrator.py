@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ringexp.calibration.table import SpeedTable
-from ringexp.worker.calibrator import enough_in_a_row
 from ringexp.worker.make_plan import plan_for
+from ringexp.worker.speed_meter import enough_in_a_row
 from support import sessions
 from support.sessions import attention_config
 

@@ -41,7 +41,7 @@ class StandIn:
         )
         session = SimpleNamespace(
             rank=0,
-            gather=lambda value: [value],
+            communicator=SimpleNamespace(gather=lambda value: [value]),
             progress=SimpleNamespace(stage=lambda text: None, warn=self.warnings.append),
         )
         return SimpleNamespace(

@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from ringexp.tracking.metrics import Prompt, capacity_efficiency, full_speed, with_last_plan
-from ringexp.worker.job import MOST_WARM, enough_warmup, short_collections
+from ringexp.worker.measure import MOST_WARM, enough_warmup, short_collections
 
 
 @pytest.mark.parametrize(

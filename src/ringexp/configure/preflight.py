@@ -10,8 +10,10 @@ import importlib.metadata
 import os
 from dataclasses import dataclass
 
+from ringexp.choices import AUTO
 from ringexp.config import DEFAULT_TILE, Config
 from ringexp.errors import UserError
+from ringexp.hetero.throttle import load_throttle
 from ringexp.machine import gpu_memory_bytes, memory_bytes
 from ringexp.models.registry import model_of
 from ringexp.planning import MemoryNeed, check_enough_tiles
@@ -45,10 +47,8 @@ def check_before_start(config: Config, transport: str, where: Surroundings) -> N
         _check_limits(config, need)
     if need and where.here:
         _check_memory(config, need, where)
-    if config.hetero.throttle == "cpu_quota" and where.here:
-        from ringexp.hetero.cgroup import check_groups
-
-        check_groups()
+    if where.here and config.hetero.throttle != AUTO:
+        load_throttle(config.hetero.throttle).check_host()
 
 
 def _check_folders(config: Config) -> None:

@@ -1,35 +1,36 @@
-"""CPU quotas by control groups (cgroups, version 1 or 2): Linux itself takes the processor away from a rank.
+"""Control groups of Linux (cgroups, version 1 or 2) that limit CPU time.
 
-    with quota_groups([100, 50], cores=1) as folders:    # launcher; None for a rank that nothing limits
-        ...
-    with member_of(folder):                              # rank: this process, with all its threads
-        ...
-
-Needs the right to make groups: root on a machine of one's own, or a delegated subtree. Stdlib only, because
-it also runs as a script: `python cgroup.py FOLDER...` is the watchdog of a launcher, and removes the groups.
+Stdlib only, because it also runs as a script: `python cgroup.py FOLDER...` is the watchdog of a launcher. It
+waits for its stdin to close and removes the groups.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 PERIOD_US = 20_000
-"""A rank runs until its quota of a period is used up, then stands still until the next period."""
+"""Length of a quota's period. A process runs until its quota of the period is used up, then stands still."""
 
-LEAST_QUOTA_US = 1_000  # the kernel's own limit
+LEAST_QUOTA_US = 1_000
+"""The smallest quota that Linux takes."""
+
 PATIENCE_S = 10.0
-"""How long removing a group waits for its last process to go."""
+"""How long removing a group waits for its last process to end."""
 
 
 @dataclass(frozen=True)
 class OwnGroup:
-    """The group this process is in, in the hierarchy that limits CPU time, and where that is mounted."""
+    """The group of this process in the hierarchy that limits CPU time.
+
+    Attributes:
+        version: of control groups, 1 or 2.
+        mount: the folder at which the hierarchy is mounted.
+        folder: the group itself.
+    """
 
     version: int
     mount: Path
@@ -37,8 +38,11 @@ class OwnGroup:
 
     @property
     def parents(self) -> list[Path]:
-        """Where to try to make new groups: here; under version 2, where a group with processes has no groups
-        of limits inside it, also further up."""
+        """Groups in which to try to make new ones, in order.
+
+        Under version 2 a group that has processes cannot have limited groups inside it, so those above it
+        are tried too.
+        """
         if self.version == 1:
             return [self.folder]
         above = [folder for folder in self.folder.parents if folder.is_relative_to(self.mount)]
@@ -46,7 +50,7 @@ class OwnGroup:
 
 
 def own_group(proc: Path = Path("/proc/self")) -> OwnGroup:
-    """Raises OSError where no hierarchy with the cpu controller is mounted."""
+    """Return the group of a process. Raises OSError if no hierarchy with the cpu controller is mounted."""
     paths = {}
     for line in (proc / "cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         number, controllers, path = line.split(":", 2)
@@ -70,13 +74,17 @@ def own_group(proc: Path = Path("/proc/self")) -> OwnGroup:
 
 
 def quota(share: float) -> tuple[int, int]:
-    """Quota and period, microseconds, that give `share` of one core; above 1, of several."""
+    """Return (quota, period) in microseconds for a number of cores, which may be below 1."""
     period_us = max(PERIOD_US, round(LEAST_QUOTA_US / share))
     return round(share * period_us), period_us
 
 
 def make_group(own: OwnGroup, name: str, share: float) -> Path:
-    """A new group of `share` cores; raises OSError, the first of all places tried, if there can be none."""
+    """Make a group that may use `share` cores.
+
+    Raises:
+        OSError: if no group can be made; it is the error of the first place that was tried.
+    """
     reasons = []
     for parent in own.parents:
         folder = parent / name
@@ -100,7 +108,7 @@ def make_group(own: OwnGroup, name: str, share: float) -> Path:
 
 
 def set_quota(folder: Path, version: int, share: float) -> None:
-    """Give a group, new or with processes in it, `share` cores; raises OSError if that may not be."""
+    """Let a group use `share` cores from now on. Raises OSError if this user may not set that."""
     quota_us, period_us = quota(share)
     if version == 1:
         (folder / "cpu.cfs_period_us").write_text(str(period_us), encoding="utf-8")
@@ -110,7 +118,7 @@ def set_quota(folder: Path, version: int, share: float) -> None:
 
 
 def remove_groups(folders: Sequence[Path], patience_s: float = PATIENCE_S) -> None:
-    """Remove groups as their last processes end; removing twice does no harm."""
+    """Remove groups as their last processes end. Removing a group twice does no harm."""
     deadline = time.monotonic() + patience_s
     for folder in folders:
         while folder.is_dir():
@@ -120,89 +128,6 @@ def remove_groups(folders: Sequence[Path], patience_s: float = PATIENCE_S) -> No
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.02)
-
-
-def check_groups() -> None:
-    """Make a control group and remove it; raise UserError where that is not allowed."""
-    try:
-        folder = make_group(own_group(), f"ringexp-{os.getpid()}-probe", 1.0)
-    except OSError as error:
-        raise _no_group(error) from error
-    remove_groups([folder])
-
-
-def _no_group(error: OSError) -> Exception:
-    from ringexp.errors import UserError
-
-    return UserError(
-        f"hetero.throttle=cpu_quota cannot make a control group here ({error}): it needs root or a "
-        "delegated cgroup; hetero.throttle=cpu_pacing needs neither"
-    )
-
-
-@contextmanager
-def quota_groups(
-    percentages: Sequence[float], cores: int, drifting: bool = False
-) -> Iterator[list[Path | None]]:
-    """A group for each rank of `cores` cores that is below 100 %; removed after the block, however it ends.
-
-    drifting: percentages may change, so every rank gets one.
-
-    Raises UserError where this user may not make groups.
-    """
-    from ringexp.hetero.watchdog import cleaned_up
-
-    folders: list[Path | None] = []
-    try:
-        own = own_group()
-        for rank, percentage in enumerate(percentages):
-            name = f"ringexp-{os.getpid()}-{time.monotonic_ns()}-rank{rank}"
-            limited = drifting or percentage < 100
-            folders.append(make_group(own, name, cores * percentage / 100) if limited else None)
-    except OSError as error:
-        remove_groups([folder for folder in folders if folder])
-        raise _no_group(error) from error
-    made = [folder for folder in folders if folder]
-    with cleaned_up(lambda: remove_groups(made), __file__, *map(str, made)):
-        yield folders
-
-
-@contextmanager
-def member_of(folder: Path | None) -> Iterator[None]:
-    """Put this process, with all its threads, into a group for the time of the block; None: leave it.
-
-    Raises UserError if it may not be moved there.
-    """
-    if folder is None:
-        yield
-        return
-    from ringexp.errors import UserError
-
-    before = own_group().folder
-    try:
-        (folder / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"hetero.throttle=cpu_quota: this process may not be moved to {folder} ({error.strerror}); "
-            "use hetero.throttle=cpu_pacing"
-        ) from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # a rank that ends leaves anyhow
-            (before / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
-
-
-def busy_share(threads: int, seconds: float = 0.4) -> float:
-    """CPU time that this process gets while it multiplies matrices, per second and thread."""
-    import torch
-
-    x = torch.ones(384, 384)
-    torch.mm(x, x)  # the threads exist
-    began, used = time.perf_counter(), time.process_time()
-    while (elapsed := time.perf_counter() - began) < seconds:
-        torch.mm(x, x)
-    return min((time.process_time() - used) / elapsed / threads, 1.0)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ringexp.choices import AUTO, THROTTLES
 from ringexp.errors import UserError
 from ringexp.hetero.profiles import MAX_LABEL, label, validate_percentages
-
-CHANGEABLE = ("green_context", "cpu_pacing", "cpu_quota")
-"""Throttles whose percentage can change in a process."""
 
 PARTS: dict[str, Callable[[int, int], float]] = {
     "none": lambda since, over: 0.0,
@@ -86,9 +84,10 @@ def validate_drift(drift: DriftConfig, percentages: Sequence[float], throttle: s
         least = {"at": 0, "over": 1}[name]
         if getattr(drift, name) < least:
             raise UserError(f"hetero.drift.{name}={getattr(drift, name)} must be at least {least}")
-    if throttle not in ("auto", *CHANGEABLE):
-        why = {"mps": "a process keeps the MPS percentage it was started with"}
+    spec = None if throttle == AUTO else THROTTLES[throttle]
+    if spec and not spec.changes_in_mid_run:
+        changeable = [other.name for other in THROTTLES if other.changes_in_mid_run]
         raise UserError(
-            f"hetero.throttle={throttle} cannot drift ({why.get(throttle, 'it slows nothing')}): use "
-            f"{', '.join(CHANGEABLE)} or auto, or hetero.drift.kind=none"
+            f"hetero.throttle={throttle} cannot drift ({spec.why_fixed}): use "
+            f"{', '.join(changeable)} or auto, or hetero.drift.kind=none"
         )

@@ -1,4 +1,4 @@
-"""Green contexts: limit a rank to part of the SMs from inside its own process, without a daemon.
+"""Green contexts: a rank limits its own streams to part of the SMs (hetero.throttle=green_context).
 
     with green_contexts(device) as limit:
         grant = limit(50)
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ringexp.errors import UserError
+from ringexp.hetero.applied import AppliedThrottle, Throttle
 from ringexp.hetero.sm_count import check_grant, stream_sm_count
 
 if TYPE_CHECKING:
@@ -34,6 +35,28 @@ if TYPE_CHECKING:
 
 _RULES = {6: (1, 1), 7: (2, 2), 8: (2, 4)}  # compute capability: granule, least count (CUDA driver API)
 _RULE_SINCE_9 = (8, 8)
+
+
+class GreenContexts(Throttle):
+    """Limit the SMs of this rank's current stream, at a percentage that can change."""
+
+    @contextmanager
+    def on_rank(self, percentage: float, device: str | torch.device) -> Iterator[AppliedThrottle]:
+        """Limit the current stream for the time of the block."""
+
+        def apply(percentage: float, limit: Callable[[float], SmGrant]) -> AppliedThrottle:
+            grant = limit(percentage)
+            return AppliedThrottle(
+                self.spec,
+                percentage,
+                grant.sm_count,
+                grant.sm_total,
+                stream=grant.stream,
+                change=lambda _, changed: apply(changed, limit),
+            )
+
+        with green_contexts(device) as limit:
+            yield apply(percentage, limit)
 
 
 @dataclass(frozen=True)

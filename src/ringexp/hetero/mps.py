@@ -1,4 +1,4 @@
-"""NVIDIA MPS: a daemon per launch, and what each rank needs in its environment to be limited by it.
+"""NVIDIA MPS: a daemon per launch limits the SMs of each rank (hetero.throttle=mps).
 
     with mps_daemon(workdir) as variables:           # launcher
         start(envs=rank_environments(variables, [100, 50]))
@@ -9,7 +9,6 @@ MPS caps the SMs that a process may use; it does not reserve them.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 import tempfile
@@ -18,14 +17,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ringexp.errors import UserError
 from ringexp.hetero import mps_control
+from ringexp.hetero.applied import AppliedThrottle, Throttle, sms_of
 from ringexp.hetero.mps_control import CONTROL_PROGRAM
 from ringexp.hetero.mps_probe import refusal
 from ringexp.hetero.profiles import format_percentage
-from ringexp.hetero.sm_count import SM_TOTAL_ENV, probe_sm_totals
+from ringexp.hetero.sm_count import SM_TOTAL_ENV, check_grant, probe_sm_totals, sm_total
 from ringexp.hetero.watchdog import cleaned_up
+
+if TYPE_CHECKING:
+    import torch
 
 PERCENTAGE_ENV = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 SM_GRANULE = 2
@@ -40,13 +44,31 @@ DEFAULT_PIPE_DIRECTORY = "/tmp/nvidia-mps"
 _INSTEAD = "hetero.throttle=green_context needs no daemon"
 
 
-def mps_available() -> bool:
-    """Whether the MPS control program is on PATH."""
-    return shutil.which(CONTROL_PROGRAM) is not None
+class Mps(Throttle):
+    """Limit each rank's SMs through its environment; ranks of a machine share one daemon."""
+
+    @contextmanager
+    def on_host(
+        self, percentages: Sequence[float], workdir: Path, drifting: bool
+    ) -> Iterator[list[dict[str, str]]]:
+        """Run the daemon, and yield each rank's variables."""
+        sm_totals = sm_total_environment()
+        with mps_daemon(workdir) as variables:
+            yield rank_environments({**variables, **sm_totals}, percentages)
+
+    @contextmanager
+    def on_rank(self, percentage: float, device: str | torch.device) -> Iterator[AppliedThrottle]:
+        """Check the SMs that this process was granted; limit cuBLAS if it is wrong with them."""
+        from ringexp.hetero.blas import mend_cublas
+
+        index, granted = sms_of(device)
+        total = sm_total(index)
+        check_grant(self.spec.name, percentage, granted, total, SM_GRANULE)
+        yield AppliedThrottle(self.spec, percentage, granted, total, cublas_sms=mend_cublas(device))
 
 
 def rank_environments(variables: dict[str, str], percentages: Sequence[float]) -> list[dict[str, str]]:
-    """Environment of each rank: the daemon's variables and the rank's percentage."""
+    """Return the environment variables of each rank: the daemon's and the rank's percentage."""
     return [{**variables, PERCENTAGE_ENV: format_percentage(value)} for value in percentages]
 
 

@@ -1,4 +1,4 @@
-"""Throttles: one name for each way to slow a rank down, and its two sides.
+"""Throttles: resolve the name of one, and apply it on the launcher's side and on the rank's.
 
     name = resolve_throttle("auto", "cuda", [100, 50])            # -> "mps"
     with host_throttle(name, [100, 50], workdir) as envs:         # launcher: before the ranks start
@@ -6,231 +6,147 @@
     with rank_throttle(name, 50, "cuda:1") as applied:            # rank: around all of its work
         ...
         applied.pacer.settle(elapsed_s)                           # after each stretch of CPU compute
-        applied = applied.changed(25)                             # from here on, where the throttle can
+        applied = applied.changed(25)                             # from here on, if the throttle can change
 
-A new throttle is a row in DEVICE_OF_THROTTLE and a branch on the side where it acts.
+A new throttle is one file with a subclass of `applied.Throttle` and one entry in `choices.THROTTLES`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ringexp.choices import AUTO, THROTTLES, ThrottleSpec
 from ringexp.errors import UserError
-from ringexp.hetero import cgroup, mps
-from ringexp.hetero.mps_control import CONTROL_PROGRAM
-from ringexp.hetero.pacing import Pacer
+from ringexp.hetero.applied import AppliedThrottle, Throttle
 from ringexp.hetero.profiles import validate_percentages
-from ringexp.hetero.sm_count import check_grant, sm_total
-from ringexp.machine import cores_a_rank
 
 if TYPE_CHECKING:
     import torch
 
-DEVICE_OF_THROTTLE = {
-    "none": None,
-    "measured": None,
-    "mps": "cuda",
-    "green_context": "cuda",
-    "cpu_pacing": "cpu",
-    "cpu_quota": "cpu",
-}
-"""Every throttle and the device type it works on; None: all.
-
-`none` takes devices of one name for equal, `measured` measures every single one.
-"""
-
-IN_PROCESS = ("none", "cpu_pacing")
-"""On a CPU these are each rank's own affair: one process can go from any percentage to any other."""
-
-GROUP_ENV = "RINGEXP_CGROUP"
-"""The control group that a rank has to join."""
+UNTHROTTLED = "none"
+"""The throttle of ranks that all have 100 %."""
 
 
-@dataclass(frozen=True)
-class AppliedThrottle:
-    """What slows this rank.
+def load_throttle(name: str) -> Throttle:
+    """Return the code of a throttle. Raises UserError for an unknown name."""
+    spec = THROTTLES[name]
+    return spec.load()(spec)
 
-    name, percentage: as asked.
-    emulated: the rank waits instead of having less hardware.
-    sm_count, sm_total: SMs granted and of the device; None on CPU, and where the total cannot be found out.
-    pacer: `settle(elapsed_s)` after each stretch of CPU compute; waits only if emulated.
-    cpu_share: part of its cores' time that this rank got when it was tried out under its quota; else None.
-    cublas_sms: how many SMs cuBLAS is held to, because it is wrong with all that were granted; else None.
-    stream: the CUDA stream that is limited and current in the thread that applied the throttle; None if
-        every stream is as limited as any other. See `green_context` for what it leaves unlimited.
-    change: what it takes to slow the rank to another percentage; None if that cannot be in a process.
-    """
 
-    name: str
-    percentage: float
-    emulated: bool
-    sm_count: int | None
-    sm_total: int | None
-    pacer: Pacer
-    cpu_share: float | None = None
-    cublas_sms: int | None = None
-    stream: torch.cuda.Stream | None = None
-    change: Callable[[AppliedThrottle, float], AppliedThrottle] | None = None
-
-    def changed(self, percentage: float) -> AppliedThrottle:
-        """This rank slowed to another percentage from here on, in the thread that applied the throttle.
-
-        What it was tried out to get, `cpu_share`, stays what it was at the start.
-        """
-        if percentage == self.percentage:
-            return self
-        assert self.change, f"hetero.throttle={self.name} cannot change, and validate_drift lets none by"
-        return self.change(self, percentage)
-
-    @property
-    def achieved(self) -> float | None:
-        """sm_count / sm_total or cpu_share, in (0, 1]: the part of the device granted; None if not known."""
-        if self.cpu_share is not None:
-            return self.cpu_share
-        return self.sm_count / self.sm_total if self.sm_count and self.sm_total else None
+def is_available(spec: ThrottleSpec) -> bool:
+    """Return whether the program that a throttle needs is on PATH."""
+    return not spec.program or shutil.which(spec.program) is not None
 
 
 def resolve_throttle(
     requested: str, device_type: str, percentages: Sequence[float], drifting: bool = False
 ) -> str:
-    """The throttle to use: `auto` becomes a name, and a name is checked against device and machine.
+    """Return the name of the throttle to use, checked against device and machine.
 
-    requested: `hetero.throttle`. device_type: `cuda` or `cpu`. Where all percentages are 100 there is nothing
-    to throttle and the answer is `none`, unless `measured` was asked for. drifting: they change in mid-run,
-    and `auto` is a throttle that can. Raises UserError for what cannot work.
+    Args:
+        requested: `hetero.throttle`.
+        device_type: `cuda` or `cpu`.
+        percentages: one per rank. If all are 100 and none will change there is nothing to throttle: the
+            answer is `none`, unless the requested throttle measures each device.
+        drifting: whether percentages change in mid-run; `auto` is then a throttle that can change.
+
+    Raises:
+        UserError: if the throttle cannot work here.
     """
     all_full = all(value == 100 for value in validate_percentages(percentages)) and not drifting
-    if requested == "auto":
-        if all_full:
-            return "none"
-        if device_type == "cpu":
-            return "cpu_pacing"
-        return "mps" if mps.mps_available() and not drifting else "green_context"
-
-    _check_name(requested, "auto")
-    wanted = DEVICE_OF_THROTTLE[requested]
-    if wanted not in (None, device_type):
-        fitting = [name for name, on in DEVICE_OF_THROTTLE.items() if on in (None, device_type)]
+    if requested == AUTO:
+        return UNTHROTTLED if all_full else _automatic(device_type, drifting)
+    THROTTLES.check(requested)
+    spec = THROTTLES[requested]
+    _check_device(spec, device_type)
+    if not is_available(spec):
         raise UserError(
-            f"hetero.throttle={requested} works on {wanted} only, but device={device_type}: "
-            f"use one of auto, {', '.join(fitting)}"
+            f"hetero.throttle={requested} needs the program {spec.program}, which is not on PATH: "
+            f"{spec.install}, or use hetero.throttle={_automatic(device_type, drifting)} or auto"
         )
-    if requested == "mps" and not mps.mps_available():
+    if spec.measures_each_device and not all_full:
         raise UserError(
-            f"hetero.throttle=mps needs the program {CONTROL_PROGRAM}, which is not on PATH: install the "
-            f"NVIDIA driver's compute utilities, or use hetero.throttle=green_context or auto"
-        )
-    if requested == "measured" and not all_full:
-        raise UserError(
-            f"hetero.throttle=measured slows nothing, but hetero.percentages={list(percentages)}: "
+            f"hetero.throttle={requested} slows nothing, but hetero.percentages={list(percentages)}: "
             "give 100 for every rank, or use another throttle"
         )
-    return "none" if all_full and requested != "measured" else requested
+    return UNTHROTTLED if all_full and not spec.measures_each_device else requested
 
 
-@contextmanager
+def _automatic(device_type: str, drifting: bool) -> str:
+    """Return the first throttle of a device that can be used here."""
+    candidates = [
+        (spec.auto_rank, spec)
+        for spec in THROTTLES
+        if spec.auto_rank is not None and device_type in spec.devices
+    ]
+    fitting = [spec for _, spec in sorted(candidates, key=lambda candidate: candidate[0])]
+    return next(
+        spec.name for spec in fitting if is_available(spec) and (spec.changes_in_mid_run or not drifting)
+    )
+
+
+def _check_device(spec: ThrottleSpec, device_type: str) -> None:
+    """Raise UserError unless a throttle works on this type of device."""
+    if device_type not in spec.devices:
+        fitting = [other.name for other in THROTTLES if device_type in other.devices]
+        raise UserError(
+            f"hetero.throttle={spec.name} works on {' and '.join(spec.devices)} only, but "
+            f"device={device_type}: use one of {AUTO}, {', '.join(fitting)}"
+        )
+
+
+def takes_any_profile(name: str, device_type: str) -> bool:
+    """Return whether one set of ranks under this throttle can run jobs of any percentages."""
+    return device_type == "cpu" and THROTTLES[name].per_process
+
+
+def starting_throttle(name: str, device_type: str) -> str:
+    """Return the throttle that ranks start with, for a job that asks for `name`.
+
+    Jobs that can share ranks all start with the throttle that can reach every percentage.
+    """
+    return _automatic(device_type, drifting=True) if takes_any_profile(name, device_type) else name
+
+
 def host_throttle(
     name: str, percentages: Sequence[float], workdir: Path, drifting: bool = False
-) -> Iterator[list[dict[str, str]]]:
-    """The launcher's side, around the life of the ranks; yields the environment variables of each rank.
+) -> AbstractContextManager[list[dict[str, str]]]:
+    """Run the launcher's side of a throttle, around the life of the ranks; see `Throttle.on_host`.
 
-    name: from `resolve_throttle`. workdir: an existing folder for temporary files. drifting: ranks will
-    change their percentages.
-    Raises UserError if what the throttle needs cannot be started.
+    Args:
+        name: a name from `resolve_throttle`.
+        percentages: one per rank.
+        workdir: an existing folder for temporary files.
+        drifting: whether ranks will change their percentages.
+
+    Returns:
+        A context that gives the environment variables of each rank.
+
+    Raises:
+        UserError: if what the throttle needs cannot be started.
     """
-    _check_name(name)
-    if name == "mps":
-        sm_total_env = mps.sm_total_environment()
-        with mps.mps_daemon(workdir) as variables:
-            yield mps.rank_environments({**variables, **sm_total_env}, percentages)
-    elif name == "cpu_quota":
-        with cgroup.quota_groups(percentages, cores_a_rank(len(percentages)), drifting) as folders:
-            yield [{GROUP_ENV: str(folder)} if folder else {} for folder in folders]
-    else:
-        yield [{} for _ in percentages]
+    return load_throttle(name).on_host(percentages, workdir, drifting)
 
 
-@contextmanager
-def rank_throttle(name: str, percentage: float, device: str | torch.device) -> Iterator[AppliedThrottle]:
-    """A rank's side, around all work that is to be slow; in the thread that computes.
+def rank_throttle(
+    name: str, percentage: float, device: str | torch.device
+) -> AbstractContextManager[AppliedThrottle]:
+    """Slow this rank for the time of a block; enter it in the thread that computes.
 
-    name: from `resolve_throttle`. device: where this rank computes. Raises UserError if the throttle is not
-    supported here, RuntimeError if it did not take effect.
+    Args:
+        name: a name from `resolve_throttle`.
+        percentage: this rank's, in (0, 100].
+        device: the device that this rank computes on.
+
+    Returns:
+        A context that gives the throttle in effect.
+
+    Raises:
+        UserError: if the throttle is not supported here.
+        RuntimeError: if it did not take effect.
     """
-    _check_name(name)
-    device_type = str(device).partition(":")[0]
-    no_wait = Pacer(100)
-    if name == "cpu_pacing":
-        yield AppliedThrottle(name, percentage, True, None, None, Pacer(percentage), change=_paced)
-    elif name == "cpu_quota":
-        import torch
-
-        folder = os.environ.get(GROUP_ENV)
-        with cgroup.member_of(Path(folder) if folder else None):
-            share = cgroup.busy_share(torch.get_num_threads())
-            yield AppliedThrottle(name, percentage, False, None, None, no_wait, share, change=_given_quota)
-    elif device_type != "cuda":
-        yield AppliedThrottle(name, percentage, False, None, None, no_wait)
-    elif name == "green_context":
-        from ringexp.hetero.green_context import SmGrant, green_contexts
-
-        def applied(percentage: float, grant: SmGrant) -> AppliedThrottle:
-            limited = (grant.sm_count, grant.sm_total, no_wait)
-            return AppliedThrottle(name, percentage, False, *limited, stream=grant.stream, change=switched)
-
-        with green_contexts(device) as limit:
-
-            def switched(_: AppliedThrottle, percentage: float) -> AppliedThrottle:
-                return applied(percentage, limit(percentage))
-
-            yield applied(percentage, limit(percentage))
-    else:
-        index, visible = _visible_sms(device)
-        total, cublas_sms = visible, None
-        if name == "mps":
-            from ringexp.hetero.blas import mend_cublas
-
-            total = sm_total(index)
-            check_grant(name, percentage, visible, total, mps.SM_GRANULE)
-            cublas_sms = mend_cublas(device)
-        yield AppliedThrottle(name, percentage, False, visible, total, no_wait, None, cublas_sms)
-
-
-def _paced(applied: AppliedThrottle, percentage: float) -> AppliedThrottle:
-    applied.pacer.change(percentage)
-    return replace(applied, percentage=percentage)
-
-
-def _given_quota(applied: AppliedThrottle, percentage: float) -> AppliedThrottle:
-    """Raises UserError where the rank may not write its own quota."""
-    import torch
-
-    try:
-        own = cgroup.own_group()
-        cgroup.set_quota(Path(os.environ[GROUP_ENV]), own.version, torch.get_num_threads() * percentage / 100)
-    except OSError as error:
-        raise UserError(
-            f"hetero.throttle=cpu_quota: the quota cannot be changed ({error}); "
-            "use hetero.throttle=cpu_pacing"
-        ) from error
-    return replace(applied, percentage=percentage)
-
-
-def _visible_sms(device: str | torch.device) -> tuple[int, int]:
-    """Index of a CUDA device and the SMs that this process sees on it."""
-    import torch
-
-    index = torch.device(device).index
-    index = torch.cuda.current_device() if index is None else index
-    return index, torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def _check_name(name: str, *more: str) -> None:
-    allowed = [*more, *DEVICE_OF_THROTTLE]
-    if name not in allowed:
-        raise UserError(f"hetero.throttle={name} is unknown: use one of {', '.join(allowed)}")
+    return load_throttle(name).on_rank(percentage, device)

@@ -32,7 +32,7 @@ from ringexp.launch.supervision import (
     stopped_too_long,
     write_rank_set,
 )
-from ringexp.machine import cores_a_rank
+from ringexp.machine import cores_per_rank
 from ringexp.worker.rank import error_file
 from ringexp.worker.rank_set import RankSet
 
@@ -83,7 +83,7 @@ def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
         "WORLD_SIZE": str(ranks.world_size),
         "LOCAL_RANK": str(rank % ranks.num_devices if ranks.device == "cuda" else rank),
         "RINGEXP_LAUNCHER_PID": str(os.getpid()),
-        "RINGEXP_CPU_THREADS": str(cores_a_rank(ranks.world_size)),
+        "RINGEXP_CPU_THREADS": str(cores_per_rank(ranks.world_size)),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ringexp.choices import THROTTLES
 from ringexp.config import Config
 from ringexp.hetero.drift import drift_label
 from ringexp.planning import Plan
@@ -36,7 +37,7 @@ class Console:
         self._out = RichConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 118)
 
     def heading(self, config: Config, device: str, throttle: str) -> None:
-        note = f" ({EMULATED})" if throttle == "cpu_pacing" else ""
+        note = f" ({EMULATED})" if THROTTLES[throttle].emulated else ""
         profile = drift_label(config.hetero.percentages, config.hetero.drift)
         self._out.print(
             f"[bold]{shown(config.model.name)}[/bold], {config.seq_len} tokens on {config.world_size} ranks "

@@ -13,6 +13,7 @@ from typing import Any
 from ringexp.printable import plain
 from ringexp.report.frame import COMPLETE, FAILED, FIGURES, Run, Runs, csv_text, ranks_of
 from ringexp.report.headlines import Headline
+from ringexp.web import STYLE
 
 FILTERS = ("status", "model", "profile", "seq_len", "layout", "partitioner", "shard", "kernel", "throttle")
 """Columns that come first and have a choice of their values above the table."""
@@ -40,7 +41,7 @@ def page(
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),
-        style=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
+        style=STYLE.read_text(encoding="utf-8"),
         counts=escape(counts(runs)),
         csv=base64.b64encode(csv_text(runs).encode()).decode(),
         summary="\n".join(_summary(found, runs, notes)),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ringexp.atomic import no_link
+from ringexp.choices import THROTTLES
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.launch.supervision import (
     POLL_S,
@@ -68,10 +69,10 @@ class SlurmJob:
 
     def run_ranks(self, ranks: RankSet, workdir: Path, display: Display) -> None:
         """See `supervision.RunRanks`."""
-        if ranks.throttle == "cpu_quota":
+        if THROTTLES[ranks.throttle].makes_control_groups:
             raise UserError(
-                "hetero.throttle=cpu_quota makes control groups of its own, and SLURM has the ranks in its; "
-                "use hetero.throttle=cpu_pacing or auto"
+                f"hetero.throttle={ranks.throttle} makes control groups of its own, but SLURM keeps ranks in "
+                "its groups; use hetero.throttle=cpu_pacing or auto"
             )
         path = write_rank_set(ranks, workdir)
         log = workdir / "logs" / "srun.log"

@@ -21,10 +21,11 @@ from pathlib import Path
 from types import FrameType
 
 from ringexp.atomic import PRIVATE, write_atomically
+from ringexp.choices import THROTTLES
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.hetero.throttle import host_throttle
 from ringexp.launch.supervision import GRACE_S, POLL_S, StopWatch, killed, stopped_too_long
-from ringexp.machine import cores_a_rank, gpu_count
+from ringexp.machine import cores_per_rank, gpu_count
 from ringexp.worker.rank import ASKED_TO_END, write_error
 from ringexp.worker.rank_set import RankSet
 
@@ -51,7 +52,7 @@ def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
     local_rank, here = int(os.environ["SLURM_LOCALID"]), _tasks_here()
     # An address: names of nodes need not resolve.
     master = os.environ.get("MASTER_ADDR") or os.environ["SLURM_LAUNCH_NODE_IPADDR"]
-    cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores_a_rank(here)))
+    cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores_per_rank(here)))
     environment = {
         "RANK": str(rank),
         "WORLD_SIZE": str(ranks.world_size),
@@ -92,7 +93,7 @@ def interface_towards(address: str) -> str | None:
 @contextmanager
 def _node_throttle(ranks: RankSet, workdir: Path) -> Iterator[list[dict[str, str]]]:
     """The launcher's side of the throttle, once a node; yields the environment of each rank."""
-    if ranks.throttle != "mps":  # the others have nothing to share
+    if not THROTTLES[ranks.throttle].shared_on_node:
         with host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as environments:
             yield environments
         return

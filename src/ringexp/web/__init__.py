@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ringexp.report.planner_runs import MeasuredRun
 
 FOLDER = Path(__file__).parent
+STYLE = FOLDER / "page.css"
+"""The style sheet of this page and of the report's."""
 SCRIPTS = ("planning.js", "state.js", "views.js", "chart.js", "page.js")
 ON_DARK = {BLACK: "#B8C0C8"}
 """In place of colours that a dark page swallows."""
@@ -32,7 +34,7 @@ def planner_page(runs: Sequence[MeasuredRun] = (), report: str | None = None) ->
     data = {"shapes": shapes, "runs": [asdict(run) for run in runs]}
     scripts = (f"<script>\n{_text(FOLDER / name)}</script>" for name in SCRIPTS)
     return Template(_text(FOLDER / "planner.html")).substitute(
-        style=_text(FOLDER.parent / "page.css"),
+        style=_text(STYLE),
         colours=_colours(),
         back=f'<a href="{report}">The report</a>' if report else "",
         data=_in_script(data),

@@ -3,12 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ringexp.config import Config
+from ringexp.models.inputs import unpadded
 from ringexp.tracking.metrics import Accuracy
+from ringexp.worker.prepare import PreparedJob
+
+
+def check_output(job: PreparedJob, output: Tensor) -> Accuracy | None:
+    """Compare the outputs of all ranks with that of one process, on the rank with the largest percentage.
+
+    Args:
+        job: what was run.
+        output: this rank's output.
+
+    Returns:
+        The accuracy, on every rank; None with check=false.
+    """
+    session, communicator, plan = job.session, job.session.communicator, job.plan
+    if not job.config.check:
+        return None
+    session.progress.stage(f"checking against one process: {job.config.seq_len} tokens")
+    checker, shapes = job.checker, communicator.gather(tuple(output.shape))
+    sizes = [
+        [
+            math.prod(shape) * output.itemsize if rank != checker == peer else 0
+            for peer in range(plan.world_size)
+        ]
+        for rank, shape in enumerate(shapes)
+    ]
+    accuracy: Accuracy | None = None
+    if communicator.rank == checker:
+        received = {rank: output.new_empty(shapes[rank]) for rank in plan.members if rank != checker}
+        session.transport.exchange({}, received, sizes)
+        accuracy = _accuracy_of_ranks(job, received | {checker: output})
+    else:
+        sends = {checker: output} if output.numel() else {}
+        session.transport.exchange(sends, {}, sizes)
+    return communicator.gather(accuracy)[checker]
+
+
+def _accuracy_of_ranks(job: PreparedJob, outputs: Mapping[int, Tensor]) -> Accuracy:
+    """Compare the outputs, by rank, with those of one process."""
+    workload, plan = job.workload, job.plan
+    parts = unpadded(job.x, plan)
+    exact, single = job.session.expected.get(_prompt_key(job.config), workload, parts)
+    expected = [(workload.part_of(exact, plan, rank), out) for rank, out in outputs.items()]
+    return accuracy_of([(out, part) for part, out in expected if part is not None], single, exact)
+
+
+def _prompt_key(config: Config) -> tuple[object, ...]:
+    """Return what decides model and prompt."""
+    prompt = config.prompt_file, config.prompt_text, config.prompt_lines, config.prompt_lengths
+    return config.model, config.seq_len, config.seed, *prompt
 
 
 def accuracy_of(parts: Sequence[tuple[Tensor, Tensor]], single: Tensor, exact: Tensor) -> Accuracy:
@@ -37,8 +88,8 @@ def accuracy_of(parts: Sequence[tuple[Tensor, Tensor]], single: Tensor, exact: T
 
 def _largest(values: Iterable[float]) -> float:
     """Return the largest value, or NaN if any value is NaN: Python's max() may skip a NaN."""
-    known = list(values)
-    return math.nan if any(map(math.isnan, known)) else max(known)
+    errors = list(values)
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
 def _not_finite(x: Tensor) -> int:

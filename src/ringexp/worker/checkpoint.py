@@ -1,4 +1,4 @@
-"""A run's checkpoint against transformers' own model, once per model on a set of ranks."""
+"""Compare a run's checkpoint with transformers' own model, once per model on a set of ranks."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from ringexp.tracking.metrics import RunResult
 from ringexp.worker.prepare import PreparedJob
 
 
-def with_checkpoint_check(setting: PreparedJob, result: RunResult) -> RunResult:
-    """Add to a run's result how far its checkpoint is from Hugging Face's model; all ranks call it.
+def with_checkpoint_check(job: PreparedJob, result: RunResult) -> RunResult:
+    """Add to a run's result how far its checkpoint is from Hugging Face's model.
 
-    The rank that checks results alone compares them, unless an earlier job with the same model did. If they
-    differ by more than rounding, the result is not exact. Nothing changes without a checkpoint or check=true.
+    All ranks call this together. The rank that checks results alone compares the two, unless an earlier job
+    with the same model did. If they differ by more than rounding, the result is not exact. Without a
+    checkpoint or with check=false nothing changes.
     """
-    session, text_model = setting.session, setting.workload.text_model
-    if not setting.config.check or text_model is None or text_model.checkpoint is None:
+    session, text_model = job.session, job.workload.text_model
+    if not job.config.check or text_model is None or text_model.checkpoint is None:
         return result
     folder, check = text_model.checkpoint, text_model.checkpoint_check
     if check is None:
         session.progress.stage("checking the checkpoint against Hugging Face's own model")
-        if session.rank == setting.checker:
-            check = text_model.compare_with_hugging_face(unpadded(setting.x, setting.plan)[0][:1])
-        check = session.gather(check)[setting.checker]
+        if session.rank == job.checker:
+            check = text_model.compare_with_hugging_face(unpadded(job.x, job.plan)[0][:1])
+        check = session.communicator.gather(check)[job.checker]
         assert check is not None
         text_model.checkpoint_check = check
         if check.left_out:

@@ -7,93 +7,225 @@ from dataclasses import dataclass, replace
 import torch
 
 from ringexp.calibration.source import TableSpeeds
-from ringexp.config import Config
+from ringexp.config import DEFAULT_TILE, Config
 from ringexp.errors import UserError
+from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.inputs import padded
 from ringexp.models.prompt import has_prompt, prompts
+from ringexp.models.registry import model_of
 from ringexp.models.workload import Workload
 from ringexp.planning import HopCost, Plan, check_memory
 from ringexp.ring.loop import RingContext
+from ringexp.tracking.metrics import References
+from ringexp.worker.caches import block_shape
+from ringexp.worker.calibrate import software_versions
+from ringexp.worker.calibration_needs import CalibrationNeeds
+from ringexp.worker.cuda_graphs import CudaGraphs
+from ringexp.worker.job_references import JobReferences
 from ringexp.worker.make_plan import adaptive_planner, plan_for
-from ringexp.worker.prompt_loop import PromptLoop
+from ringexp.worker.memory import RankMemory, memory_need
+from ringexp.worker.prompt_loop import PromptLoop, RingWork
+from ringexp.worker.rank_set import Job
 from ringexp.worker.session import Session
+from ringexp.worker.speed_meter import SpeedMeter
+
+
+@dataclass(frozen=True)
+class JobTools:
+    """What one job works with on a rank, before its speeds and its plan are known.
+
+    Attributes:
+        workload: the model or attention module.
+        kernel: what computes blocks.
+        graphs: whether prompts are CUDA graphs.
+        memory: what the ranks' memories hold.
+        references: what the job is compared with.
+    """
+
+    workload: Workload
+    kernel: Kernel
+    graphs: CudaGraphs
+    memory: RankMemory
+    references: JobReferences
 
 
 @dataclass(frozen=True)
 class PreparedJob:
     """What a job runs, once speeds are known and the plan is made.
 
-    drift_speeds: speeds at each of the percentages that prompts run at. room: the most tokens a rank. x: the
-    whole prompt.
+    Attributes:
+        session: this rank.
+        config: the settings of the run.
+        tools: what the job works with.
+        source: the measured speeds that the plan rests on.
+        speeds: the speed of each rank, TFLOP/s.
+        drift_speeds: the same at each list of percentages that prompts run at.
+        references: the stored references that the job is compared with.
+        max_tokens: the most tokens that each rank's memory holds; None for no limit.
+        plan: who holds what.
+        hop_cost: the cost of one hop of a shard; None if it was not measured.
+        x: the whole prompt.
     """
 
     session: Session
     config: Config
-    workload: Workload
-    kernel: Kernel
+    tools: JobTools
     source: TableSpeeds
     speeds: list[float]
     drift_speeds: dict[tuple[float, ...], list[float]]
-    room: list[int | None]
+    references: References
+    max_tokens: list[int | None]
     plan: Plan
-    hop: HopCost | None
+    hop_cost: HopCost | None
     x: torch.Tensor
 
-    def ring(self, plan: Plan | None = None) -> RingContext:
-        """For a plan, the setting's own unless given."""
-        session, prefetch_hops = self.session, self.config.transport.prefetch_hops
-        plan, clock = plan or self.plan, session.clock(self.workload)
-        return RingContext(plan, session.rank, session.transport, self.kernel, clock, prefetch_hops)
+    @property
+    def workload(self) -> Workload:
+        return self.tools.workload
 
-    def course(self) -> PromptLoop:
-        session, config, plan, planner = self.session, self.config, self.plan, None
+    def ring(self, plan: Plan | None = None) -> RingContext:
+        """Return this rank's end of the ring for a plan; for the job's own plan by default."""
+        session, prefetch_hops = self.session, self.config.transport.prefetch_hops
+        plan, clock = plan or self.plan, session.throttle.clock(self.workload.shape.only_attention)
+        return RingContext(plan, session.rank, session.transport, self.tools.kernel, clock, prefetch_hops)
+
+    def prompt_loop(self) -> PromptLoop:
+        """Return what runs the job's prompts, one after the other."""
+        config, plan, planner = self.config, self.plan, None
         if config.partitioner.name == "adaptive":
             causal, units = self.workload.shape.causal, self.workload.shape.layers
-            device = session.device.type
-            planner = adaptive_planner(config, self.source, device, causal, units, self.room, self.hop)
+            device = self.session.device.type
+            planner = adaptive_planner(
+                config, self.source, device, causal, units, self.max_tokens, self.hop_cost
+            )
             plan = planner.plan
-        return PromptLoop(session, config, self.workload, self.x, self.ring, plan, planner)
+        work = RingWork(self.workload, self.x, self.ring)
+        return PromptLoop(self.session, config.hetero, work, self.tools.graphs, plan, planner)
 
     @property
     def checker(self) -> int:
-        """The rank that checks results alone: the one with the largest percentage."""
+        """The rank that checks results alone: the ring's member with the largest percentage."""
         percentages = self.config.hetero.percentages
         return max(self.plan.members, key=lambda rank: (percentages[rank], -rank))
 
 
-def prepare(session: Session, config: Config, is_run: bool) -> PreparedJob:
-    """What a reference needs is less: no costs, and no check of what it takes."""
-    workload = session.workload(config)
-    kernel = session.kernel(config, workload)
-    source = session.calibrator.speeds(config, costs=is_run)
+def prepare(session: Session, job: Job) -> PreparedJob:
+    """Calibrate, plan and build the inputs of one job.
+
+    Reference jobs skip cost calibration and the memory check.
+    """
+    config, is_run = job.config, job.role == "run"
+    needs = calibration_needs(config, costs=is_run)
+    tools = job_tools(session, job, longest=max(config.seq_len + config.decode_tokens, *needs.lengths))
+    workload, meter = tools.workload, speed_meter(session, config, tools)
+    source = session.calibrator.speeds(needs, meter, tools.memory)
+    references = tools.references.stored()
     if is_run:
-        source = replace(source, alone_ms=_alone_ms(session, config, workload))
-    room = session.room(config, workload, config.seq_len)
-    hop = session.calibrator.hop_cost(config, workload) if is_run else None
-    plan = plan_for(config, source, session.device.type, workload.shape.causal, room, hop)
-    if is_run and (wrong := check_memory(plan, room)):
+        source = replace(source, alone_ms=_alone_ms(session, config, references, workload.shape.layers))
+    max_tokens = tools.memory.max_tokens(config.seq_len)
+    hop_cost = hop_cost_of(session, config, tools) if is_run else None
+    plan = plan_for(config, source, session.device.type, workload.shape.causal, max_tokens, hop_cost)
+    if is_run and (wrong := check_memory(plan, max_tokens)):
         if config.memory_limit_gib is not None:
             raise UserError(wrong)
         session.progress.warn(wrong)
-    if has_prompt(config):
-        x = padded(prompts(config), session.device)
-    else:
-        x = workload.inputs(config.seq_len, config.seed)
+    x = _inputs(session, config, workload)
     speeds = source.lut()
-    drifting = session.calibrator.drift_speeds(config) if is_run and config.hetero.drift else {}
-    drift_speeds = {tuple(config.hetero.percentages): speeds} | drifting
-    return PreparedJob(session, config, workload, kernel, source, speeds, drift_speeds, room, plan, hop, x)
+    drift_speeds = {tuple(config.hetero.percentages): speeds}
+    if is_run and config.hetero.drift:
+        percentages = levels(config.hetero.drift, config.hetero.percentages, config.repeats)
+        drift_speeds |= session.calibrator.drift_speeds(needs, meter, tools.memory, percentages)
+    return PreparedJob(
+        session=session,
+        config=config,
+        tools=tools,
+        source=source,
+        speeds=speeds,
+        drift_speeds=drift_speeds,
+        references=references,
+        max_tokens=max_tokens,
+        plan=plan,
+        hop_cost=hop_cost,
+        x=x,
+    )
 
 
-def _alone_ms(session: Session, config: Config, workload: Workload) -> float | None:
-    """What a unit of the workload took one full-speed device, where ranks at 100 % are such devices."""
-    if config.hetero.drift or not are_devices(session, config):
+def job_tools(session: Session, job: Job, longest: int) -> JobTools:
+    """Build or fetch what a job works with. longest: tokens that the workload has to be built for."""
+    config, ranks = job.config, session.ranks
+    references = JobReferences(
+        session.communicator, session.progress, config.references_dir, job, ranks.invocation
+    )
+    workload = session.workloads.get(config.model, config.seed, longest)
+    shape = block_shape(workload, config.model.batch_size, config.seq_len, ranks.world_size)
+    kernel = session.kernels.get(config.kernel.name, shape, references.store)
+    need = memory_need(
+        workload, session.transport, config.model.num_chunks(config.seq_len), config.decode_tokens > 0
+    )
+    memory = RankMemory(
+        session.communicator, session.device, ranks.ranks_per_device, config.memory_limit_gib, need
+    )
+    return JobTools(workload, kernel, _cuda_graphs(session, config), memory, references)
+
+
+def _cuda_graphs(session: Session, config: Config) -> CudaGraphs:
+    """Decide whether prompts are CUDA graphs: by the setting, else for attention modules only."""
+    wanted = not model_of(config.model).generates_text if config.cuda_graph is None else config.cuda_graph
+    return CudaGraphs(wanted and session.device.type == "cuda")
+
+
+def calibration_needs(config: Config, costs: bool) -> CalibrationNeeds:
+    """Return the speeds that a job reads. costs: the job predicts its time."""
+    return CalibrationNeeds(
+        settings=config.calibration,
+        speeds_file=config.speeds_file,
+        seq_len=config.seq_len,
+        world_size=config.world_size,
+        fits_lengths=config.partitioner.name == "formula",
+        costs=costs,
+    )
+
+
+def speed_meter(session: Session, config: Config, tools: JobTools) -> SpeedMeter:
+    """Return what measures a job's workload on this rank."""
+    return SpeedMeter(
+        communicator=session.communicator,
+        throttle=session.throttle,
+        device=session.device,
+        ranks_per_device=session.ranks.ranks_per_device,
+        workload=tools.workload,
+        kernel=tools.kernel,
+        graphs=tools.graphs,
+        announces=session.transport.announces,
+        tile=config.tile or DEFAULT_TILE[session.device.type],
+        seed=config.seed,
+        versions=software_versions(session.ranks.machine.get("driver")),
+    )
+
+
+def hop_cost_of(session: Session, config: Config, tools: JobTools) -> HopCost | None:
+    """Return what a hop of a shard costs; None where nothing may be measured."""
+    if config.calibration.mode == "table":
         return None
-    single_ms = session.references().single_ms
-    return None if single_ms is None else single_ms / workload.shape.layers
+    return session.hop_costs.of_shards(tools.kernel, tools.workload.memory.kv_token)
 
 
-def are_devices(session: Session, config: Config) -> bool:
-    """Whether a rank at 100 % is one full-speed device."""
+def _inputs(session: Session, config: Config, workload: Workload) -> torch.Tensor:
+    """Return the whole prompt: the config's own text, or random tokens."""
+    if has_prompt(config):
+        return padded(prompts(config), session.device)
+    return workload.inputs(config.seq_len, config.seed)
+
+
+def _alone_ms(session: Session, config: Config, references: References, units: int) -> float | None:
+    """Return the time of one unit of the workload on one full-speed device, if ranks at 100 % are such."""
+    single_ms = references.single_ms
+    if config.hetero.drift or single_ms is None or not has_whole_devices(session, config):
+        return None
+    return single_ms / units
+
+
+def has_whole_devices(session: Session, config: Config) -> bool:
+    """Return whether a rank at 100 % is one full-speed device."""
     return session.ranks.ranks_per_device == 1 and not config.hetero.is_measured

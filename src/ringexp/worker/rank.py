@@ -87,10 +87,11 @@ def _main() -> None:
     from ringexp.machine import hardware_queues
     from ringexp.ring.messages import Messages
     from ringexp.ring.transport import make_transport
+    from ringexp.worker.communicator import Communicator
     from ringexp.worker.job import run_job
     from ringexp.worker.progress import ProgressWriter
     from ringexp.worker.rank_set import RankSet
-    from ringexp.worker.session import Session
+    from ringexp.worker.session import open_session
 
     path = Path(sys.argv[1])
     ranks = RankSet.from_json(path.read_text(encoding="utf-8"))
@@ -116,24 +117,15 @@ def _main() -> None:
     assert isinstance(control, dist.ProcessGroup)
     Messages(key=key, channel="start").all_gather(rank)  # raises for a rank that does not have the secret
     progress = ProgressWriter(path.with_suffix(".progress") if rank == 0 else None)
+    communicator = Communicator(rank, control, dist.PrefixStore("session", store), key)
     with rank_throttle(ranks.throttle, ranks.percentages[rank], device) as throttle:
-        session = Session(
-            ranks,
-            rank,
-            device,
-            throttle,
-            make_transport(ranks.transport, device, key=key),
-            control,
-            dist.PrefixStore("session", store),
-            progress,
-            key,
-        )
-        session.warn_of_mended_cublas()
+        transport = make_transport(ranks.transport, device, key=key)
+        session = open_session(ranks, device, communicator, transport, throttle, progress)
+        session.warn_of_limited_cublas()
         for index, job in enumerate(ranks.jobs):
             progress.job(index)
             if not run_job(session, job):
                 break
-    session.barrier()
     session.close()
 
 

@@ -73,13 +73,17 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"checkpoint {folder} has no tokenizer that can be read: {reason}") from error
 
 
-def end_tokens(folder: str | Path, tokenizer: Any) -> set[int]:
-    """Return the tokens that end a text: the tokenizer's, and those of the folder's generation settings.
+def end_tokens(folder: str, of_tokenizer: int | None) -> set[int]:
+    """Return the tokens that end a text: the tokenizer's, and those of the checkpoint's generation settings.
 
-    As in Hugging Face, a folder without a generation_config.json has them in its config.json. A file that
+    As for Hugging Face, a folder without a generation_config.json has them in its config.json. A file that
     cannot be read names none.
+
+    Args:
+        folder: the checkpoint.
+        of_tokenizer: the tokenizer's own; None if it has none.
     """
-    ends = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    ends = set() if of_tokenizer is None else {of_tokenizer}
     for name in ("generation_config.json", "config.json"):
         path = Path(folder) / name
         if path.is_file():

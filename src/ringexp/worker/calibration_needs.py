@@ -1,0 +1,49 @@
+"""What one job needs to know about the speeds of its ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringexp.calibration.cost_model import cost_points
+from ringexp.calibration.measure import calibration_lengths
+from ringexp.calibration.table import Point
+from ringexp.config import CalibrationConfig
+
+
+@dataclass(frozen=True)
+class CalibrationNeeds:
+    """The speeds that a job reads.
+
+    Attributes:
+        settings: how speeds are measured and remembered.
+        speeds_file: the calibration table.
+        seq_len: the length of the job's prompt.
+        world_size: the number of ranks.
+        fits_lengths: the partitioner fits a regression over several lengths.
+        costs: the job predicts its time, which takes more points.
+    """
+
+    settings: CalibrationConfig
+    speeds_file: Path
+    seq_len: int
+    world_size: int
+    fits_lengths: bool
+    costs: bool
+
+    @property
+    def lengths(self) -> list[int]:
+        """The prompt lengths at which speeds are needed."""
+        return calibration_lengths(self.seq_len, for_fit=self.fits_lengths)
+
+    @property
+    def points(self) -> list[Point]:
+        """The points of the table that are needed."""
+        points = {(length, length // 2, 1) for length in self.lengths}
+        if self.costs:
+            around, others = calibration_lengths(self.seq_len, for_fit=False), self.world_size - 1
+            points |= {(length, tokens, 1) for length, tokens in cost_points(around)}
+            points |= {
+                (length, length // 2, others) for length in around if 1 < others <= length - length // 2
+            }
+        return sorted(points)
