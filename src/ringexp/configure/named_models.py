@@ -18,8 +18,8 @@ def named_model(name: str) -> ModelConfig:
     if not path.is_file():
         raise _unknown(name)
     settings = cast("dict[str, object]", OmegaConf.to_container(OmegaConf.load(path)))
-    schema, *_ = cast("list[dict[str, str] | str]", settings.pop("defaults"))
-    kind = str(next(iter(schema))).partition("/schema/")[2].partition("_model")[0]
+    schema, *_ = cast("list[str]", settings.pop("defaults"))
+    kind = schema.removeprefix("/schema/").partition("_model")[0]
     return config_from({"kind": kind} | settings)
 
 
