@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Rings of many ranks on all GPUs of this machine, in one command: scripts/bench_many.sh OUT [overrides ...]
+# Measure rings of many ranks on all GPUs of this machine: scripts/bench_many.sh OUT [overrides ...]
 #
-# With 8 or 4 GPUs a rank a GPU, over NCCL. With 2 or 1, four ranks share them under MPS, over IPC: slower by what
-# sharing costs, but the same code. First ways to run the ring of equal ranks, PyTorch's context_parallel among
-# them where every rank has a GPU; then the partitioners on unequal ranks, with the lock-step ring beside; what
-# the simulator makes of the same plans; last, a whole model. Overrides go to the sweep, such as seq_len=16384.
-# A sweep that was interrupted goes on with the same command.
+# With 8 or 4 GPUs there is one rank per GPU, over NCCL. With 2 or 1, four ranks share them under MPS, over IPC: the
+# same code, slower by the cost of sharing. In this order: ways to run the ring of equal ranks (with PyTorch's
+# context_parallel where every rank has a GPU); the partitioners on unequal ranks, also with a lock-step ring; the
+# simulator's prediction for the same plans; a whole model. Overrides go to the sweep, such as seq_len=16384. The same
+# command continues an interrupted sweep.
 set -euo pipefail
 
 out=${1:?usage: scripts/bench_many.sh OUT [overrides ...]}

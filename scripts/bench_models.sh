@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Whole-model prefill and decode of llama3_8b on the GPUs that are there: scripts/bench_models.sh OUT [TOKENS ...]
+# Measure prefill and decode of llama3_8b on two ranks: scripts/bench_models.sh OUT [TOKENS ...]
 #
-# With one GPU two ranks share it under MPS, with two each has its own. Every length is one sweep: equal ranks
-# and a faster and a slower one, each split evenly and by measured speed, with 32 tokens decoded and everything
-# checked against one process; then the faster and slower one again with the whole prefill as one CUDA graph, and
-# in chunks; at last one report of all. Two bfloat16 copies of the model (32 GB) and one in float32 (32 GB) have to
-# fit.
+# With one GPU the ranks share it under MPS; with two each rank has its own. Each length is one sweep over equal and
+# unequal ranks, split evenly and by measured speed, with 32 decoded tokens and every output checked against one
+# process. Then the unequal ranks run again with the whole prefill as one CUDA graph, and in chunks. A report of all
+# runs comes last. Memory has to hold two bfloat16 copies of the model (32 GB) and one in float32 (32 GB).
 set -euo pipefail
 
 out=${1:?usage: scripts/bench_models.sh OUT [TOKENS ...]}

@@ -1,21 +1,22 @@
 #!/usr/bin/env python
-"""Ways to run one ring side by side, on equal ranks: ours, ours with one thing changed, and other people's.
+"""Compare ways to run one ring on equal ranks: ours, ours with one thing changed, and other projects'.
 
     python scripts/bench_ring.py --out docs/benchmarks/ring-2x-h200
 
-Attention alone, causal, zigzag. With fewer GPUs than ranks the ranks share them under MPS and only our IPC
-transport runs: PyTorch's context_parallel and ring-flash-attn (if installed) need NCCL, so a GPU a rank.
-Every output is first compared with one process in float32. Then all ways take turns, in random order: once
-untimed, once isolated, from a barrier, and five times in a row. Efficiency is the time one rank needs for the
-whole prompt while the others do it too, also isolated or in a row, over ranks x the ring's time. Writes
-ring.csv and ring.png to --out after each length, and in the end ring.md.
+Attention alone, causal, zigzag. If there are fewer GPUs than ranks, ranks share GPUs under MPS and only our
+IPC transport runs, since PyTorch's context_parallel and ring-flash-attn (if installed) need NCCL and so one
+GPU per rank. Every output is first compared with one process in float32. Then all ways take turns in random
+order: once untimed, once from a barrier (isolated), and five times in a row.
+
+Efficiency is the time in which one rank computes the whole prompt, while the other ranks do so too, divided
+by ranks x the ring's time. Writes ring.csv and ring.png to --out after each length, and ring.md at the end.
 
     python scripts/bench_ring.py --blocks 2,4,8 --out docs/benchmarks/ring-blocks-h200
 
-What splitting alone costs: one process on one whole GPU computes the blocks of every rank of such rings in
-turn, with its own keys and values in place of those that would arrive: shard by shard, and as many shards
-together as one launch takes. Efficiency is the time of the whole prompt over ranks x that of the slowest
-rank: what is left for transfers to lose.
+This measures the cost of splitting alone. One process on one whole GPU computes the blocks of every rank in
+turn, with its own keys and values in place of arriving ones: shard by shard, and with as many shards per
+launch as the kernel takes. Efficiency is the time of the whole prompt divided by ranks x the time of the
+slowest rank. The rest is what transfers can lose.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
-from ringexp.tracking.environment import PACKAGES, _version
+from ringexp.tracking.environment import PACKAGES, version_of
 from ringexp.tracking.files import write_atomically
 from ringexp.web.palette import COLOURS, OTHER_COLOUR
 
@@ -85,15 +86,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--lengths", default="4096,8192,16384,65536")
-    parser.add_argument("--kernel", default="auto", help="of our ring; auto: the one to be expected fastest")
+    parser.add_argument(
+        "--kernel", default="auto", help="kernel of our ring; auto: the one expected to be the fastest"
+    )
     parser.add_argument("--kv-heads", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--blocks", default="", help="numbers of ranks: blocks alone, nothing is transferred")
+    parser.add_argument(
+        "--blocks", default="", help="numbers of ranks, to measure blocks alone without transfers"
+    )
     return parser.parse_args()
 
 
 class Bench:
-    """One rank: every way to run the ring at one length, checked and timed."""
+    """Check and time every way to run the ring, on one rank."""
 
     def __init__(self, rank: int, settings: Settings, device: torch.device) -> None:
         self.rank, self.settings, self.device = rank, settings, device
@@ -126,7 +131,7 @@ class Bench:
         return iteration
 
     def foreign(self, work: Callable[[], torch.Tensor], seq_len: int) -> Iteration:
-        """Somebody else's ring, timed as ours are; our transport only lines the ranks up."""
+        """Return another project's ring, timed like ours. Our transport only lines the ranks up."""
         alone = make_plan(seq_len, [seq_len])
         ring = RingContext(alone, 0, self.transports["ipc"], self.kernel, CudaClock())
         return self._iteration(work, ring, graph=False)
@@ -152,7 +157,7 @@ class Bench:
         return ways
 
     def copied(self, local: LocalInputs, seq_len: int) -> Iteration:
-        """Shards carried by copy engines, not by the kernel."""
+        """Return our ring with shards carried by copy engines in place of the kernel."""
         ipc = self.transports["ipc"]
         assert isinstance(ipc, IpcTransport)
         by_kernel, ipc.by_kernel = ipc.by_kernel, False  # of what is captured from here on
@@ -168,7 +173,7 @@ class Bench:
 
         mesh = init_device_mesh("cuda", (self.settings.ranks,))
         group = 32 // self.settings.num_kv_heads
-        q, k, v = (part.transpose(1, 2).contiguous() for part in self.workload._split(x))
+        q, k, v = (part.transpose(1, 2).contiguous() for part in self.workload.heads_of(x))
         k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))  # it knows no grouped heads
         buffers: Any = {"buffers": [q, k, v], "buffer_seq_dims": [2, 2, 2], "no_restore_buffers": {q, k, v}}
         stack.enter_context(context_parallel(mesh, **buffers))
@@ -179,7 +184,7 @@ class Bench:
     def _ring_flash_attn(self, local: LocalInputs) -> Callable[[], torch.Tensor]:
         from ring_flash_attn import zigzag_ring_flash_attn_func  # pyright: ignore[reportMissingImports]
 
-        q, k, v = (part.contiguous() for part in self.workload._split(local.x))
+        q, k, v = (part.contiguous() for part in self.workload.heads_of(local.x))
         return lambda: zigzag_ring_flash_attn_func(q, k, v, causal=True)
 
     @torch.inference_mode()
@@ -218,7 +223,7 @@ class Bench:
         return rows
 
     def _error(self, out: torch.Tensor, exact: torch.Tensor) -> float:
-        """|out - exact| / |exact| over all ranks."""
+        """Return |out - exact| / |exact| over all ranks."""
         sums = torch.stack([(out.float() - exact).square().sum(), exact.square().sum()]).double().cpu()
         dist.all_reduce(sums, group=self._control)
         return (sums[0] / sums[1]).sqrt().item()
@@ -228,14 +233,17 @@ class Bench:
         return _CONTROL[0]
 
     def _times(self, ways: dict[str, Iteration], whole: LocalInputs) -> dict[str, tuple[float, float, float]]:
-        """Isolated, in a row, and waiting for keys and values, ms: medians, of the slowest rank."""
+        """Return (isolated, in a row, waiting for keys and values) per way, ms.
+
+        They are medians over the turns of the slowest rank's times.
+        """
         plan = make_plan(whole.x.shape[1], [whole.x.shape[1]])
         ring = RingContext(plan, 0, LoopbackTransport(), self.kernel, CudaClock(only_attention=True))
         alone = self._iteration(lambda: self.workload.forward(whole, ring), ring, graph=True)
         turns = {"alone": alone, **ways}
-        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in turns}
+        samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in turns}
         for turn in range(self.settings.repeats + 2):
-            # In any order, the same on all ranks: what a GPU did before decides how warm it is.
+            # A random order, equal on all ranks, since the work before decides how warm a GPU is.
             for name in random.Random(turn).sample(list(turns), len(turns)):
                 way = turns[name]
                 way.run()  # it comes after another way
@@ -245,19 +253,19 @@ class Bench:
                 dist.barrier(self._control)
                 in_a_row = way.back_to_back_ms(5)
                 waited = sum(hop.wait_ms for hop in timing.hops)
-                sample = torch.tensor([timing.latency_ms, in_a_row, waited])
-                dist.all_reduce(sample, dist.ReduceOp.MAX, group=self._control)
+                slowest = torch.tensor([timing.latency_ms, in_a_row, waited])
+                dist.all_reduce(slowest, dist.ReduceOp.MAX, group=self._control)
                 if turn >= 2:
-                    found[name].append(tuple(sample.tolist()))
+                    samples[name].append(tuple(slowest.tolist()))
         return {
-            name: tuple(map(median, zip(*samples, strict=True)))  # type: ignore[misc]
-            for name, samples in found.items()
+            name: tuple(map(median, zip(*times, strict=True)))  # type: ignore[misc]
+            for name, times in samples.items()
         }
 
 
 @torch.inference_mode()
 def blocks_alone(settings: Settings, rank_counts: list[int]) -> list[dict[str, Any]]:
-    """Every rank's blocks of even zigzag rings, by one process with nothing to wait for."""
+    """Time every rank's blocks of even zigzag rings in one process that waits for nothing."""
     device = torch.device("cuda", 0)
     kernel = get_kernel(settings.kernel, device, torch.bfloat16, 128)
     workload = BareAttentionWorkload(model_config(settings), device)
@@ -279,9 +287,9 @@ def blocks_alone(settings: Settings, rank_counts: list[int]) -> list[dict[str, A
             iteration.capture()
             return iteration
 
-        asked = [(1, 0, False)]
-        asked += [(n, rank, joined) for n in rank_counts for rank in range(n) for joined in (False, True)]
-        parts = {key: part(*key) for key in asked}
+        keys = [(1, 0, False)]
+        keys += [(n, rank, joined) for n in rank_counts for rank in range(n) for joined in (False, True)]
+        parts = {key: part(*key) for key in keys}
         times: dict[tuple[int, int, bool], list[float]] = {key: [] for key in parts}
         for turn in range(settings.repeats + 2):
             for key, iteration in parts.items():
@@ -291,14 +299,14 @@ def blocks_alone(settings: Settings, rank_counts: list[int]) -> list[dict[str, A
         ms = {key: median(samples) for key, samples in times.items()}
         whole = ms[1, 0, False]
         for ranks in rank_counts:
-            each, joined = (max(ms[ranks, rank, way] for rank in range(ranks)) for way in (False, True))
+            separate, joined = (max(ms[ranks, rank, way] for rank in range(ranks)) for way in (False, True))
             rows.append(
                 {
                     "tokens": seq_len,
                     "ranks": ranks,
                     "whole prompt ms": round(whole, 4),
-                    "shard by shard, slowest rank ms": round(each, 4),
-                    "efficiency": round(whole / ranks / each, 3),
+                    "shard by shard, slowest rank ms": round(separate, 4),
+                    "efficiency": round(whole / ranks / separate, 3),
                     "together, slowest rank ms": round(joined, 4),
                     "efficiency together": round(whole / ranks / joined, 3),
                 }
@@ -349,8 +357,8 @@ def rank_main(rank: int, settings: Settings, environments: list[dict[str, str]],
 
 
 def heading(settings: Settings, title: str, ranks: str = "") -> str:
-    found = {name: _version(name) for name in PACKAGES[:3]}
-    versions = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    installed = {name: version_of(name) for name in PACKAGES[:3]}
+    versions = ", ".join(f"{name} {version}" for name, version in installed.items() if version)
     return (
         f"# {title}\n\n"
         f"- date: {datetime.now(timezone.utc):%Y-%m-%d}\n"
@@ -383,16 +391,16 @@ def main() -> None:
         return
     sharing = f", {settings.ranks} ranks sharing {settings.gpus} under MPS" if settings.shared else ""
     rows: list[dict[str, Any]] = []
-    for found in measured_by_ranks(settings):
-        rows += found
+    for new_rows in measured_by_ranks(settings):
+        rows += new_rows
         write_csv(rows, arguments.out / "ring.csv")
         efficiency_figure(pandas.DataFrame(rows)).savefig(arguments.out / "ring.png")
-    # Only now, as it asks CUDA for the name of the GPU, which under MPS is the ranks' alone.
+    # Last, since the heading asks CUDA for the GPU's name, and under MPS only the ranks may use CUDA before.
     show(rows, heading(settings, "Ways to run one ring", sharing), arguments.out / "ring.md")
 
 
 def measured_by_ranks(settings: Settings) -> Iterator[list[dict[str, Any]]]:
-    """The rows that the ranks of one ring find, each in a process of its own, length by length."""
+    """Start one process per rank of the ring. Yield the rows of the table, length by length."""
     results: Any = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         percentages = [100.0 * settings.gpus / settings.ranks] * settings.ranks
@@ -413,14 +421,14 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def show(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
-    """Print the table under its heading, and write it so to the path."""
+    """Print the table under its heading, and write both to `path`."""
     text = heading + pandas.DataFrame(rows).to_markdown(index=False) + "\n"
     write_atomically(path, text)
     print(text)
 
 
 def efficiency_figure(table: pandas.DataFrame) -> Figure:
-    """Efficiency by length, from a barrier and in a row, a line for each way to run the ring."""
+    """Draw efficiency by length, from a barrier and in a row, with one line per way to run the ring."""
     figure, axes = panels(2, width=4.8, sharey=True)
     rings, lengths = list(dict.fromkeys(table["ring"])), sorted(set(table["tokens"]))
     palette = [*COLOURS.values(), OTHER_COLOUR]

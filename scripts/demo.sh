@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up (a virtual environment in .venv) and compare the four partitioners with one rank at half speed.
-# Without a GPU: two CPU processes, one of them paced. Arguments are further overrides.
+# Set up a virtual environment in .venv, and compare four partitioners with one of two ranks at 50 %.
+# Without a GPU the ranks are two CPU processes, one of them paced. Arguments are further overrides.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ringexp.app import ExecutionSite, execute, outcome, rank_sets
+from ringexp.app import ExecutionSite, execute, rank_sets
 from ringexp.config import AttentionModelConfig, Config, HeteroConfig, PartitionerConfig
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns, fingerprint
 from ringexp.tracking.files import begin, read_results, write_status
+from ringexp.tracking.outcomes import outcome_of
 from ringexp.tracking.references import ReferenceStore
 from support.results import whole_results
 
@@ -181,7 +182,7 @@ def test_a_graph_is_refused_where_auto_means_gloo(tmp_path):
     ranks = Ranks(run=finish)
     machines = {"cuda": [{"cpu": "A"}, {"cpu": "B"}]}
     place = ExecutionSite(num_gpus=2, num_nodes=2, run_ranks=ranks, command=["ringexp"], nodes=machines)
-    (result,) = execute([(config, tmp_path / "run")], Console(), place=place)
+    (result,) = execute([(config, tmp_path / "run")], Console(), site=place)
     assert "cuda_graph=true needs CUDA with transport=nccl or ipc" in str(result)
     assert "transport=gloo" in str(result)
     assert ranks.done == []
@@ -190,7 +191,7 @@ def test_a_graph_is_refused_where_auto_means_gloo(tmp_path):
 def test_two_runs_of_a_sweep_in_one_folder_are_refused(tmp_path):
     runs = [(config_of(tmp_path, seed=seed), tmp_path / "run") for seed in (0, 1)]
     with pytest.raises(UserError, match=r"2 runs of the sweep have the same folder .*hydra\.sweep\.subdir"):
-        execute(runs, Console(), sweep=True, place=PLACE)
+        execute(runs, Console(), sweep=True, site=PLACE)
     assert not (tmp_path / "run").exists()
 
 
@@ -305,6 +306,6 @@ def test_an_equal_complete_run_is_not_made_again_in_a_sweep(tmp_path):
 )
 def test_what_is_not_complete_and_right_has_failed(tmp_path, results, why):
     (tmp_path / "results.json").write_text(json.dumps(results))
-    came_to = outcome(tmp_path)
+    came_to = outcome_of(tmp_path)
     assert isinstance(came_to, RunFailed)
     assert why in str(came_to)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ringexp.app import run
-from ringexp.calibration.table import SpeedRow, SpeedTable
+from ringexp.calibration.rows import SpeedRow
+from ringexp.calibration.table import SpeedTable
 from ringexp.config import (
     AttentionModelConfig,
     Config,
@@ -66,7 +67,7 @@ def test_a_dry_run_plans_by_what_was_measured_here(tmp_path, capsys):
         lambda config: measured_here(config, hardware="another CPU"),
         lambda config: measured_here(config, throttle="cpu_quota"),
         lambda config: measured_here(config, shape="another-model-sdpa"),
-        lambda config: measured_here(config, beside="50"),
+        lambda config: measured_here(config, co_tenants="50"),
         lambda config: measured_here(config)[:1],
         lambda config: measured_here(config) + measured_here(config, ranks_per_device=2),
     ],

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringexp.calibration.rows import SpeedRow
 from ringexp.calibration.speed_models import FLOOR_FRACTION, FormulaModel, LookupTable
-from ringexp.calibration.table import SpeedRow
 from ringexp.errors import UserError
 
 FLASH = {100: 350.0, 90: 319.0, 50: 182.0, 25: 90.0, 10: 34.0}

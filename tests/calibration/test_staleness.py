@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from ringexp.calibration.staleness import is_stale, spot_point, unlike
+from ringexp.calibration.staleness import find_unequal_ranks, is_stale, spot_point
 from ringexp.planning import RankCost
 from support.calibration_rows import cost_rows
 
@@ -60,23 +60,26 @@ def test_what_may_be_noise_is_not_stale(stored, now):
 
 def test_ranks_of_one_kind_that_differ_are_named_with_how_much():
     ranks = [[row(64, 32, time_ms), row(128, 64, 2 * time_ms)] for time_ms in (1.02, 1.1, 1.0)]
-    assert unlike(ranks) == (1, 2, pytest.approx(0.1))
+    assert find_unequal_ranks(ranks) == (1, 2, pytest.approx(0.1))
 
 
 def test_one_point_that_is_off_says_nothing():
-    assert unlike([[row(n, n // 2, time_ms) for n in (64, 128, 256)] for time_ms in (1.0, 1.02)]) is None
+    assert (
+        find_unequal_ranks([[row(n, n // 2, time_ms) for n in (64, 128, 256)] for time_ms in (1.0, 1.02)])
+        is None
+    )
     first = [row(n, n // 2) for n in (64, 128, 256)]
-    assert unlike([first, [*first[:2], row(256, 128, 9.0)]]) is None
+    assert find_unequal_ranks([first, [*first[:2], row(256, 128, 9.0)]]) is None
 
 
 @pytest.mark.parametrize("spreads", [(0.1, 0.0), (0.0, 0.1)])
 def test_noise_is_no_difference(spreads):
-    assert unlike([[row(64, 32, 1.0, spreads[0])], [row(64, 32, 1.15, spreads[1])]]) is None
+    assert find_unequal_ranks([[row(64, 32, 1.0, spreads[0])], [row(64, 32, 1.15, spreads[1])]]) is None
 
 
 def test_ranks_with_rows_of_their_own_may_differ():
     other = dataclasses.replace(row(64, 32, 2.0), hardware="another")
     slower = dataclasses.replace(row(64, 32, 2.0), percentage=25.0)
-    assert unlike([[row(64, 32)], [other], [slower]]) is None
-    assert unlike([[], []]) is None
-    assert unlike([[row(64, 32)]]) is None
+    assert find_unequal_ranks([[row(64, 32)], [other], [slower]]) is None
+    assert find_unequal_ranks([[], []]) is None
+    assert find_unequal_ranks([[row(64, 32)]]) is None

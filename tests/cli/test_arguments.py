@@ -2,9 +2,9 @@
 
 import pytest
 
+from ringexp.choices import did_you_mean
 from ringexp.cli.arguments import prepared
 from ringexp.cli.token_counts import token_count
-from ringexp.config import did_you_mean
 from ringexp.errors import UserError
 
 

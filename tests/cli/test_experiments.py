@@ -7,8 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
-from ringexp import config as settings
 from ringexp.cli.run import CONF_DIR
+from ringexp.configure.compose import from_hydra
+from ringexp.configure.register import register
 from support.command import ringexp
 
 PARTITIONERS = ("even", "uneven", "lut", "formula", "balanced")
@@ -19,7 +20,7 @@ SLOW = tuple(f"[100,{percent}]" for percent in range(10, 100, 10))
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra():
-    settings.register()
+    register()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         yield
 
@@ -72,7 +73,7 @@ def test_drift_is_every_profile_with_plans_that_stay_and_one_that_adapts():
     found = {(job["hetero"], job["partitioner"]) for job in jobs("drift")}
     assert found == set(product([f"drift_{kind}" for kind in kinds], ("even", "balanced", "adaptive")))
     for kind in kinds:
-        config = settings.from_hydra(compose("config", ["experiment=drift", f"hetero=drift_{kind}"]))
+        config = from_hydra(compose("config", ["experiment=drift", f"hetero=drift_{kind}"]))
         assert (config.hetero.drift.kind, config.hetero.throttle) == (kind, "auto")
         assert config.hetero.drift.at + config.hetero.drift.over < config.repeats
         assert kind in config.label
@@ -94,7 +95,7 @@ def test_every_value_of_a_grid_composes_to_what_it_says(experiment):
             continue
         seen.update(job.items())
         overrides = [f"experiment={experiment}", *(f"{key}={value}" for key, value in job.items())]
-        config = settings.from_hydra(compose("config", overrides))
+        config = from_hydra(compose("config", overrides))
         assert config.hetero.percentages == [
             float(p) for p in job["hetero.percentages"].strip("[]").split(",")
         ]

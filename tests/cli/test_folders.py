@@ -2,7 +2,7 @@
 
 import pytest
 
-from ringexp.config import folder_name
+from ringexp.configure.register import folder_name
 from ringexp.errors import UserError
 from support.command import ringexp
 

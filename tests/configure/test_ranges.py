@@ -5,10 +5,17 @@ from typing import Any
 
 import pytest
 
-from ringexp.config import AttentionModelConfig, Config, FmsModelConfig, validate
+from ringexp.config import (
+    AdaptiveConfig,
+    AttentionModelConfig,
+    Config,
+    DriftConfig,
+    FmsModelConfig,
+    PartitionerConfig,
+)
 from ringexp.configure.ranges import RANGES, values
+from ringexp.configure.validate import validate
 from ringexp.errors import UserError
-from ringexp.hetero.drift import DriftConfig
 
 ATTENTION = Config(model=AttentionModelConfig(name="attention_tiny"))
 WHOLE = Config(model=FmsModelConfig(name="llama_micro"))
@@ -99,3 +106,12 @@ def test_text_that_is_none_is_refused(key, text):
 def test_text_within_lists_is_seen():
     tracker = replace(ATTENTION.tracker, tags=["a\0"])
     assert ("tracker.tags[0]", "a\0") in list(values(replace(ATTENTION, tracker=tracker)))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"min_gain": -1}, {"tolerance": -0.1}, {"horizon": 0}, {"memory": 3}, {"probe_after": -1}]
+)
+def test_settings_that_cannot_work_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=rf"^partitioner\.adaptive\.{name}=.* must be at least"):
+        validate(replace(ATTENTION, partitioner=PartitionerConfig(adaptive=AdaptiveConfig(**wrong))))

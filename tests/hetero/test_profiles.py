@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ringexp.errors import UserError
 from ringexp.hetero.drift import DriftConfig, drift_label
-from ringexp.hetero.profiles import beside, label, named_profiles, validate_percentages
+from ringexp.hetero.profiles import co_tenants, label, named_profiles, validate_percentages
 
 valid = st.lists(st.floats(min_value=0, max_value=100, exclude_min=True), min_size=1, max_size=6)
 
@@ -103,9 +103,9 @@ def test_what_is_not_a_list_of_ranks_is_refused(percentages):
 
 def test_ranks_know_what_they_share_a_device_with():
     percentages, devices = [50, 50, 12.5, 10, 20], [0, 1, 0, 1, 0]
-    texts = [beside(percentages, devices, rank) for rank in range(5)]
+    texts = [co_tenants(percentages, devices, rank) for rank in range(5)]
     assert texts == ["20+12.5", "10", "50+20", "50", "50+12.5"]
-    assert beside([100, 50], ["a", "b"], 1) == ""
+    assert co_tenants([100, 50], ["a", "b"], 1) == ""
 
 
 def test_the_host_side_does_not_import_torch():

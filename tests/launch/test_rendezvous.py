@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ringexp.config import CalibrationConfig, TrackerConfig
+from ringexp.configure.resolve import resolve
 from ringexp.errors import UserError
 from ringexp.launch.supervision import rendezvous, write_rank_set
 from ringexp.worker.rank import SECRET_ENV, _keys, error_file
@@ -108,7 +109,7 @@ def rank_set_of_two(root: Path) -> Path:
     config = attention_config(root, "none", 2, seq_len=256)
     config.tracker, config.calibration = TrackerConfig("disabled"), CalibrationConfig(min_seconds=0.02)
     config.launch.timeout_s = 20.0
-    jobs = [Job(config, "run", "none", root / "run")]
+    jobs = [Job(resolve(config, num_gpus=0), "run", root / "run")]
     return write_rank_set(RankSet("cpu", "none", "gloo", [100.0, 100.0], 1, {}, [], jobs=jobs), root)
 
 

@@ -7,6 +7,7 @@ import pytest
 from ringexp.config import AttentionModelConfig, FmsModelConfig
 from ringexp.errors import UserError
 from ringexp.models.registry import KINDS, config_from, kind_named, model_of
+from ringexp.planning.masks import Mask
 
 FLOAT32 = "b1-layer-float32"
 
@@ -25,8 +26,8 @@ def test_an_unknown_kind_is_refused_with_a_hint():
 
 def test_a_kind_says_what_it_is():
     layer, whole = model_of(AttentionModelConfig(causal=False)), model_of(FmsModelConfig())
-    assert (layer.generates_text, layer.causal, layer.checkpoint) == (False, False, None)
-    assert (whole.generates_text, whole.causal) == (True, True)
+    assert (layer.generates_text, layer.mask, layer.checkpoint) == (False, Mask.full(), None)
+    assert (whole.generates_text, whole.mask) == (True, Mask.causal())
     checkpoints = [model_of(FmsModelConfig(checkpoint=folder)).checkpoint for folder in (None, "", "DIR")]
     assert checkpoints == [None, None, "DIR"]
 

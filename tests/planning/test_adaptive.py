@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringexp.errors import UserError
 from ringexp.hetero.drift import DriftConfig, percentages_at
-from ringexp.planning import AdaptiveConfig, validate_adaptive
 from support.drifting import COST, SEQ_LEN, TILE, busy_ms, planner, simulate
 
 LAYOUTS = ("zigzag", "contiguous")
@@ -139,12 +137,3 @@ def test_a_plan_that_is_dear_to_change_stays_for_small_gains():
         cheap.observe(busy)
         dear.observe(busy, replan_ms=200.0)
     assert dear.plan.tokens == [SEQ_LEN // 2] * 2
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"min_gain": -1}, {"tolerance": -0.1}, {"horizon": 0}, {"memory": 3}, {"probe_after": -1}]
-)
-def test_settings_that_cannot_work_are_named(wrong):
-    (name,) = wrong
-    with pytest.raises(UserError, match=rf"^partitioner\.adaptive\.{name}=.* must be at least"):
-        validate_adaptive(AdaptiveConfig(**wrong))

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringexp.planning import AdaptiveConfig, AdaptivePlanner, HopCost, RankCost, make_plan
+from ringexp.config import AdaptiveConfig
+from ringexp.planning import AdaptivePlanner, HopCost, RankCost, make_plan
 from support.drifting import COST, SEQ_LEN, TILE, busy_ms, planned
 
 SLOWER = [1.0, 1.0, 1.0, 1.3, 1.3, 1.3]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ringexp.calibration.table import SpeedRow
+from ringexp.calibration.rows import SpeedRow
 from ringexp.hetero.drift import DriftConfig
 from ringexp.report.figures import FIGURES, adaptation, comparisons, curves, style, timeline
 from ringexp.report.figures.calibration import calibration_curves

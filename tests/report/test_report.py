@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from ringexp import atomic
-from ringexp.calibration.table import SpeedRow, SpeedTable
+from ringexp.calibration.rows import SpeedRow
+from ringexp.calibration.table import SpeedTable
 from ringexp.cli import report as command
 from ringexp.config import TrackerConfig
 from ringexp.report import build

@@ -50,7 +50,7 @@ def srun(tmp_path, monkeypatch):
 
 def carried_out(root: Path, config: Config) -> dict:
     (outcome,) = execute(
-        [(config, root / "run")], Console(), place=ExecutionSite(run_ranks=SlurmJob(1).run_ranks)
+        [(config, root / "run")], Console(), site=ExecutionSite(run_ranks=SlurmJob(1).run_ranks)
     )
     assert not isinstance(outcome, Exception), outcome
     return outcome

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ringexp.config import Config, HeteroConfig, PartitionerConfig
+from ringexp.app.slurm_job import carry_out
+from ringexp.config import Config, HeteroConfig, PartitionerConfig, SlurmConfig
 from ringexp.errors import UserError
 from ringexp.slurm import submit
 from ringexp.slurm import task as slurm_task
-from ringexp.slurm.settings import SlurmConfig
+from ringexp.slurm.settings import validate
 from ringexp.slurm.submit import groups
 from support.command import QUICK, ringexp
 
@@ -36,7 +37,7 @@ def test_runs_that_can_share_ranks_share_a_job():
 )
 def test_settings_that_cannot_work_are_named(settings, message):
     with pytest.raises(UserError, match=message):
-        SlurmConfig(**settings).validate()
+        validate(SlurmConfig(**settings))
 
 
 @pytest.mark.parametrize(("node", "tasks"), [("0", 2), ("2", 2), ("3", 1)])
@@ -70,7 +71,7 @@ def test_what_is_submitted_is_for_the_user_alone(tmp_path, monkeypatch):
         return SimpleNamespace(submit=lambda *job: SimpleNamespace(job_id="1"))
 
     monkeypatch.setattr(submit, "_executor", executor)
-    submit._submit([(Config(), tmp_path / "run")], SlurmConfig())
+    submit._submit([(Config(), tmp_path / "run")], SlurmConfig(), carry_out)
     assert modes == [0o700]
 
 

@@ -1,7 +1,7 @@
 """Calibration rows as a rank of known cost would give them."""
 
 from ringexp.calibration.cost_model import cost_points
-from ringexp.calibration.table import SpeedRow
+from ringexp.calibration.rows import SpeedRow
 from ringexp.planning import RankCost, make_plan
 
 

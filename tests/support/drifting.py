@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ringexp.planning import AdaptiveConfig, AdaptivePlanner, Plan, RankCost, balance, make_plan
+from ringexp.config import AdaptiveConfig
+from ringexp.planning import AdaptivePlanner, Plan, RankCost, balance, make_plan
 
 SEQ_LEN, TILE = 4096, 16
 COST = RankCost(fixed_ms=0.5, token_ms=0.002, pair_ms=6e-6, diagonal_ms=1e-6)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from ringexp.calibration.source import TableSpeeds
 from ringexp.choices import THROTTLES
 from ringexp.config import AttentionModelConfig, CalibrationConfig, Config, HeteroConfig
+from ringexp.configure.resolve import resolve
 from ringexp.hetero.applied import AppliedThrottle
 from ringexp.hetero.cpu_pacing import set_pace
 from ringexp.hetero.pacing import Pacer
@@ -66,7 +67,7 @@ def session_of(rank: int, config: Config, really: list[float]) -> Session:
 
 def speeds_for(session: Session, config: Config, costs: bool) -> TableSpeeds:
     """What a session knows of the ranks' speeds after it has calibrated for a config."""
-    needs, job = calibration_needs(config, costs), Job(config, "run", config.hetero.throttle)
+    needs, job = calibration_needs(config, costs), Job(resolve(config, num_gpus=0), "run")
     tools = job_tools(session, job, max(config.seq_len, *needs.lengths))
     return session.calibrator.speeds(needs, speed_meter(session, config, tools), tools.memory)
 
@@ -98,12 +99,13 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
     percentage it ran at; no output counts as right where nothing is held."""
     session = session_of(rank, config, list(config.hetero.percentages))
     session.throttle.applied = replace(session.throttle.applied, change=set_pace)
-    tools = job_tools(session, Job(config, "run", config.hetero.throttle), 2 * config.seq_len)
+    tools = job_tools(session, Job(resolve(config, num_gpus=0), "run"), 2 * config.seq_len)
     workload = tools.workload
     x = workload.inputs(config.seq_len, config.seed)
     exact = workload.reference(x, torch.float32)
     plans = [
-        make_plan(config.seq_len, each, config.layout.name, causal=workload.shape.causal) for each in tokens
+        make_plan(config.seq_len, each, config.layout.name, causal=workload.shape.mask.is_causal)
+        for each in tokens
     ]
 
     def ring_of(plan: Plan) -> RingContext:
@@ -127,7 +129,7 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
 def hop_cost(rank: int, config: Config) -> HopCost | None:
     """What the session measures hops to cost."""
     session = session_of(rank, config, [100.0] * config.world_size)
-    tools = job_tools(session, Job(config, "run", config.hetero.throttle), 2 * config.seq_len)
+    tools = job_tools(session, Job(resolve(config, num_gpus=0), "run"), 2 * config.seq_len)
     return hop_cost_of(session, config, tools)
 
 

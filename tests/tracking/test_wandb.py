@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from ringexp.config import Config, TrackerConfig, grouped
+from ringexp.config import Config, TrackerConfig
+from ringexp.configure.compose import grouped
 from ringexp.errors import UserError
 from ringexp.names import MAX_WANDB_NAME, MAX_WANDB_TAG
 from ringexp.report.console import sync_command

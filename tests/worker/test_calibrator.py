@@ -43,7 +43,7 @@ def test_a_rank_beside_another_is_not_taken_for_one_that_is_alone(pools, tmp_pat
     config.hetero.percentages = [50.0, 20.0, 50.0]
     known, *others = pools[3].run(sessions.speeds, config, [25, 25, 100], True, ["a", "a", "b"])
     assert all(other == known for other in others)
-    assert [{row.beside for row in rows} for rows in known.rows] == [{"20"}, {"50"}, {""}]
+    assert [{row.co_tenants for row in rows} for rows in known.rows] == [{"20"}, {"50"}, {""}]
     assert known.lut()[2] != known.lut()[0]  # though both are at 50 %
     assert known.costs(causal=True)[2] != known.costs(causal=True)[0]
     others = {(row.length, row.tokens) for row in known.rows[0] if row.others == 2}

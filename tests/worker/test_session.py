@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ringexp.calibration.table import SpeedRow
+from ringexp.calibration.rows import SpeedRow
 from ringexp.errors import UserError
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking.metrics import Accuracy, References

@@ -20,8 +20,9 @@ class SlurmLauncher(TogetherLauncher):
         }
 
     def carry_out(self) -> CarryOut:
-        from ringexp.slurm.settings import SlurmConfig
+        from ringexp.app.slurm_job import carry_out
+        from ringexp.config import SlurmConfig
         from ringexp.slurm.submit import execute
 
         settings = SlurmConfig(**self._settings)
-        return lambda runs, console: execute(runs, console, settings)
+        return lambda runs, console: execute(runs, console, settings, carry_out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ringexp.calibration.table import SpeedRow
+from ringexp.calibration.rows import SpeedRow
 from ringexp.errors import UserError
 from ringexp.planning import RankCost, make_plan
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ringexp.calibration.cost_model import cost_points, fit_cost
 from ringexp.calibration.measure import calibration_lengths
+from ringexp.calibration.rows import SpeedRow
 from ringexp.calibration.speed_models import FormulaModel, LookupTable
-from ringexp.calibration.table import SpeedRow
 from ringexp.planning import RankCost
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ringexp.calibration.table import SpeedRow
+from ringexp.calibration.rows import SpeedRow
 from ringexp.errors import UserError
 
 EXTRAPOLATION = 0.05

@@ -10,7 +10,7 @@ from itertools import permutations
 from statistics import median
 
 from ringexp.calibration.measure import WARMUP, StoppingRule
-from ringexp.calibration.table import Point, SpeedRow
+from ringexp.calibration.rows import Point, SpeedRow
 
 SPOT_CHECK = StoppingRule(min_samples=3, min_seconds=0.0, max_seconds=0.0, precision=0.0)
 """Three samples, whatever they are."""
@@ -67,7 +67,7 @@ def is_off(
     return abs(spot_ms / stored_ms - 1) > max(tolerance, 2 * stored_spread, 2 * spot_spread)
 
 
-def unlike(measured: Sequence[Sequence[SpeedRow]]) -> tuple[int, int, float] | None:
+def find_unequal_ranks(measured: Sequence[Sequence[SpeedRow]]) -> tuple[int, int, float] | None:
     """Of ranks that share rows the slowest and the fastest, and how much longer the former takes, relatively.
 
     measured: each rank's rows of the same points, taken at the same time. None if no two differ by more than

@@ -15,7 +15,7 @@ the spec names as text, is imported when it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -120,7 +120,7 @@ class Registry(Generic[Spec]):
 
     def suggestion(self, word: str) -> str:
         """Return the end of an error message that names the choice a wrong word stands for, or ""."""
-        return did_you_mean(word, self.options, self.aliases)
+        return nearest(word, self.options, self.aliases)
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -155,7 +155,7 @@ class Registry(Generic[Spec]):
         return UserError(f"{key or self.key}={name} is unknown; choose one of {', '.join(allowed)}{hint}")
 
 
-def did_you_mean(word: str, names: Iterable[str], aliases: dict[str, str]) -> str:
+def nearest(word: str, names: Iterable[str], aliases: Mapping[str, str]) -> str:
     """Return the end of an error message that suggests a name for a wrong word, or "".
 
     Args:
@@ -165,8 +165,8 @@ def did_you_mean(word: str, names: Iterable[str], aliases: dict[str, str]) -> st
     """
     names = list(names)
     alias = aliases.get(word.lower())
-    near = [alias] if alias in names else get_close_matches(word, names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    close = [alias] if alias in names else get_close_matches(word, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _where(point: EntryPoint) -> str:

@@ -9,9 +9,10 @@ from traceback import walk_tb
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from ringexp import config as settings
+from ringexp.choices import did_you_mean
 from ringexp.cli.arguments import last_value, profile_hint
 from ringexp.config import Config
+from ringexp.configure.compose import known_keys, unknown_key
 from ringexp.errors import RunFailed, UserError
 
 DISK = (
@@ -72,7 +73,7 @@ def one_line(error: Exception) -> str:
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key = getattr(cause, "full_key", None) or ""
         if "is not in struct" in str(cause) or "not in " in str(cause):
-            return settings.unknown_key(key, settings.known_keys())
+            return unknown_key(key, known_keys())
         return _with_key(cause)
     if isinstance(error, MissingConfigException) and error.options:
         return _unknown_choice(error.missing_cfg_file or "", list(error.options))
@@ -92,5 +93,5 @@ def _with_key(error: OmegaConfBaseException) -> str:
 def _unknown_choice(missing: str, options: list[str]) -> str:
     group, _, choice = missing.rpartition("/")
     profile = profile_hint(choice) if group == "hetero" else ""
-    hint = f"; for these percentages use {profile}" if profile else settings.did_you_mean(choice, options)
+    hint = f"; for these percentages use {profile}" if profile else did_you_mean(choice, options)
     return f"{group}={choice} is unknown; choose one of {', '.join(options)}{hint}"

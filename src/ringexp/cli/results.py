@@ -9,8 +9,8 @@ from math import isfinite
 from pathlib import Path
 from statistics import median
 
+from ringexp.choices import did_you_mean
 from ringexp.cli.terminal import keep_printing
-from ringexp.config import did_you_mean
 from ringexp.errors import UserError
 from ringexp.printable import plain, shown
 from ringexp.report.frame import COMPLETE, CONTEXT, IDENTITY, Runs, load_runs

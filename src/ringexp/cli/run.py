@@ -15,20 +15,21 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from ringexp import config as settings
 from ringexp.cli.arguments import prepared
 from ringexp.cli.messages import hydra_line, is_expected, one_line, raised_by_hydra
 from ringexp.cli.terminal import keep_printing
-from ringexp.config import CONF_DIR
+from ringexp.config import CONF_DIR, Config
+from ringexp.configure.compose import from_hydra, grouped
+from ringexp.configure.register import register
 from ringexp.errors import UserError
 from ringexp.interrupts import EXIT_CODE, Interrupts
 from ringexp.printable import plain
 
 if TYPE_CHECKING:
-    from ringexp.app import Outcome
     from ringexp.report.console import Console
+    from ringexp.tracking.outcomes import RunOutcome
 
-CarryOut = Callable[[Sequence[tuple[settings.Config, Path]], "Console"], "list[Outcome]"]
+CarryOut = Callable[[Sequence[tuple[Config, Path]], "Console"], "list[RunOutcome]"]
 """What runs the configs of a sweep and says what each came to; see `app.execute`."""
 
 LOCAL_LAUNCHERS = ("shared_ranks", "basic")
@@ -38,16 +39,16 @@ INTERRUPTED = "interrupted; what was measured is kept, and in a sweep the same c
 
 
 @dataclass
-class _Outcome:
-    """What the runs of this process came to; Hydra passes no values back."""
+class _CommandState:
+    """What the command line remembers across Hydra, which passes no values back."""
 
     exit_codes: list[int] = field(default_factory=list)  # of the runs that failed
     sweep_dir: Path | None = None
     report: bool = True  # whether a report is wanted at the end of the sweep
-    config: settings.Config | None = None  # of one of the sweep's runs
+    config: Config | None = None  # of one of the sweep's runs
 
 
-_outcome = _Outcome()
+_state = _CommandState()
 
 
 @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
@@ -55,14 +56,14 @@ def _run(cfg: Any) -> None:
     run_dir = output_dir()
     chosen = HydraConfig.get()
     if chosen.mode == RunMode.MULTIRUN:
-        _outcome.sweep_dir = None if cfg.dry_run else Path(chosen.sweep.dir)
+        _state.sweep_dir = None if cfg.dry_run else Path(chosen.sweep.dir)
     launcher = chosen.runtime.choices["hydra/launcher"]
     try:
         if chosen.mode != RunMode.MULTIRUN and launcher not in LOCAL_LAUNCHERS:
             raise UserError(f"hydra/launcher={launcher} is for sweeps, also of one run: add -m (--multirun)")
-        config = settings.from_hydra(cfg)
-        _outcome.report &= config.report and not config.dry_run
-        _outcome.config = config
+        config = from_hydra(cfg)
+        _state.report &= config.report and not config.dry_run
+        _state.config = config
         from ringexp.app import run
 
         run(config, run_dir)
@@ -85,14 +86,14 @@ def sweep(composed: Sequence[tuple[Any, Path]], carry_out: CarryOut) -> None:
     runs = []
     for cfg, run_dir in composed:
         try:
-            config = settings.from_hydra(cfg)
+            config = from_hydra(cfg)
             if config.dry_run:
                 run(config, run_dir)
                 continue
-            sweep_dir = _outcome.sweep_dir = run_dir.parent
-            _outcome.report &= config.report
-            _outcome.config = settings.grouped(config, f"{sweep_dir.parent.name} {sweep_dir.name}")
-            runs.append((_outcome.config, run_dir))
+            sweep_dir = _state.sweep_dir = run_dir.parent
+            _state.report &= config.report
+            _state.config = grouped(config, f"{sweep_dir.parent.name} {sweep_dir.name}")
+            runs.append((_state.config, run_dir))
         except (UserError, OmegaConfBaseException) as error:
             _report(error, None if cfg.dry_run else run_dir)
     if not runs:
@@ -109,7 +110,7 @@ def _report(error: Exception, run_dir: Path | None) -> None:
     if run_dir:
         mark_ended(run_dir, "failed", one_line(error))
     code = 2 if isinstance(error, UserError | OmegaConfBaseException) else 1
-    _fail(one_line(error), code, run_dir if _outcome.sweep_dir else None)
+    _fail(one_line(error), code, run_dir if _state.sweep_dir else None)
 
 
 def main() -> None:
@@ -125,16 +126,16 @@ def main() -> None:
                 _compose_and_run()
             except KeyboardInterrupt:
                 interrupts.closing()
-                _outcome.report = False
+                _state.report = False
                 _fail(INTERRUPTED, EXIT_CODE)
             finally:
-                if _outcome.sweep_dir:
+                if _state.sweep_dir:
                     from ringexp.report.sweep import summarize
 
-                    summarize(_outcome.sweep_dir, _outcome.report, _outcome.config)
+                    summarize(_state.sweep_dir, _state.report, _state.config)
     except KeyboardInterrupt:  # while the sweep was summed up
         _fail(INTERRUPTED, EXIT_CODE)
-    codes = _outcome.exit_codes
+    codes = _state.exit_codes
     sys.exit(EXIT_CODE if EXIT_CODE in codes else next(iter(codes), 0))
 
 
@@ -142,7 +143,7 @@ def _compose_and_run() -> None:
     """Hand the command line to Hydra; what is wrong with it ends in one line."""
     try:
         sys.argv[1:] = prepared(sys.argv[1:])
-        settings.register()
+        register()
         _run()
     except (HydraException, OmegaConfBaseException, UserError) as error:
         _fail(one_line(error), 2)
@@ -155,4 +156,4 @@ def _compose_and_run() -> None:
 def _fail(message: str, code: int, run_dir: Path | None = None) -> None:
     where = f" in {run_dir.name}" if run_dir else ""
     print(f"ringexp: error{where}: {plain(message)}", file=sys.stderr)
-    _outcome.exit_codes.append(code)
+    _state.exit_codes.append(code)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from ringexp.config import CONF_DIR, ModelConfig, did_you_mean
+from ringexp.choices import did_you_mean
+from ringexp.config import CONF_DIR, ModelConfig
 from ringexp.errors import UserError
 from ringexp.models.registry import config_from, model_of
 from ringexp.models.shape import ModelShape

@@ -52,6 +52,7 @@ RANGES = {
     "partitioner.adaptive.horizon": Range(1, MAX_ITERATIONS),
     "partitioner.adaptive.memory": Range(12, MAX_ITERATIONS),
     "partitioner.adaptive.probe_after": Range(0, MAX_ITERATIONS),
+    "partitioner.formula.degree": Range(1, 5),
     "transport.prefetch_hops": Range(1, MAX_RANKS),
     "calibration.min_samples": Range(1, MAX_ITERATIONS),
     "calibration.min_seconds": SECONDS,

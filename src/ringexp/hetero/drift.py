@@ -11,9 +11,9 @@ PARTS: which part of the way from the profile's percentages to `to` the ranks ha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from ringexp.choices import AUTO, THROTTLES
+from ringexp.config import DriftConfig
 from ringexp.errors import UserError
 from ringexp.hetero.profiles import MAX_LABEL, label, validate_percentages
 
@@ -25,19 +25,6 @@ PARTS: dict[str, Callable[[int, int], float]] = {
     "recovery": lambda since, over: float(since < over),
 }
 """Kind -> how far the ranks have gone, 0 to 1, `since` prompts after the first change."""
-
-
-@dataclass
-class DriftConfig:
-    """How the ranks' percentages change while a run is under way."""
-
-    kind: str = "none"  # none | step | ramp | flapping | recovery
-    to: list[float] = field(default_factory=list)  # the percentages that ranks drift to, one a rank
-    at: int = 10  # the timed prompt, from 0, that is the first to run at others
-    over: int = 10  # prompts of a ramp, at each level of flapping, and until recovery
-
-    def __bool__(self) -> bool:
-        return self.kind != "none"
 
 
 def percentages_at(drift: DriftConfig, percentages: Sequence[float], prompt: int) -> list[float]:

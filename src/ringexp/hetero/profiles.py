@@ -65,10 +65,16 @@ def percentages_named(text: str) -> list[float] | None:
     return [float(value) for value in re.split(r"[_/x:-]", match[1])] if match else None
 
 
-def beside(percentages: Sequence[float], devices: Sequence[object], rank: int) -> str:
-    """Percentages of the other ranks on a rank's device, largest first, such as "50+10"; "" for none.
+def co_tenants(percentages: Sequence[float], devices: Sequence[object], rank: int) -> str:
+    """Return the percentages of the other ranks on a rank's device, largest first, such as "50+10".
 
-    devices: of all ranks, alike for those that share one.
+    Args:
+        percentages: one per rank.
+        devices: one per rank, equal for ranks that share a device.
+        rank: the rank whose co-tenants are wanted.
+
+    Returns:
+        The percentages, joined by "+"; "" if the rank has the device to itself.
     """
     others = [
         percentage

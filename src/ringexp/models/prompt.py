@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,10 +18,10 @@ def has_prompt(config: Config) -> bool:
 
 
 def with_prompt(config: Config) -> Config:
-    """The config with seq_len and batch of the prompts it has, if any, and for real ones tokens to decode.
+    """Return the config with the length and number of its prompts, and for real ones tokens to decode.
 
-    prompt_lengths is then set for prompts of unequal lengths only. Raises UserError for a prompt
-    that cannot be read, or that does not go with the other settings.
+    A config without prompts is returned as it is. prompt_lengths is then set only if lengths differ. Raises
+    UserError for a prompt that cannot be read, or that does not go with the other settings.
     """
     lengths = _lengths(config)
     if not lengths:
@@ -33,11 +34,13 @@ def with_prompt(config: Config) -> Config:
         raise UserError(
             f"model.batch_size={config.model.batch_size}, but the number of prompts is {count}; leave it out"
         )
-    config.seq_len, config.model.batch_size = longest, count
-    config.prompt_lengths = lengths if min(lengths) < longest else None
-    if has_prompt(config):
-        config.decode_tokens = config.decode_tokens or DEFAULT_NEW_TOKENS
-    return config
+    return replace(
+        config,
+        model=replace(config.model, batch_size=count),
+        seq_len=longest,
+        prompt_lengths=lengths if min(lengths) < longest else None,
+        decode_tokens=config.decode_tokens or (DEFAULT_NEW_TOKENS if has_prompt(config) else 0),
+    )
 
 
 def tokens_of(config: Config) -> int:

@@ -11,10 +11,12 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from ringexp.config import ModelConfig, did_you_mean
+from ringexp.choices import did_you_mean
+from ringexp.config import ModelConfig
 from ringexp.errors import UserError
 from ringexp.models.shape import ModelShape
 from ringexp.planning import MemoryNeed
+from ringexp.planning.masks import Mask
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +41,8 @@ class ConfiguredModel(Protocol):
     def __init__(self, config: ModelConfig) -> None: ...
 
     @property
-    def causal(self) -> bool:
-        """Tell whether a query sees only keys at its own position and before."""
+    def mask(self) -> Mask:
+        """Return which keys a query may see."""
         ...
 
     @property

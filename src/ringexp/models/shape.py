@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ringexp.planning import MemoryNeed, Plan, attention_token_bytes, ring_token_bytes, rotation_bytes
 from ringexp.planning.flops import pair_flops
+from ringexp.planning.masks import CAUSAL, Mask
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 """Bytes of one number of each dtype."""
@@ -29,7 +30,7 @@ class ModelShape:
         experts: feed-forward parts per layer.
         experts_per_token: feed-forward parts that compute each token.
         projections: whether attention has linear projections of its inputs and output.
-        causal: whether a query sees only keys at its own position and before.
+        mask: which keys a query may see.
         batch_size: sequences that are computed together.
         itemsize: bytes of one number.
     """
@@ -43,7 +44,7 @@ class ModelShape:
     experts: int = 1
     experts_per_token: int = 1
     projections: bool = True
-    causal: bool = True
+    mask: Mask = CAUSAL
     batch_size: int = 1
     itemsize: int = 2
 

@@ -8,7 +8,7 @@ testable in milliseconds.
     for block in plan.blocks(rank=0, source=1): ...
 """
 
-from ringexp.planning.adaptive import AdaptiveConfig, AdaptivePlanner, validate_adaptive
+from ringexp.planning.adaptive import AdaptivePlanner
 from ringexp.planning.balanced import balanced_plan
 from ringexp.planning.blocks import Block, blocks_between
 from ringexp.planning.cost import RankCost
@@ -37,7 +37,6 @@ __all__ = [
     "PARTITIONERS",
     "SHARD_MODES",
     "WEIGHTS",
-    "AdaptiveConfig",
     "AdaptivePlanner",
     "Block",
     "HopCost",
@@ -68,6 +67,5 @@ __all__ = [
     "runs",
     "shards_for",
     "simulate",
-    "validate_adaptive",
     "validate_memory_limit",
 ]

@@ -43,6 +43,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ringexp.config import AdaptiveConfig
 from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost
 from ringexp.planning.estimate import FactorEstimate
@@ -69,26 +70,6 @@ MOST_USED = 8
 
 Factors = Sequence[float]
 """Logarithms, one a rank."""
-
-
-@dataclass
-class AdaptiveConfig:
-    """When `partitioner=adaptive` plans anew; the reasons are in `ringexp.planning.adaptive`."""
-
-    min_gain: float = 0.03  # least predicted part of the latency that a new plan has to save
-    tolerance: float = 0.005  # part of the time that following may lose to the best static plan
-    horizon: int = 20  # prompts that re-planning has to pay in, and whose tolerance is there at once
-    memory: int = 128  # prompts that are remembered
-    probe_after: int = 16  # prompts after which a rank without tokens is tried out; 0: never
-
-
-def validate_adaptive(settings: AdaptiveConfig) -> None:
-    """Raises UserError for settings that no planner could use."""
-    leasts = {"min_gain": 0, "tolerance": 0, "horizon": 1, "memory": SETTLE, "probe_after": 0}
-    for name, least in leasts.items():
-        value = getattr(settings, name)
-        if not value >= least:
-            raise UserError(f"partitioner.adaptive.{name}={value} must be at least {least}")
 
 
 @dataclass(frozen=True)

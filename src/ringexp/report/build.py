@@ -28,7 +28,7 @@ from ringexp.tracking.wandb_run import WandbRun
 from ringexp.web import planner_page
 
 if TYPE_CHECKING:
-    from ringexp.calibration.table import SpeedRow
+    from ringexp.calibration.rows import SpeedRow
 
 MOST_CONTEXTS = 4
 """Figures are drawn for this many groups of runs that cannot share one; runs.csv and the table have all."""
@@ -180,7 +180,8 @@ def _calibrations(folders: Sequence[Path], runs: Runs, speeds_file: Path | None)
 
     Raises UserError for a damaged table.
     """
-    from ringexp.calibration.table import SpeedTable, newest
+    from ringexp.calibration.rows import newest
+    from ringexp.calibration.table import SpeedTable
 
     shapes = {f"{run['shape']}-{run.kernel}" for _, run in complete(runs).iterrows()}
     throttles = set(complete(runs).throttle)
@@ -189,7 +190,7 @@ def _calibrations(folders: Sequence[Path], runs: Runs, speeds_file: Path | None)
     for row in newest(row for path in tables for row in SpeedTable(path).load()):
         if row.shape in shapes and row.throttle in throttles:
             where = f"{row.hardware}, throttle {row.throttle}, ranks a device: {row.ranks_per_device}"
-            where += f", beside {row.beside} %" if row.beside else ""
+            where += f", beside {row.co_tenants} %" if row.co_tenants else ""
             found.setdefault(f"{where}, {row.shape}", []).append(row)
     return found
 

@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from ringexp.config import did_you_mean
+from ringexp.choices import did_you_mean
 from ringexp.errors import UserError
 from ringexp.models.shape import ModelShape
 from ringexp.planning import HopCost, NodeLinks, RankCost

@@ -194,7 +194,7 @@ def ring_of_table(
     shape = module.speed_key
     rows = [row for row in SpeedTable(path).load() if row.shape.startswith(f"{shape}-")]
     kinds = sorted(
-        {(row.hardware, row.throttle, row.ranks_per_device, row.beside, row.shape) for row in rows}
+        {(row.hardware, row.throttle, row.ranks_per_device, row.co_tenants, row.shape) for row in rows}
     )
     if len(kinds) != 1:
         found = "; ".join(", ".join(map(str, kind)) for kind in kinds) or "none"
@@ -205,4 +205,4 @@ def ring_of_table(
     source = TableSpeeds(seq_len, list(percentages), [rows] * len(percentages))
     names = [f"{kinds[0][0]} at {percentage:g} %" for percentage in percentages]
     hop = link.hop(named_shape(model))
-    return Ring(names, source, hop, 1, module.causal, source.costs(module.causal))
+    return Ring(names, source, hop, 1, module.mask.is_causal, source.costs(module.mask.is_causal))

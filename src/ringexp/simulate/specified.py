@@ -50,6 +50,6 @@ def ring_of_devices(
         KnownSpeeds(percentages, costs, seq_len),
         links,
         model.layers,
-        model.causal,
+        model.mask.is_causal,
         [alone[device] for device in devices],
     )

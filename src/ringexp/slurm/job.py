@@ -1,30 +1,28 @@
-"""What a SLURM job does, once, on the first of its nodes: all runs it was given, as a local sweep would.
-
-Everything it finds out is in the runs' folders, so that nobody has to be there when it ends.
-"""
+"""What is handed to a SLURM job, and whether an earlier start of the job has done a run."""
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from ringexp.app import ExecutionSite, execute
 from ringexp.config import Config
-from ringexp.errors import Interrupted
-from ringexp.report.console import Console
 from ringexp.slurm.step import SlurmJob
 from ringexp.tracking.completed import fingerprint
 from ringexp.tracking.content import content_of
-from ringexp.tracking.files import mark_ended, read_results
+from ringexp.tracking.files import read_results
 
 
 @dataclass(frozen=True)
 class JobFile:
-    """What is handed to a job. job: None for submitit's local executor. command: that of the user."""
+    """The content of a job.
+
+    Attributes:
+        runs: settings and folders of the runs to do.
+        resume: whether results of equal runs may be taken.
+        command: the user's command, for records.
+        job: the job's nodes and how to use them; None for submitit's local executor.
+    """
 
     runs: list[tuple[Config, Path]]
     resume: bool
@@ -32,28 +30,7 @@ class JobFile:
     job: SlurmJob | None
 
 
-def carry_out(file: JobFile) -> None:
-    """Run all; each run's folder says what it came to.
-
-    An interrupt leaves no result of the job, which SLURM may have requeued and may start again.
-    """
-    for signum in (signal.SIGTERM, signal.SIGUSR2):  # submitit would ignore one and requeue at the other
-        signal.signal(signum, _interrupt)
-    try:
-        runs = [run for run in file.runs if not _done_before(*run)]
-        outcomes = execute(runs, Console(), file.resume, _place(file)) if runs else []
-        for (_, run_dir), outcome in zip(runs, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                mark_ended(run_dir, "failed", str(outcome))
-    except KeyboardInterrupt as interrupt:
-        sys.exit(f"interrupted: {interrupt}")
-    except Exception as error:
-        for _, run_dir in file.runs:
-            mark_ended(run_dir, "failed", str(error))
-        raise
-
-
-def _done_before(config: Config, run_dir: Path) -> bool:
+def done_before(config: Config, run_dir: Path) -> bool:
     """Tell whether this job completed the run before SLURM requeued the job.
 
     The job may have run on another node then; results from there are as good.
@@ -63,24 +40,3 @@ def _done_before(config: Config, run_dir: Path) -> bool:
     results = read_results(run_dir) or {}
     of_run = fingerprint(config, content_of(config))
     return results.get("status") == "complete" and str(results.get("key")).startswith(f"{of_run}-")
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"SLURM sent {signal.Signals(signum).name}")
-
-
-def _place(file: JobFile) -> ExecutionSite:
-    job = file.job
-    if job is None:
-        return ExecutionSite(command=file.command)
-    if job.num_nodes == 1:
-        return ExecutionSite(command=file.command, run_ranks=job.run_ranks)
-    label = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
-    nodes = job.survey(file.runs[0][1] / "nodes" / label)
-    return ExecutionSite(
-        num_gpus=sum(node["gpus"] for node in nodes),
-        num_nodes=job.num_nodes,
-        run_ranks=job.run_ranks,
-        command=file.command,
-        nodes={device: [node[device] for node in nodes] for device in ("cpu", "cuda")},
-    )

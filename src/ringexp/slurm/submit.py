@@ -8,26 +8,32 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringexp.app import Outcome, check_folders, mark_interrupted, outcome, resumed
-from ringexp.config import Config
+from ringexp.config import Config, SlurmConfig
 from ringexp.configure.preflight import Surroundings, check_before_start
 from ringexp.errors import UserError
 from ringexp.interrupts import undisturbed
 from ringexp.launch.supervision import Display
 from ringexp.report.console import Console
-from ringexp.slurm.job import JobFile, carry_out
-from ringexp.slurm.settings import SlurmConfig
+from ringexp.slurm.job import JobFile
+from ringexp.slurm.settings import job_identity, validate
 from ringexp.slurm.step import SlurmJob
 from ringexp.tracking.completed import CompletedRuns, fingerprint
 from ringexp.tracking.content import content_of
 from ringexp.tracking.environment import command_line
 from ringexp.tracking.files import mark_ended, read_results
+from ringexp.tracking.outcomes import (
+    RunOutcome,
+    check_folders,
+    mark_interrupted,
+    outcome_of,
+    take_completed,
+)
 
 if TYPE_CHECKING:
     from submitit.core.core import Executor, Job
@@ -37,6 +43,7 @@ ASK_S = 5.0  # how often SLURM itself is asked; a job's result is seen at once
 CANCEL_S = 60.0  # for cancelled jobs to say what they had measured
 
 Runs = list[tuple[Config, Path]]
+CarryOut = Callable[[JobFile], None]
 
 
 @dataclass
@@ -52,26 +59,37 @@ class _Submitted:
         return f"job {self.job.job_id} ({len(self.runs)} runs)"
 
 
-def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: SlurmConfig) -> list[Outcome]:
-    """As `app.execute`, but on the cluster. Raises UserError for settings that no cluster could meet.
+def execute(
+    runs: Sequence[tuple[Config, Path]], console: Console, settings: SlurmConfig, carry_out: CarryOut
+) -> list[RunOutcome]:
+    """Carry out runs on the cluster; return their outcomes in the order given.
 
-    An interrupt cancels the jobs; if this process is killed they go on, and their results are found again.
+    An interrupt cancels the jobs. If this process is killed they go on; the next call finds their results.
+
+    Args:
+        runs: validated settings and folders.
+        console: where progress is shown.
+        settings: what is asked of the cluster.
+        carry_out: what a job does; submitit pickles it by its name.
+
+    Raises:
+        UserError: for settings that no cluster could meet.
     """
-    settings.validate()
+    validate(settings)
     check_folders([run_dir for _, run_dir in runs])
-    place = settings.place()
+    place = job_identity(settings)
     refused = _refused(runs, settings)
     todo = [
         (config, run_dir)
         for config, run_dir in runs
-        if run_dir not in refused and not resumed(config, run_dir, True, place)
+        if run_dir not in refused and not take_completed(config, run_dir, True, place)
     ]
     submitted: list[_Submitted] = []
     with console.progress() as display:
         try:
             for group in groups(todo):
                 try:
-                    submitted.append(_Submitted(_submit(group, settings), group))
+                    submitted.append(_Submitted(_submit(group, settings, carry_out), group))
                 except UserError as error:
                     refused |= dict.fromkeys((run_dir for _, run_dir in group), error)
                     continue
@@ -86,7 +104,7 @@ def execute(runs: Sequence[tuple[Config, Path]], console: Console, settings: Slu
                 with undisturbed():
                     mark_interrupted(todo, "interrupted: Ctrl-C")
             raise
-    outcomes = [refused.get(run_dir) or outcome(run_dir) for _, run_dir in runs]
+    outcomes = [refused.get(run_dir) or outcome_of(run_dir) for _, run_dir in runs]
     for (config, run_dir), came_to in zip(runs, outcomes, strict=True):
         if not isinstance(came_to, Exception):
             CompletedRuns(config.completed_dir, place).add(fingerprint(config, content_of(config)), run_dir)
@@ -117,7 +135,7 @@ def groups(runs: Sequence[tuple[Config, Path]]) -> list[Runs]:
     return list(found.values())
 
 
-def _submit(runs: Runs, settings: SlurmConfig) -> Job[Any]:
+def _submit(runs: Runs, settings: SlurmConfig, carry_out: CarryOut) -> Job[Any]:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     logging.getLogger("submitit").setLevel(logging.CRITICAL)  # we report failures ourselves

@@ -32,7 +32,7 @@ def machine_facts(device_type: str) -> dict[str, Any]:
     The GPUs are those that CUDA_VISIBLE_DEVICES leaves, in order, by name and UUID.
     """
     facts: dict[str, Any] = {"device": device_type, "host": platform.node()}
-    facts |= {name: _version(name) for name in ("torch", "triton", "ibm-fms")}
+    facts |= {name: version_of(name) for name in ("torch", "triton", "ibm-fms")}
     if device_type != "cuda":
         return facts | {"cpu": cpu_name(), "cores": cpu_cores()}
     gpus = visible_gpus()
@@ -62,7 +62,7 @@ def environment(machine: dict[str, Any], command: list[str]) -> dict[str, Any]:
         "host": platform.node(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
         "machine": machine,
         "cpu": cpu_name(),
         "commit": git_commit(),
@@ -71,7 +71,7 @@ def environment(machine: dict[str, Any], command: list[str]) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ringexp.choices import measures_each_device
 from ringexp.config import Config
 from ringexp.stored import (
     Warn,
@@ -179,7 +180,7 @@ def single_facts(config: Config, machine: Facts, content: Mapping[str, str]) -> 
         "kernel": config.kernel.name,
         "cuda_graph": config.cuda_graph,
         "sharing": config.world_size if machine["device"] == "cpu" else 1,
-        "measured": config.hetero.is_measured,
+        "measured": measures_each_device(config.hetero.throttle),
     }
 
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 
 from ringexp.calibration.measure import StoppingRule
+from ringexp.calibration.rows import Point, SpeedRow
 from ringexp.calibration.source import TableSpeeds
-from ringexp.calibration.staleness import unlike
-from ringexp.calibration.table import Point, SpeedRow, SpeedTable
+from ringexp.calibration.staleness import find_unequal_ranks
+from ringexp.calibration.table import SpeedTable
 from ringexp.choices import THROTTLES
 from ringexp.worker.calibration_needs import CalibrationNeeds
 from ringexp.worker.communicator import Communicator
@@ -132,11 +133,11 @@ class Calibrator:
             measured: per rank, the rows that it has just measured.
         """
         unthrottled = all(
-            not THROTTLES[row.throttle].slows and not row.beside for rows in measured for row in rows
+            not THROTTLES[row.throttle].slows and not row.co_tenants for rows in measured for row in rows
         )
         if self._warned_of_unequal or not unthrottled:
             return
-        if unequal := unlike([list(rows) for rows in measured]):
+        if unequal := find_unequal_ranks([list(rows) for rows in measured]):
             self._warned_of_unequal = True
             slow, fast, longer = unequal
             self._progress.warn(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ringexp.calibration.cost_model import cost_points
 from ringexp.calibration.measure import calibration_lengths
-from ringexp.calibration.table import Point
+from ringexp.calibration.rows import Point
 from ringexp.config import CalibrationConfig
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from ringexp.calibration.table import SpeedRow
+from ringexp.calibration.rows import SpeedRow
 from ringexp.errors import PeerFailed, UserError
 from ringexp.models.checkpoints.check import CheckpointCheck
 from ringexp.ring.messages import Messages

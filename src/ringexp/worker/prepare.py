@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ringexp.calibration.source import TableSpeeds
+from ringexp.choices import measures_each_device
 from ringexp.config import DEFAULT_TILE, Config
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
@@ -94,7 +95,7 @@ class PreparedJob:
         """Return what runs the job's prompts, one after the other."""
         config, plan, planner = self.config, self.plan, None
         if config.partitioner.name == "adaptive":
-            causal, units = self.workload.shape.causal, self.workload.shape.layers
+            causal, units = self.workload.shape.mask.is_causal, self.workload.shape.layers
             device = self.session.device.type
             planner = adaptive_planner(
                 config, self.source, device, causal, units, self.max_tokens, self.hop_cost
@@ -125,7 +126,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
         source = replace(source, alone_ms=_alone_ms(session, config, references, workload.shape.layers))
     max_tokens = tools.memory.max_tokens(config.seq_len)
     hop_cost = hop_cost_of(session, config, tools) if is_run else None
-    plan = plan_for(config, source, session.device.type, workload.shape.causal, max_tokens, hop_cost)
+    plan = plan_for(config, source, session.device.type, workload.shape.mask.is_causal, max_tokens, hop_cost)
     if is_run and (wrong := check_memory(plan, max_tokens)):
         if config.memory_limit_gib is not None:
             raise UserError(wrong)
@@ -160,9 +161,8 @@ def job_tools(session: Session, job: Job, longest: int) -> JobTools:
     workload = session.workloads.get(config.model, config.seed, longest)
     shape = block_shape(workload, config.model.batch_size, config.seq_len, ranks.world_size)
     kernel = session.kernels.get(config.kernel.name, shape, references.store)
-    need = memory_need(
-        workload, session.transport, config.model.num_chunks(config.seq_len), config.decode_tokens > 0
-    )
+    chunks = config.model.num_chunks(config.seq_len)
+    need = memory_need(workload, session.transport, chunks, config.decode_tokens > 0)
     memory = RankMemory(
         session.communicator, session.device, ranks.ranks_per_device, config.memory_limit_gib, need
     )
@@ -228,4 +228,4 @@ def _alone_ms(session: Session, config: Config, references: References, units: i
 
 def has_whole_devices(session: Session, config: Config) -> bool:
     """Return whether a rank at 100 % is one full-speed device."""
-    return session.ranks.ranks_per_device == 1 and not config.hetero.is_measured
+    return session.ranks.ranks_per_device == 1 and not measures_each_device(config.hetero.throttle)

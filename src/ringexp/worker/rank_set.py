@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ringexp.config import Config, from_dict
+from ringexp.config import Config
+from ringexp.configure.resolve import ResolvedRun
 from ringexp.errors import UserError
 
 
 @dataclass(frozen=True)
 class Job:
-    """One config to run.
+    """One run for the ranks to do.
 
-    role: `run` is tracked in run_dir; the references `single`, `homogeneous` and `even` are only remembered;
-    a spot check compares a remembered one with how fast it is now.
-    throttle: the resolved name.
-    key: the run's name in the index of complete runs.
-    references: what decides each reference that the run is measured against, or that the job measures.
-    invocation: the call of ringexp that has to have measured those; None: any.
+    Attributes:
+        run: the settings, with every `auto` decided.
+        role: `run` is tracked in run_dir; the references `single`, `homogeneous` and `even` are remembered; a
+            spot check compares a remembered reference with how fast it is now.
+        run_dir: the folder of a tracked run.
+        key: the run's name in the index of complete runs.
+        references: what decides each reference that the run is measured against, or that the job measures.
+        invocation: the call of ringexp that has to have measured those references; None: any call.
     """
 
-    config: Config
+    run: ResolvedRun
     role: str
-    throttle: str
     run_dir: Path | None = None
     key: str | None = None
     references: dict[str, dict[str, Any]] = field(default_factory=dict)
     invocation: str | None = None
+
+    @property
+    def config(self) -> Config:
+        return self.run.settings
+
+    @property
+    def throttle(self) -> str:
+        return self.run.throttle
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the job as plain values for JSON."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return own | {"run": self.run.to_dict(), "run_dir": self.run_dir and str(self.run_dir)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Job:
+        """Return the job that `to_dict` was called on."""
+        run_dir = Path(data["run_dir"]) if data["run_dir"] else None
+        return cls(**(data | {"run": ResolvedRun.from_dict(data["run"]), "run_dir": run_dir}))
 
 
 @dataclass(frozen=True)
@@ -61,9 +82,8 @@ class RankSet:
         return -(-self.world_size // self.num_devices)
 
     def to_json(self) -> str:
-        document = asdict(self)
-        for job in document["jobs"]:
-            job["run_dir"] = None if job["run_dir"] is None else str(job["run_dir"])
+        document = {item.name: getattr(self, item.name) for item in fields(self)}
+        document["jobs"] = [job.to_dict() for job in self.jobs]
         try:
             return json.dumps(document, indent=2, allow_nan=False)
         except ValueError as error:
@@ -72,10 +92,5 @@ class RankSet:
     @classmethod
     def from_json(cls, text: str) -> RankSet:
         document = json.loads(text)
-        jobs = [
-            replace(
-                Job(**job), config=from_dict(job["config"]), run_dir=job["run_dir"] and Path(job["run_dir"])
-            )
-            for job in document.pop("jobs")
-        ]
+        jobs = [Job.from_dict(job) for job in document.pop("jobs")]
         return cls(**document, jobs=jobs)

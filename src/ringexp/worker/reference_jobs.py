@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ringexp.choices import measures_each_device
 from ringexp.config import Config, HeteroConfig
 from ringexp.tracking.references import Facts, ReferenceStore, even_facts, homogeneous_facts, single_facts
 
@@ -49,7 +50,9 @@ def references_of(
     even = replace(even, memory_limit_gib=None)
     single = replace(even, hetero=_one_device(config, device), shard="tokens")
     found = [Reference("single", single_facts(config, machine, content), single)]
-    if not config.hetero.is_measured:  # there is no ring of equal devices to measure against
+    if not measures_each_device(
+        config.hetero.throttle
+    ):  # there is no ring of equal devices to measure against
         homogeneous = replace(even, hetero=_full_speed(config, device, num_gpus), shard="tokens")
         found.append(Reference("homogeneous", homogeneous_facts(config, machine, content), homogeneous))
     is_run = config.partitioner.name == "even"
@@ -95,7 +98,7 @@ def _one_device(config: Config, device: str) -> HeteroConfig:
 
     It has a single rank, or on CPU all ranks, each measured by itself.
     """
-    throttle = "measured" if config.hetero.is_measured else "none"
+    throttle = "measured" if measures_each_device(config.hetero.throttle) else "none"
     return HeteroConfig([100.0] * (1 if device == "cuda" else config.world_size), throttle)
 
 

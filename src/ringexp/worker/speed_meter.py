@@ -11,7 +11,7 @@ from typing import TypedDict
 import torch
 
 from ringexp.calibration.measure import SpeedSample, StoppingRule, measure_speed
-from ringexp.calibration.table import Point, SpeedRow
+from ringexp.calibration.rows import Point, SpeedRow
 from ringexp.kernels import Kernel
 from ringexp.models.inputs import local_inputs
 from ringexp.models.workload import Workload
@@ -35,7 +35,7 @@ class RowKey(TypedDict):
     hardware: str
     throttle: str
     ranks_per_device: int
-    beside: str
+    co_tenants: str
     shape: str
 
 
@@ -75,7 +75,7 @@ class SpeedMeter:
             "hardware": self.throttle.hardware,
             "throttle": self.throttle.applied.name,
             "ranks_per_device": self.ranks_per_device,
-            "beside": self.throttle.co_tenants,
+            "co_tenants": self.throttle.co_tenants,
             "shape": f"{self.workload.speed_key}-{self.kernel.name}",
         }
 
@@ -89,9 +89,8 @@ class SpeedMeter:
         plan = self._plan(point)
         ring = self._ring(plan)
         local = local_inputs(self.workload.inputs(plan.seq_len, self.seed), plan, 0)
-        sample = self._sample(
-            self.workload.unit(local, ring), ring, self.workload.shape.layer_flops(plan, 0), rule
-        )
+        flops = self.workload.shape.layer_flops(plan, 0)
+        sample = self._sample(self.workload.unit(local, ring), ring, flops, rule)
         self.communicator.barrier()
         length, tokens, others = point
         return SpeedRow(
@@ -114,7 +113,7 @@ class SpeedMeter:
         rest = length - tokens
         tile = self.tile if rest >= others * self.tile else 1
         peers = apportion([1.0] * others, rest, tile) if rest else [0]
-        return make_plan(length, [tokens, *peers], causal=self.workload.shape.causal)
+        return make_plan(length, [tokens, *peers], causal=self.workload.shape.mask.is_causal)
 
     def _ring(self, plan: Plan) -> RingContext:
         """Return a ring in which this rank takes rank 0's place and gets back its own shards."""

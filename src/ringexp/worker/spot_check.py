@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ringexp.calibration.rows import Point, SpeedRow
 from ringexp.calibration.staleness import SPOT_CHECK, deviation, is_stale, spot_point
-from ringexp.calibration.table import Point, SpeedRow, SpeedTable
+from ringexp.calibration.table import SpeedTable
 from ringexp.worker.calibration_needs import CalibrationNeeds
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.progress import ProgressWriter

@@ -10,7 +10,7 @@ import torch
 
 from ringexp.choices import THROTTLES
 from ringexp.hetero.applied import AppliedThrottle
-from ringexp.hetero.profiles import beside
+from ringexp.hetero.profiles import co_tenants
 from ringexp.ring.clock import Clock, make_clock
 from ringexp.ring.cuda_driver import device_id
 from ringexp.worker.communicator import Communicator
@@ -69,7 +69,7 @@ class ThrottleState:
     @property
     def co_tenants(self) -> str:
         """The other ranks on this rank's device, as calibration rows name them. All ranks ask together."""
-        return beside(self.percentages, self._devices, self._communicator.rank)
+        return co_tenants(self.percentages, self._devices, self._communicator.rank)
 
     @cached_property
     def _devices(self) -> list[str]:

@@ -8,6 +8,7 @@ from ringexp.config import AttentionModelConfig, ModelConfig
 from ringexp.errors import UserError
 from ringexp.models.shape import ITEMSIZE, ModelShape
 from ringexp.planning import MemoryNeed
+from ringexp.planning.masks import Mask
 
 if TYPE_CHECKING:
     import torch
@@ -27,17 +28,16 @@ class AttentionModel:
         self._config = config
 
     @property
-    def causal(self) -> bool:
-        return self._config.causal
+    def mask(self) -> Mask:
+        return Mask.of(self._config.causal)
 
     @property
     def speed_key(self) -> str:
         config = self._config
-        mask = "causal" if config.causal else "full"
         width = f"e{config.emb_dim}" if config.projections else "bare"
         return (
             f"attention-b{config.batch_size}-{width}-h{config.num_heads}-kv{config.num_kv_heads}"
-            f"-d{config.head_dim}-{mask}-{config.dtype}"
+            f"-d{config.head_dim}-{self.mask}-{config.dtype}"
         )
 
     @property
@@ -49,7 +49,7 @@ class AttentionModel:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             projections=config.projections,
-            causal=config.causal,
+            mask=self.mask,
             batch_size=config.batch_size,
             itemsize=ITEMSIZE[config.dtype],
         )

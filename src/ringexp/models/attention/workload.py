@@ -74,7 +74,7 @@ class AttentionWorkload:
             x.to(dtype),
             position_ids=positions,
             use_cache=True,
-            attn_name="sdpa_causal" if self.shape.causal else "sdpa_bidirectional",
+            attn_name="sdpa_causal" if self.shape.mask.is_causal else "sdpa_bidirectional",
         )
         return out
 
@@ -104,14 +104,14 @@ class BareAttentionWorkload:
         shape = (self.shape.batch_size, seq_len, heads, self.shape.head_dim)
         return _random_inputs(shape, self.dtype, self._device, seed)
 
-    def _split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries, keys and values."""
+    def heads_of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the queries [B, S, H, D] and the keys and values [B, S, Hkv, D] in `x`."""
         q, k, v = x.split([self.shape.num_heads, self.shape.num_kv_heads, self.shape.num_kv_heads], dim=2)
         return q, k, v
 
     def forward(self, local: LocalInputs, ring: RingContext) -> torch.Tensor:
         """Return the attention output [B, L, H, D] of this rank's queries."""
-        return ring_attention(*self._split(local.x), ring)
+        return ring_attention(*self.heads_of(local.x), ring)
 
     def unit(self, local: LocalInputs, ring: RingContext) -> Callable[[], torch.Tensor]:
         """Return `forward`, the only layer."""
@@ -120,9 +120,9 @@ class BareAttentionWorkload:
     def reference(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Compute the attention output [B, S, H, D] with torch's own attention."""
         group = self.shape.num_heads // self.shape.num_kv_heads
-        q, k, v = (part.transpose(1, 2).to(dtype) for part in self._split(x))
+        q, k, v = (part.transpose(1, 2).to(dtype) for part in self.heads_of(x))
         k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))
-        return scaled_dot_product_attention(q, k, v, is_causal=self.shape.causal).transpose(1, 2)
+        return scaled_dot_product_attention(q, k, v, is_causal=self.shape.mask.is_causal).transpose(1, 2)
 
     def part_of(self, reference: torch.Tensor, plan: Plan, rank: int) -> torch.Tensor:
         """Return the rank's tokens of the reference."""

@@ -12,6 +12,7 @@ from ringexp.models.checkpoints.folder import check_folder, read_config
 from ringexp.models.fms.shapes import known_shape
 from ringexp.models.shape import ModelShape
 from ringexp.planning import MemoryNeed
+from ringexp.planning.masks import CAUSAL, Mask
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ class FmsModel:
 
     config_class: ClassVar[type[ModelConfig]] = FmsModelConfig
     generates_text: ClassVar[bool] = True
-    causal = True
+    mask: Mask = CAUSAL
 
     def __init__(self, config: ModelConfig) -> None:
         assert isinstance(config, FmsModelConfig)

@@ -8,7 +8,8 @@ import torch
 from fms.models import get_model as fms_get_model
 from torch import nn
 
-from ringexp.config import FmsModelConfig, did_you_mean
+from ringexp.choices import did_you_mean
+from ringexp.config import FmsModelConfig
 from ringexp.errors import UserError
 from ringexp.models.fms import facts
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ringexp.calibration.rows import SpeedRow
 from ringexp.calibration.speed_models import FormulaModel, LookupTable
-from ringexp.calibration.table import SpeedRow
 from ringexp.report.figures import style
 
 SAMPLES = 60

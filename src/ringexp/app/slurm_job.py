@@ -1,0 +1,61 @@
+"""What a SLURM job does, once, on the first of its nodes: all runs it was given, as a local sweep would.
+
+Everything it finds out is in the runs' folders, so that nobody has to be there when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from ringexp.app.execute import execute
+from ringexp.app.site import ExecutionSite
+from ringexp.errors import Interrupted
+from ringexp.report.console import Console
+from ringexp.slurm.job import JobFile, done_before
+from ringexp.tracking.files import mark_ended
+
+
+def carry_out(file: JobFile) -> None:
+    """Carry out all runs of a job; each run's folder says what it came to.
+
+    An interrupt leaves no result of the job, which SLURM may have requeued and may start again.
+    """
+    for signum in (signal.SIGTERM, signal.SIGUSR2):  # submitit would ignore one and requeue at the other
+        signal.signal(signum, _interrupt)
+    try:
+        runs = [run for run in file.runs if not done_before(*run)]
+        outcomes = execute(runs, Console(), file.resume, _site(file)) if runs else []
+        for (_, run_dir), outcome in zip(runs, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                mark_ended(run_dir, "failed", str(outcome))
+    except KeyboardInterrupt as interrupt:
+        sys.exit(f"interrupted: {interrupt}")
+    except Exception as error:
+        for _, run_dir in file.runs:
+            mark_ended(run_dir, "failed", str(error))
+        raise
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"SLURM sent {signal.Signals(signum).name}")
+
+
+def _site(file: JobFile) -> ExecutionSite:
+    """Return the nodes of the job; several nodes are asked what they have."""
+    job = file.job
+    if job is None:
+        return ExecutionSite(command=file.command)
+    if job.num_nodes == 1:
+        return ExecutionSite(command=file.command, run_ranks=job.run_ranks)
+    label = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+    nodes = job.survey(file.runs[0][1] / "nodes" / label)
+    return ExecutionSite(
+        num_gpus=sum(node["gpus"] for node in nodes),
+        num_nodes=job.num_nodes,
+        run_ranks=job.run_ranks,
+        command=file.command,
+        nodes={device: [node[device] for node in nodes] for device in ("cpu", "cuda")},
+    )

@@ -1,0 +1,62 @@
+"""From what Hydra composed to a validated `Config`, and the names of all settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ringexp.choices import did_you_mean
+from ringexp.config import Config
+from ringexp.configure.validate import validate
+from ringexp.errors import UserError
+from ringexp.models.prompt import with_prompt
+
+
+def from_hydra(cfg: Any) -> Config:
+    """Return the composed OmegaConf config as a validated `Config`, with the length of its prompts.
+
+    Raises UserError for a key that no dataclass has (added with `+key=value`) and for what `validate` finds.
+    """
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    _reject_unknown_keys(OmegaConf.to_container(cfg, resolve=True), config, prefix="")
+    validate(config)
+    return with_prompt(config)
+
+
+def grouped(config: Config, group: str) -> Config:
+    """Return the config with this wandb group, unless the config or the environment already has a group."""
+    tracker = config.tracker
+    group = tracker.group or os.environ.get("WANDB_RUN_GROUP") or group
+    return replace(config, tracker=replace(tracker, group=group))
+
+
+def known_keys(config: Any = None, prefix: str = "") -> list[str]:
+    """Return the dotted name of every setting."""
+    config = Config() if config is None else config
+    keys: list[str] = []
+    for item in fields(config):
+        keys.append(prefix + item.name)
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            keys += known_keys(value, f"{prefix}{item.name}.")
+    return keys
+
+
+def unknown_key(key: str, names: Iterable[str]) -> str:
+    """Return the one line for a setting that does not exist."""
+    return f"there is no setting {key}{did_you_mean(key, names)} (python -m ringexp --help lists them)"
+
+
+def _reject_unknown_keys(data: Any, config: Any, prefix: str) -> None:
+    names = [item.name for item in fields(config)]
+    for key, value in data.items():
+        if key not in names:
+            raise UserError(unknown_key(prefix + key, [prefix + name for name in names]))
+        nested = getattr(config, key)
+        if is_dataclass(nested) and isinstance(value, dict):
+            _reject_unknown_keys(value, nested, f"{prefix}{key}.")
