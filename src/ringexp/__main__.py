@@ -1,3 +1,3 @@
-from ringexp.cli import main
+from ringexp.cli import dispatch
 
-main()
+dispatch()

@@ -166,7 +166,7 @@ def _measured(
         sample = measure_speed(
             lambda: piece.run()[1].busy_ms,
             flops=4.0 * shape.batch * shape.num_heads * shape.head_dim * even.pairs(rank),
-            effort=StoppingRule(
+            rule=StoppingRule(
                 min_samples=5, min_seconds=max_seconds / 10, max_seconds=max_seconds, precision=0.01
             ),
             start_together=meeting.wait,

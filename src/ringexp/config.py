@@ -15,6 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton", "flash")
 TRANSPORTS = ("auto", "nccl", "ipc", "gloo")
+SPLITS = ("tokens", "kv")
 TRACKER_MODES = ("offline", "online", "disabled")
 CALIBRATION_MODES = ("auto", "table", "refresh")
 DEFAULT_TILE = {"cuda": 256, "cpu": 16}
@@ -216,7 +217,7 @@ class Config:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     seq_len: int = 4096
-    shard: str = "tokens"
+    split: str = "tokens"  # tokens: queries and keys/values alike; kv: keys/values only, queries even
     prompt_file: str | None = None  # text to run, with model=checkpoint; seq_len is then its length
     prompt_text: str | None = None
     prompt_lines: bool = False  # each line of the text is a prompt of its own, all of them one batch

@@ -7,10 +7,10 @@ import pytest
 
 from ringexp.calibration.measure import StoppingRule, calibration_lengths, measure_speed, median_error
 
-EFFORT = StoppingRule(min_samples=5, min_seconds=0.1, max_seconds=1.0, precision=0.01)
+RULE = StoppingRule(min_samples=5, min_seconds=0.1, max_seconds=1.0, precision=0.01)
 
 
-def measured(times_ms, effort=EFFORT, warm=False):
+def measured(times_ms, rule=RULE, warm=False):
     """`measure_speed` of a piece that takes these times, on a clock that knows no others."""
     now, source = [0.0], iter(times_ms)
 
@@ -22,7 +22,7 @@ def measured(times_ms, effort=EFFORT, warm=False):
     return measure_speed(
         timed,
         1e9,
-        effort=effort,
+        rule=rule,
         start_together=lambda: None,
         finish_together=lambda: True,
         warm=warm,

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringexp.calibration.formula import FLOOR_FRACTION, FormulaModel
+from ringexp.calibration.lookup_table import LookupTable
 from ringexp.calibration.rows import SpeedRow
-from ringexp.calibration.speed_models import FLOOR_FRACTION, FormulaModel, LookupTable
 from ringexp.errors import UserError
 
 FLASH = {100: 350.0, 90: 319.0, 50: 182.0, 25: 90.0, 10: 34.0}
@@ -238,8 +239,28 @@ def test_equal_speeds_are_fitted_wholly():
 
 def test_importing_calibration_stays_light():
     code = (
-        "import sys, ringexp.calibration.speed_models; print([m for m in sys.argv[1:] if m in sys.modules])"
+        "import sys, ringexp.calibration.formula, ringexp.calibration.lookup_table\n"
+        "print([m for m in sys.argv[1:] if m in sys.modules])"
     )
     heavy = ["torch", "numpy", "scipy", "sklearn", "pandas", "filelock"]
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_linear_interpolation_goes_straight_between_points():
+    table = LookupTable([row(p, n, p * n / 1000) for p in (50, 100) for n in (1000, 4000)], "linear")
+    assert table.speed(2000, 100) == pytest.approx(250)  # 2000 is half-way between them in log(length)
+    assert table.speed(1000, 25) == pytest.approx(25)
+    assert table.speed(4000, 100) == 400
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_a_polynomial_of_its_own_degree_is_found(degree):
+    def speed(p: float, n: int) -> float:
+        return 1 + math.log10(n) ** degree + p
+
+    lengths = (512, 1024, *LENGTHS)  # a polynomial of degree 3 needs four
+    model = FormulaModel.fit([row(p, n, speed(p, n)) for p in (25, 50, 75, 100) for n in lengths], degree)
+    assert model.r_squared == pytest.approx(1)
+    assert model.speed(3000, 60) == pytest.approx(speed(60, 3000), rel=1e-6)
+    assert (f"*L^{degree}" in model.describe()) == (degree > 1)

@@ -14,8 +14,8 @@ BAD = [
     (["model.dtyp=float32"], "no setting model.dtyp; did you mean model.dtype?"),
     (["+foo=1"], "no setting foo"),
     (
-        ["partitioner=balanced", "shard=kv"],
-        "partitioner=balanced balances what ranks compute, which shard=kv",
+        ["partitioner=balanced", "split=kv"],
+        "partitioner=balanced balances what ranks compute, which split=kv",
     ),
     (
         ["partitioner=lutt"],
@@ -38,10 +38,13 @@ BAD = [
     (["hetero=measured", "partitioner=uneven"], "hetero=measured has none; use even, lut"),
     (["hetero=measured", "hetero.percentages=[100,50]"], "hetero.throttle=measured slows nothing"),
     (["memory_limit_gib=[1]"], "memory_limit_gib=[1]: give one number above 0"),
-    (["partitioner=adaptive", "shard=kv"], "partitioner=adaptive balances what ranks compute"),
+    (["partitioner=adaptive", "split=kv"], "partitioner=adaptive balances what ranks compute"),
     (["partitioner=adaptive", "partitioner.adaptive.horizon=0"], "adaptive.horizon=0 must be at least 1"),
     (["hetero=drift_step", "repeats=20", "hetero.throttle=mps"], "hetero.throttle=mps cannot drift"),
-    (["hetero=drift_step", "hetero.drift.to=[50]"], "hetero.drift.to=[50.0] must have one percentage a rank"),
+    (
+        ["hetero=drift_step", "hetero.drift.to=[50]"],
+        "hetero.drift.to=[50.0] must have one percentage per rank",
+    ),
     (["hetero=drift_step"], "hetero.drift.at=10 comes after all repeats=10 prompts"),
     (["kernel=cudnn"], "kernel=cudnn needs CUDA, but device=cpu"),
     (["transport=nccl"], "transport=nccl needs CUDA, but device=cpu"),
@@ -49,7 +52,7 @@ BAD = [
     (["decode_tokens=8"], "decode_tokens is for whole models"),
     (["prompt_lengths=[9,5]"], "prompt_lengths is for whole models; model=attention_tiny is one layer"),
     (["model=llama_micro", "decode_tokens=2"], "decode_tokens=2 must be at least 3"),
-    (["model=llama_micro", "shard=kv"], "model=llama_micro needs shard=tokens"),
+    (["model=llama_micro", "split=kv"], "model=llama_micro needs split=tokens"),
     (["model.num_kv_heads=3"], "model.num_kv_heads=3 must divide model.num_heads=4"),
     (["repeats=0"], "repeats=0 must be at least 1"),
 ]
@@ -126,7 +129,7 @@ def test_more_ranks_than_gpus_is_named(tmp_path, monkeypatch):
         device="cuda",
         output_root=str(tmp_path),
     )
-    with pytest.raises(UserError, match="asks for 3 ranks, but NCCL takes one rank a GPU"):
+    with pytest.raises(UserError, match="asks for 3 ranks, but transport=nccl takes one rank per GPU"):
         app.run(config, tmp_path)
 
 

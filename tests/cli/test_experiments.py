@@ -35,7 +35,7 @@ def jobs(experiment: str, *overrides: str) -> list[dict[str, str]]:
 
 
 def rows(found: list[dict[str, str]]) -> set[tuple[str, ...]]:
-    keys = ("hetero.percentages", "seq_len", "layout", "partitioner", "shard")
+    keys = ("hetero.percentages", "seq_len", "layout", "partitioner", "split")
     assert all(set(job) >= set(keys) for job in found)
     unique = {tuple(job[key] for key in keys) for job in found}
     assert len(unique) == len(found)
@@ -100,12 +100,12 @@ def test_every_value_of_a_grid_composes_to_what_it_says(experiment):
             float(p) for p in job["hetero.percentages"].strip("[]").split(",")
         ]
         assert (config.seq_len, config.layout.name) == (int(job["seq_len"]), job["layout"])
-        assert (config.partitioner.name, config.shard) == (job["partitioner"], job.get("shard", "tokens"))
+        assert (config.partitioner.name, config.split) == (job["partitioner"], job.get("split", "tokens"))
         assert config.tracker.group == experiment
 
 
 def test_a_grid_with_everything_left_out_is_empty():
-    assert jobs("source_study", "shard=kv", "layout=contiguous") == []
+    assert jobs("source_study", "split=kv", "layout=contiguous") == []
 
 
 def test_a_study_is_a_sweep_also_without_saying_so(tmp_path):

@@ -126,7 +126,7 @@ def test_every_kernel_is_exact_in_the_ring(tmp_path, kernel):
 def test_lock_step_and_kv_shards(tmp_path, transport):
     if transport == "nccl" and gpu_count() < 2:
         pytest.skip("needs two CUDA devices")
-    for overrides in (["transport.prefetch_hops=1"], ["shard=kv"]):
+    for overrides in (["transport.prefetch_hops=1"], ["split=kv"]):
         settings = ["hetero.percentages=[60,30]", f"transport={transport}", "seq_len=4097", *overrides]
         assert run_on_gpu(tmp_path, *settings)["exact"] is True
 

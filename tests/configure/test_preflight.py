@@ -47,7 +47,12 @@ def machine(monkeypatch):
         ({}, "nccl", CPU, "transport=nccl needs CUDA"),
         ({}, "gloo", Surroundings("cuda", 0), "no CUDA device is visible"),
         ({}, "ipc", Surroundings("cuda", 4, nodes=2), "these are on 2"),
-        ({"percentages": [100.0] * 3}, "nccl", TWO_GPUS, "asks for 3 ranks, but NCCL takes one rank a GPU"),
+        (
+            {"percentages": [100.0] * 3},
+            "nccl",
+            TWO_GPUS,
+            "3 ranks, but transport=nccl takes one rank per GPU",
+        ),
         ({"cuda_graph": True}, "gloo", CPU, "cuda_graph=true needs CUDA"),
         ({"cuda_graph": True}, "auto", CPU, "cuda_graph=true needs CUDA"),
         ({"cuda_graph": True}, "gloo", TWO_GPUS, "cuda_graph=true needs CUDA with transport=nccl or ipc"),

@@ -71,7 +71,7 @@ def test_a_label_names_the_drift():
             "auto",
             r"hetero.drift.kind=steps is unknown; choose one of none, step",
         ),
-        (DriftConfig("step", [100]), "auto", r"hetero.drift.to=\[100\] must have one percentage a rank"),
+        (DriftConfig("step", [100]), "auto", r"hetero.drift.to=\[100\] must have one percentage per rank"),
         (DriftConfig("step", [100, 0]), "auto", r"hetero.drift.to=\[100, 0\]: the entry of rank 1"),
         (DriftConfig("step", [100, 50], at=-1), "auto", r"hetero.drift.at=-1 must be at least 0"),
         (DriftConfig("ramp", [100, 50], over=0), "auto", r"hetero.drift.over=0 must be at least 1"),

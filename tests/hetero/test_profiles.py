@@ -96,7 +96,7 @@ def test_any_other_entry_is_refused_by_its_rank(percentages, bad, data):
 
 @pytest.mark.parametrize("percentages", [[], "50,100", 50, None, {50: 100}])
 def test_what_is_not_a_list_of_ranks_is_refused(percentages):
-    with pytest.raises(UserError, match=r"give one number a rank") as caught:
+    with pytest.raises(UserError, match=r"give one number per rank") as caught:
         validate_percentages(percentages)
     assert re.match(r"hetero\.percentages=", str(caught.value))
 

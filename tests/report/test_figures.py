@@ -22,7 +22,7 @@ def latency(slow: int, length: int, layout: str, partitioner: str) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three profiles, two lengths, two layouts, two partitioners and shard=kv, all cells filled."""
+    """Three profiles, two lengths, two layouts, two partitioners and split=kv, all cells filled."""
     folder = tmp_path_factory.mktemp("sweep")
     number = 0
     for slow in PERCENTS:

@@ -62,7 +62,7 @@ def write_run(
         kernel=KernelConfig(kernel),
         tracker=TrackerConfig(mode="disabled"),
         seq_len=seq_len,
-        shard=shard,
+        split=shard,
     )
     folder = sweep_dir / f"{number}_{partitioner}_{layout}_{seq_len}"
     folder.mkdir(parents=True)

@@ -40,7 +40,7 @@ def store(tmp_path, told) -> ReferenceStore:
         {"kernel": KernelConfig("sdpa")},
         {"model": AttentionModelConfig(name="tiny", dtype="bfloat16")},
         {"model": AttentionModelConfig(name="tiny", batch_size=2)},
-        {"shard": "kv"},
+        {"split": "kv"},
         {"hetero": HeteroConfig([50.0, 100.0], "cpu_quota")},
         {"hetero": HeteroConfig([25.0, 100.0])},
         {"seq_len": 8192},

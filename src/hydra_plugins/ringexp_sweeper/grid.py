@@ -2,10 +2,10 @@
 
     hydra:
       sweeper:
-        params: {layout: "contiguous,zigzag", shard: "tokens,kv"}
+        params: {layout: "contiguous,zigzag", split: "tokens,kv"}
         leave_out:
-          - {shard: kv, layout: contiguous}              # a job with all of these values
-          - {shard: kv, seq_len: [8192, 32768]}          # a list: any of them
+          - {split: kv, layout: contiguous}              # a job with all of these values
+          - {split: kv, seq_len: [8192, 32768]}          # a list: any of them
 
 So a study stays one grid, and giving one of its axes on the command line needs no other change.
 """

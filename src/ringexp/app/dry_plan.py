@@ -59,4 +59,4 @@ def _stored_speeds(run: ResolvedRun) -> TableSpeeds | None:
     ]
     if len(kinds) != 1 or not all(covered):
         return None
-    return TableSpeeds(config.seq_len, percentages, rows_of_ranks)
+    return TableSpeeds(config.seq_len, percentages, rows_of_ranks, settings=config.partitioner)

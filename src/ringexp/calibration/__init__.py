@@ -1,1 +1,1 @@
-"""How fast each rank really is: measurement, the table that remembers it, and the models that read it."""
+"""Measure how fast each rank is, store the speeds in a table, and predict from it."""

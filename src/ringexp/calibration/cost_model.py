@@ -1,4 +1,4 @@
-"""From calibration rows to what work costs a rank: once, for each token, for each query-key pair."""
+"""Fit a rank's costs per iteration, per token and per query-key pair to calibration rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from ringexp.errors import UserError
 from ringexp.planning import RankCost, make_plan
 
 SMALL_SHARE = 8
-"""Beside halves, ranks with 1 / SMALL_SHARE of the tokens are measured, and with all but that."""
+"""Besides halves, shares of 1 / SMALL_SHARE of the tokens are measured, and the large rest of the tokens."""
 
 
 def cost_points(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(length, own tokens) to measure around some lengths, besides the halves of those.
+    """Return the further points to measure around some lengths, besides half the tokens of each length.
 
-    At every length a small share beside the half: as many keys, fewer queries. And all of half and of a
-    quarter of the length, which is the causal block alone: fewer keys. Three numbers of own tokens in all,
-    since the diagonal grows with their square. That is four points a length for four costs: a single length
-    gets a large share too, or noise of 1 % would be one of 3 % for a rank with most of the tokens.
+    Per length these are a small share (as many keys as the half, fewer queries), and all tokens of prompts of
+    half and of a quarter of the length (the causal block alone, fewer keys). That makes three numbers of own
+    tokens, since the diagonal's cost grows with their square, and four points for four costs. A single length
+    gets a large share too; without it, 1 % of noise becomes 3 % for a rank with most of the tokens.
+
+    Returns:
+        Pairs (tokens of the prompt, the rank's own tokens), sorted.
     """
     points = set()
     for length in lengths:
@@ -31,11 +34,15 @@ def cost_points(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def fit_cost(rows: Sequence[SpeedRow], causal: bool) -> RankCost:
-    """The cost that explains the rows best, none of its parts negative; relative errors count.
+    """Fit non-negative costs to rows by least squares of relative errors.
 
-    rows: of one rank's hardware, throttle, percentage and shape, at different lengths and shares. What each
-    own token costs for every shard of others is told from the rest if some have those of several ranks.
-    Raises UserError if they do not tell tokens from pairs.
+    Args:
+        rows: rows of one hardware, throttle, percentage and shape, at different lengths and shares. The cost
+            per own token and foreign shard is separated only if some rows have several other ranks.
+        causal: whether the mask is causal.
+
+    Raises:
+        UserError: if the rows are at fewer than four lengths or shares.
     """
     import numpy as np
     from scipy.optimize import nnls
@@ -45,16 +52,16 @@ def fit_cost(rows: Sequence[SpeedRow], causal: bool) -> RankCost:
         plan = make_plan(row.length, [row.tokens, row.length - row.tokens], causal=causal)
         hops = row.others if row.tokens < row.length else 0
         terms.append((1.0, row.tokens, plan.pairs(0), plan.causal_pairs(0), hops * row.tokens))
-    found = len({term[:4] for term in terms})
-    if found < 4:
+    distinct = len({term[:4] for term in terms})
+    if distinct < 4:
         raise UserError(
             "costs need calibration rows at four lengths or shares, and the table has "
-            f"{found}; calibration.mode=auto measures what is missing"
+            f"{distinct}; calibration.mode=auto measures what is missing"
         )
     if all(row.others == 1 for row in rows):
         terms = [term[:4] for term in terms]
     times = np.array([row.time_ms for row in rows])
-    scale = np.maximum(np.array(terms).max(axis=0), 1.0)  # without a mask nothing is on the diagonal
+    scale = np.maximum(np.array(terms).max(axis=0), 1.0)  # a full mask has no diagonal
     solution, _ = nnls(np.array(terms) / scale / times[:, None], np.ones(len(rows)))
     fixed, token, pair, diagonal, *hop = (float(value) for value in solution / scale)
     return RankCost(fixed, token, pair, diagonal, hop_token_ms=sum(hop))

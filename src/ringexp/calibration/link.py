@@ -1,4 +1,4 @@
-"""What one hop of the ring costs, measured by sending shards round with nothing to compute."""
+"""Measure the cost of a hop, by sending shards round the ring with nothing to compute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ringexp.ring.transport import RingPass
 
 REPEATS = 5
 SHARD_BYTES = {"cpu": (1 << 14, 1 << 22), "cuda": (1 << 16, 1 << 26)}
-"""A small and a large shard for each device type: the line through their times is latency and bandwidth."""
+"""Bytes of a small and a large shard per device type. The line through their times has latency and slope."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,12 @@ class LinkCost:
 
 
 def measure_link(ring: RingContext, device: torch.device, slowest: Callable[[float], float]) -> LinkCost:
-    """All ranks call it in step. ring: of all ranks, one token each.
+    """Measure the link between the ranks. All ranks call this together.
 
-    slowest: the largest of all ranks' values, so that all get one answer.
+    Args:
+        ring: a ring of all ranks with one token each.
+        device: this rank's device.
+        slowest: returns the largest of all ranks' values, so that all ranks get the same answer.
     """
     small, large = SHARD_BYTES[device.type]
     times = [slowest(_hop_ms(ring, device, size)) for size in (small, large)]
@@ -42,10 +45,10 @@ def measure_link(ring: RingContext, device: torch.device, slowest: Callable[[flo
 
 
 def _hop_ms(ring: RingContext, device: torch.device, num_bytes: int) -> float:
-    """Median time in flight of the hops of an even ring of such shards; the first round does not count.
+    """Return the median transfer time of a shard's hops in an even ring, ms. The first round does not count.
 
-    On CUDA as a graph where that can be: launched one by one, a short hop would be as long as that takes the
-    host, which in a ring is ahead of the device.
+    On CUDA the ring is a graph if the transport can be captured. Without a graph the host's launches would
+    take longer than a short hop; in a real ring the host is ahead of the device.
     """
     half = torch.zeros(1, 1, 1, num_bytes // 2, dtype=torch.uint8, device=device)
     ring.transport.reserve(num_bytes)

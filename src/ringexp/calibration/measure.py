@@ -1,4 +1,4 @@
-"""Timing one piece of work on a rank, fairly to the ranks it shares a device with."""
+"""Time one piece of work on a rank, while the ranks that share its device do the same."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 
 WARMUP = 1
+"""Runs before the timed ones."""
+
 RECENT = 200
-"""So many of the latest samples are looked at to decide on stopping: looking must take no time."""
+"""The number of latest samples that decide on stopping, so that deciding takes little time."""
 
 
 @dataclass(frozen=True)
 class SpeedSample:
-    """Median time of the piece, ms; its interquartile range relative to the median; TFLOP/s at the median."""
+    """The result of a measurement.
+
+    Attributes:
+        time_ms: the median time.
+        spread: the interquartile range of the times, divided by the median.
+        samples: the number of times.
+        speed_tflops: TFLOP/s at the median.
+    """
 
     time_ms: float
     spread: float
@@ -24,9 +33,17 @@ class SpeedSample:
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """When a measurement is over: after `min_seconds`, in which a device that meets its power limit shows it,
-    as soon as two of three hold: `min_samples` are taken, the median is known to `precision`, `max_seconds`
-    have passed. So two samples do where each is long and they agree."""
+    """The rule that ends a measurement.
+
+    It ends after `min_seconds`, as soon as two of the other three limits are met. So two samples suffice if
+    they are long and agree.
+
+    Attributes:
+        min_samples: the number of samples to take.
+        min_seconds: the shortest time, in which a device reaches its power limit if it has one.
+        max_seconds: the longest time.
+        precision: the relative error of the median to reach, at 95 % confidence.
+    """
 
     min_samples: int
     min_seconds: float
@@ -34,17 +51,17 @@ class StoppingRule:
     precision: float
 
     def is_enough(self, times: Sequence[float], seconds: float) -> bool:
-        """Whether these samples, taken in so many seconds, will do."""
-        enough, late = len(times) >= self.min_samples, seconds >= self.max_seconds
-        known = len(times) >= min(2, self.min_samples) and median_error(times[-RECENT:]) <= self.precision
-        return seconds >= self.min_seconds and enough + late + known >= 2
+        """Return whether these samples, taken in `seconds`, are enough."""
+        many, late = len(times) >= self.min_samples, seconds >= self.max_seconds
+        precise = len(times) >= min(2, self.min_samples) and median_error(times[-RECENT:]) <= self.precision
+        return seconds >= self.min_seconds and many + late + precise >= 2
 
 
 def median_error(times: Sequence[float]) -> float:
-    """How far the median may be from the true one, relative to it: the 95 % confidence interval by ranks.
+    """Return the largest relative distance of the median from the true one, at 95 % confidence.
 
-    For any distribution the interval is between the samples of rank n/2 -+ .98 sqrt(n), by the normal
-    approximation to the binomial (Conover 1999, section 3.2); below six samples that is all of them.
+    For any distribution the confidence interval lies between the n/2 -+ 0.98 sqrt(n) smallest samples, by the
+    normal approximation to the binomial (Conover 1999, section 3.2). Below six samples it spans all of them.
     """
     ordered = sorted(times)
     outside = max(int(len(ordered) / 2 - 0.98 * len(ordered) ** 0.5), 0)
@@ -53,9 +70,10 @@ def median_error(times: Sequence[float]) -> float:
 
 
 def calibration_lengths(seq_len: int, for_fit: bool) -> list[int]:
-    """Lengths to measure for a run of `seq_len`: the powers of two around it, so that runs share rows.
+    """Return the lengths to measure for a prompt of `seq_len` tokens.
 
-    A regression needs a range: `for_fit` adds a half and a quarter of the length.
+    They are the powers of two around it, so that runs of similar lengths share rows. `for_fit` adds a half
+    and a quarter of the length, since a regression needs a range.
     """
     low = 1 << max(seq_len.bit_length() - 1, 4)
     lengths = {low} if low >= seq_len else {low, 2 * low}
@@ -68,24 +86,32 @@ def measure_speed(
     timed: Callable[[], float],
     flops: float,
     *,
-    effort: StoppingRule,
+    rule: StoppingRule,
     start_together: Callable[[], None],
     finish_together: Callable[[], bool],
     warm: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> SpeedSample:
-    """Speed of a piece of `flops` FLOPs; `timed()` runs it once and returns milliseconds.
+    """Measure the speed of a piece of work. All ranks call this together.
 
-    warm: it has been run before; else it is, untimed, here. Ranks that share a device slow each other down,
-    so all measure at once: after `start_together()` each takes what `effort` says, then keeps working until
-    `finish_together()` is true.
+    Ranks that share a device slow each other down, so all measure at the same time. A rank that has finished
+    goes on working until all have.
+
+    Args:
+        timed: runs the piece once and returns its time in ms.
+        flops: FLOPs of the piece.
+        rule: ends the measurement.
+        start_together: returns once all ranks have called it.
+        finish_together: returns whether all ranks have taken their samples.
+        warm: whether the piece has been run before; else it is run once without being timed.
+        clock: returns seconds.
     """
     for _ in range(0 if warm else WARMUP):
         timed()
     start_together()
     times: list[float] = []
     began = clock()
-    while not effort.is_enough(times, clock() - began):
+    while not rule.is_enough(times, clock() - began):
         times.append(timed())
     while not finish_together():
         timed()

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
+from ringexp.errors import UserError
+
 CLOCK_SKEW = timedelta(minutes=1)
 """The largest accepted difference between the clocks of machines that share a table."""
 
@@ -130,3 +132,28 @@ def newest(rows: Iterable[SpeedRow]) -> tuple[SpeedRow, ...]:
 
 def _recency(row: SpeedRow, latest: datetime) -> tuple[bool, datetime]:
     return row.time <= latest, row.time
+
+
+def rows_of_one_device(rows: Iterable[SpeedRow]) -> list[SpeedRow]:
+    """Return rows as a list. Raises UserError for no rows, and for rows of several devices or shapes."""
+    rows = list(rows)
+    if not rows:
+        raise UserError(
+            "no calibration rows for this hardware, throttle and attention shape; calibrate first: "
+            "calibration.mode=auto measures what is missing"
+        )
+    for name in ("hardware", "shape"):
+        values = sorted({getattr(row, name) for row in rows})
+        if len(values) > 1:
+            raise UserError(
+                f"calibration rows of more than one {name}: {', '.join(values)}; give those of one"
+            )
+    return rows
+
+
+def check_query(length: int, percentage: float) -> None:
+    """Raise UserError for a length or a percentage that no rank can have."""
+    if not length >= 1:
+        raise UserError(f"length={length} must be at least 1 token")
+    if not 0 < percentage <= 100:
+        raise UserError(f"percentage={percentage} must be above 0 and at most 100")

@@ -1,42 +1,54 @@
-"""What partitioners ask about speeds, answered from the calibration table."""
+"""Give partitioners the ranks' speeds and costs, from the calibration table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from ringexp.calibration.cost_model import cost_points, fit_cost
+from ringexp.calibration.formula import FormulaModel
+from ringexp.calibration.lookup_table import LookupTable
 from ringexp.calibration.measure import calibration_lengths
 from ringexp.calibration.rows import SpeedRow
-from ringexp.calibration.speed_models import FormulaModel, LookupTable
+from ringexp.config import PartitionerConfig
 from ringexp.planning import RankCost
 
 
 @dataclass(frozen=True)
 class TableSpeeds:
-    """Speeds of all ranks for one length; rank i reads the rows of its own hardware, `rows[i]`.
+    """The speeds of all ranks at one length.
 
-    alone_ms: as `RankCost` has it, of ranks at 100 %; None: not known.
+    Attributes:
+        seq_len: tokens of the prompt.
+        percentages: one per rank.
+        rows: per rank, the rows of its hardware.
+        alone_ms: `RankCost.alone_ms` of ranks at 100 %; None if it is not known.
+        settings: the interpolation of `lut` and the degree of `formula`.
     """
 
     seq_len: int
     percentages: Sequence[float]
     rows: Sequence[Sequence[SpeedRow]]
     alone_ms: float | None = None
+    settings: PartitionerConfig = field(default_factory=PartitionerConfig)
 
     def _of_ranks(self) -> Iterator[tuple[list[SpeedRow], float]]:
-        """Each rank's rows of speeds, and its percentage."""
+        """Yield (rows of speeds, percentage) per rank."""
         for rows, percentage in zip(self.rows, self.percentages, strict=True):
             yield [row for row in rows if row.is_half], percentage
 
     def lut(self) -> list[float]:
-        """Interpolated speeds, TFLOP/s."""
-        return [LookupTable(rows).speed(self.seq_len, percentage) for rows, percentage in self._of_ranks()]
+        """Return interpolated speeds, TFLOP/s per rank."""
+        interpolation = self.settings.lut.interpolation
+        return [
+            LookupTable(rows, interpolation).speed(self.seq_len, percentage)
+            for rows, percentage in self._of_ranks()
+        ]
 
     def costs(self, causal: bool) -> list[RankCost]:
-        """What work costs each rank, fitted to the rows around this length."""
+        """Return each rank's costs, fitted to the rows around this length."""
         lengths = calibration_lengths(self.seq_len, for_fit=False)
         points = {(length, length // 2) for length in lengths} | set(cost_points(lengths))
         costs = []
@@ -48,24 +60,24 @@ class TableSpeeds:
 
     @cached_property
     def _formulas(self) -> list[FormulaModel]:
-        return [FormulaModel.fit(rows) for rows, _ in self._of_ranks()]
+        return [FormulaModel.fit(rows, self.settings.formula.degree) for rows, _ in self._of_ranks()]
 
     def formula(self) -> list[float]:
-        """Speeds by regression, TFLOP/s."""
+        """Return speeds by regression, TFLOP/s per rank."""
         return [
             model.speed(self.seq_len, percentage)
             for model, percentage in zip(self._formulas, self.percentages, strict=True)
         ]
 
     def describe_formula(self) -> dict[str, Any]:
-        """The regression of rank 0's hardware: text, R^2, and the rows it was fitted to."""
+        """Return the regression of rank 0's hardware: its text, R^2 and number of rows."""
         model = self._formulas[0]
         return {"formula": model.describe(), "r_squared": model.r_squared, "num_rows": model.num_rows}
 
 
 @dataclass(frozen=True)
 class NominalSpeeds:
-    """For a dry run on a machine that was never measured: speeds taken to be the percentages."""
+    """Speeds for a dry run on a machine that was never measured: the percentages."""
 
     percentages: Sequence[float]
 

@@ -1,6 +1,6 @@
-"""Whether stored speeds still hold: one point measured again, briefly, before a run trusts the rest.
+"""Check stored speeds: measure one point again before a run relies on the others.
 
-And whether they hold for all devices of a name, which share rows but are not always equally fast.
+Also check that devices of one name, which share rows, are equally fast.
 """
 
 from __future__ import annotations
@@ -13,28 +13,35 @@ from ringexp.calibration.measure import WARMUP, StoppingRule
 from ringexp.calibration.rows import Point, SpeedRow
 
 SPOT_CHECK = StoppingRule(min_samples=3, min_seconds=0.0, max_seconds=0.0, precision=0.0)
-"""Three samples, whatever they are."""
+"""The rule of a spot check: three samples."""
 
 BUDGET_MS = 500.0
-"""What a spot check should take at most, by the stored times."""
+"""The time that a spot check should not exceed, by the stored times."""
 
-UNLIKE = 0.03
-"""Ranks of one kind of device that differ by more are named: an even split of two loses half of it."""
+UNEQUAL = 0.03
+"""Ranks on devices of one name that differ by more are reported. An even split of two loses half of this."""
 
 
 def spot_point(rows: Sequence[Sequence[SpeedRow]], seq_len: int) -> Point | None:
-    """The point to measure again: one that all ranks have, nearest to the run.
+    """Return the point to measure again.
 
-    rows: each rank's stored rows, at its own percentage. Of the nearest length it is the point with the most
-    tokens that fits the budget, else the quickest. None if there is no point that all have.
+    Of the points that all ranks have, those of the length nearest to the run count. Of these it is the point
+    with the most tokens that fits the budget, else the quickest.
+
+    Args:
+        rows: per rank, its stored rows at its own percentage.
+        seq_len: tokens of the run's prompt.
+
+    Returns:
+        The point; None if no point is stored for all ranks.
     """
-    times = [{row.point: row.time_ms for row in mine} for mine in rows]
-    shared = set.intersection(*(set(mine) for mine in times))
+    times = [{row.point: row.time_ms for row in own_rows} for own_rows in rows]
+    shared = set.intersection(*(set(own_times) for own_times in times))
     if not shared:
         return None
     nearest = min((length for length, *_ in shared), key=lambda length: (abs(length - seq_len), length))
     needs_ms = {
-        point: (WARMUP + SPOT_CHECK.min_samples) * max(mine[point] for mine in times)
+        point: (WARMUP + SPOT_CHECK.min_samples) * max(own_times[point] for own_times in times)
         for point in shared
         if point[0] == nearest
     }
@@ -43,44 +50,50 @@ def spot_point(rows: Sequence[Sequence[SpeedRow]], seq_len: int) -> Point | None
 
 
 def deviation(stored: SpeedRow, spot: SpeedRow) -> float:
-    """How much longer the point takes now, relative to what is stored; negative: it is quicker."""
+    """Return the change of a point's time relative to the stored one; negative if it is quicker now."""
     return spot.time_ms / stored.time_ms - 1
 
 
 def is_stale(stored: SpeedRow, spot: SpeedRow, tolerance: float) -> bool:
-    """Tell whether a stored time is off, by the rule of `is_off`."""
+    """Return whether a stored time is no longer right, by the rule of `is_off`."""
     return is_off(stored.time_ms, spot.time_ms, stored.spread, spot.spread, tolerance)
 
 
 def is_off(
     stored_ms: float, spot_ms: float, stored_spread: float, spot_spread: float, tolerance: float
 ) -> bool:
-    """Tell whether two times differ by more than the tolerance and more than twice the spread of either.
+    """Return whether two times differ by more than the tolerance and more than twice the spread of either.
 
     Args:
-        stored_ms: the time that is stored.
-        spot_ms: the time that was just measured.
-        stored_spread: interquartile range over median of what is stored.
-        spot_spread: the same of what was just measured.
+        stored_ms: the stored time.
+        spot_ms: the new time.
+        stored_spread: interquartile range over median of the stored measurement.
+        spot_spread: the same of the new measurement.
         tolerance: the difference, relative to the stored time, that never counts.
     """
     return abs(spot_ms / stored_ms - 1) > max(tolerance, 2 * stored_spread, 2 * spot_spread)
 
 
 def find_unequal_ranks(measured: Sequence[Sequence[SpeedRow]]) -> tuple[int, int, float] | None:
-    """Of ranks that share rows the slowest and the fastest, and how much longer the former takes, relatively.
+    """Compare ranks that share calibration rows.
 
-    measured: each rank's rows of the same points, taken at the same time. None if no two differ by more than
-    UNLIKE and twice the spread, in the median over the points.
+    Two ranks differ significantly if the median over the points differs by more than UNEQUAL and twice the
+    spread.
+
+    Args:
+        measured: per rank, rows of the same points that were measured at the same time.
+
+    Returns:
+        (slowest rank, fastest rank, relative slowdown), or None if no two ranks differ significantly.
     """
-    found: list[tuple[float, int, int]] = []
+    unequal: list[tuple[float, int, int]] = []
     for slow, fast in permutations(range(len(measured)), 2):
         pairs = list(zip(measured[slow], measured[fast], strict=True))
         if pairs and all(one.key == other.key for one, other in pairs):
             longer = median(deviation(other, one) for one, other in pairs)
             noise = median(2 * max(one.spread, other.spread) for one, other in pairs)
-            found += [(longer, slow, fast)] if longer > max(UNLIKE, noise) else []
-    if not found:
+            unequal += [(longer, slow, fast)] if longer > max(UNEQUAL, noise) else []
+    if not unequal:
         return None
-    longer, slow, fast = max(found)
+    longer, slow, fast = max(unequal)
     return slow, fast, longer

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ringexp.choices import AUTO
+from ringexp.choices import AUTO, KERNELS, TRANSPORTS, TransportSpec
 from ringexp.config import DEFAULT_TILE, Config
 from ringexp.errors import UserError
 from ringexp.hetero.throttle import load_throttle
@@ -18,8 +19,6 @@ from ringexp.machine import gpu_memory_bytes, memory_bytes
 from ringexp.models.registry import model_of
 from ringexp.planning import MemoryNeed, check_enough_tiles
 from ringexp.planning.memory import GIB
-
-NEEDS_CUDA = {"kernel": ("cudnn", "flash"), "transport": ("nccl", "ipc")}
 
 
 @dataclass(frozen=True)
@@ -73,47 +72,67 @@ def _check_devices(config: Config, transport: str, where: Surroundings) -> None:
     device, gpus = where.device, where.gpus
     if device == "cuda" and gpus == 0:
         raise UserError("device=cuda, but no CUDA device is visible; use device=cpu or device=auto")
-    if transport == "ipc" and where.nodes > 1:
+    spec = TRANSPORTS.get(transport)  # None: auto, of a plan for other hardware
+    if spec is not None:
+        _check_transport(config, spec, where)
+    if config.cuda_graph and (device != "cuda" or (spec is not None and not spec.capturable)):
+        capturable = " or ".join(spec.name for spec in TRANSPORTS if spec.capturable)
         raise UserError(
-            f"transport=ipc is for ranks on one machine, and these are on {where.nodes}; use "
-            "transport=nccl, gloo or auto"
-        )
-    if transport in NEEDS_CUDA["transport"] and device != "cuda":
-        raise UserError(f"transport={transport} needs CUDA, but device={device}; use transport=gloo or auto")
-    if transport == "nccl" and gpus is not None and config.world_size > gpus:
-        raise UserError(
-            f"hetero.percentages={config.hetero.percentages} asks for {config.world_size} ranks, but NCCL "
-            f"takes one rank a GPU, and {gpus} can be seen; use at most {gpus} ranks, or transport=ipc"
-        )
-    if config.cuda_graph and (device != "cuda" or transport not in (*NEEDS_CUDA["transport"], "auto")):
-        raise UserError(
-            f"cuda_graph=true needs CUDA with transport=nccl or ipc, but device={device} and "
+            f"cuda_graph=true needs CUDA with transport={capturable}, but device={device} and "
             f"transport={transport}; use cuda_graph=null"
+        )
+
+
+def _check_transport(config: Config, spec: TransportSpec, where: Surroundings) -> None:
+    """Check that a transport works between these ranks."""
+    if where.nodes > 1 and not spec.several_machines:
+        others = ", ".join(spec.name for spec in TRANSPORTS if spec.several_machines)
+        raise UserError(
+            f"transport={spec.name} is for ranks on one machine, and these are on {where.nodes}; use "
+            f"transport={others} or auto"
+        )
+    if where.device not in spec.devices:
+        raise UserError(
+            f"transport={spec.name} needs {_shown(spec.devices)}, but device={where.device}; use "
+            "transport=gloo or auto"
+        )
+    if spec.one_rank_per_gpu and where.gpus is not None and config.world_size > where.gpus:
+        raise UserError(
+            f"hetero.percentages={config.hetero.percentages} asks for {config.world_size} ranks, but "
+            f"transport={spec.name} takes one rank per GPU, and {where.gpus} can be seen; use at most "
+            f"{where.gpus} ranks, or transport=ipc"
         )
 
 
 def _check_kernel(config: Config, device: str) -> None:
     """Check that a kernel chosen by name fits device, precision and head dimension, and has its package."""
-    name, model = config.kernel.name, config.model
-    if name in NEEDS_CUDA["kernel"] and device != "cuda":
-        raise UserError(f"kernel={name} needs CUDA, but device={device}; use kernel=sdpa or kernel=auto")
-    if name in ("cudnn", "flash") and model.dtype == "float32":
+    spec, model = KERNELS.get(config.kernel.name), config.model
+    if spec is None:
+        return
+    instead = " or ".join(f"kernel={name}" for name in spec.alternatives)
+    if device not in spec.devices:
         raise UserError(
-            f"kernel={name} needs float16 or bfloat16, but model.dtype=float32; use kernel=sdpa or "
-            "kernel=auto"
+            f"kernel={spec.name} needs {_shown(spec.devices)}, but device={device}; use {instead}"
         )
-    if name == "flash" and not _installed("flash-attn-4"):
+    if model.dtype not in spec.dtypes:
+        needed = " or ".join(spec.dtypes)
+        raise UserError(f"kernel={spec.name} needs {needed}, but model.dtype={model.dtype}; use {instead}")
+    if spec.package and not _installed(spec.package):
         raise UserError(
-            "kernel=flash needs the package flash-attn-4 (pip install 'ringexp[flash]'); use kernel=sdpa or "
-            "kernel=auto"
+            f"kernel={spec.name} needs the package {spec.package} ({spec.install}); use {instead}"
         )
-    if name == "triton" and device == "cpu":
+    if device in spec.needs_probe:
         import torch
 
         from ringexp.kernels import get_kernel
 
         shape = model_of(model).shape
-        get_kernel(name, "cpu", getattr(torch, model.dtype), shape.head_dim if shape else 128)
+        get_kernel(spec.name, device, getattr(torch, model.dtype), shape.head_dim if shape else 128)
+
+
+def _shown(devices: Sequence[str]) -> str:
+    """Return device types as a message says them."""
+    return " or ".join({"cuda": "CUDA", "cpu": "the CPU"}.get(device, device) for device in devices)
 
 
 def _installed(package: str) -> bool:

@@ -12,6 +12,7 @@ from ringexp.config import (
     CALIBRATION_MODES,
     DEVICES,
     DTYPES,
+    SPLITS,
     TRACKER_MODES,
     Config,
 )
@@ -21,7 +22,7 @@ from ringexp.errors import UserError
 from ringexp.hetero.drift import validate_drift
 from ringexp.hetero.profiles import validate_percentages
 from ringexp.models.registry import model_of
-from ringexp.planning import SHARD_MODES, validate_memory_limit
+from ringexp.planning import validate_memory_limit
 
 INTERPOLATIONS = ("pchip", "linear")
 
@@ -42,7 +43,7 @@ def validate(config: Config) -> None:
         raise UserError(f"decode_tokens is for whole models; model={config.model.name} is one layer")
     if config.decode_tokens:
         _at_least("decode_tokens", config.decode_tokens, 3)  # one by prefill, one to warm up
-    model.check_settings(config.world_size, config.shard)
+    model.check_settings(config.world_size, config.split)
 
 
 def _check_choices(config: Config) -> None:
@@ -52,7 +53,7 @@ def _check_choices(config: Config) -> None:
     KERNELS.check(config.kernel.name, "kernel.name")
     TRANSPORTS.check(config.transport.name, "transport.name")
     THROTTLES.check(config.hetero.throttle)
-    _one_of("shard", config.shard, SHARD_MODES)
+    _one_of("split", config.split, SPLITS)
     if config.tracker.mode is not None:
         _one_of("tracker.mode", config.tracker.mode, TRACKER_MODES)
     _one_of("calibration.mode", config.calibration.mode, CALIBRATION_MODES)
@@ -74,9 +75,9 @@ def _check_drift(config: Config) -> None:
 def _check_partitioner(config: Config) -> None:
     """Check that the partitioner gets what it splits by."""
     partitioner, throttle = PARTITIONERS[config.partitioner.name], THROTTLES.get(config.hetero.throttle)
-    if config.shard == "kv" and partitioner.needs_costs:
+    if config.split == "kv" and partitioner.needs_costs:
         raise UserError(
-            f"partitioner={partitioner.name} balances what ranks compute, which shard=kv leaves even; "
+            f"partitioner={partitioner.name} balances what ranks compute, which split=kv leaves even; "
             "use another one"
         )
     if throttle and throttle.measures_each_device and partitioner.needs_percentages:

@@ -1,5 +1,6 @@
-"""Hetero profiles and the throttles that make a rank slower than it is.
+"""Hetero profiles, and the throttles that slow a rank to its percentage.
 
-`profiles` names them, `throttle` chooses and applies one; `mps`, `green_context`, `pacing` and `cgroup` are
-the mechanisms. Importing any of them does not import torch.
+`profiles` has the percentages, `drift` changes them in mid-run, `throttle` chooses and applies a throttle.
+Each throttle has a file: `mps`, `green_context`, `cpu_pacing`, `cpu_quota`, `unthrottled`. Importing them
+does not import torch.
 """

@@ -1,11 +1,10 @@
-"""Drift: percentages that change in mid-run, as a function of the prompt. Pure Python.
+"""Drift: percentages that change in mid-run, as a function of the prompt's number.
 
     drift = DriftConfig("step", to=[100, 50], at=10)
     percentages_at(drift, [100, 100], 9)   ->  [100.0, 100.0]
     percentages_at(drift, [100, 100], 10)  ->  [100.0, 50.0]
 
-Prompts are counted from 0 over the timed ones; warm-up is before all of them. A kind of drift is a row in
-PARTS: which part of the way from the profile's percentages to `to` the ranks have gone.
+Timed prompts are counted from 0; warm-up prompts have negative numbers.
 """
 
 from __future__ import annotations
@@ -24,11 +23,14 @@ PARTS: dict[str, Callable[[int, int], float]] = {
     "flapping": lambda since, over: float(since // over % 2 == 0),
     "recovery": lambda since, over: float(since < over),
 }
-"""Kind -> how far the ranks have gone, 0 to 1, `since` prompts after the first change."""
+"""Per kind of drift, the part of the way from the profile's percentages to `to`, from 0 to 1.
+
+Arguments are the number of prompts since the first change, and `hetero.drift.over`.
+"""
 
 
 def percentages_at(drift: DriftConfig, percentages: Sequence[float], prompt: int) -> list[float]:
-    """Percentages of all ranks at a prompt; below 0: in warm-up. A ramp goes in whole percents."""
+    """Return the percentages of all ranks at a prompt. Those of a ramp are rounded to whole percents."""
     if not drift or prompt < drift.at:
         return [float(value) for value in percentages]
     part = PARTS[drift.kind](prompt - drift.at, drift.over)
@@ -39,9 +41,9 @@ def percentages_at(drift: DriftConfig, percentages: Sequence[float], prompt: int
 
 
 def levels(drift: DriftConfig, percentages: Sequence[float], prompts: int) -> list[list[float]]:
-    """All different percentages that so many prompts run at, in the order of the schedule."""
-    found = {tuple(percentages_at(drift, percentages, prompt)): None for prompt in range(prompts)}
-    return [list(level) for level in found]
+    """Return the different percentages at which the first `prompts` prompts run, in their order."""
+    distinct = {tuple(percentages_at(drift, percentages, prompt)): None for prompt in range(prompts)}
+    return [list(level) for level in distinct]
 
 
 def drift_label(percentages: Sequence[float], drift: DriftConfig | None = None) -> str:
@@ -56,14 +58,14 @@ def drift_label(percentages: Sequence[float], drift: DriftConfig | None = None) 
 
 
 def validate_drift(drift: DriftConfig, percentages: Sequence[float], throttle: str) -> None:
-    """Raises UserError, naming the setting, for a drift that no run could have."""
+    """Raise UserError for a drift that no run could have."""
     if drift.kind not in PARTS:
         raise UserError(f"hetero.drift.kind={drift.kind} is unknown; choose one of {', '.join(PARTS)}")
     if not drift:
         return
     if len(drift.to) != len(percentages):
         raise UserError(
-            f"hetero.drift.to={list(drift.to)} must have one percentage a rank, as "
+            f"hetero.drift.to={list(drift.to)} must have one percentage per rank, as "
             f"hetero.percentages={list(percentages)} has"
         )
     validate_percentages(drift.to, "hetero.drift.to")

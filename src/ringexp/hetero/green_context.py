@@ -5,17 +5,17 @@
         model(...)                     # on the current stream, which is grant.stream: limited
         limit(25)                      # from here on another current stream, with less
 
-CUDA takes the SMs of a kernel from the context that its *stream* was created in. Inside the block the current
-stream is one of the green context, so all that follows the current stream is limited, whatever NCCL or
-cudaSetDevice do to the thread's current context. Not limited are
+The SMs of a kernel are those of the context in which its *stream* was created. Inside the block the current
+stream belongs to the green context, so work in the current stream is limited, even if NCCL or cudaSetDevice
+change the thread's current context. Not limited are
 
 - streams made elsewhere: the default stream by name, `torch.cuda.Stream()`, NCCL's own;
 - other threads, which begin on the default stream;
 - a CUDA graph captured on its own side stream: capture with `torch.cuda.graph(g, stream=grant.stream)`.
 
-Where torch has no streams of green contexts (before 2.11), the context itself is made current, and the
-limited stream is the default stream of the thread. There NCCL and cudaSetDevice lift the limit, leaving the
-block then raises, and the limit cannot change.
+torch before 2.11 has no streams of green contexts. There the context itself is made current, and the limited
+stream is the default stream of the thread. Then NCCL and cudaSetDevice remove the limit, leaving the block
+raises an error, and the limit cannot change.
 """
 
 from __future__ import annotations
@@ -61,7 +61,13 @@ class GreenContexts(Throttle):
 
 @dataclass(frozen=True)
 class SmGrant:
-    """What a rank got: SMs it may use, SMs of the device, the limited stream (None: every stream will do)."""
+    """The SMs that a rank may use.
+
+    Attributes:
+        sm_count: SMs granted to the rank.
+        sm_total: SMs of the device.
+        stream: the limited stream; None if no stream is limited.
+    """
 
     sm_count: int
     sm_total: int
@@ -69,27 +75,29 @@ class SmGrant:
 
 
 def sm_granule(capability_major: int) -> int:
-    """SMs come in multiples of this on devices of a compute capability."""
+    """Return the number of which SM counts are multiples, on devices of a compute capability."""
     return _RULES.get(capability_major, _RULE_SINCE_9)[0]
 
 
 def sms_to_request(percentage: float, sm_total: int, capability_major: int) -> int:
-    """The SM count nearest to percentage that a green context can have; at most all whole granules."""
+    """Return the nearest SM count to a percentage that a green context can have."""
     granule, least = _RULES.get(capability_major, _RULE_SINCE_9)
-    asked = round(percentage * sm_total / 100)
-    nearest = (2 * asked + granule) // (2 * granule) * granule
+    wanted = round(percentage * sm_total / 100)
+    nearest = (2 * wanted + granule) // (2 * granule) * granule
     return min(max(nearest, least), sm_total // granule * granule)
 
 
 @contextmanager
 def green_contexts(device: str | torch.device) -> Iterator[Callable[[float], SmGrant]]:
-    """Yields `limit(percentage)`: limit the calling thread's current stream to so much of the device's SMs.
+    """Limit the SMs of the calling thread's current stream for the time of the block.
 
-    Called again, it makes another stream current, which waits for the work of the one before. Contexts are
-    made when they are first asked for and kept, since memory and graphs belong to their streams; 100 % needs
-    none. The current stream is as before after the block, and waits for the block's work. `limit` raises
-    UserError where torch or the driver cannot do it, RuntimeError if the SMs granted are not near what was
-    asked.
+    After the block the former stream is current again, and waits for the block's work.
+
+    Yields:
+        A function `limit(percentage)`, which makes a stream with that part of the device's SMs current. The
+        stream waits for the work of the stream before. Contexts are made when first used and then kept, since
+        memory and graphs belong to their streams. `limit` raises UserError if torch or the driver cannot
+        limit, and RuntimeError if the granted SMs are far from the percentage.
     """
     import torch
 
@@ -110,20 +118,20 @@ def green_contexts(device: str | torch.device) -> Iterator[Callable[[float], SmG
         if percentage == 100:
             _switch(outside, index)
             return SmGrant(total, total, None)
-        asked = sms_to_request(percentage, total, properties.major)
-        if asked not in made:
+        requested = sms_to_request(percentage, total, properties.major)
+        if requested not in made:
             torch.cuda.synchronize(index)  # the device's own context has to exist first
-            context = _create(asked, index)
+            context = _create(requested, index)
             if hasattr(context, "Stream"):
                 stream = context.Stream()
             else:
                 context.set_context()
                 current.append(context)
                 stream = torch.cuda.current_stream(index)
-            granted = stream_sm_count(stream.cuda_stream) or asked
+            granted = stream_sm_count(stream.cuda_stream) or requested
             check_grant("green_context", percentage, granted, total, granule)
-            made[asked] = (context, SmGrant(granted, total, stream))
-        _, grant = made[asked]
+            made[requested] = (context, SmGrant(granted, total, stream))
+        _, grant = made[requested]
         assert grant.stream is not None
         if not current:
             _switch(grant.stream, index)
@@ -143,7 +151,7 @@ def green_contexts(device: str | torch.device) -> Iterator[Callable[[float], SmG
 
 
 def _switch(stream: torch.cuda.Stream, index: int) -> None:
-    """Make a stream current, after the work of the one that is."""
+    """Make a stream current. It waits for the work of the stream that was current."""
     import torch
 
     before = torch.cuda.current_stream(index)
@@ -153,6 +161,7 @@ def _switch(stream: torch.cuda.Stream, index: int) -> None:
 
 
 def _create(num_sms: int, index: int) -> Any:
+    """Make a green context of `num_sms` SMs. Raises UserError if torch or the driver cannot."""
     instead = "use hetero.throttle=mps or none"
     try:
         module = importlib.import_module("torch.cuda.green_contexts")

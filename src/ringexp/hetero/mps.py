@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 PERCENTAGE_ENV = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 SM_GRANULE = 2
-"""MPS grants SMs in twos: 118 at 90 %, 66 at 50 %, 12 at 10 % of 132."""
+"""MPS grants SMs in multiples of this: 118 at 90 %, 66 at 50 %, 12 at 10 % of 132."""
 
 START_S = 10.0
-"""How long a daemon may take to start, and again to answer."""
+"""The longest time for a daemon to start, and again for its first answer."""
 
 DEFAULT_PIPE_DIRECTORY = "/tmp/nvidia-mps"
-"""Where daemons and clients meet if nobody says otherwise."""
+"""The folder of the daemon's sockets if CUDA_MPS_PIPE_DIRECTORY does not name another."""
 
 _INSTEAD = "hetero.throttle=green_context needs no daemon"
 
@@ -74,15 +74,20 @@ def rank_environments(variables: dict[str, str], percentages: Sequence[float]) -
 
 @contextmanager
 def mps_daemon(workdir: Path) -> Iterator[dict[str, str]]:
-    """Run an MPS daemon for the duration of the block; yields the variables its clients need.
+    """Run an MPS daemon for the time of the block.
 
-    A daemon that the user runs already (behind CUDA_MPS_PIPE_DIRECTORY, or where NVIDIA's programs look
-    without it) is used and left alone. Otherwise a private one is started and stopped again, also on
-    exceptions and at interpreter exit; if this process is killed, a watchdog stops it. Private daemons do not
-    know of each other.
+    A daemon that the user already runs is used and left alone: the one behind CUDA_MPS_PIPE_DIRECTORY, or
+    else in NVIDIA's default folder. Otherwise a private daemon is started. It is stopped after the block,
+    also on exceptions and at interpreter exit; if this process is killed, a watchdog stops it.
 
-    workdir: an existing folder for the daemon's log, which is removed with the daemon.
-    Raises UserError if the daemon does not start, and if the user's takes no clients.
+    Args:
+        workdir: an existing folder for the log of a private daemon, which is removed with it.
+
+    Yields:
+        The environment variables that the daemon's clients need.
+
+    Raises:
+        UserError: if the daemon does not start, or if the user's daemon refuses clients.
     """
     theirs = os.environ.get(mps_control.PIPE_DIRECTORY_ENV) or DEFAULT_PIPE_DIRECTORY
     if _is_for_us(theirs) and mps_control.answers(theirs):
@@ -107,28 +112,28 @@ def mps_daemon(workdir: Path) -> Iterator[dict[str, str]]:
 
 
 def _is_for_us(pipe_directory: str) -> bool:
-    """Tell whether the daemon of this folder serves this user: the folder is the user's own or root's.
+    """Return whether the daemon of a folder serves this user: the folder belongs to the user or to root.
 
-    At NVIDIA's default place anybody may have created something first. So there the folder must not be a
-    link, and nobody else may write in it: whoever can write there could pose as the daemon.
+    In NVIDIA's default place, which is open to all, the folder must not be a link, and nobody else may write
+    in it: whoever can write there could pose as the daemon.
     """
+    is_default = pipe_directory == DEFAULT_PIPE_DIRECTORY
     try:
-        found = (
-            os.lstat(pipe_directory) if pipe_directory == DEFAULT_PIPE_DIRECTORY else os.stat(pipe_directory)
-        )
+        status = os.lstat(pipe_directory) if is_default else os.stat(pipe_directory)
     except OSError:
         return False
-    open_to_all = pipe_directory == DEFAULT_PIPE_DIRECTORY and found.st_mode & stat.S_IWOTH
-    return stat.S_ISDIR(found.st_mode) and found.st_uid in (0, os.getuid()) and not open_to_all
+    open_to_all = is_default and status.st_mode & stat.S_IWOTH
+    return stat.S_ISDIR(status.st_mode) and status.st_uid in (0, os.getuid()) and not open_to_all
 
 
 def sm_total_environment() -> dict[str, str]:
-    """The devices' SM count for the ranks, who see only what they were granted; empty if counts differ."""
+    """Return the variable that tells ranks the SMs of every device; {} if devices differ."""
     totals = set(probe_sm_totals())
     return {SM_TOTAL_ENV: str(totals.pop())} if len(totals) == 1 else {}
 
 
 def _start(variables: dict[str, str], log_directory: Path) -> None:
+    """Start a daemon and wait for its first answer. Raises UserError if there is none."""
     env = {**os.environ, **variables}
     # A daemon with CUDA_VISIBLE_DEVICES renumbers the devices, and the ranks' own setting would not fit.
     for name in ("CUDA_VISIBLE_DEVICES", PERCENTAGE_ENV):
@@ -162,7 +167,7 @@ def _start(variables: dict[str, str], log_directory: Path) -> None:
 
 
 def _said(log_directory: Path) -> str:
-    """The last line that the daemon or its log has to say."""
+    """Return the last line of the daemon's output or log."""
     for name in ("start.txt", "control.log"):
         path = log_directory / name
         lines = (

@@ -4,8 +4,8 @@ Stdlib only, because it also runs as a script:
 
     python mps_control.py PIPE_DIRECTORY LOG_DIRECTORY
 
-is the watchdog of a launcher. It waits for its stdin to close, which happens however the launcher ends, and
-then stops the daemon if the launcher could not.
+is the watchdog of a launcher. It waits for its stdin to close, which happens however the launcher ends. Then
+it stops the daemon if it still runs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _PROCESS_NAME = "nvidia-cuda-mps"  # control daemon and servers, as the kernel c
 
 
 def directories_env(pipe_directory: str, log_directory: str | None) -> dict[str, str]:
-    """The variables by which daemons and clients find each other."""
+    """Return the variables by which a daemon and its clients find each other."""
     env = {PIPE_DIRECTORY_ENV: pipe_directory}
     return env if log_directory is None else {**env, LOG_DIRECTORY_ENV: log_directory}
 
 
 def ask(command: str, pipe_directory: str, timeout_s: float = 10.0) -> str | None:
-    """The answer of the daemon behind a pipe directory to one command; None if there is none."""
+    """Send one command to the daemon of a pipe directory. Return its answer, or None without one."""
     env = {**os.environ, PIPE_DIRECTORY_ENV: pipe_directory}
     try:
         answer = subprocess.run(
@@ -52,7 +52,7 @@ def ask(command: str, pipe_directory: str, timeout_s: float = 10.0) -> str | Non
 
 
 def answers(pipe_directory: str) -> bool:
-    """Whether a daemon serves this pipe directory."""
+    """Return whether a daemon serves a pipe directory."""
     percentage = ask("get_default_active_thread_percentage", pipe_directory)
     try:
         return percentage is not None and float(percentage) > 0
@@ -61,25 +61,25 @@ def answers(pipe_directory: str) -> bool:
 
 
 def processes(pipe_directory: str) -> list[int]:
-    """Process ids of the daemon and the servers that were started with this pipe directory."""
-    wanted = f"{PIPE_DIRECTORY_ENV}={pipe_directory}".encode()
-    found = []
+    """Return the process ids of the daemon and the servers that were started with a pipe directory."""
+    variable = f"{PIPE_DIRECTORY_ENV}={pipe_directory}".encode()
+    pids = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             is_mps = (folder / "comm").read_text(encoding="utf-8", errors="replace").startswith(_PROCESS_NAME)
-            if is_mps and wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
+            if is_mps and variable in (folder / "environ").read_bytes().split(b"\0"):
+                pids.append(int(folder.name))
         except OSError:  # gone meanwhile, or another user's
             continue
-    return found
+    return pids
 
 
 def stop(pipe_directory: str, log_directory: str, patience_s: float = 10.0) -> None:
-    """Ask the daemon to quit, kill what is left after `patience_s` seconds, remove both folders.
+    """Ask the daemon to quit, kill processes that are left after `patience_s` seconds, remove both folders.
 
-    The daemon waits for its clients before it quits, so end them first. Stopping twice does no harm.
+    The daemon waits for its clients before it quits, so end them first. It may be stopped twice.
     """
     deadline = time.monotonic() + patience_s
     ask("quit", pipe_directory, timeout_s=patience_s)

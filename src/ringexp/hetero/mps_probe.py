@@ -1,7 +1,7 @@
-"""Whether an MPS daemon takes clients: one that a killed client has left broken answers, but refuses them.
+"""Test whether an MPS daemon accepts clients. After a client was killed it may answer, but refuse new ones.
 
-Run as a script it makes a context on the first visible device, as every client does, and prints the driver's
-code and name for what came of it; `refusal` runs it in a child. Stdlib only.
+As a script it makes a context on the first visible device, as every client does, and prints the code and name
+of the driver's result. `refusal` runs it in a child process. Stdlib only.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ PROBE_S = 60.0
 
 
 def refusal(variables: dict[str, str]) -> str | None:
-    """What a new client of the daemon behind these variables is refused with.
+    """Return the driver's reason for refusing a new client of a daemon.
 
-    None if it is taken, and where that cannot be found out, as without a driver.
+    Args:
+        variables: the daemon's environment variables for clients.
+
+    Returns:
+        The reason; None if the client is accepted, or if this cannot be found out, as without a driver.
     """
     command = [sys.executable, "-I", "-S", __file__]
     try:

@@ -13,11 +13,10 @@ SPIN_S = 0.3e-3  # the end of a wait that is spun: the kernel wakes a sleeper la
 
 
 class Pacer:
-    """Stretches compute by 100 / `percentage`; at 100 it never waits.
+    """Stretch the compute of one thread by 100 / `percentage`. At 100 it never waits.
 
-    Waiting sleeps, then yields in a loop; both let go of the GIL, so other threads of the rank run on. A
-    wait that came out too long or too short is made up for by the next ones: in the long run compute takes
-    exactly elapsed / share. One pacer serves one thread.
+    A wait sleeps, then yields in a loop. Both release the GIL, so other threads of the rank go on. The next
+    waits correct one that was too long or too short, so in the long run the factor is exact.
     """
 
     def __init__(
@@ -32,7 +31,7 @@ class Pacer:
         self._owed_s = 0.0  # negative: earlier waits were too long
 
     def change(self, percentage: float) -> None:
-        """From here on stretch by another percentage; what is owed from before stays owed."""
+        """Stretch by another percentage from here on. Waits that are still owed stay owed."""
         self._wait_per_s = 100.0 / percentage - 1.0
 
     def settle(self, elapsed_s: float) -> None:

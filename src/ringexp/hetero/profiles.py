@@ -1,10 +1,10 @@
-"""Hetero profiles: one percentage a rank, their names, and what counts as a valid one.
+"""Hetero profiles: one percentage per rank, the names of profiles, and the check of percentages.
 
     validate_percentages([100, 50])  ->  [100.0, 50.0]
     label([100, 50])                 ->  "100_50"
     named_profiles()["mps_100_50"]   ->  [100.0, 50.0]
 
-A percentage says how much of the device a rank may use; how fast that makes the rank is for calibration.
+A percentage is the part of the device that a rank may use. Calibration measures how fast the rank then is.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ MAX_LABEL = 60
 
 
 def validate_percentages(percentages: Sequence[float], key: str = "hetero.percentages") -> list[float]:
-    """Percentages, which the user gave as `key`, as floats, in rank order.
+    """Return percentages as floats, in rank order.
 
-    Raises UserError unless it is a non-empty list of numbers in (0, 100].
+    Args:
+        percentages: what the user gave.
+        key: the setting, for the message.
+
+    Raises:
+        UserError: unless it is a non-empty list of numbers in (0, 100].
     """
-    rule = f"give one number a rank, above 0 and at most 100, such as {key}=[100,50]"
+    rule = f"give one number per rank, above 0 and at most 100, such as {key}=[100,50]"
     if isinstance(percentages, str) or not isinstance(percentages, Sequence):
         raise UserError(f"{key}={percentages!r} is not a list: {rule}")
     if not percentages:
@@ -34,13 +39,12 @@ def validate_percentages(percentages: Sequence[float], key: str = "hetero.percen
     for rank, value in enumerate(percentages):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (is_number and math.isfinite(value) and 0 < value <= 100):
-            shown = list(percentages)
-            raise UserError(f"{key}={shown}: the entry of rank {rank} is {value!r}; {rule}")
+            raise UserError(f"{key}={list(percentages)}: the entry of rank {rank} is {value!r}; {rule}")
     return [float(value) for value in percentages]
 
 
 def format_percentage(percentage: float) -> str:
-    """The shortest text that reads back as the same number: 50 -> "50", 12.5 -> "12.5"."""
+    """Return the shortest text of the same number: 50 -> "50", 12.5 -> "12.5"."""
     return str(int(percentage)) if float(percentage).is_integer() else repr(float(percentage))
 
 
@@ -85,7 +89,7 @@ def co_tenants(percentages: Sequence[float], devices: Sequence[object], rank: in
 
 
 def named_profiles() -> dict[str, list[float]]:
-    """Every profile that has a name in the `hetero` config group, in the order of a sweep."""
+    """Return every named profile of the `hetero` config group, in the order of a sweep."""
     slow = range(10, 100, 10)
     pairs = [[low, 100] for low in slow] + [[100, low] for low in slow]
     profiles = {"none": [100.0, 100.0]}

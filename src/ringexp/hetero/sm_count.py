@@ -1,8 +1,8 @@
-"""How many streaming multiprocessors (SMs) a device has, how many a rank was granted, and whether they agree.
+"""Count the streaming multiprocessors (SMs) of a device, and check the number that a rank was granted.
 
-Stdlib only. Run as a script it prints the SM count of every visible device, asked from the driver without
-creating a context; `probe_sm_totals` runs it in a child, where neither MPS nor this process's CUDA state
-changes the answer.
+Stdlib only. As a script it prints the SM count of every visible device, from the driver and without a CUDA
+context. `probe_sm_totals` runs it in a child process, where neither MPS nor this process's CUDA state changes
+the answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import subprocess
 import sys
 
 SM_TOTAL_ENV = "RINGEXP_SM_TOTAL"
-"""Set by the host side for ranks that see fewer SMs than the device has, where all devices have as many."""
+"""The environment variable with the SMs of every device, for ranks that see fewer.
+
+The launcher sets it if all devices have the same number.
+"""
 
 _MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 _RESOURCE_TYPE_SM = 1  # CU_DEV_RESOURCE_TYPE_SM
@@ -22,7 +25,7 @@ _RESOURCE_SM_COUNT_OFFSET = 96  # of CUdevResource.sm.smCount
 
 
 def probe_sm_totals() -> list[int]:
-    """SMs of each visible device, unthrottled, in device order; empty where there is no driver to ask."""
+    """Return the SMs of each visible device without a throttle, in device order; [] without a driver."""
     env = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": "/nonexistent"}
     env.pop("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", None)
     command = [sys.executable, "-I", "-S", __file__]
@@ -36,17 +39,18 @@ def probe_sm_totals() -> list[int]:
 
 
 def sm_total(device_index: int) -> int | None:
-    """SMs of a device, unthrottled: what the host side said, else asked here; None if nobody knows."""
-    if given := os.environ.get(SM_TOTAL_ENV):
-        return int(given)
+    """Return the SMs of a device without a throttle: the launcher's figure, else the driver's, else None."""
+    if launchers_figure := os.environ.get(SM_TOTAL_ENV):
+        return int(launchers_figure)
     totals = probe_sm_totals()
     return totals[device_index] if device_index < len(totals) else None
 
 
 def stream_sm_count(cuda_stream: int) -> int | None:
-    """SMs that work on a stream of a green context may use; None if the driver does not tell.
+    """Return the SMs that work in a stream of a green context may use; None if the driver does not tell.
 
-    cuda_stream: the CUstream handle, as in `torch.cuda.Stream.cuda_stream`.
+    Args:
+        cuda_stream: the CUstream handle, as in `torch.cuda.Stream.cuda_stream`.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -64,18 +68,22 @@ def stream_sm_count(cuda_stream: int) -> int | None:
 
 
 def check_grant(throttle: str, percentage: float, sm_count: int, sm_total: int | None, granule: int) -> None:
-    """Raise RuntimeError unless a rank got the share of the device it asked for.
+    """Raise RuntimeError if a rank was granted another part of the device than it asked for.
 
-    granule: SMs are granted in multiples of it; two granules off are accepted. Nothing is checked where the
-    device's total is unknown.
+    Args:
+        throttle: the throttle's name, for the message.
+        percentage: the part that the rank asked for.
+        sm_count: SMs that the process may use.
+        sm_total: SMs of the device; None: unknown, and nothing is checked.
+        granule: SMs are granted in multiples of this; a difference of two granules is accepted.
     """
     if sm_total is None:
         return
-    asked = percentage * sm_total / 100
-    if abs(sm_count - asked) > 2 * granule:
+    expected = percentage * sm_total / 100
+    if abs(sm_count - expected) > 2 * granule:
         raise RuntimeError(
             f"hetero.throttle={throttle} did not take effect: asked for {percentage:g} % of {sm_total} SMs, "
-            f"that is {asked:.0f}, but this process may use {sm_count}"
+            f"that is {expected:.0f}, but this process may use {sm_count}"
         )
 
 

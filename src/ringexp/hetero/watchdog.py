@@ -1,4 +1,4 @@
-"""Cleaning up after a launcher, however it ends."""
+"""Clean up after a launcher, however it ends."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from contextlib import contextmanager
 def cleaned_up(clean: Callable[[], None], script: str, *arguments: str) -> Iterator[None]:
     """Call `clean()` after the block, also on exceptions and at interpreter exit.
 
-    If this process is killed, `script` does it: it runs with `arguments` in a process of its own, without
-    packages, and should wait for its stdin to close. Turn SIGTERM into an exception to have `clean` called.
+    If this process is killed, a script cleans up in its place. SIGTERM must raise an exception, or `clean` is
+    not called.
+
+    Args:
+        clean: cleans up; it may be called twice.
+        script: a Python file that needs the standard library only. It runs in a process of its own, has to
+            wait for its stdin to close, and then cleans up.
+        *arguments: the script's arguments.
     """
     atexit.register(clean)
     watchdog = subprocess.Popen(

@@ -32,7 +32,7 @@ def identity(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
         "seq_len": _seq_len(results, config, model),
         "layout": word(results.get("layout"), word(section(config, "layout").get("name"))),
         "partitioner": word(results.get("partitioner"), word(section(config, "partitioner").get("name"))),
-        "shard": word(results.get("split"), word(config.get("shard"), "tokens")),
+        "shard": word(results.get("split"), word(config.get("split", config.get("shard")), "tokens")),
         "kernel": word(kernel.get("name")),
         "transport": word(transport.get("name")),
         "throttle": word(hetero.get("throttle")),

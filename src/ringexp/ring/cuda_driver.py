@@ -1,8 +1,7 @@
-"""The few CUDA driver calls that PyTorch does not offer: memory shared with other processes, stream flags.
+"""CUDA driver calls that PyTorch does not offer: memory shared between processes, and flags in streams.
 
-A flag is a 32-bit word of device memory, this process's own or a peer's, 0 or 1. Setting some and waiting for
-some are operations of a stream like any other: the host does not wait, no SM is taken, and a CUDA graph
-captures them.
+A flag is a 32-bit word of device memory, of this process or of a peer, and is 0 or 1. Streams set flags and
+wait for flags as they do other work: the host does not wait, no SM is used, and a CUDA graph can capture it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ringexp.errors import UserError
 
 _WAIT, _WRITE = 1, 2  # CU_STREAM_MEM_OP_WAIT_VALUE_32 and _WRITE_VALUE_32
 _WAIT_EQUAL = 1  # CU_STREAM_WAIT_VALUE_EQ
-_MOST_OPERATIONS = 128  # in a batch; CUDA takes 256
+_MOST_OPERATIONS = 128  # per batch; CUDA takes 256
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 _HANDLE_BYTES = 64
 _ANY_DEVICE = 4  # CU_MEMORYTYPE_UNIFIED
@@ -28,7 +27,12 @@ _NATIVE_ATOMICS = 3  # CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """Where a tensor lies, in words that another process on this machine understands."""
+    """The place of a tensor, in a form that another process on this machine can open.
+
+    Attributes:
+        handle: CUDA's handle of the allocation that contains the tensor.
+        offset: bytes from the start of the allocation to the tensor.
+    """
 
     handle: bytes
     offset: int
@@ -62,7 +66,7 @@ class _Copy2D(ctypes.Structure):
 
 
 class _Operation(ctypes.Structure):
-    """CUstreamBatchMemOpParams: its members for waiting and for writing are alike."""
+    """CUstreamBatchMemOpParams, whose members for waiting and for writing have the same layout."""
 
     _fields_ = (
         ("operation", ctypes.c_uint),
@@ -89,6 +93,7 @@ def _driver() -> ctypes.CDLL:
 
 
 def _call(name: str, *arguments: object) -> None:
+    """Call a function of the driver. Raises RuntimeError with CUDA's text if it fails."""
     status = getattr(_driver(), name)(*arguments)
     if status:
         text = ctypes.c_char_p()
@@ -97,9 +102,12 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def export(tensor: torch.Tensor) -> SharedMemory:
-    """The tensor's memory for a peer to `open_shared`; the tensor must outlive the peer's use of it.
+    """Return the place of a tensor for a peer, which calls `open_shared`.
 
-    Raises UserError if the allocator gave memory that cannot be shared.
+    The tensor must outlive the peer's use of it.
+
+    Raises:
+        UserError: if the tensor's memory cannot be shared.
     """
     base, size, handle = ctypes.c_uint64(), ctypes.c_size_t(), _Handle()
     try:
@@ -114,9 +122,13 @@ def export(tensor: torch.Tensor) -> SharedMemory:
 
 
 def open_shared(memory: SharedMemory) -> tuple[int, int]:
-    """Map a peer's memory; returns the mapping, for `close_shared`, and the address of the peer's tensor.
+    """Map a peer's memory into this process.
 
-    Raises UserError where this process's GPU cannot reach the peer's.
+    Returns:
+        The mapping, for `close_shared`, and the address of the peer's tensor.
+
+    Raises:
+        UserError: if this process's GPU cannot reach the peer's.
     """
     base = ctypes.c_uint64()
     try:
@@ -131,7 +143,7 @@ def open_shared(memory: SharedMemory) -> tuple[int, int]:
 
 
 class _Span:
-    """Device memory as numpy's protocol describes it."""
+    """Device memory, described by the CUDA array interface."""
 
     def __init__(self, address: int, num_bytes: int) -> None:
         shape, data = (num_bytes,), (address, False)
@@ -139,39 +151,47 @@ class _Span:
 
 
 def view(address: int, num_bytes: int, device: torch.device) -> torch.Tensor:
-    """Mapped memory of this GPU as a tensor [num_bytes] uint8, valid as long as the mapping is."""
+    """Return mapped memory of this GPU as a uint8 tensor [num_bytes]. It is valid as long as the mapping."""
     return torch.as_tensor(_Span(address, num_bytes), device=device)
 
 
 def device_id(device: torch.device) -> str:
-    """What tells a GPU, or a MIG instance, from all others."""
+    """Return the UUID of a GPU, or of a MIG instance."""
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def over_nvlink(device: torch.device, other: str) -> bool:
-    """Whether the GPU of that `device_id` is reached over NVLink; native atomics, which PCIe lacks, tell."""
+    """Return whether a device reaches another GPU over NVLink.
+
+    Args:
+        device: a device of this process.
+        other: the `device_id` of the other GPU.
+    """
     ordinals = {device_id(torch.device("cuda", n)): n for n in range(torch.cuda.device_count())}
-    ends, found = (ordinals[device_id(device)], ordinals.get(other)), ctypes.c_int()
+    ends, atomics = (ordinals[device_id(device)], ordinals.get(other)), ctypes.c_int()
     with suppress(RuntimeError):
-        if None not in ends:
-            _call("cuDeviceGetP2PAttribute", ctypes.byref(found), _NATIVE_ATOMICS, *ends)
-    return bool(found.value)
+        if None not in ends:  # NVLink has native atomics; PCIe has none
+            _call("cuDeviceGetP2PAttribute", ctypes.byref(atomics), _NATIVE_ATOMICS, *ends)
+    return bool(atomics.value)
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Which kernels a GPU runs."""
+    """Return the compute capability of a GPU, which decides the kernels that it can run."""
     return torch.cuda.get_device_capability(device)
 
 
 def close_shared(mapping: int) -> None:
-    """Undo `open_shared`."""
+    """Unmap a peer's memory that `open_shared` mapped."""
     _call("cuIpcCloseMemHandle", mapping)
 
 
 def flags(stream: torch.cuda.Stream, taken: Sequence[int] = (), given: Sequence[int] = ()) -> None:
-    """Hold later work of the stream until each flag of `taken` is 1, and make it 0; then make `given` 1.
+    """Let a stream wait for flags, and then raise others.
 
-    Given ones are seen after all earlier work of the stream.
+    Args:
+        stream: the stream; later work in it waits too.
+        taken: addresses of flags. The stream waits until each is 1, and makes it 0.
+        given: addresses of flags that the stream makes 1, after all its earlier work.
     """
     operations = []
     for address in taken:
@@ -184,9 +204,13 @@ def flags(stream: torch.cuda.Stream, taken: Sequence[int] = (), given: Sequence[
 
 
 def copy_rows(stream: torch.cuda.Stream, destination: int, pitch: int, source: torch.Tensor) -> None:
-    """Copy a tensor [B, L, ...] to rows, [B, L], that begin `pitch` bytes apart, also on another GPU.
+    """Copy a tensor to rows with gaps between them, also on another GPU.
 
-    Of its strides only those of B and L may be other than a contiguous tensor's.
+    Args:
+        stream: the stream that copies.
+        destination: address of the first row; B x L rows follow each other.
+        pitch: bytes from the start of one row to the start of the next.
+        source: a tensor [B, L, ...], contiguous but for the strides of B and L.
     """
     row, length = source[0, 0], source.shape[1]
     assert row.is_contiguous(), source.stride()
@@ -210,5 +234,5 @@ def copy_rows(stream: torch.cuda.Stream, destination: int, pitch: int, source: t
 
 
 def copy(stream: torch.cuda.Stream, destination: int, source: int, num_bytes: int) -> None:
-    """Copy device memory, also from another GPU, where a copy engine does it."""
+    """Copy device memory. From another GPU a copy engine copies, so no SM is used."""
     _call("cuMemcpyDtoDAsync_v2", destination, source, num_bytes, stream.cuda_stream)

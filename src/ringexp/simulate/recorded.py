@@ -116,7 +116,7 @@ def read_recorded(folder: Path) -> Recorded:
         raise UserError(f"{folder} cannot be replayed: {error}") from error
     if not costs:
         raise UserError(
-            f"{folder}/{RESULTS} has no costs: shard=kv has none, nor have runs of an older version"
+            f"{folder}/{RESULTS} has no costs: split=kv has none, nor have runs of an older version"
         )
     return Recorded(folder, config, results, costs, hop, busy_ms)
 

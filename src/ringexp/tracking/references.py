@@ -204,6 +204,6 @@ def even_facts(config: Config, machine: Facts, content: Mapping[str, str]) -> Fa
     return homogeneous_facts(config, machine, content) | {
         "percentages": [float(each) for each in config.hetero.percentages],
         "throttle": config.hetero.throttle,
-        "split": config.shard,
+        "split": config.split,
         **({"drift": asdict(config.hetero.drift), "prompts": config.repeats} if config.hetero.drift else {}),
     }

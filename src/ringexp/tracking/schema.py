@@ -43,7 +43,7 @@ def described(config: Config, key: str | None, environment: Mapping[str, Any]) -
         "drift": drift,
         "partitioner": config.partitioner.name,
         "layout": config.layout.name,
-        "split": config.shard,
+        "split": config.split,
         "kernel": config.kernel.name,
         "transport": config.transport.name,
         "throttle": config.hetero.throttle,

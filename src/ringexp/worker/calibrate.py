@@ -61,7 +61,7 @@ class Calibrator:
             self._spot_checker.measured(conditions, [length for length, *_ in missing])
             self._communicator.barrier()
             rows = self._stored(table, keys, meter.versions, mode)
-        return TableSpeeds(needs.seq_len, self._throttle.percentages, rows)
+        return TableSpeeds(needs.seq_len, self._throttle.percentages, rows, settings=needs.partitioner)
 
     def drift_speeds(
         self,

@@ -8,7 +8,8 @@ from pathlib import Path
 from ringexp.calibration.cost_model import cost_points
 from ringexp.calibration.measure import calibration_lengths
 from ringexp.calibration.rows import Point
-from ringexp.config import CalibrationConfig
+from ringexp.choices import PARTITIONERS
+from ringexp.config import CalibrationConfig, PartitionerConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class CalibrationNeeds:
         speeds_file: the calibration table.
         seq_len: the length of the job's prompt.
         world_size: the number of ranks.
-        fits_lengths: the partitioner fits a regression over several lengths.
+        partitioner: the rule that reads speeds, and its settings.
         costs: the job predicts its time, which takes more points.
     """
 
@@ -28,8 +29,13 @@ class CalibrationNeeds:
     speeds_file: Path
     seq_len: int
     world_size: int
-    fits_lengths: bool
+    partitioner: PartitionerConfig
     costs: bool
+
+    @property
+    def fits_lengths(self) -> bool:
+        """Tell whether the partitioner fits a curve over several lengths."""
+        return PARTITIONERS[self.partitioner.name].needs_curve
 
     @property
     def lengths(self) -> list[int]:

@@ -108,7 +108,7 @@ def _whole_plan(
         config.seq_len,
         tokens,
         config.layout.name,
-        shard=config.shard,
+        shard=config.split,
         causal=causal,
         tile=tile,
         starts=starts_of(config),

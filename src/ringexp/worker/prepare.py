@@ -182,7 +182,7 @@ def calibration_needs(config: Config, costs: bool) -> CalibrationNeeds:
         speeds_file=config.speeds_file,
         seq_len=config.seq_len,
         world_size=config.world_size,
-        fits_lengths=config.partitioner.name == "formula",
+        partitioner=config.partitioner,
         costs=costs,
     )
 

@@ -48,12 +48,12 @@ def references_of(
         return []
     even = replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
     even = replace(even, memory_limit_gib=None)
-    single = replace(even, hetero=_one_device(config, device), shard="tokens")
+    single = replace(even, hetero=_one_device(config, device), split="tokens")
     found = [Reference("single", single_facts(config, machine, content), single)]
     if not measures_each_device(
         config.hetero.throttle
     ):  # there is no ring of equal devices to measure against
-        homogeneous = replace(even, hetero=_full_speed(config, device, num_gpus), shard="tokens")
+        homogeneous = replace(even, hetero=_full_speed(config, device, num_gpus), split="tokens")
         found.append(Reference("homogeneous", homogeneous_facts(config, machine, content), homogeneous))
     is_run = config.partitioner.name == "even"
     return [*found, Reference("even", even_facts(config, machine, content), even, is_run)]

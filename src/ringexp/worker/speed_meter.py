@@ -136,7 +136,7 @@ class SpeedMeter:
         return measure_speed(
             lambda: piece.run()[1].busy_ms / in_a_row,
             flops,
-            effort=rule,
+            rule=rule,
             start_together=self.communicator.barrier,
             finish_together=self.communicator.common_end(),
             warm=self.graphs.enabled or most > in_a_row == 1,  # capturing runs the piece; else `once` did

@@ -60,8 +60,8 @@ class FmsModel:
             raise UserError("model.overrides goes with random weights, not with model.checkpoint")
         if split == "kv":
             raise UserError(
-                "shard=kv splits keys/values apart from queries and is for attention workloads only; "
-                f"model={config.name} needs shard=tokens"
+                "split=kv splits keys/values apart from queries and is for attention workloads only; "
+                f"model={config.name} needs split=tokens"
             )
 
     def check_before_start(self, seq_len: int, decode_tokens: int) -> MemoryNeed | None:

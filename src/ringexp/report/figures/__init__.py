@@ -105,7 +105,7 @@ FIGURES: Sequence[FigureKind] = (
     FigureKind(
         "kv_only",
         "Splitting keys/values only",
-        "Speedup over the layout's even split. Queries decide a rank's work, and shard=kv leaves them even.",
+        "Speedup over the layout's even split. Queries decide a rank's work, and split=kv leaves them even.",
         curves.kv_only,
     ),
     FigureKind(

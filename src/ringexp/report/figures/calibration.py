@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ringexp.calibration.formula import FormulaModel
+from ringexp.calibration.lookup_table import LookupTable
 from ringexp.calibration.rows import SpeedRow
-from ringexp.calibration.speed_models import FormulaModel, LookupTable
 from ringexp.report.figures import style
 
 SAMPLES = 60
