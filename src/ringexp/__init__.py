@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ringexp.errors import RingError, UserError
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ringexp.api import measure_speeds, ring_attention
     from ringexp.models.fms.generation import generate
     from ringexp.models.fms.strategy import get_model
-    from ringexp.planning import Plan, RankCost
+    from ringexp.planning import Mask, Plan, RankCost
     from ringexp.planning.planner import plan
     from ringexp.ring.groups import close
     from ringexp.ring.shards import positions, shard, unshard
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Mask",
     "Plan",
     "RankCost",
     "RingError",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Mask": "planning",
     "Plan": "planning",
     "RankCost": "planning",
     "plan": "planning.planner",
@@ -47,12 +49,12 @@ _HOMES = {
     "generate": "models.fms.generation",
     "get_model": "models.fms.strategy",
 }
-"""Where a public name is; imported on first use, so that planning needs no torch and the ring no FMS."""
+"""The module of every public name. It is imported on first use: planning needs no torch, the ring no FMS."""
 
 
 if not TYPE_CHECKING:  # a type checker is to find names that are not there
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__} has no attribute {name}")
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

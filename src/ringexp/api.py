@@ -19,7 +19,7 @@ from ringexp.calibration.measure import StoppingRule, measure_speed
 from ringexp.errors import UserError
 from ringexp.hetero.pacing import Pacer
 from ringexp.kernels import get_kernel
-from ringexp.planning import Plan
+from ringexp.planning import Mask, Plan
 from ringexp.planning.planner import plan as plan_of
 from ringexp.ring import loop as prefill
 from ringexp.ring.clock import NoClock, make_clock
@@ -138,7 +138,7 @@ def measure_speeds(
     """
     with ring_group_of(group) as ring_group:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        even = plan_of([1.0] * ring_group.size, seq_len, causal=causal)
+        even = plan_of([1.0] * ring_group.size, seq_len, mask=Mask.of(causal))
         shape = BlockShape(
             batch, num_heads, num_kv_heads or num_heads, head_dim, dtype, even.tokens[ring_group.rank]
         )

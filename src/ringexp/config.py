@@ -81,7 +81,7 @@ class DriftConfig:
 
 @dataclass
 class HeteroConfig:
-    """How fast each rank may be: one percentage per rank, in rank order. The world size follows from it."""
+    """The profile: one percentage of full speed per rank, in rank order. The world size follows from it."""
 
     percentages: list[float] = field(default_factory=lambda: [100.0, 100.0])
     throttle: str = "auto"
@@ -140,7 +140,7 @@ class KernelConfig:
 
 @dataclass
 class TransportConfig:
-    """What carries shards from rank to rank."""
+    """The carrier of shards from rank to rank."""
 
     name: str = "auto"
     prefetch_hops: int | None = None  # hops posted ahead of compute; null: all
@@ -162,7 +162,7 @@ class TrackerConfig:
 
 @dataclass
 class CalibrationConfig:
-    """How the speed of a rank is measured and remembered."""
+    """Settings of measuring and remembering the speed of a rank."""
 
     mode: str = "auto"  # auto: measure what the table lacks; table: never measure; refresh: measure all again
     min_samples: int = 5  # the minimum number of samples per point
@@ -175,7 +175,7 @@ class CalibrationConfig:
 
 @dataclass
 class LaunchConfig:
-    """How ranks are started and how long they wait for each other."""
+    """Settings of starting ranks."""
 
     port: int = 0  # rendezvous port; 0: any free one
     timeout_s: float = 600.0  # a rank that waits longer for a peer gives up

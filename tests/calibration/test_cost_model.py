@@ -8,17 +8,17 @@ import pytest
 
 from ringexp.calibration.cost_model import cost_points, fit_cost
 from ringexp.errors import UserError
-from ringexp.planning import RankCost, make_plan
+from ringexp.planning import Mask, RankCost, make_plan
 from support.calibration_rows import cost_rows
 
 TRUE = RankCost(0.4, 2e-4, 3e-8, 1e-8)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("mask", [Mask.causal(), Mask.full()], ids=str)
 @pytest.mark.parametrize("lengths", [[4096], [16384, 32768]])
-def test_the_costs_that_made_the_rows_are_found(lengths, causal):
-    found = fit_cost(cost_rows(TRUE, lengths, causal), causal)
-    fields = ("fixed_ms", "token_ms", "pair_ms", *(("diagonal_ms",) if causal else ()))
+def test_the_costs_that_made_the_rows_are_found(lengths, mask):
+    found = fit_cost(cost_rows(TRUE, lengths, mask), mask)
+    fields = ("fixed_ms", "token_ms", "pair_ms", *(("diagonal_ms",) if mask.is_causal else ()))
     for field in fields:
         assert getattr(found, field) == pytest.approx(getattr(TRUE, field), rel=1e-6)
 
@@ -26,22 +26,25 @@ def test_the_costs_that_made_the_rows_are_found(lengths, causal):
 @pytest.mark.parametrize("others", [2, 3, 7])
 def test_what_every_further_shard_costs_is_told_from_linear_layers(others):
     true = dataclasses.replace(TRUE, hop_token_ms=5e-5)
-    found = fit_cost(cost_rows(true, [4096], True, others), True)
+    found = fit_cost(cost_rows(true, [4096], Mask.causal(), others), Mask.causal())
     for field in ("fixed_ms", "token_ms", "pair_ms", "diagonal_ms", "hop_token_ms"):
         assert getattr(found, field) == pytest.approx(getattr(true, field), rel=1e-6)
     # Rings of two know of one shard of others only; what it costs is in the other parts.
-    of_two, work = fit_cost(cost_rows(true, [4096], True), True), make_plan(4096, [2048] * 2)
+    of_two, work = (
+        fit_cost(cost_rows(true, [4096], Mask.causal()), Mask.causal()),
+        make_plan(4096, [2048] * 2),
+    )
     work = 2048, work.pairs(0), work.causal_pairs(0)
     assert of_two.hop_token_ms == 0
     assert of_two.time_ms(*work) == pytest.approx(true.with_hops(1).time_ms(*work), rel=0.01)
 
 
 def test_no_part_is_negative_when_the_rows_are_noisy():
-    rows = cost_rows(RankCost(0.0, 1e-4, 1e-8), [4096], True)
+    rows = cost_rows(RankCost(0.0, 1e-4, 1e-8), [4096], Mask.causal())
     noisy = [
         dataclasses.replace(row, time_ms=row.time_ms * (1.1 if i % 2 else 0.9)) for i, row in enumerate(rows)
     ]
-    found = fit_cost(noisy, True)
+    found = fit_cost(noisy, Mask.causal())
     assert min(found.fixed_ms, found.token_ms, found.pair_ms) >= 0
     for row in noisy:
         pairs = row.tokens * row.length / 2
@@ -50,7 +53,7 @@ def test_no_part_is_negative_when_the_rows_are_noisy():
 
 def test_too_few_rows_are_refused():
     with pytest.raises(UserError, match="rows at four lengths or shares"):
-        fit_cost(cost_rows(TRUE, [4096], True)[:2], True)
+        fit_cost(cost_rows(TRUE, [4096], Mask.causal())[:2], Mask.causal())
 
 
 def test_points_tell_tokens_from_pairs():
@@ -67,8 +70,8 @@ def test_noise_of_one_percent_stays_so_in_what_is_predicted(lengths, share, othe
     plan = make_plan(lengths[0], [tokens, lengths[0] - tokens])
     work = (tokens, plan.pairs(0), plan.causal_pairs(0))
     true = dataclasses.replace(TRUE, hop_token_ms=2e-5 if others > 1 else 0.0)
-    exact, exact_ms = cost_rows(true, lengths, True, others), true.with_hops(others).time_ms(*work)
+    exact, exact_ms = cost_rows(true, lengths, Mask.causal(), others), true.with_hops(others).time_ms(*work)
     for _ in range(100):
         rows = [dataclasses.replace(row, time_ms=row.time_ms * noise.gauss(1, 0.01)) for row in exact]
-        errors.append(abs(fit_cost(rows, True).with_hops(others).time_ms(*work) / exact_ms - 1))
+        errors.append(abs(fit_cost(rows, Mask.causal()).with_hops(others).time_ms(*work) / exact_ms - 1))
     assert median(errors) < (0.012 if others == 1 else 0.015)

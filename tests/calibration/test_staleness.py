@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from ringexp.calibration.staleness import find_unequal_ranks, is_stale, spot_point
-from ringexp.planning import RankCost
+from ringexp.planning import Mask, RankCost
 from support.calibration_rows import cost_rows
 
-ROW = cost_rows(RankCost(0.0, 0.0, 1e-6), [4096], True)[0]
+ROW = cost_rows(RankCost(0.0, 0.0, 1e-6), [4096], Mask.causal())[0]
 
 
 def row(length: int, tokens: int, time_ms: float = 1.0, spread: float = 0.0):

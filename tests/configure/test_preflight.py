@@ -64,8 +64,8 @@ def machine(monkeypatch):
             TWO_GPUS,
             "13 GiB per rank for weights and inputs, but its GPU has 12 GiB",
         ),
-        ({"model": LLAMA_8B, "memory_limit_gib": 1}, "auto", UNKNOWN, "memory_limit_gib=1 has room for 0 of"),
-        ({"memory_limit_gib": [1e-3, 1e-3]}, "gloo", CPU, "has room for"),
+        ({"model": LLAMA_8B, "memory_limit_gib": 1}, "auto", UNKNOWN, "memory_limit_gib=1 holds 0 of"),
+        ({"memory_limit_gib": [1e-3, 1e-3]}, "gloo", CPU, "holds"),
         ({"model": replace(MICRO, architecture="lama")}, "gloo", CPU, "did you mean llama"),
         ({"model": replace(MICRO, variant="mikro")}, "gloo", CPU, "FMS says"),
         (

@@ -19,7 +19,7 @@ from kernels.cases import FLOAT32_EPS
 from ringexp.kernels import OnlineSoftmax, aten, get_kernel, oracle
 from ringexp.kernels.contract import LOWEST_LSE
 from ringexp.kernels.decode import Slots, by_blocks, merge
-from ringexp.planning import make_plan
+from ringexp.planning import BlockShape, Mask, make_plan
 from ringexp.planning.layouts import LAYOUTS
 from ringexp.ring.transport import Route
 
@@ -47,7 +47,7 @@ def in_a_ring(q, k, v, plan, kernel):
             for block in plan.blocks(rank, source):
                 rows, keys = slice(block.q_start, block.q_stop), slice(block.kv_start, block.kv_stop)
                 queries, found = q[:, :, mine][:, :, rows], (x[:, :, theirs][:, :, keys] for x in (k, v))
-                state.merge(*kernel.block(queries, *found, block.causal, SCALE), rows)
+                state.merge(*kernel.block(queries, *found, block.shape is BlockShape.CAUSAL, SCALE), rows)
         out[:, :, mine] = state.output(q.dtype).transpose(1, 2)
     return out
 
@@ -69,7 +69,7 @@ def check_a_ring(tokens, layout, causal, dtype, kernel, spoil):
     spoil(q, k, v)
     nan = k.isnan().any(3) | v.isnan().any(3)
     expected = whole(q, *(x.masked_fill(x.isnan(), 0.0) for x in (k, v)), causal)
-    plan = make_plan(length, tokens, layout, causal=causal)
+    plan = make_plan(length, tokens, layout, mask=Mask.of(causal))
     out = in_a_ring(q, k, v, plan, get_kernel(kernel, "cpu", dtype, HEAD_DIM))
     sees_nan = sees(nan, length, causal)
     assert out.isnan().all(3)[sees_nan].all()
@@ -142,7 +142,7 @@ def test_products_that_overflow_weigh_nothing(kernel, causal):
     """A query of 1 and keys of -3e38 have 16 products that add up to -inf in float32."""
     q, k, v = (torch.ones(1, heads, 8, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
     k[:, :, :4], v[:, :, :4] = -3e38, 5.0
-    plan = make_plan(8, [4, 4], "contiguous", causal=causal)
+    plan = make_plan(8, [4, 4], "contiguous", mask=Mask.of(causal))
     out = in_a_ring(q, k, v, plan, get_kernel(kernel, "cpu", torch.float32, HEAD_DIM))
     assert out[:, :, 4:].eq(1.0).all()
 

@@ -11,7 +11,7 @@ import torch
 from kernels.cases import FLOAT32_EPS, LIBRARY_LSE_SLACK, Case, inputs, measure, shape_cases
 from ringexp.errors import UserError
 from ringexp.kernels import Arriving, Destination, KeySpan, OnlineSoftmax, Remote, Sending, get_kernel, oracle
-from ringexp.planning import make_plan
+from ringexp.planning import Mask, make_plan
 from ringexp.ring import cuda_driver
 from ringexp.ring.clock import CudaClock
 from ringexp.ring.iteration import captured
@@ -125,7 +125,7 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
     if kernel.fused_limits is None:
         pytest.skip("needs a Hopper GPU")
     tokens = [256 * (1 + (5 * rank) % 7) for rank in range(ranks)]
-    plan = make_plan(sum(tokens), tokens, layout, causal=causal)
+    plan = make_plan(sum(tokens), tokens, layout, mask=Mask.of(causal))
     case = Case(plan.seq_len, plan.seq_len, causal, BF16, 1, heads, kv_heads, head_dim)
     whole = [x.transpose(1, 2) for x in inputs(case, "cuda")]
     shards = [[shard(x, plan, rank) for x in whole] for rank in range(ranks)]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
-from ringexp.planning import LAYOUTS, RankCost, balance, make_plan, waterfill
+from ringexp.planning import LAYOUTS, Mask, RankCost, balance, make_plan, waterfill
+from ringexp.planning.masks import CAUSAL
 
 costs_of_a_rank = st.builds(
     RankCost,
@@ -21,8 +22,8 @@ costs_of_a_rank = st.builds(
 layouts = st.sampled_from(sorted(LAYOUTS))
 
 
-def slowest_ms(costs, tokens, layout, causal=True):
-    return make_plan(sum(tokens), tokens, layout, causal=causal).predicted_ms(costs)
+def slowest_ms(costs, tokens, layout, mask=CAUSAL):
+    return make_plan(sum(tokens), tokens, layout, mask=mask).predicted_ms(costs)
 
 
 def splits(seq_len, tile, ranks):
@@ -41,12 +42,12 @@ class Case:
     seq_len: int
     tile: int
     layout: str
-    causal: bool
+    mask: Mask
 
     def best_ms(self):
         """Return the least time in ms of all splits that the ranks' memories can hold; None without one."""
         times_ms = [
-            slowest_ms(self.costs, tokens, self.layout, self.causal)
+            slowest_ms(self.costs, tokens, self.layout, self.mask)
             for tokens in splits(self.seq_len, self.tile, len(self.costs))
             if holds(self.costs, tokens)
         ]
@@ -75,7 +76,7 @@ def some_case(rng):
     ]
     if rng.random() < 0.3:
         costs = [cost.capped(rng.choice((None, rng.randint(0, seq_len)))) for cost in costs]
-    return Case(costs, seq_len, tile, rng.choice(sorted(LAYOUTS)), rng.random() < 0.8)
+    return Case(costs, seq_len, tile, rng.choice(sorted(LAYOUTS)), Mask.of(rng.random() < 0.8))
 
 
 def test_no_split_is_faster_in_400_small_cases():
@@ -86,12 +87,12 @@ def test_no_split_is_faster_in_400_small_cases():
         best_ms = case.best_ms()
         if best_ms is None:
             with pytest.raises(UserError, match="does not fit the ranks' memory"):
-                balance(case.costs, case.seq_len, case.tile, case.layout, case.causal)
+                balance(case.costs, case.seq_len, case.tile, case.layout, case.mask)
             continue
-        tokens = balance(case.costs, case.seq_len, case.tile, case.layout, case.causal)
+        tokens = balance(case.costs, case.seq_len, case.tile, case.layout, case.mask)
         assert holds(case.costs, tokens), case
         assert sum(count % case.tile > 0 for count in tokens) <= 1, case
-        assert slowest_ms(case.costs, tokens, case.layout, case.causal) <= best_ms * (1 + 1e-9), case
+        assert slowest_ms(case.costs, tokens, case.layout, case.mask) <= best_ms * (1 + 1e-9), case
         limited += any(cost.max_tokens is not None for cost in case.costs)
         left_out += 0 in tokens
         rests += case.seq_len % case.tile > 0
@@ -106,14 +107,14 @@ def test_odd_counts_of_several_ranks_are_split_best():
             RankCost(rng.choice((0.0, 0.5)), 10 ** rng.uniform(-3, -2), 10 ** rng.uniform(-2, -1))
             for _ in range(5)
         ]
-        case = Case(costs, rng.randint(5, 7), 1, "zigzag", True)
-        tokens = balance(costs, case.seq_len, 1, "zigzag", True)
+        case = Case(costs, rng.randint(5, 7), 1, "zigzag", CAUSAL)
+        tokens = balance(costs, case.seq_len, 1, "zigzag", CAUSAL)
         assert slowest_ms(costs, tokens, "zigzag") <= case.best_ms() * (1 + 1e-9), case
 
 
 @given(st.lists(costs_of_a_rank, min_size=1, max_size=16), st.integers(1, 5000), st.integers(1, 64), layouts)
 def test_all_tokens_are_given_out_in_whole_tiles(costs, seq_len, tile, layout):
-    tokens = balance(costs, seq_len, tile, layout, True)
+    tokens = balance(costs, seq_len, tile, layout, CAUSAL)
     assert sum(tokens) == seq_len
     assert min(tokens) >= 0
     assert sum(1 for count in tokens if count % tile) <= 1
@@ -121,7 +122,7 @@ def test_all_tokens_are_given_out_in_whole_tiles(costs, seq_len, tile, layout):
 
 @given(st.lists(costs_of_a_rank, min_size=1, max_size=40), st.integers(64, 5000), st.integers(1, 32), layouts)
 def test_a_balanced_plan_is_never_later_than_the_best_rank_alone(costs, seq_len, tile, layout):
-    tokens = balance(costs, seq_len, tile, layout, True)
+    tokens = balance(costs, seq_len, tile, layout, CAUSAL)
     alone_ms = min(slowest_ms([cost], [seq_len], layout) for cost in costs)
     assert slowest_ms(costs, tokens, layout) <= alone_ms * (1 + 1e-9)
 
@@ -129,7 +130,7 @@ def test_a_balanced_plan_is_never_later_than_the_best_rank_alone(costs, seq_len,
 @given(st.lists(costs_of_a_rank, min_size=2, max_size=8), st.integers(64, 3000), st.data())
 def test_a_tile_moved_to_another_rank_is_no_faster(costs, seq_len, data):
     layout, tile = data.draw(layouts), 2 * data.draw(st.integers(1, 16))
-    tokens = balance(costs, seq_len, tile, layout, True)
+    tokens = balance(costs, seq_len, tile, layout, CAUSAL)
     giver = data.draw(st.sampled_from([rank for rank, count in enumerate(tokens) if count]))
     moved = list(tokens)
     moved[giver] -= (given := min(tile, tokens[giver]))
@@ -151,29 +152,29 @@ def test_many_ranks_and_a_long_prompt_take_few_fillings(monkeypatch):
     rng = random.Random(0)
     costs = [RankCost(0.1, 2e-4 * rng.uniform(1, 4), 3e-8 * rng.uniform(1, 4), 1e-8) for _ in range(1024)]
     for layout in LAYOUTS:
-        balance(costs, 1 << 20, 64, layout, True)
+        balance(costs, 1 << 20, 64, layout, CAUSAL)
     assert fillings < 2 * 60
 
 
 def test_a_rank_that_does_not_pay_gets_nothing():
     fast, slow = RankCost(0.1, 0.001, 0.0), RankCost(50.0, 0.001, 0.0)
-    assert balance([fast, slow], 4096, 128, "zigzag", True) == [4096, 0]
+    assert balance([fast, slow], 4096, 128, "zigzag", CAUSAL) == [4096, 0]
 
 
 def test_speeds_two_to_one_are_shared_two_to_one_under_zigzag():
     costs = [RankCost(0.0, 0.0, 1e-6), RankCost(0.0, 0.0, 2e-6)]
-    assert balance(costs, 48 * 128, 128, "zigzag", True) == [32 * 128, 16 * 128]
+    assert balance(costs, 48 * 128, 128, "zigzag", CAUSAL) == [32 * 128, 16 * 128]
 
 
 def test_contiguous_boundaries_of_pure_attention_follow_the_square_root_law():
     costs = [RankCost(0.0, 0.0, 1e-6)] * 2
-    first, _ = balance(costs, 100_000, 1, "contiguous", True)
+    first, _ = balance(costs, 100_000, 1, "contiguous", CAUSAL)
     assert first == pytest.approx(100_000 * 0.5**0.5, rel=1e-3)
 
 
 def test_memory_is_respected_and_its_lack_named():
     fast = RankCost(0.0, 0.001, 0.0, max_tokens=1000)
     slow = RankCost(0.0, 0.1, 0.0)
-    assert balance([fast, slow], 4096, 8, "zigzag", True) == [1000, 3096]
+    assert balance([fast, slow], 4096, 8, "zigzag", CAUSAL) == [1000, 3096]
     with pytest.raises(UserError, match="does not fit the ranks' memory"):
-        balance([fast, fast], 4096, 8, "zigzag", True)
+        balance([fast, fast], 4096, 8, "zigzag", CAUSAL)

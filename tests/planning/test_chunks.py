@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
-from ringexp.planning import HopCost, RankCost, make_plan
+from ringexp.planning import BlockShape, HopCost, RankCost, make_plan
 
 counts = st.lists(st.integers(6, 20), min_size=1, max_size=4)
 
@@ -21,7 +21,7 @@ def test_chunks_cover_every_pair_exactly_once(tokens, layout, chunks, tile):
                 rows, columns = queries.positions(), keys.positions()
                 for block in chunk.blocks(rank, source):
                     for i in range(block.q_len):
-                        last = i + 1 if block.causal else block.kv_len
+                        last = i + 1 if block.shape is BlockShape.CAUSAL else block.kv_len
                         seen += [(rows[block.q_start + i], columns[block.kv_start + j]) for j in range(last)]
     assert sorted(seen) == [(i, j) for i in range(plan.seq_len) for j in range(i + 1)]
     assert plan.tokens == tokens

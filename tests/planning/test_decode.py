@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
-from ringexp.planning import MemoryNeed, longest_context, make_plan, next_owner, owners
+from ringexp.planning import BlockShape, MemoryNeed, longest_context, make_plan, next_owner, owners
 
 
 def test_new_tokens_even_out_what_speed_allows():
@@ -82,6 +82,6 @@ def test_padded_plans_cover_exactly_what_is_no_padding(tokens, layout, start):
             rows, columns = queries.positions(), keys.positions()
             for block in plan.blocks(rank, source, start):
                 for i in range(block.q_len):
-                    last = i + 1 if block.causal else block.kv_len
+                    last = i + 1 if block.shape is BlockShape.CAUSAL else block.kv_len
                     seen += [(rows[block.q_start + i], columns[block.kv_start + j]) for j in range(last)]
     assert sorted(seen) == [(i, j) for i in range(start, plan.seq_len) for j in range(start, i + 1)]

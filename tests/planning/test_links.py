@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringexp.planning import HopCost, NodeLinks, RankCost, carried_ms, make_plan, simulate
+from ringexp.planning import HopCost, Mask, NodeLinks, RankCost, carried_ms, make_plan, simulate
 from ringexp.planning.work import block_rows, linear_ms
 
 FREE = RankCost(0.0, 0.0, 0.0)
@@ -28,7 +28,10 @@ def test_a_shard_crosses_nodes_only_where_ring_neighbours_are_on_two():
 def test_direct_copies_that_nobody_computes_with_take_what_the_links_carry(
     tokens, layout, causal, latency_ms, token_ms
 ):
-    plan, links = make_plan(sum(tokens), tokens, layout, causal=causal), HopCost(latency_ms, token_ms, True)
+    plan, links = (
+        make_plan(sum(tokens), tokens, layout, mask=Mask.of(causal)),
+        HopCost(latency_ms, token_ms, True),
+    )
     carried = [
         sum(links.time_ms(plan.needed(rank, source)) for source in plan.members if source != rank)
         for rank in plan.members

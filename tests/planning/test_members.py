@@ -10,6 +10,7 @@ from ringexp import UserError, plan
 from ringexp.planning import (
     LAYOUTS,
     HopCost,
+    Mask,
     RankCost,
     apportion,
     balance,
@@ -37,15 +38,17 @@ def test_numbers_of_members_are_tried_ever_finer_down_to_one(ranks):
 @pytest.mark.parametrize("ranks", [2, 20])
 def test_where_hops_are_too_dear_the_fastest_rank_is_alone(ranks):
     costs = [RankCost(1.0, 0.01 * (1 + (rank + 1) % ranks), 0.0) for rank in range(ranks)]
-    alone = balanced_plan(costs, 512, 16, "zigzag", True, DEAR)
+    alone = balanced_plan(costs, 512, 16, "zigzag", Mask.causal(), DEAR)
     assert alone.members == [ranks - 1]
     assert alone.predicted_ms(costs, DEAR) == pytest.approx(1.0 + 0.01 * 512)
-    assert len(balanced_plan(costs, 512, 16, "zigzag", True).members) > 1  # hops that are not known are free
+    assert (
+        len(balanced_plan(costs, 512, 16, "zigzag", Mask.causal()).members) > 1
+    )  # hops that are not known are free
 
 
 def test_the_fastest_rank_is_not_alone_if_its_memory_is_too_small():
     fast, slow = RankCost(1.0, 0.01, 0.0, max_tokens=100), RankCost(1.0, 0.02, 0.0)
-    made = balanced_plan([fast, slow, slow], 512, 4, "zigzag", True, HopCost(50.0, 0.0))
+    made = balanced_plan([fast, slow, slow], 512, 4, "zigzag", Mask.causal(), HopCost(50.0, 0.0))
     assert made.tokens[0] <= 100
     assert sum(made.tokens) == 512
     assert len(made.members) == 2
@@ -54,8 +57,8 @@ def test_the_fastest_rank_is_not_alone_if_its_memory_is_too_small():
 @pytest.mark.parametrize("layout", layouts)
 def test_ranks_whose_work_costs_nothing_can_do_all_of_it(layout):
     free = RankCost(0.0, 0.0, 0.0)
-    assert sum(balance([free, free], 100, 8, layout, True)) == 100
-    tokens = balance([RankCost(1.0, 1.0, 1.0), free], 100, 8, layout, True)
+    assert sum(balance([free, free], 100, 8, layout, Mask.causal())) == 100
+    tokens = balance([RankCost(1.0, 1.0, 1.0), free], 100, 8, layout, Mask.causal())
     assert make_plan(100, tokens, layout).predicted_ms([RankCost(1.0, 1.0, 1.0), free]) == 0.0
 
 
@@ -78,7 +81,7 @@ def test_a_cap_that_is_just_reached_changes_nothing():
 
 def test_by_default_a_plan_is_causal_zigzag():
     made = plan([1.0, 1.0], 64)
-    assert (made.layout, made.causal) == ("zigzag", True)
+    assert (made.layout, made.mask) == ("zigzag", Mask.causal())
     assert (made.chunks, made.starts, made.aligned) == ((), (), True)
 
 

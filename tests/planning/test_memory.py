@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
-from ringexp.planning import MemoryNeed, RankCost, balance, check_memory, make_plan, validate_memory_limit
+from ringexp.planning import (
+    Mask,
+    MemoryNeed,
+    RankCost,
+    balance,
+    check_memory,
+    make_plan,
+    validate_memory_limit,
+)
 
 needs = st.builds(
     lambda fixed, prompt, kv, more: MemoryNeed(fixed, prompt, kv + more, kv),
@@ -34,13 +42,13 @@ def test_balanced_moves_tokens_to_the_rank_with_memory():
     need = MemoryNeed(0, 0, 50, 10)
     room = need.max_tokens(10 * 4096 + 40 * 1000, 4096)
     fast, slow = RankCost(0, 0.001, 0, max_tokens=room), RankCost(0, 0.1, 0)
-    assert balance([fast, slow], 4096, 8, "zigzag", True) == [1000, 3096]
+    assert balance([fast, slow], 4096, 8, "zigzag", Mask.causal()) == [1000, 3096]
 
 
 def test_too_long_a_prompt_ends_with_the_numbers():
     costs = [RankCost(0, 0.001, 0, max_tokens=1000), RankCost(0, 0.001, 0, max_tokens=500)]
     with pytest.raises(UserError, match=r"seq_len=4096 does not fit .* 1000 \+ 500 = 1500 tokens at most"):
-        balance(costs, 4096, 8, "zigzag", True)
+        balance(costs, 4096, 8, "zigzag", Mask.causal())
 
 
 def test_a_plan_beyond_memory_is_named_by_its_rank():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import ringexp
 from ringexp import RankCost, UserError, plan
-from ringexp.planning import balance
+from ringexp.planning import Mask, balance
 
 speed_lists = st.lists(st.floats(0.01, 100), min_size=1, max_size=12)
 
@@ -29,7 +29,7 @@ def capped(draw) -> tuple[list[float], int, list[int | None]]:
 @given(speed_lists, st.integers(12, 100_000), st.sampled_from(["zigzag", "contiguous"]), st.booleans())
 def test_shares_are_near_the_speeds_whatever_the_length(speeds, seq_len, layout, causal):
     made = plan(speeds, seq_len, layout=layout, causal=causal)
-    assert (made.seq_len, made.layout, made.causal) == (seq_len, layout, causal)
+    assert (made.seq_len, made.layout, made.mask) == (seq_len, layout, Mask.of(causal))
     assert sum(made.tokens) == seq_len
     assert min(made.tokens) >= 1
     tile = max(seq_len // (len(speeds) * 16), 1)
@@ -81,7 +81,7 @@ COSTS = [RankCost(0.5, 0.001, 1e-7), RankCost(0.1, 0.004, 4e-7, max_tokens=600),
 
 def test_costs_are_balanced_and_a_rank_that_does_not_pay_is_left_out():
     made = plan(COSTS, 4096, tile=128)
-    assert made.tokens == balance(COSTS, 4096, 128, "zigzag", True)
+    assert made.tokens == balance(COSTS, 4096, 128, "zigzag", Mask.causal())
     assert made.tokens[2] == 0
     assert made.tokens[1] <= 600
     assert plan(COSTS, 4096, tile=128, max_tokens=[None, 256, None]).tokens[1] <= 256

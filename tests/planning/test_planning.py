@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
-from ringexp.planning import LAYOUTS, WEIGHTS, Shard, Span, apportion, make_plan
+from ringexp.planning import LAYOUTS, WEIGHTS, BlockShape, Mask, Shard, Span, apportion, make_plan
 from ringexp.planning.work import needed_rows
 
 token_counts = st.lists(st.integers(1, 9), min_size=1, max_size=16)
@@ -22,9 +22,13 @@ def pairs_of(plan, rank, source):
     """Every (query position, key position) the blocks of one rank and source compute."""
     q, kv = plan.q_shards[rank].positions(), plan.kv_shards[source].positions()
     for block in plan.blocks(rank, source):
-        assert not block.causal or block.q_len == block.kv_len
+        assert block.shape is not BlockShape.CAUSAL or block.q_len == block.kv_len
         for row in range(block.q_start, block.q_stop):
-            stop = block.kv_start + row - block.q_start + 1 if block.causal else block.kv_stop
+            stop = (
+                block.kv_start + row - block.q_start + 1
+                if block.shape is BlockShape.CAUSAL
+                else block.kv_stop
+            )
             for column in range(block.kv_start, stop):
                 yield q[row], kv[column]
 
@@ -40,8 +44,8 @@ def test_every_position_is_held_exactly_once(tokens, layout, shard):
 
 @given(sparse_counts, layouts, st.booleans())
 def test_ranks_without_tokens_change_nothing_for_the_others(tokens, layout, causal):
-    plan = make_plan(sum(tokens), tokens, layout, causal=causal)
-    dense = make_plan(sum(tokens), [count for count in tokens if count], layout, causal=causal)
+    plan = make_plan(sum(tokens), tokens, layout, mask=Mask.of(causal))
+    dense = make_plan(sum(tokens), [count for count in tokens if count], layout, mask=Mask.of(causal))
     assert plan.members == [rank for rank, count in enumerate(tokens) if count]
     assert [plan.q_shards[rank] for rank in plan.members] == list(dense.q_shards)
     for place, rank in enumerate(plan.members):
@@ -54,7 +58,7 @@ def test_what_a_rank_needs_of_a_shard_is_up_to_the_last_key_that_any_of_its_quer
     tokens, layout, shard, causal
 ):
     assume(all(tokens) or shard == "tokens")
-    plan = make_plan(sum(tokens), tokens, layout, shard=shard, causal=causal)
+    plan = make_plan(sum(tokens), tokens, layout, shard=shard, mask=Mask.of(causal))
     for rank in plan.members:
         for source in plan.members:
             seen = {key for _, key in pairs_of(plan, rank, source)}
@@ -75,7 +79,7 @@ def test_local_positions_are_sorted(tokens, layout, shard):
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=16), layouts, shard_modes, st.booleans())
 def test_blocks_cover_the_attended_pairs_exactly_once(tokens, layout, shard, causal):
-    plan = make_plan(sum(tokens), tokens, layout, shard=shard, causal=causal)
+    plan = make_plan(sum(tokens), tokens, layout, shard=shard, mask=Mask.of(causal))
     seen = [
         pair
         for rank in range(plan.world_size)
@@ -95,7 +99,7 @@ def test_matching_shards_need_one_block_a_source(tokens, layout):
         for source in range(plan.world_size):
             blocks = plan.blocks(rank, source)
             assert len(blocks) <= 1
-            assert all(block.causal == (rank == source) for block in blocks)
+            assert all((block.shape is BlockShape.CAUSAL) == (rank == source) for block in blocks)
 
 
 @given(st.lists(st.integers(1, 40).map(lambda n: 2 * n), min_size=1, max_size=16))

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.planning import (
+    BlockShape,
     HopCost,
+    Mask,
     NodeLinks,
     Plan,
     RankCost,
@@ -38,7 +40,7 @@ def rings(draw, causal=None):
     tokens = draw(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any))
     layout = draw(st.sampled_from(["zigzag", "contiguous"]))
     is_causal = draw(st.booleans()) if causal is None else causal
-    plan = make_plan(sum(tokens), tokens, layout, causal=is_causal)
+    plan = make_plan(sum(tokens), tokens, layout, mask=Mask.of(is_causal))
     costs = [draw(costs_of_a_rank) for _ in tokens]
     links = draw(hop_costs)
     if draw(st.booleans()):
@@ -90,7 +92,10 @@ def event_by_event(plan, costs, links, prefetch_hops):
             earlier = [("computed", rank, hop - 1)] if hop else []
             return [("arrived", rank, hop), *earlier], 0.0
         blocks = plan.blocks(rank, source)
-        work = sum((costs[rank].pair_ms + costs[rank].diagonal_ms * b.causal) * b.pairs for b in blocks)
+        work = sum(
+            (costs[rank].pair_ms + costs[rank].diagonal_ms * (b.shape is BlockShape.CAUSAL)) * b.pairs
+            for b in blocks
+        )
         if blocks and hop:
             work += costs[rank].hop_ms + costs[rank].hop_token_ms * plan.tokens[rank]
         return [("taken up", rank, hop)], work
@@ -130,7 +135,7 @@ def test_no_rank_is_done_before_it_has_computed_all_nor_before_all_shards_have_c
     for place, (rank, hop) in enumerate(zip(members, links.into(members), strict=True)):
         blocks = [block for source in members for block in plan.blocks(rank, source)]
         pairs = sum(block.pairs for block in blocks)
-        diagonal = sum(block.pairs for block in blocks if block.causal)
+        diagonal = sum(block.pairs for block in blocks if block.shape is BlockShape.CAUSAL)
         pure = costs[rank].time_ms(plan.tokens[rank], pairs, diagonal)
         others = [source for source in members if source != rank]
         counts = [plan.needed(rank, each) if links.direct else plan.kv_tokens[each] for each in others]
@@ -149,10 +154,12 @@ def test_a_balanced_plan_is_no_later_than_water_filling_among_any_number_of_the_
 ):
     alone = [cost.time_ms(seq_len, seq_len**2 / 2, seq_len**2 / 2) for cost in costs]
     fastest = sorted(range(len(costs)), key=lambda rank: (alone[rank], -rank))
-    found = balanced_plan(costs, seq_len, 4, "zigzag", True, links, prefetch_hops)
+    found = balanced_plan(costs, seq_len, 4, "zigzag", Mask.causal(), links, prefetch_hops)
     for count in range(1, len(costs) + 1):
         ranks = sorted(fastest[:count])
-        some = balance([costs[rank].with_hops(count - 1) for rank in ranks], seq_len, 4, "zigzag", True)
+        some = balance(
+            [costs[rank].with_hops(count - 1) for rank in ranks], seq_len, 4, "zigzag", Mask.causal()
+        )
         tokens = [some[ranks.index(rank)] if rank in ranks else 0 for rank in range(len(costs))]
         other_ms = make_plan(seq_len, tokens).predicted_ms(costs, links, prefetch_hops)
         assert found.predicted_ms(costs, links, prefetch_hops) <= other_ms
@@ -188,14 +195,14 @@ def test_where_a_ring_begins_to_be_counted_changes_nothing(ring, turn, prefetch_
         links = links.across
     turn %= len(costs)
     tokens = plan.tokens[turn:] + plan.tokens[:turn]
-    turned = make_plan(plan.seq_len, tokens, plan.layout, causal=False)
+    turned = make_plan(plan.seq_len, tokens, plan.layout, mask=Mask.full())
     turned_ms = turned.predicted_ms(costs[turn:] + costs[:turn], links, prefetch_hops)
     assert turned_ms == pytest.approx(plan.predicted_ms(costs, links, prefetch_hops))
 
 
 @given(st.integers(2, 8), costs_of_a_rank, hop_costs, prefetches)
 def test_equal_ranks_with_equal_shards_do_the_same_whatever_their_place(ranks, cost, links, prefetch_hops):
-    plan = make_plan(24 * ranks, [24] * ranks, causal=False)
+    plan = make_plan(24 * ranks, [24] * ranks, mask=Mask.full())
     found = simulate(plan, [cost] * ranks, links, prefetch_hops)
     assert found.compute_ends[-1] == pytest.approx([found.latency_ms] * ranks)
 
@@ -206,7 +213,7 @@ def test_equal_ranks_with_equal_shards_do_the_same_whatever_their_place(ranks, c
 def test_a_barrier_at_each_hop_caps_capacity_efficiency(speeds, bound):
     costs = [RankCost(0.0, 0.0, 1 / speed) for speed in speeds]
     seq_len = 110_000
-    plan = make_plan(seq_len, balance(costs, seq_len, 1, "zigzag", True))
+    plan = make_plan(seq_len, balance(costs, seq_len, 1, "zigzag", Mask.causal()))
     ideal_ms = seq_len * (seq_len + 1) / 2 / sum(speeds)
     free = HopCost(0.0, 0.0)
     assert ideal_ms / plan.predicted_ms(costs, free, prefetch_hops=0) == pytest.approx(bound, abs=0.005)
@@ -216,7 +223,7 @@ def test_a_barrier_at_each_hop_caps_capacity_efficiency(speeds, bound):
 def test_one_hop_ahead_loses_less_than_a_barrier():
     """A rank waits for the hop before the one that its neighbours are at."""
     costs = [RankCost(0.0, 0.0, 1 / speed) for speed in (1, 1, 0.5, 0.25)]
-    plan = make_plan(110_000, balance(costs, 110_000, 1, "zigzag", True))
+    plan = make_plan(110_000, balance(costs, 110_000, 1, "zigzag", Mask.causal()))
     free = HopCost(0.0, 0.0)
     slower = plan.predicted_ms(costs, free, 1) / plan.predicted_ms(costs, free)
     assert slower == pytest.approx(12 / 11, rel=1e-3)
@@ -224,7 +231,7 @@ def test_one_hop_ahead_loses_less_than_a_barrier():
 
 def test_direct_copies_make_no_detour_over_a_slow_rank():
     """The shard of a rank next but one waits for nobody between."""
-    plan = make_plan(300, [100] * 3, causal=False)
+    plan = make_plan(300, [100] * 3, mask=Mask.full())
     costs = [RankCost(0.0, 0.0, 1e-3), RankCost(500.0, 0.0, 1e-3), RankCost(0.0, 0.0, 1e-3)]
     sent_on, direct = HopCost(1.0, 0.0), HopCost(1.0, 0.0, direct=True)
     arrival = {
@@ -241,7 +248,7 @@ def test_a_large_ring_needs_no_lists_of_blocks(monkeypatch, layout):
     """There would be as many as ranks squared."""
     monkeypatch.setattr(Plan, "blocks", lambda *_: pytest.fail("blocks were listed"))
     costs = [RankCost(0.1, 1e-5, 1e-7 * (1 + rank % 3), hop_ms=0.01) for rank in range(100)]
-    plan = balanced_plan(costs, 1 << 16, 16, layout, True, HopCost(0.02, 1e-4))
+    plan = balanced_plan(costs, 1 << 16, 16, layout, Mask.causal(), HopCost(0.02, 1e-4))
     assert simulate(plan, costs, HopCost(0.02, 1e-4)).latency_ms > 0
 
 
@@ -251,6 +258,6 @@ def test_a_ring_of_a_thousand_ranks_is_planned_and_played_in_seconds(layout):
     """5 s of a core, and room for a slow one."""
     costs = [RankCost(0.1, 1e-5, 1e-7 * (1 + rank % 3), hop_ms=0.01) for rank in range(1024)]
     began = time.process_time()
-    plan = balanced_plan(costs, 1 << 20, 16, layout, True, HopCost(0.02, 1e-4))
+    plan = balanced_plan(costs, 1 << 20, 16, layout, Mask.causal(), HopCost(0.02, 1e-4))
     simulate(plan, costs, HopCost(0.02, 1e-4))
     assert time.process_time() - began < 20

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringexp.planning import LAYOUTS, RankCost, make_plan
+from ringexp.planning import LAYOUTS, BlockShape, Mask, RankCost, make_plan
 from ringexp.planning.work import block_rows, linear_ms
 
 COSTS = [
@@ -26,8 +26,10 @@ def plans(draw):
     if all(tokens) and draw(st.booleans()):
         if min(tokens) > 1 and draw(st.booleans()):
             return make_plan(seq_len, tokens, layout, chunks=2, starts=starts)
-        return make_plan(seq_len, tokens, layout, shard="kv", causal=draw(st.booleans()), starts=starts)
-    return make_plan(seq_len, tokens, layout, causal=draw(st.booleans()), starts=starts)
+        return make_plan(
+            seq_len, tokens, layout, shard="kv", mask=Mask.of(draw(st.booleans())), starts=starts
+        )
+    return make_plan(seq_len, tokens, layout, mask=Mask.of(draw(st.booleans())), starts=starts)
 
 
 def counted_ms(plan, rank, source):
@@ -37,8 +39,8 @@ def counted_ms(plan, rank, source):
         blocks = plan.blocks(rank, source, start)
         queries = [p for p in plan.q_shards[rank].positions() if p >= start]
         keys = [p for p in plan.kv_shards[source].positions() if p >= start]
-        pairs.append(sum(key <= query or not plan.causal for query in queries for key in keys))
-        diagonal.append(sum(b.q_len * (b.q_len + 1) / 2 for b in blocks if b.causal))
+        pairs.append(sum(key <= query or not plan.mask.is_causal for query in queries for key in keys))
+        diagonal.append(sum(b.q_len * (b.q_len + 1) / 2 for b in blocks if b.shape is BlockShape.CAUSAL))
     cost = COSTS[rank]
     hop_ms = cost.hop_ms + cost.hop_token_ms * plan.tokens[rank] if rank != source and any(pairs) else 0.0
     return cost.pair_ms * fmean(pairs) + cost.diagonal_ms * fmean(diagonal) + hop_ms
@@ -76,7 +78,7 @@ def test_tokens_and_pairs_of_padding_do_not_count(plan):
         assert plan.real_tokens(rank) == fmean(real)
         seen = [
             sum(
-                p - start + 1 if plan.causal else plan.seq_len - start
+                p - start + 1 if plan.mask.is_causal else plan.seq_len - start
                 for p in queries.positions()
                 if p >= start
             )
@@ -114,7 +116,7 @@ def test_pairs_are_those_of_all_blocks(data):
         seq_len,
         tokens,
         data.draw(st.sampled_from(["zigzag", "contiguous"])),
-        causal=causal,
+        mask=Mask.of(causal),
         chunks=data.draw(st.integers(1, min(3, max(min(tokens), 1)))) if causal else 1,
         starts=data.draw(st.lists(st.integers(0, seq_len - 1), max_size=3)),
     )

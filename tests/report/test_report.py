@@ -262,7 +262,7 @@ def test_ctrl_c_ends_the_command_with_one_line(sweep):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr == "ringexp report: interrupted; a report that was there is as it was\n"
+    assert stderr == "ringexp report: interrupted; an earlier report is unchanged\n"
 
 
 def test_the_command_makes_one_report_of_several_folders(sweep, tmp_path):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.kernels import FusedLimits
-from ringexp.planning import make_plan
+from ringexp.planning import BlockShape, Mask, make_plan
 from ringexp.ring.fused import launches
 from ringexp.ring.transport import Route
 
@@ -18,7 +18,7 @@ def rings(draw):
     if not any(tokens):
         tokens[0] = unit
     layout = draw(st.sampled_from(["zigzag", "contiguous"]))
-    plan = make_plan(sum(tokens), tokens, layout, causal=draw(st.booleans()))
+    plan = make_plan(sum(tokens), tokens, layout, mask=Mask.of(draw(st.booleans())))
     return plan, draw(st.sampled_from(plan.members)), draw(st.integers(0, max(plan.seq_len // 2, 0)))
 
 
@@ -33,7 +33,7 @@ def test_every_block_is_in_one_launch_that_takes_it(ring, spans):
         assert len(launch.parts) <= spans
         first = launch.first
         for _, block in launch.parts[1:]:
-            assert not block.causal
+            assert block.shape is BlockShape.FULL
             assert block.q_stop == first.q_stop
             assert (block.q_start - first.q_start) % TILE == block.kv_len % TILE == 0
             assert block.q_start >= first.q_start
@@ -43,5 +43,5 @@ def test_whole_tiles_make_one_launch_of_a_zigzag_ring_of_four():
     plan = make_plan(16 * TILE, [2 * TILE, 6 * TILE, 4 * TILE, 4 * TILE])
     for rank in range(4):
         (launch,) = launches(plan, rank, Route.of(plan.kv_tokens, rank).sources, 0, FusedLimits(4, TILE))
-        assert launch.first.causal
+        assert launch.first.shape is BlockShape.CAUSAL
         assert launch.rows == (0, plan.tokens[rank])

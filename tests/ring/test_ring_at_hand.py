@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import block_fp64
-from ringexp.planning import LAYOUTS, Plan, make_plan
+from ringexp.planning import LAYOUTS, Mask, Plan, make_plan
 from ringexp.ring.clock import NoClock
 from ringexp.ring.decode import gather, stored
 from ringexp.ring.loop import RingContext, ring_attention
@@ -108,7 +108,7 @@ def exact(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
     for sequence in range(q.shape[0]):
         start = plan.starts[sequence] if plan.starts else 0
         real = [x[sequence : sequence + 1, start:].double().transpose(1, 2) for x in (q, k, v)]
-        whole[sequence, start:] = block_fp64(*real, plan.causal, DIM**-0.5)[0].transpose(1, 2)[0]
+        whole[sequence, start:] = block_fp64(*real, plan.mask.is_causal, DIM**-0.5)[0].transpose(1, 2)[0]
     return whole
 
 
@@ -131,7 +131,7 @@ def plans(draw):
         return batch, make_plan(seq_len, tokens, layout, tile=4, chunks=2, starts=starts)
     if kind == "kv" and all(tokens):
         return batch, make_plan(seq_len, tokens, layout, shard="kv", starts=starts)
-    return batch, make_plan(seq_len, tokens, layout, causal=kind != "full", starts=starts)
+    return batch, make_plan(seq_len, tokens, layout, mask=Mask.of(kind != "full"), starts=starts)
 
 
 @settings(deadline=None, max_examples=40)

@@ -11,7 +11,7 @@ from ringexp.calibration.table import SpeedTable
 from ringexp.cli import simulate as command
 from ringexp.configure.named_models import named_model, named_shape
 from ringexp.models.registry import model_of
-from ringexp.planning import HopCost, RankCost, make_plan
+from ringexp.planning import HopCost, Mask, RankCost, make_plan
 from ringexp.ring.timing import IterationTiming
 from ringexp.simulate.hardware import load_hardware
 from ringexp.simulate.rings import Split, run, timings
@@ -95,7 +95,7 @@ def test_the_ranks_of_a_run_can_be_split_otherwise(monkeypatch, capsys, sweep):
 def test_costs_of_a_calibration_table(monkeypatch, capsys, tmp_path):
     shape = f"{model_of(named_model('attention_mha_4096')).speed_key}-cudnn"
     for percentage, cost in ((100.0, COSTS[0]), (50.0, COSTS[1])):
-        rows = cost_rows(cost, [4096], causal=True)
+        rows = cost_rows(cost, [4096], Mask.causal())
         SpeedTable(tmp_path / "speeds.csv").add(
             [replace(row, percentage=percentage, shape=shape) for row in rows]
         )

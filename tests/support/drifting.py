@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ringexp.config import AdaptiveConfig
-from ringexp.planning import AdaptivePlanner, Plan, RankCost, balance, make_plan
+from ringexp.planning import AdaptivePlanner, Mask, Plan, RankCost, balance, make_plan
 
 SEQ_LEN, TILE = 4096, 16
 COST = RankCost(fixed_ms=0.5, token_ms=0.002, pair_ms=6e-6, diagonal_ms=1e-6)
@@ -50,7 +50,7 @@ class Course:
 
 
 def planned(costs: Sequence[RankCost], layout: str) -> Plan:
-    return make_plan(SEQ_LEN, balance(costs, SEQ_LEN, TILE, layout, causal=True), layout)
+    return make_plan(SEQ_LEN, balance(costs, SEQ_LEN, TILE, layout, Mask.causal()), layout)
 
 
 def busy_ms(costs: Sequence[RankCost], plan: Plan) -> list[float]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.kernels import Kernel, get_kernel
-from ringexp.planning import Plan, make_plan
+from ringexp.planning import Mask, Plan, make_plan
 from ringexp.ring.clock import CpuClock, CudaClock, NoClock
 from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.loop import RingContext, ring_attention
@@ -41,7 +41,9 @@ class Case:
     prefetch_hops: int | None = None
 
     def plan(self) -> Plan:
-        return make_plan(sum(self.tokens), self.tokens, self.layout, shard=self.shard, causal=self.causal)
+        return make_plan(
+            sum(self.tokens), self.tokens, self.layout, shard=self.shard, mask=Mask.of(self.causal)
+        )
 
     def qkv(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The whole prompt's [B, S, heads, D], the same in every process."""

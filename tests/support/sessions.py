@@ -103,10 +103,7 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
     workload = tools.workload
     x = workload.inputs(config.seq_len, config.seed)
     exact = workload.reference(x, torch.float32)
-    plans = [
-        make_plan(config.seq_len, each, config.layout.name, causal=workload.shape.mask.is_causal)
-        for each in tokens
-    ]
+    plans = [make_plan(config.seq_len, each, config.layout.name, mask=workload.shape.mask) for each in tokens]
 
     def ring_of(plan: Plan) -> RingContext:
         return RingContext(plan, rank, session.transport, tools.kernel, session.throttle.clock())

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from ringexp.config import Config, LayoutConfig, PartitionerConfig
 from ringexp.errors import UserError
 from ringexp.models.fms import facts
-from ringexp.planning import LAYOUTS, HopCost, RankCost
+from ringexp.planning import LAYOUTS, HopCost, Mask, RankCost
 from ringexp.report.build import write_report
 from ringexp.report.planner_runs import MeasuredRun
 from ringexp.web import FOLDER, planner_page
@@ -55,7 +55,7 @@ class Setting:
 
     formula = lut
 
-    def costs(self, causal):
+    def costs(self, mask):
         return self.rank_costs
 
     def planned(self):
@@ -63,7 +63,7 @@ class Setting:
         partitioner, layout = PartitionerConfig(self.split), LayoutConfig(self.layout)
         config = Config(partitioner=partitioner, layout=layout, seq_len=self.seq_len, tile=self.tile)
         try:
-            plan = plan_for(config, self, "cuda", self.causal, hop=self.hop)
+            plan = plan_for(config, self, "cuda", Mask.of(self.causal), hop=self.hop)
         except UserError:
             return None
         return plan.tokens, plan.predicted_ms(self.rank_costs, self.hop)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ringexp.calibration.table import SpeedTable
+from ringexp.planning import Mask
 from ringexp.worker.make_plan import plan_for
 from ringexp.worker.speed_meter import enough_in_a_row
 from support import sessions
@@ -18,7 +19,7 @@ def test_measured_gives_two_devices_of_one_name_their_own_speeds(pools, tmp_path
     assert known[0] == known[1]
     fast, slow = ({row.hardware for row in rows} for rows in known[0].rows)
     assert (len(fast), len(slow), len(fast | slow)) == (1, 1, 2)
-    shares = plan_for(config, known[0], "cpu", causal=True).shares
+    shares = plan_for(config, known[0], "cpu", Mask.causal()).shares
     assert shares[0] > 1.5 * shares[1]
 
 
@@ -45,7 +46,7 @@ def test_a_rank_beside_another_is_not_taken_for_one_that_is_alone(pools, tmp_pat
     assert all(other == known for other in others)
     assert [{row.co_tenants for row in rows} for rows in known.rows] == [{"20"}, {"50"}, {""}]
     assert known.lut()[2] != known.lut()[0]  # though both are at 50 %
-    assert known.costs(causal=True)[2] != known.costs(causal=True)[0]
+    assert known.costs(Mask.causal())[2] != known.costs(Mask.causal())[0]
     others = {(row.length, row.tokens) for row in known.rows[0] if row.others == 2}
     assert others == {(512, 256)}  # the rest is two ranks'
 

@@ -4,7 +4,7 @@ import pytest
 
 from ringexp.config import Config, PartitionerConfig
 from ringexp.errors import UserError
-from ringexp.planning import HopCost, RankCost
+from ringexp.planning import HopCost, Mask, RankCost
 from ringexp.worker.make_plan import plan_for
 
 
@@ -16,7 +16,7 @@ class Costs:
     def __init__(self, *costs: RankCost) -> None:
         self._costs = costs
 
-    def costs(self, causal: bool) -> list[RankCost]:
+    def costs(self, mask: Mask) -> list[RankCost]:
         return list(self._costs)
 
     lut = formula = lambda self: []
@@ -27,7 +27,7 @@ EQUAL = Costs(*[RankCost(0.0, 0.0, 1e-6)] * 3)
 
 
 def tokens(source, **known):
-    return plan_for(BALANCED, source, "cpu", causal=True, **known).tokens
+    return plan_for(BALANCED, source, "cpu", Mask.causal(), **known).tokens
 
 
 def test_cheap_hops_leave_all_ranks_in_the_ring():

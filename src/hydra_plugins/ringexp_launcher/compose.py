@@ -1,4 +1,4 @@
-"""What our launchers have in common: all runs of a sweep are composed first, then carried out together.
+"""The base of our launchers: compose all runs of a sweep first, then carry them out together.
 
 Each run keeps its own folder, config and record, as with Hydra's basic launcher.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class TogetherLauncher(Launcher):
-    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._context = hydra_context
         self._config = config
 
     @abstractmethod
     def carry_out(self) -> CarryOut:
-        """What runs the checked configs."""
+        """Return the function that carries out validated runs."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose all jobs, then carry them out together. `ringexp.cli.run` reports their failures."""
@@ -33,7 +34,7 @@ class TogetherLauncher(Launcher):
 
         setup_globals()
         Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        collected: list[tuple[Any, Path]] = []
+        collected: list[tuple[DictConfig, Path]] = []
         returns = []
         for index, overrides in enumerate(job_overrides, start=initial_job_idx):
             config = self._context.config_loader.load_sweep_config(self._config, list(overrides))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class SlurmLauncher(TogetherLauncher):
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: object) -> None:
         self._settings: dict[str, Any] = {
             name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for name, value in settings.items()

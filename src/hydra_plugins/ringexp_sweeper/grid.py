@@ -21,6 +21,9 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from ringexp.cli.arguments import with_counts
@@ -28,7 +31,7 @@ from ringexp.cli.messages import folder_line
 from ringexp.errors import UserError
 
 LAUNCHERS = ("shared_ranks", "slurm", "slurm_local_debug", "basic")
-"""Launchers that can start ranks; each job of the last has ranks of its own."""
+"""Launchers that can start ranks. With basic every job has ranks of its own."""
 
 
 @dataclass
@@ -47,12 +50,12 @@ class GridSweeper(BasicSweeper):
         self,
         max_batch_size: int | None,
         params: dict[str, str] | None = None,
-        leave_out: Sequence[Mapping[str, Any]] = (),
+        leave_out: Sequence[Mapping[str, object]] = (),
     ) -> None:
         super().__init__(max_batch_size, params)
         self._leave_out = leave_out
 
-    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Refuse launchers that run each job by itself: they know nothing of ranks that jobs share."""
         launcher = config.hydra.runtime.choices["hydra/launcher"]
         if launcher not in LAUNCHERS:
@@ -62,7 +65,7 @@ class GridSweeper(BasicSweeper):
             )
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch the jobs batch by batch; a dry run leaves no record of the sweep."""
         assert self.config is not None
         assert self.launcher is not None
@@ -87,9 +90,9 @@ class GridSweeper(BasicSweeper):
         return returns
 
     def split_arguments(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, overrides: list[Any], max_batch_size: int | None
+        self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
-        """The jobs, in chunks of `max_batch_size`, each a list of overrides."""
+        """Return the jobs in chunks of `max_batch_size`; a job is a list of overrides."""
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
         kept = [job for job in jobs if not any(_matches(job, rule) for rule in self._leave_out)]
         if not kept:
@@ -107,8 +110,8 @@ class GridSweeper(BasicSweeper):
         super().validate_batch_is_legal(firsts)
 
 
-def _matches(job: Sequence[str], rule: Mapping[str, Any]) -> bool:
-    """Whether the job has every value of the rule; a key the job does not set matches nothing."""
+def _matches(job: Sequence[str], rule: Mapping[str, object]) -> bool:
+    """Tell whether the job has every value of the rule. A key that the job does not set matches nothing."""
     values = dict(override.split("=", 1) for override in job)
     return all(
         key in values and any(_value(values[key]) == _value(str(one)) for one in _listed(wanted))
@@ -116,11 +119,11 @@ def _matches(job: Sequence[str], rule: Mapping[str, Any]) -> bool:
     )
 
 
-def _listed(wanted: Any) -> Sequence[Any]:
+def _listed(wanted: object) -> Sequence[object]:
     return wanted if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
 
 
 @lru_cache(maxsize=4096)
-def _value(text: str) -> Any:
-    """An override's value as Hydra reads it, so that [100,50] equals [100.0, 50]."""
+def _value(text: str) -> object:
+    """Return an override's value as Hydra reads it, so that [100,50] equals [100.0, 50]."""
     return OverridesParser.create().parse_override(f"key={text}").value()

@@ -1,4 +1,4 @@
-"""The plan of a run that is not started, by stored speeds or by the percentages."""
+"""Plan a run without starting it, by stored speeds or by the percentages."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def dry_plan(run: ResolvedRun) -> tuple[Plan, str | None]:
     config = run.settings
     nominal = NominalSpeeds(config.hetero.percentages)
     if not run.partitioner.needs_measurements:
-        return plan_for(config, nominal, run.device, run.mask.is_causal), None
+        return plan_for(config, nominal, run.device, run.mask), None
     stored = _stored_speeds(run)
     if stored and run.partitioner.needs_costs:
         try:
-            stored.costs(run.mask.is_causal)
+            stored.costs(run.mask)
         except UserError:  # no costs in the table yet
             stored = None
     if stored is None:
         assumed = "equal" if measures_each_device(config.hetero.throttle) else "the percentages"
         note = f"speeds are not known here and taken to be {assumed}; a real run measures them"
-        return plan_for(config, nominal, run.device, run.mask.is_causal), note
-    return plan_for(config, stored, run.device, run.mask.is_causal), "speeds are from the calibration table"
+        return plan_for(config, nominal, run.device, run.mask), note
+    return plan_for(config, stored, run.device, run.mask), "speeds are from the calibration table"
 
 
 def _stored_speeds(run: ResolvedRun) -> TableSpeeds | None:

@@ -1,4 +1,4 @@
-"""Several runs: in as few sets of ranks as they allow, each failure reported and none stopping the others."""
+"""Carry out several runs in as few sets of ranks as they allow; a failed run does not stop the others."""
 
 from __future__ import annotations
 

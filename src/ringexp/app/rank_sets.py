@@ -1,4 +1,4 @@
-"""The sets of ranks that runs need, each with its jobs: references first, then the runs they are for."""
+"""Decide which sets of ranks the runs need, and the jobs of each: references first, then the runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machines on which ranks run, and what starts ranks there."""
+"""Describe the machines on which ranks run, and the launcher that starts ranks there."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a SLURM job does, once, on the first of its nodes: all runs it was given, as a local sweep would.
+"""Carry out all runs of a SLURM job, on the first of its nodes, as a local sweep would.
 
-Everything it finds out is in the runs' folders, so that nobody has to be there when it ends.
+The runs' folders say everything afterwards, so nobody has to wait for the job.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ringexp.calibration.rows import SpeedRow
 from ringexp.errors import UserError
-from ringexp.planning import RankCost, make_plan
+from ringexp.planning import Mask, RankCost, make_plan
 
 SMALL_SHARE = 8
 """Besides halves, shares of 1 / SMALL_SHARE of the tokens are measured, and the large rest of the tokens."""
@@ -33,13 +33,13 @@ def cost_points(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return sorted(points - {(length, length // 2) for length in lengths})
 
 
-def fit_cost(rows: Sequence[SpeedRow], causal: bool) -> RankCost:
+def fit_cost(rows: Sequence[SpeedRow], mask: Mask) -> RankCost:
     """Fit non-negative costs to rows by least squares of relative errors.
 
     Args:
         rows: rows of one hardware, throttle, percentage and shape, at different lengths and shares. The cost
             per own token and foreign shard is separated only if some rows have several other ranks.
-        causal: whether the mask is causal.
+        mask: which keys a query may see.
 
     Raises:
         UserError: if the rows are at fewer than four lengths or shares.
@@ -49,7 +49,7 @@ def fit_cost(rows: Sequence[SpeedRow], causal: bool) -> RankCost:
 
     terms = []
     for row in rows:
-        plan = make_plan(row.length, [row.tokens, row.length - row.tokens], causal=causal)
+        plan = make_plan(row.length, [row.tokens, row.length - row.tokens], mask=mask)
         hops = row.others if row.tokens < row.length else 0
         terms.append((1.0, row.tokens, plan.pairs(0), plan.causal_pairs(0), hops * row.tokens))
     distinct = len({term[:4] for term in terms})

@@ -13,7 +13,7 @@ from ringexp.calibration.lookup_table import LookupTable
 from ringexp.calibration.measure import calibration_lengths
 from ringexp.calibration.rows import SpeedRow
 from ringexp.config import PartitionerConfig
-from ringexp.planning import RankCost
+from ringexp.planning import Mask, RankCost
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TableSpeeds:
             for rows, percentage in self._of_ranks()
         ]
 
-    def costs(self, causal: bool) -> list[RankCost]:
+    def costs(self, mask: Mask) -> list[RankCost]:
         """Return each rank's costs, fitted to the rows around this length."""
         lengths = calibration_lengths(self.seq_len, for_fit=False)
         points = {(length, length // 2) for length in lengths} | set(cost_points(lengths))
@@ -55,7 +55,7 @@ class TableSpeeds:
         for rows, percentage in zip(self.rows, self.percentages, strict=True):
             own = [row for row in rows if row.percentage == percentage and (row.length, row.tokens) in points]
             alone_ms = self.alone_ms if percentage == 100 else None
-            costs.append(replace(fit_cost(own, causal), alone_ms=alone_ms))
+            costs.append(replace(fit_cost(own, mask), alone_ms=alone_ms))
         return costs
 
     @cached_property
@@ -87,5 +87,5 @@ class NominalSpeeds:
     def formula(self) -> Sequence[float]:
         return self.percentages
 
-    def costs(self, causal: bool) -> list[RankCost]:
+    def costs(self, mask: Mask) -> list[RankCost]:
         return [RankCost(0.0, 0.0, 1 / percentage) for percentage in self.percentages]

@@ -1,4 +1,4 @@
-"""What a kernel, a transport, a throttle, a partitioner and a layout state about themselves."""
+"""The properties that kernels, transports, throttles, partitioners and layouts state."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class KernelSpec(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class TransportSpec(Choice):
-    """What carries shards from rank to rank.
+    """A carrier of shards from rank to rank.
 
     Attributes:
         devices: device types whose tensors it carries.
@@ -122,7 +122,7 @@ class PartitionerSpec(Choice):
 
     @property
     def needs_measurements(self) -> bool:
-        """Whether ranks have to be measured, or remembered, before it can plan."""
+        """Tell whether it plans by measurements of the ranks."""
         return self.needs_speeds or self.needs_costs
 
 

@@ -1,4 +1,4 @@
-"""The choices that ringexp has itself; a new one is a file with its code and an entry here."""
+"""The tables of ringexp's own choices. A new choice is a file with its code and an entry here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The command line before Hydra reads it: options in any order, names that are names, counts such as 4k.
+"""Prepare the command line for Hydra: options in any order, names that are names, counts such as 4k.
 
-Hydra takes its own options before the settings only, reads 50_100 as the number 50100, and meets a number
-where it expects a name with an exception. What it would stumble over is mended or refused here, in one line.
+Hydra takes its own options only before the settings, reads 50_100 as the number 50100, and raises an
+exception for a number where it expects a name. Such arguments are corrected here, or refused in one line.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import NoReturn
 
 from ringexp.cli.token_counts import written_out
 from ringexp.errors import UserError
@@ -28,7 +28,7 @@ TOKEN_COUNTS = (
     "model.chunk_tokens",
     "model.default_seq_len",
 )
-"""Settings that count tokens: 4k is taken."""
+"""Settings that count tokens and take counts such as 4k."""
 
 HELP = "python -m ringexp --help lists all"
 
@@ -58,8 +58,8 @@ def with_counts(overrides: Iterable[str]) -> list[str]:
 
 def last_value(overrides: Iterable[str], key: str) -> str | None:
     """Return the text that the last override of a key gives it; None if there is none."""
-    given = [value for name, value in map(_key_and_value, overrides) if name == key]
-    return given[-1] if given else None
+    values = [value for name, value in map(_key_and_value, overrides) if name == key]
+    return values[-1] if values else None
 
 
 def profile_hint(name: str) -> str:
@@ -68,8 +68,8 @@ def profile_hint(name: str) -> str:
     if percentages is None:
         return ""
     written = f"hetero.percentages=[{','.join(format_percentage(value) for value in percentages)}]"
-    known = "mps_" + "_".join(format_percentage(value) for value in percentages)
-    return f"hetero={known} or {written}" if known in named_profiles() else written
+    name = "mps_" + "_".join(format_percentage(value) for value in percentages)
+    return f"hetero={name} or {written}" if name in named_profiles() else written
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = get_args_parser()
 
-    def error(message: str) -> Any:
+    def error(message: str) -> NoReturn:
         raise UserError(f"{message} ({HELP})")
 
     parser.error = error
@@ -99,7 +99,7 @@ def _text(argument: str) -> str:
 
 
 def _options_last(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """Return the settings, then the options with their values, each in the order given."""
+    """Return the settings, then the options with their values, both in the order of the command line."""
     actions = {name: action for action in parser._actions for name in action.option_strings}
     settings: list[str] = []
     options: list[str] = []
@@ -155,19 +155,19 @@ def _check_name(override: str) -> None:
             raise UserError(_no_name(key, as_given, one))
 
 
-def _is_name(value: Any, key: str) -> bool:
+def _is_name(value: object, key: str) -> bool:
     if key == "experiment":  # several of them can be chosen together, or none
         return value is None or all(map(_is_text, value if isinstance(value, list) else [value]))
     return _is_text(value)
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     from hydra.core.override_parser.types import QuotedString
 
     return isinstance(value, str | QuotedString)
 
 
-def _no_name(key: str, text: str, value: Any) -> str:
+def _no_name(key: str, text: str, value: object) -> str:
     """Return the one-line error for a group that was given a number, nothing, a list or a mapping."""
     said = f"{key}={text} is not a name"
     if key == "hetero":
@@ -191,4 +191,4 @@ EXAMPLES = {
     "experiment": "smoke",
     "hydra/launcher": "slurm",
 }
-"""A name of each group, for messages."""
+"""An example of a name for every group, for messages."""

@@ -1,4 +1,4 @@
-"""The one line that the command line shows for an exception, and which exceptions need no traceback."""
+"""Turn exceptions into the one line that the command line shows; tell which need no traceback."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ def raised_by_hydra(error: BaseException) -> bool:
     Then the command line or the config is wrong.
     """
     modules = [str(frame.f_globals.get("__name__", "")) for frame, _ in walk_tb(error.__traceback__)]
-    known = [name for name in modules if name.partition(".")[0] in ("hydra", "ringexp", "hydra_plugins")]
-    return bool(known) and known[-1].startswith("hydra.")
+    packages = ("hydra", "ringexp", "hydra_plugins")
+    frames = [name for name in modules if name.partition(".")[0] in packages]
+    return bool(frames) and frames[-1].startswith("hydra.")
 
 
 def hydra_line(error: Exception) -> str:
-    """Return the one line for an exception that comes from Hydra but is not one of Hydra's own types."""
+    """Return the one line for an exception that Hydra raised and whose type is not Hydra's own."""
     if isinstance(error, OSError):
         return folder_line(error)
     text = " ".join(str(error).split()) or type(error).__name__
@@ -57,18 +58,16 @@ def hydra_line(error: Exception) -> str:
 
 def folder_line(error: OSError) -> str:
     """Return the one line for a folder of results that cannot be created or written."""
-    given = {
-        key: last_value(sys.argv[1:], key) for key in ("hydra.run.dir", "hydra.sweep.dir", "output_root")
-    }
-    given = {key: value for key, value in given.items() if value} or {"output_root": Config().output_root}
-    key, value = next(iter(given.items()))
+    keys = ("hydra.run.dir", "hydra.sweep.dir", "output_root")
+    values = {key: value for key in keys if (value := last_value(sys.argv[1:], key))}
+    key, value = next(iter(values.items()), ("output_root", Config().output_root))
     where = f"{error.filename}: " if error.filename else "the working folder is gone: "
     why = error.strerror or str(error)
     return f"{key}={value} cannot be written to ({where}{why}); choose a folder that can, with {key}=DIR"
 
 
 def one_line(error: Exception) -> str:
-    """Return an exception's message on one line. For an unknown key or choice, name the nearest known one."""
+    """Return an exception's message on one line. For an unknown key or choice, suggest the nearest one."""
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key = getattr(cause, "full_key", None) or ""

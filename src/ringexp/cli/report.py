@@ -1,4 +1,4 @@
-"""`ringexp report FOLDER ...`: a report on runs that are there already."""
+"""`ringexp report FOLDER ...`: make a report of finished runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ringexp.errors import RunFailed, UserError
 from ringexp.printable import plain
 
 DESCRIPTION = """\
-Make one report of all runs under some folders: a page that opens without a network, with headlines, figures
-and a table to sort and filter; its figures as PNG; and every figure of every run as CSV.
+Make one report of all runs under some folders: a page that opens without a network, with headlines, plots and
+a table to sort and filter; the plots as PNG; and every figure of every run as CSV.
 
     ringexp report outputs/sweeps/2026-03-01/12-00-00-abc
     ringexp report outputs/sweeps/2026-03-01 outputs/sweeps/2026-03-02 --out report
 
-A sweep (python -m ringexp -m ...) makes its report by itself when it ends. Beside it lies the planner, a page
-to try out speeds, lengths and layouts; without any runs:
+A sweep (ringexp sweep ...) makes its report by itself when it ends. The planner, a page to try out speeds,
+lengths and layouts, is written beside it. The planner alone, without any runs:
 
     ringexp report --planner planner.html"""
 
@@ -44,9 +44,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=("offline", "online", "disabled"),
         help="log the report to wandb this way (default: WANDB_MODE, else offline)",
     )
-    parser.add_argument("--project", help="of wandb (default: WANDB_PROJECT, else ringexp)")
-    parser.add_argument("--entity", help="of wandb (default: WANDB_ENTITY, else the login's)")
-    parser.add_argument("--group", help="of wandb (default: WANDB_RUN_GROUP, else the sweep's)")
+    parser.add_argument("--project", help="wandb project (default: WANDB_PROJECT, else ringexp)")
+    parser.add_argument("--entity", help="wandb entity (default: WANDB_ENTITY, else the login's)")
+    parser.add_argument("--group", help="wandb group (default: WANDB_RUN_GROUP, else the sweep's)")
     parser.add_argument("--planner", type=Path, metavar="FILE", help="write the planner alone, without runs")
     parsed = parser.parse_args(arguments)
     if bool(parsed.folders) == bool(parsed.planner):
@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """End with exit code 0 and a report; 2: bad input, 1: the disk is full, 130: Ctrl-C."""
+    """Write a report and end with exit code 0; 2: bad input, 1: the disk is full, 130: Ctrl-C."""
     arguments = parse()
     keep_printing()
     if arguments.planner:
@@ -71,15 +71,15 @@ def main() -> None:
         print(f"ringexp report: error: {plain(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        print("ringexp report: interrupted; a report that was there is as it was", file=sys.stderr)
+        print("ringexp report: interrupted; an earlier report is unchanged", file=sys.stderr)
         sys.exit(130)
     print(plain(counts(report.runs)))
     print(f"Report: {plain(report.page)}")
 
 
 def _tracker(arguments: argparse.Namespace) -> TrackerConfig:
-    """Return where the report is logged: by the command's options, else by the environment."""
-    (folder, *others) = (each.resolve() for each in arguments.folders)
+    """Return the wandb settings: from the command's options, else from the environment."""
+    (folder, *others) = (folder.resolve() for folder in arguments.folders)
     sweep = None if others else f"{folder.parent.name} {folder.name}"
     group = arguments.group or os.environ.get("WANDB_RUN_GROUP") or sweep
     return TrackerConfig(arguments.tracker, arguments.project, arguments.entity, group)
@@ -90,7 +90,7 @@ def _write_planner(path: Path) -> None:
     from ringexp.web import planner_page
 
     try:
-        path.parent.stat()  # a folder that is not there is more likely a slip than a wish
+        path.parent.stat()  # a missing folder is more likely a typing error than a wish
         write_atomically(path, planner_page())
     except OSError as error:
         print(f"ringexp report: error: {plain(path)} cannot be written: {error.strerror}", file=sys.stderr)

@@ -16,7 +16,7 @@ from ringexp.printable import plain, shown
 from ringexp.report.frame import COMPLETE, CONTEXT, IDENTITY, Runs, load_runs
 
 DESCRIPTION = """\
-List the runs under some folders, those that KEY=VALUE leaves, one row a run; or compare them.
+List the runs under some folders that match all KEY=VALUE, one row per run; or compare them.
 
     ringexp results outputs
     ringexp results outputs/sweeps partitioner=even,lut seq_len=4096 --sort capacity_efficiency
@@ -44,10 +44,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--columns", help=f"comma-separated (default: {','.join(SHOWN)})")
     parser.add_argument("--sort", metavar="KEY", help="ascending; -KEY descending")
-    parser.add_argument("--compare", metavar="KEY", help="a column for each of its values")
-    parser.add_argument("--figure", default="latency_ms_median", help="that --compare shows (%(default)s)")
-    given = sys.argv[1:] if arguments is None else arguments
-    return parser.parse_intermixed_args(_joined(given))
+    parser.add_argument("--compare", metavar="KEY", help="show one column per value of KEY")
+    parser.add_argument(
+        "--figure", default="latency_ms_median", help="the figure that --compare shows (%(default)s)"
+    )
+    return parser.parse_intermixed_args(_joined(sys.argv[1:] if arguments is None else arguments))
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -62,7 +63,7 @@ def _joined(arguments: list[str]) -> list[str]:
 
 
 def select(runs: Runs, conditions: list[str]) -> Runs:
-    """The runs that meet all of `KEY=VALUE[,VALUE]`. Raises UserError for a key that no run has."""
+    """Return the runs that match all of `KEY=VALUE[,VALUE]`. Raises UserError for a key that no run has."""
     for condition in conditions:
         key, _, wanted = condition.partition("=")
         values = {_plain(value) for value in wanted.split(",")}
@@ -71,10 +72,10 @@ def select(runs: Runs, conditions: list[str]) -> Runs:
 
 
 def column(runs: Runs, key: str) -> str:
-    """`key`, if the runs have it. Raises UserError otherwise."""
+    """Return `key` if the runs have it. Raises UserError otherwise."""
     if key not in runs.columns:
-        known = ", ".join((*IDENTITY, "status"))
-        raise UserError(f"no run has {key}{did_you_mean(key, list(runs.columns))} (there are {known}, ...)")
+        some = ", ".join((*IDENTITY, "status"))
+        raise UserError(f"no run has {key}{did_you_mean(key, list(runs.columns))} (there are {some}, ...)")
     return key
 
 
@@ -87,10 +88,10 @@ class Comparison:
 
 
 def compare(runs: Runs, key: str, figure: str) -> Comparison:
-    """Compare complete runs: a row for each way they differ otherwise, a column for each value of `key`.
+    """Compare complete runs in a table with one column per value of `key`.
 
-    A cell is the median over all runs that are equal in everything that is compared, how many they are, and
-    their least and largest value. Copies of one earlier run count once.
+    There is one row per combination of everything else in which runs differ. A cell has the median over equal
+    runs, their number, and their least and largest value. Copies of one earlier run count once.
     """
     import pandas as pd
 
@@ -111,7 +112,9 @@ def compare(runs: Runs, key: str, figure: str) -> Comparison:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for (*way, value), same in cells.items():
         row = rows.setdefault(tuple(way), dict(zip(others, way, strict=True)))
-        row[f"{value} "] = _cell([float(run[figure]) for run in same])  # told from the name of a column
+        row[f"{value} "] = _cell(
+            [float(run[figure]) for run in same]
+        )  # the space keeps it apart from names of columns
     values = [f"{_plain(value)} " for value in sorted(done[key].unique(), key=_order)]
     table = pd.DataFrame(list(rows.values()), columns=pd.Index([*others, *values])).fillna("")
     return Comparison(table, {", ".join(cell): [run.run for run in same] for cell, same in cells.items()})
@@ -144,7 +147,7 @@ def in_order(runs: Runs, key: str) -> Runs:
 
 
 def show(table: Runs) -> None:
-    """Print a table; figures to four digits."""
+    """Print a table, with figures to four digits."""
     from rich.console import Console
     from rich.table import Table
 
@@ -158,7 +161,7 @@ def show(table: Runs) -> None:
 
 
 def _plain(value: object, digits: int = 12) -> str:
-    """A value as it is shown and compared: numbers without what they do not need, nothing for what lacks."""
+    """Return a value as it is shown and compared: numbers in short form, "" for a missing value."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -171,20 +174,20 @@ def _plain(value: object, digits: int = 12) -> str:
 def show_comparison(comparison: Comparison) -> None:
     """Print a comparison, then the runs behind each of its cells."""
     show(comparison.table)
-    print("Cells are medians over equal runs (least to largest). They are of:")
+    print("Cells are medians over equal runs (least to largest). These runs are behind them:")
     for number, (cell, names) in enumerate(comparison.runs_of.items()):
         if number == MOST_CELLS:
-            print(f"  ... and {len(comparison.runs_of) - MOST_CELLS} cells more; KEY=VALUE leaves fewer")
+            print(f"  ... and {len(comparison.runs_of) - MOST_CELLS} more cells; KEY=VALUE selects fewer")
             break
         print(plain(f"  {cell}: {', '.join(names)}"))
 
 
 def main() -> None:
-    """End with exit code 0 and a table; 2: bad input, 130: Ctrl-C."""
+    """Print a table and end with exit code 0; 2: bad input, 130: Ctrl-C."""
     arguments = parse()
     keep_printing()
-    conditions = [each for each in arguments.what if "=" in each and not Path(each).exists()]
-    folders = [Path(each) for each in arguments.what if each not in conditions]
+    conditions = [word for word in arguments.what if "=" in word and not Path(word).exists()]
+    folders = [Path(word) for word in arguments.what if word not in conditions]
     try:
         everything = load_runs(folders or [Path("outputs")])
         runs = select(everything, conditions)

@@ -1,4 +1,4 @@
-"""The command line: `python -m ringexp [overrides]`, composed and checked by Hydra."""
+"""The commands run, sweep and plan: Hydra composes the settings, then the runs are carried out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ringexp.cli.arguments import prepared
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from ringexp.tracking.outcomes import RunOutcome
 
 CarryOut = Callable[[Sequence[tuple[Config, Path]], "Console"], "list[RunOutcome]"]
-"""What runs the configs of a sweep and says what each came to; see `app.execute`."""
+"""Carries out the runs of a sweep and returns their outcomes, as `app.execute`."""
 
 LOCAL_LAUNCHERS = ("shared_ranks", "basic")
-"""Without -m Hydra uses no launcher, whatever is chosen; with these that makes no difference."""
+"""Launchers that may be chosen without -m, where Hydra uses none: a single run does the same."""
 
 INTERRUPTED = "interrupted; what was measured is kept, and in a sweep the same command goes on"
 
@@ -52,7 +53,7 @@ _state = _CommandState()
 
 
 @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
-def _run(cfg: Any) -> None:
+def _run(cfg: DictConfig) -> None:
     run_dir = output_dir()
     chosen = HydraConfig.get()
     if chosen.mode == RunMode.MULTIRUN:
@@ -74,11 +75,11 @@ def _run(cfg: Any) -> None:
 
 
 def output_dir() -> Path:
-    """The folder of the run that Hydra is composing or running."""
+    """Return the folder of the run that Hydra is composing or running."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def sweep(composed: Sequence[tuple[Any, Path]], carry_out: CarryOut) -> None:
+def sweep(composed: Sequence[tuple[DictConfig, Path]], carry_out: CarryOut) -> None:
     """Check and run all configs of a sweep together; each failure is reported and stops no other run."""
     from ringexp.app import run
     from ringexp.report.console import Console
@@ -104,7 +105,7 @@ def sweep(composed: Sequence[tuple[Any, Path]], carry_out: CarryOut) -> None:
 
 
 def _report(error: Exception, run_dir: Path | None) -> None:
-    """Say on stderr why a run failed, and leave it in the run's folder; a dry run has none."""
+    """Print on stderr why a run failed, and note it in the run's folder; a dry run has none."""
     from ringexp.tracking.files import mark_ended
 
     if run_dir:
@@ -114,7 +115,7 @@ def _report(error: Exception, run_dir: Path | None) -> None:
 
 
 def main() -> None:
-    """Entry point: bad input ends in one line and exit code 2, a failed run in 1, an interrupt in 130.
+    """Compose and run. Exit code 2: bad input, in one line; 1: a failed run; 130: an interrupt.
 
     In a sweep a failed run does not stop the others; the exit code is that of the first failure.
     """

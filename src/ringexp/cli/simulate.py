@@ -1,4 +1,4 @@
-"""`ringexp simulate`: rings that are not there, and whether those that were did as simulated."""
+"""`ringexp simulate`: predict rings of devices that are not there, and replay finished runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
+from ringexp.choices import TRANSPORTS
 from ringexp.cli.terminal import keep_printing
 from ringexp.cli.token_counts import token_count
 from ringexp.configure.named_models import named_shape
@@ -19,20 +20,20 @@ from ringexp.simulate.rings import TILE, Ring, Split, run, timings
 from ringexp.simulate.specified import ring_of_devices
 
 DESCRIPTION = """\
-Simulate ring-attention prefill over unequal devices: by spec sheets, or at costs that runs have measured. Or
-replay finished runs, and say how far simulated and measured latency are apart.
+Simulate ring-attention prefill over unequal devices, by spec sheets or by costs that runs have measured. Or
+replay finished runs and show how far simulated and measured latency are apart.
 
     ringexp simulate --devices 4xH100,4xA100 --seq-len 16384,65536
     ringexp simulate --devices 512xH100,512xL40 --across ib200 --model llama3_8b --seq-len 1048576
     ringexp simulate --costs outputs/runs/MY_RUN --partitioner even,balanced --timeline ring.png
     ringexp simulate --runs outputs/sweeps
 
-Spec sheets are in hardware.yaml beside this command's code: what is published, and what is assumed of it. All
-figures are simulated; docs/scale.md says how far they can be trusted."""
+hardware.yaml has the spec sheets: published figures, and what is assumed from them. All output is simulated;
+docs/scale.md says how far it can be trusted."""
 
 
 MOST = 10**12
-"""Above any count, and far below what floating point counts exactly."""
+"""The largest number that an option takes; floating point counts exactly far beyond it."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -55,13 +56,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--prefetch-hops",
         type=lambda text: _number(text, 0),
         metavar="N",
-        help="posted ahead of compute (all); 0: a barrier at each hop",
+        help="hops posted ahead of compute (all); 0: a barrier at each hop",
     )
     parser.add_argument(
-        "--tile", type=_number, default=TILE, help="tokens that are handed out together (%(default)s)"
+        "--tile",
+        type=_number,
+        default=TILE,
+        help="tokens are given out in whole tiles of this size (%(default)s)",
     )
     parser.add_argument(
-        "--chunks", type=_number, default=1, help="work the prompt off in so many (%(default)s)"
+        "--chunks", type=_number, default=1, help="number of chunks in which prefill is done (%(default)s)"
     )
     parser.add_argument("--hardware", type=Path, metavar="YAML", help="further devices and links")
     parser.add_argument("--per-node", type=_number, default=8, help="devices of a node (%(default)s)")
@@ -75,9 +79,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--transport",
-        choices=("nccl", "ipc"),
+        choices=TRANSPORTS.names,
         default="nccl",
-        help="ipc copies from the owner, in one node (%(default)s)",
+        help="ipc copies from each shard's owner, within one node (%(default)s)",
     )
     parser.add_argument(
         "--percentages",
@@ -111,7 +115,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _hop(text: str) -> tuple[float, float]:
-    """Microseconds and GB/s."""
+    """Read the microseconds and GB/s of a hop."""
     parts = text.split(":")
     try:
         latency_us, gbps = (float(part) for part in parts)
@@ -122,57 +126,59 @@ def _hop(text: str) -> tuple[float, float]:
     return latency_us, gbps
 
 
-def build_ring(asked: argparse.Namespace, seq_len: int) -> Ring:
-    """The ring that --devices or --costs describe. Raises UserError for one that cannot be."""
-    link = Link(latency_us=asked.hop[0], gbps=asked.hop[1]) if asked.hop else None
-    if asked.costs:
-        if asked.costs.is_dir():
-            return ring_of_run(asked.costs, seq_len, link)
-        return ring_of_table(asked.costs, asked.model, asked.percentages, seq_len, link)
-    hardware, model = load_hardware(asked.hardware), named_shape(asked.model)
-    devices = hardware.ring(asked.devices)
+def build_ring(options: argparse.Namespace, seq_len: int) -> Ring:
+    """Return the ring that --devices or --costs describe. Raises UserError for one that cannot be."""
+    link = Link(latency_us=options.hop[0], gbps=options.hop[1]) if options.hop else None
+    if options.costs:
+        if options.costs.is_dir():
+            return ring_of_run(options.costs, seq_len, link)
+        return ring_of_table(options.costs, options.model, options.percentages, seq_len, link)
+    hardware, model = load_hardware(options.hardware), named_shape(options.model)
+    devices = hardware.ring(options.devices)
     return ring_of_devices(
         devices,
         hardware,
         model,
         seq_len,
-        per_node=asked.per_node,
-        across=asked.across,
+        per_node=options.per_node,
+        across=options.across,
         link=link,
-        direct=asked.transport == "ipc",
-        heads_over=asked.heads_over,
+        direct=TRANSPORTS[options.transport].direct,
+        heads_over=options.heads_over,
     )
 
 
 def main() -> None:
-    """Exit code 0 with figures, 2 for input there can be none of."""
+    """Print figures and end with exit code 0; 2: bad input, 130: Ctrl-C."""
     keep_printing()
-    asked = parse()
+    options = parse()
     keep_printing()
     try:
-        if asked.runs:
-            runs = find_recorded(asked.runs)
-            if asked.json:
+        if options.runs:
+            runs = find_recorded(options.runs)
+            if options.json:
                 print(show.replay_json(runs))
             else:
                 show.replay_table(runs)
             return
-        if asked.timeline and asked.chunks > 1:
+        if options.timeline and options.chunks > 1:
             raise UserError(
-                f"--timeline draws one ring, and --chunks {asked.chunks} are several; leave one out"
+                f"--timeline draws one ring, and --chunks {options.chunks} are several; leave one out"
             )
         outcomes, timed = [], []
         ring = None
-        for seq_len in asked.seq_len:
-            ring = build_ring(asked, seq_len)
-            for layout, partitioner in product(asked.layout.split(","), asked.partitioner.split(",")):
-                split = Split(partitioner, layout, seq_len, asked.prefetch_hops, asked.tile, asked.chunks)
+        for seq_len in options.seq_len:
+            ring = build_ring(options, seq_len)
+            for layout, partitioner in product(options.layout.split(","), options.partitioner.split(",")):
+                split = Split(
+                    partitioner, layout, seq_len, options.prefetch_hops, options.tile, options.chunks
+                )
                 outcomes.append(run(ring, split))
-                timed += [(split, timings(ring, split))] if asked.timeline else []
+                timed += [(split, timings(ring, split))] if options.timeline else []
         assert ring
-        if asked.timeline:
-            show.draw_timelines(asked.timeline, timed, ring.names)
-        if asked.json:
+        if options.timeline:
+            show.draw_timelines(options.timeline, timed, ring.names)
+        if options.json:
             print(show.outcomes_json(outcomes, ring))
         else:
             show.outcomes_table(outcomes, ring)

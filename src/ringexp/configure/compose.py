@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ringexp.choices import did_you_mean
 from ringexp.config import Config
@@ -15,8 +15,11 @@ from ringexp.configure.validate import validate
 from ringexp.errors import UserError
 from ringexp.models.prompt import with_prompt
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def from_hydra(cfg: Any) -> Config:
+
+def from_hydra(cfg: DictConfig) -> Config:
     """Return the composed OmegaConf config as a validated `Config`, with the length of its prompts.
 
     Raises UserError for a key that no dataclass has (added with `+key=value`) and for what `validate` finds.
@@ -35,14 +38,14 @@ def grouped(config: Config, group: str) -> Config:
     return replace(config, tracker=replace(tracker, group=group))
 
 
-def known_keys(config: Any = None, prefix: str = "") -> list[str]:
+def known_keys(config: DataclassInstance | None = None, prefix: str = "") -> list[str]:
     """Return the dotted name of every setting."""
-    config = Config() if config is None else config
+    config = config or Config()
     keys: list[str] = []
     for item in fields(config):
         keys.append(prefix + item.name)
         value = getattr(config, item.name)
-        if is_dataclass(value):
+        if is_dataclass(value) and not isinstance(value, type):
             keys += known_keys(value, f"{prefix}{item.name}.")
     return keys
 
@@ -52,11 +55,12 @@ def unknown_key(key: str, names: Iterable[str]) -> str:
     return f"there is no setting {key}{did_you_mean(key, names)} (python -m ringexp --help lists them)"
 
 
-def _reject_unknown_keys(data: Any, config: Any, prefix: str) -> None:
+def _reject_unknown_keys(data: object, config: DataclassInstance, prefix: str) -> None:
+    assert isinstance(data, dict)
     names = [item.name for item in fields(config)]
     for key, value in data.items():
         if key not in names:
             raise UserError(unknown_key(prefix + key, [prefix + name for name in names]))
         nested = getattr(config, key)
-        if is_dataclass(nested) and isinstance(value, dict):
+        if is_dataclass(nested) and not isinstance(nested, type) and isinstance(value, dict):
             _reject_unknown_keys(value, nested, f"{prefix}{key}.")

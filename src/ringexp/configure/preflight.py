@@ -1,7 +1,7 @@
-"""Checks that find settings which cannot work before any rank starts: in seconds, not half a minute.
+"""Find settings that cannot work before any rank starts: in seconds, not half a minute.
 
-`check_before_start` checks each part in turn and names the first setting that cannot work. The checks write
-nothing and use no GPU: a CUDA context in the launcher would be in the way of MPS.
+`check_before_start` names the first such setting. The checks write nothing and use no GPU, since a CUDA
+context in the launcher would be in the way of MPS.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from ringexp.planning.memory import GIB
 class Surroundings:
     """The devices and machines on which the ranks are going to run.
 
-    device: `cuda` or `cpu`. gpus: GPUs of all nodes together; None where their number is not known yet.
-    nodes: the number of machines. here: whether the ranks run on this machine.
+    Attributes:
+        device: cuda or cpu.
+        gpus: GPUs of all nodes together; None where their number is not known yet.
+        nodes: the number of machines.
+        here: whether the ranks run on this machine.
     """
 
     device: str
@@ -36,7 +39,7 @@ class Surroundings:
 
 
 def check_before_start(config: Config, transport: str, where: Surroundings) -> None:
-    """Raise UserError for the first setting that cannot work there; transport: a resolved name."""
+    """Raise UserError for the first setting that cannot work there. transport: a name, or auto."""
     check_enough_tiles(config.seq_len, config.world_size, config.tile or DEFAULT_TILE[where.device])
     _check_folders(config)
     _check_devices(config, transport, where)
@@ -144,7 +147,7 @@ def _installed(package: str) -> bool:
 
 
 def _check_memory(config: Config, need: MemoryNeed, where: Surroundings) -> None:
-    """Check the least memory that all ranks need: their weights, and each rank's part of the whole prompt."""
+    """Check the least memory that all ranks need, for weights and for the inputs of the whole prompt."""
     least = need.bytes(0, config.seq_len)
     if where.device == "cpu":
         ranks, total, of = config.world_size, memory_bytes(), "this machine has"
@@ -168,10 +171,10 @@ def _check_limits(config: Config, need: MemoryNeed) -> None:
     if limit is None:
         return
     limits = limit if isinstance(limit, list) else [limit] * config.world_size
-    room = [need.max_tokens(each * GIB, config.seq_len) for each in limits]
-    if sum(room) < config.seq_len:
+    max_tokens = sum(need.max_tokens(limit * GIB, config.seq_len) for limit in limits)
+    if max_tokens < config.seq_len:
         raise UserError(
-            f"memory_limit_gib={limit} has room for {sum(room)} of seq_len={config.seq_len} tokens (per rank "
+            f"memory_limit_gib={limit} holds {max_tokens} of seq_len={config.seq_len} tokens (per rank "
             f"{need.bytes(0, config.seq_len) / GIB:.3g} GiB go to weights and inputs); raise the limit, or "
             "use a smaller model or a shorter prompt"
         )

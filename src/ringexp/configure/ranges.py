@@ -1,12 +1,16 @@
-"""The range of every setting that is a number, and what text a setting may hold. Pure Python."""
+"""Check that every number is in its range and that every text is text. Pure Python."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ringexp.config import Config
 from ringexp.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAX_TOKENS = 2**31 - 1
 MAX_RANKS = 4096
@@ -19,7 +23,7 @@ YEAR_S = 365 * 24 * 3600
 
 @dataclass(frozen=True)
 class Range:
-    """The least and the greatest value of a setting; whole: it counts something."""
+    """The least and the greatest value of a setting. whole: only whole numbers are allowed."""
 
     least: float
     most: float
@@ -68,17 +72,17 @@ RANGES = {
     "warmup": Range(0, MAX_ITERATIONS),
     "repeats": Range(1, MAX_ITERATIONS),
 }
-"""Every setting that is one number; a setting that may be null has a range for when it is not."""
+"""The range of every setting that is one number. A setting that may be null has a range for its numbers."""
 
 OVERRIDES = {"nlayers": Range(1, MAX_RANKS)}
 OVERRIDE = Range(-MAX_NUMBER, MAX_NUMBER, whole=False)
-"""The range of numbers in a model's own config. Beyond it FMS would build for minutes or for ever."""
+"""The range of numbers in a model's own config. With larger ones FMS would build for minutes or for ever."""
 
 FREE_TEXT = ("prompt_text",)
-"""Text that may have lines."""
+"""Settings whose text may have several lines."""
 
 
-def check_ranges(config: Any) -> None:
+def check_ranges(config: Config) -> None:
     """Raise UserError, naming the setting, for a number out of its range and for text that cannot be."""
     for key, value in values(config):
         if isinstance(value, str):
@@ -100,18 +104,18 @@ def check_ranges(config: Any) -> None:
         raise UserError(f"hetero.percentages names {count} ranks, and at most {MAX_RANKS} are possible")
 
 
-def values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def values(config: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield the dotted name and the value of every setting, and of text within lists and mappings."""
     for item in fields(config):
         key, value = prefix + item.name, getattr(config, item.name)
-        if is_dataclass(value):
+        if is_dataclass(value) and not isinstance(value, type):
             yield from values(value, f"{key}.")
             continue
         yield key, value
         inner = (
             value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
         )
-        yield from ((f"{key}[{name}]", one) for name, one in inner if isinstance(one, str))
+        yield from ((f"{key}[{name}]", text) for name, text in inner if isinstance(text, str))
 
 
 def check_text(key: str, text: str) -> None:
@@ -124,7 +128,7 @@ def check_text(key: str, text: str) -> None:
         raise UserError(f"{key}={shown} has control characters; leave them out")
 
 
-def _check_limit(config: Any, limit: object) -> None:
+def _check_limit(config: Config, limit: object) -> None:
     """Raise UserError for a limit above any memory. `validate_memory_limit` checks everything else."""
     if isinstance(limit, int | float) and not limit <= MAX_GIB:
         raise UserError(

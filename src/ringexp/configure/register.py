@@ -1,13 +1,12 @@
-"""What Hydra has to know before it composes: schemas, groups whose choices have no file, and resolvers."""
+"""Tell Hydra, before it composes, about schemas, groups whose choices have no file, and resolvers."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ringexp.choices import KERNELS, LAYOUTS, PARTITIONERS, TRANSPORTS
 from ringexp.config import (
@@ -83,7 +82,7 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("ringexp.length", length_of, replace=True)
 
 
-def length_of(seq_len: int, *, _root_: Any) -> int:
+def length_of(seq_len: int, *, _root_: DictConfig) -> int:
     """Return the tokens of the composed run's longest prompt; `seq_len` if it has no prompts of its own."""
     names = ("prompt_file", "prompt_text", "prompt_lines", "prompt_lengths")
     settings = {name: OmegaConf.select(_root_, name) for name in names}

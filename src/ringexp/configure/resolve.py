@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ringexp.choices import AUTO, PARTITIONERS, TRANSPORTS, TransportSpec
@@ -18,7 +18,7 @@ from ringexp.planning.masks import Mask
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """One run, decided: what ranks need is read from here and nowhere decided again.
+    """One run with everything decided that ranks need.
 
     Attributes:
         settings: the settings as the user gave them, for records and for the parts that need no decision.
@@ -113,11 +113,6 @@ def resolve(config: Config, num_gpus: int, num_nodes: int = 1) -> ResolvedRun:
 def device_of(config: Config) -> str:
     """Return the device type of a run on this machine: cpu or cuda."""
     return default_device() if config.device == AUTO else config.device
-
-
-def with_settings(run: ResolvedRun, config: Config, num_gpus: int, num_nodes: int) -> ResolvedRun:
-    """Return another run on the same device, such as a reference of this one."""
-    return resolve(replace(config, device=run.device), num_gpus, num_nodes)
 
 
 def _transport(config: Config, device: str, num_gpus: int, num_nodes: int) -> str:

@@ -1,4 +1,4 @@
-"""The checks of a config's values that types cannot express, in one place. None of them looks at the machine.
+"""Check what types cannot express about a config's values, in one place. No check looks at the machine.
 
 `preflight` checks what depends on devices, memory and installed packages.
 """

@@ -10,11 +10,12 @@ testable in milliseconds.
 
 from ringexp.planning.adaptive import AdaptivePlanner
 from ringexp.planning.balanced import balanced_plan
-from ringexp.planning.blocks import Block, blocks_between
+from ringexp.planning.blocks import Block, BlockShape, blocks_between
 from ringexp.planning.cost import RankCost
 from ringexp.planning.decode import next_owner, owners
 from ringexp.planning.layouts import LAYOUTS, shards_for
 from ringexp.planning.links import HopCost, Links, NodeLinks
+from ringexp.planning.masks import Mask
 from ringexp.planning.memory import (
     MemoryNeed,
     attention_token_bytes,
@@ -39,8 +40,10 @@ __all__ = [
     "WEIGHTS",
     "AdaptivePlanner",
     "Block",
+    "BlockShape",
     "HopCost",
     "Links",
+    "Mask",
     "MemoryNeed",
     "NodeLinks",
     "Plan",

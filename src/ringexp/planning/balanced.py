@@ -8,6 +8,7 @@ from contextlib import suppress
 from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost
 from ringexp.planning.links import Links
+from ringexp.planning.masks import Mask
 from ringexp.planning.plan import Plan, make_plan
 from ringexp.planning.timeline import carried_ms
 from ringexp.planning.waterfill import balance
@@ -21,7 +22,7 @@ def balanced_plan(
     seq_len: int,
     tile: int,
     layout: str,
-    causal: bool,
+    mask: Mask,
     links: Links | None = None,
     prefetch_hops: int | None = None,
     starts: Sequence[int] = (),
@@ -34,8 +35,8 @@ def balanced_plan(
     everyone = range(len(costs))
 
     def filled(ranks: Sequence[int]) -> Plan:
-        tokens = _counts(ranks, costs, seq_len, tile, layout, causal)
-        return make_plan(seq_len, tokens, layout, causal=causal, starts=starts)
+        tokens = _counts(ranks, costs, seq_len, tile, layout, mask)
+        return make_plan(seq_len, tokens, layout, mask=mask, starts=starts)
 
     plans = [filled(everyone)]
     if links is None:
@@ -55,11 +56,11 @@ def balanced_plan(
 
 
 def _counts(
-    ranks: Sequence[int], costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, causal: bool
+    ranks: Sequence[int], costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, mask: Mask
 ) -> list[int]:
     """Tokens of all ranks: water-filling among these, the others get none."""
     with_hops = {cost: cost.with_hops(len(ranks) - 1) for cost in set(costs)}
-    counts = balance([with_hops[costs[rank]] for rank in ranks], seq_len, tile, layout, causal)
+    counts = balance([with_hops[costs[rank]] for rank in ranks], seq_len, tile, layout, mask)
     tokens = [0] * len(costs)
     for rank, count in zip(ranks, counts, strict=True):
         tokens[rank] = count

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ringexp.errors import UserError, whole_number
-from ringexp.planning.blocks import Block, blocks_between
+from ringexp.planning.blocks import Block, BlockShape, blocks_between
 from ringexp.planning.chunks import chunk_counts, chunk_shards, joined
 from ringexp.planning.cost import RankCost
 from ringexp.planning.layouts import shards_for
 from ringexp.planning.links import Links
+from ringexp.planning.masks import CAUSAL, Mask
 from ringexp.planning.partitioners import apportion
 from ringexp.planning.spans import Shard
 from ringexp.planning.timeline import latency_ms
@@ -31,7 +32,7 @@ class Plan:
 
     seq_len: int
     layout: str
-    causal: bool
+    mask: Mask
     q_shards: tuple[Shard, ...]
     kv_shards: tuple[Shard, ...]
     aligned: bool = True
@@ -111,7 +112,7 @@ class Plan:
         rank, source = self.checked_rank(rank), self.checked_rank(source)
         padded_queries, queries = self.q_shards[rank].since(start)
         padded_keys, keys = self.kv_shards[source].since(start)
-        blocks = blocks_between(queries, keys, self.causal)
+        blocks = blocks_between(queries, keys, self.mask)
         return tuple(block.moved(padded_queries, padded_keys) for block in blocks) if start else blocks
 
     def needed(self, rank: int, source: int) -> int:
@@ -130,9 +131,10 @@ class Plan:
         Every key has its place on some rank, so a causal query sees as many as there are up to its position.
         """
         _, queries = self.q_shards[rank].since(start)
-        if not self.causal:
-            return queries.num_tokens * (sum(shard.num_tokens for shard in self.kv_shards) - start)
-        return sum(len(span) * (span.start + span.stop + 1 - 2 * start) // 2 for span in queries.spans)
+        num_keys = sum(shard.num_tokens for shard in self.kv_shards) - start
+        return sum(
+            self.mask.keys_seen(span.start - start, span.stop - start, num_keys) for span in queries.spans
+        )
 
     def causal_pairs(self, rank: int) -> float:
         """Those of them in causal blocks."""
@@ -143,7 +145,9 @@ class Plan:
         """Pairs of `rank`'s queries and `source`'s keys, and those of them in causal blocks."""
         found = [self.blocks(rank, source, start) for start in self.starts or (0,)]
         pairs = fmean(sum(block.pairs for block in blocks) for blocks in found)
-        return pairs, fmean(sum(block.pairs for block in blocks if block.causal) for blocks in found)
+        return pairs, fmean(
+            sum(block.pairs for block in blocks if block.shape is BlockShape.CAUSAL) for blocks in found
+        )
 
 
 def ring_members(tokens: Sequence[int]) -> list[int]:
@@ -157,7 +161,7 @@ def make_plan(
     layout: str = "zigzag",
     *,
     shard: str = "tokens",
-    causal: bool = True,
+    mask: Mask = CAUSAL,
     tile: int = 1,
     chunks: int = 1,
     starts: Sequence[int] = (),
@@ -171,7 +175,7 @@ def make_plan(
     if sum(tokens) != seq_len:
         raise UserError(f"token counts {list(tokens)} add up to {sum(tokens)}, not to seq_len={seq_len}")
     if chunks > 1:
-        return _chunked_plan(seq_len, tokens, layout, causal, tile, chunks, tuple(starts))
+        return _chunked_plan(seq_len, tokens, layout, mask, tile, chunks, tuple(starts))
     kv_shards = tuple(shards_for(layout, tokens))
     if shard == "tokens":
         q_shards = kv_shards
@@ -182,23 +186,23 @@ def make_plan(
     else:
         raise UserError(f"shard={shard} is unknown; choose one of {', '.join(SHARD_MODES)}")
     aligned = q_shards == kv_shards
-    return Plan(seq_len, layout, causal, q_shards, kv_shards, aligned, starts=tuple(starts))
+    return Plan(seq_len, layout, mask, q_shards, kv_shards, aligned, starts=tuple(starts))
 
 
 def _chunked_plan(
     seq_len: int,
     tokens: Sequence[int],
     layout: str,
-    causal: bool,
+    mask: Mask,
     tile: int,
     chunks: int,
     starts: tuple[int, ...],
 ) -> Plan:
-    assert causal, "without a mask every query needs all keys at once"
+    assert mask.is_causal, "without a mask every query needs all keys at once"
     held = tuple(Shard(()) for _ in tokens)
     plans = []
     for shards in chunk_shards(layout, chunk_counts(tokens, chunks, tile)):
         held = tuple(joined(*pair) for pair in zip(held, shards, strict=True))
         end = sum(shard.num_tokens for shard in held)
-        plans.append(Plan(end, layout, causal, q_shards=shards, kv_shards=held, starts=starts))
-    return Plan(seq_len, layout, causal, q_shards=held, kv_shards=held, chunks=tuple(plans), starts=starts)
+        plans.append(Plan(end, layout, mask, q_shards=shards, kv_shards=held, starts=starts))
+    return Plan(seq_len, layout, mask, q_shards=held, kv_shards=held, chunks=tuple(plans), starts=starts)

@@ -12,6 +12,7 @@ from ringexp.errors import UserError, whole_number
 from ringexp.planning.cost import RankCost
 from ringexp.planning.inputs import checked_cost, entries, positive_numbers
 from ringexp.planning.layouts import LAYOUTS
+from ringexp.planning.masks import Mask
 from ringexp.planning.partitioners import apportion_within
 from ringexp.planning.plan import Plan, make_plan
 from ringexp.planning.waterfill import balance
@@ -33,6 +34,7 @@ def plan(
     *,
     layout: str = "zigzag",
     causal: bool = True,
+    mask: Mask | None = None,
     tile: int | None = None,
     max_tokens: Sequence[int | None] | None = None,
 ) -> Plan:
@@ -47,6 +49,7 @@ def plan(
         seq_len: the tokens of the prompt.
         layout: zigzag or contiguous.
         causal: whether a query sees only the keys up to its own position.
+        mask: the mask itself, in place of `causal`.
         tile: tokens that are given out together. None: 256, or fewer for short prompts.
         max_tokens: the most tokens that each rank's memory holds. None: any number; 0 leaves a rank out.
 
@@ -58,6 +61,10 @@ def plan(
         raise UserError(f"layout={layout} is unknown; choose one of {', '.join(LAYOUTS)}")
     if not isinstance(causal, bool):
         raise UserError(f"causal={causal!r} must be True or False")
+    if mask is None:
+        mask = Mask.of(causal)
+    elif not isinstance(mask, Mask):
+        raise UserError(f"mask={mask!r} must be a ringexp.Mask, such as ringexp.Mask.causal()")
     known = entries("speeds", speeds)
     if not known:
         raise UserError("speeds=[] needs one entry for each rank")
@@ -70,10 +77,10 @@ def plan(
         tokens = _proportional(positive_numbers("speeds", known), seq_len, tile, room)
     elif len(costs) == len(known):
         capped = [checked_cost(cost).capped(most) for cost, most in zip(costs, room, strict=True)]
-        tokens = balance(capped, seq_len, tile, layout, causal)
+        tokens = balance(capped, seq_len, tile, layout, mask)
     else:
         raise UserError(f"speeds={known} mixes numbers and costs; give one or the other of every rank")
-    return make_plan(seq_len, tokens, layout, causal=causal)
+    return make_plan(seq_len, tokens, layout, mask=mask)
 
 
 def _proportional(speeds: Sequence[float], seq_len: int, tile: int, room: Sequence[int | None]) -> list[int]:

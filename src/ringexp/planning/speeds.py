@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ringexp.planning.cost import RankCost
+from ringexp.planning.masks import Mask
 
 
 class SpeedSource(Protocol):
@@ -24,6 +25,6 @@ class SpeedSource(Protocol):
         """Speeds from the degree-2 regression over log10(length) and percentage, TFLOP/s."""
         ...
 
-    def costs(self, causal: bool) -> Sequence[RankCost]:
+    def costs(self, mask: Mask) -> Sequence[RankCost]:
         """What work costs each rank, from the calibration table."""
         ...

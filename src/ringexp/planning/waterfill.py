@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost
+from ringexp.planning.masks import Mask
 
 PRECISION = 1e-12
 """The relative precision of the least time."""
@@ -33,7 +34,7 @@ FOLLOWED = 64
 """The number of ends followed for all ranks together, at least one per rank: planning has to be quick."""
 
 
-def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, causal: bool) -> list[int]:
+def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, mask: Mask) -> list[int]:
     """Divide seq_len tokens into whole tiles so that the slowest rank is done as early as possible.
 
     Tokens that fill no tile go to one rank in addition. A rank that cannot do a single tile in that time gets
@@ -47,7 +48,7 @@ def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, cau
             f"seq_len={seq_len} does not fit the ranks' memory, which holds {' + '.join(map(str, room))} = "
             f"{sum(room)} tokens at most (memory_limit_gib)"
         )
-    filling = _Filling(costs, seq_len, tile, layout, causal)
+    filling = _Filling(costs, seq_len, tile, layout, mask)
     low, high = 0.0, max(cost.time_ms(seq_len, float(seq_len) ** 2, float(seq_len) ** 2) for cost in costs)
     while (counts := filling.counts(high)) is None:  # by rounding to tiles under tight memory
         if not high < 1e300:
@@ -96,10 +97,10 @@ class _End(NamedTuple):
 class _Filling:
     """The filling of ranks up to a deadline. rest: the tokens that fill no tile; one rank also gets these."""
 
-    def __init__(self, costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, causal: bool) -> None:
+    def __init__(self, costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, mask: Mask) -> None:
         self._seq_len, self._tile, self._rest = seq_len, tile, seq_len % tile
-        zigzag = causal and layout != "contiguous"
-        kinds = {cost: _rank(cost, seq_len, causal, zigzag) for cost in set(costs)}
+        zigzag = mask.is_causal and layout != "contiguous"
+        kinds = {cost: _rank(cost, seq_len, mask, zigzag) for cost in set(costs)}
         self._ranks = [kinds[cost] for cost in costs]
         self._most_ends = max(FOLLOWED // len(costs), 1)
         # The kinds of counts that a rank may have, of whole tiles, and with the rest: 0 even, 1 odd, -1 any.
@@ -202,9 +203,9 @@ def _add(reached: dict[tuple[int, bool], _End], end: _End, count: int, odd: int,
         reached[key] = _End(end.tokens + count, end.odd + odd, rest_given, count, end)
 
 
-def _rank(cost: RankCost, seq_len: int, causal: bool, zigzag: bool) -> _Rank:
+def _rank(cost: RankCost, seq_len: int, mask: Mask, zigzag: bool) -> _Rank:
     most = seq_len if cost.max_tokens is None else cost.max_tokens
-    if not causal:
+    if not mask.is_causal:
         return _Rank(cost.fixed_ms, 0.0, cost.token_ms + cost.pair_ms * seq_len, 0.0, 0.0, most)
     own = cost.diagonal_ms / 2
     if not zigzag:

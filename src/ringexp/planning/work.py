@@ -47,7 +47,7 @@ def needed_rows(plan: Plan, members: Sequence[int]) -> Iterator[list[int]]:
             yield [plan.needed(rank, members[place - hop]) for place, rank in enumerate(members)]
         return
     counts, heads = _counts_and_heads(plan, members)
-    sees_later = [count > head or not plan.causal for count, head in zip(counts, heads, strict=True)]
+    sees_later = [count > head or not plan.mask.is_causal for count, head in zip(counts, heads, strict=True)]
     yield counts
     for hop in range(1, len(members)):
         later = [n if sees else 0 for n, sees in zip(counts[-hop:], sees_later, strict=False)]
@@ -70,7 +70,7 @@ def _counts_and_heads(plan: Plan, members: Sequence[int]) -> tuple[list[int], li
     """Of each member: tokens, and those that members after it see."""
     shards = [plan.kv_shards[rank] for rank in members]
     counts = [shard.num_tokens for shard in shards]
-    return counts, [len(shard.spans[0]) for shard in shards] if plan.causal else counts
+    return counts, [len(shard.spans[0]) for shard in shards] if plan.mask.is_causal else counts
 
 
 class _ClosedForm:
@@ -81,10 +81,10 @@ class _ClosedForm:
         mine = [costs[rank] for rank in members]
         self.counts, self.heads = _counts_and_heads(plan, members)
         later = [n - head for n, head in zip(self.counts, self.heads, strict=True)]
-        later = later if plan.causal else self.counts
-        pairs = [n * (n + 1) // 2 if plan.causal else n * n for n in self.counts]
+        later = later if plan.mask.is_causal else self.counts
+        pairs = [n * (n + 1) // 2 if plan.mask.is_causal else n * n for n in self.counts]
         self.own_ms = [
-            cost.attention_ms(p, p if plan.causal else 0) for cost, p in zip(mine, pairs, strict=True)
+            cost.attention_ms(p, p if plan.mask.is_causal else 0) for cost, p in zip(mine, pairs, strict=True)
         ]
         self.key_ms = [cost.pair_ms * n for cost, n in zip(mine, self.counts, strict=True)]
         self.hop_ms = [cost.hop_ms + cost.hop_token_ms * n for cost, n in zip(mine, self.counts, strict=True)]

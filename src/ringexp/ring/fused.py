@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ringexp.kernels import FusedLimits
-from ringexp.planning import Block, Plan
+from ringexp.planning import Block, BlockShape, Plan
 
 Part = tuple[int, Block]
 """A block, and whose keys/values it is about."""
@@ -31,7 +31,7 @@ class Launch:
         from_row = block.q_start - self.first.q_start
         return (
             len(self.parts) < fused_limits.spans
-            and not block.causal
+            and block.shape is BlockShape.FULL
             and block.q_stop == self.first.q_stop
             and from_row >= 0
             and from_row % fused_limits.tile == block.kv_len % fused_limits.tile == 0
@@ -45,7 +45,9 @@ def launches(
     parts = [(source, block) for source in sources for block in plan.blocks(rank, source, start)]
     if fused_limits is None:
         return [Launch((part,)) for part in parts]
-    return _joined(sorted(parts, key=lambda part: (not part[1].causal, part[1].q_start)), fused_limits)
+    return _joined(
+        sorted(parts, key=lambda part: (part[1].shape is BlockShape.FULL, part[1].q_start)), fused_limits
+    )
 
 
 def _joined(parts: Sequence[Part], fused_limits: FusedLimits) -> list[Launch]:

@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 
 from ringexp.kernels import Arriving, FusedLimits, Kernel, KeySpan, OnlineSoftmax, Sending
-from ringexp.planning import Plan, runs
+from ringexp.planning import BlockShape, Plan, runs
 from ringexp.ring.clock import Clock
 from ringexp.ring.fused import Launch, launches
 from ringexp.ring.transport import Announced, Arrival, LocalShard, RingPass, Route, Transport
@@ -186,7 +186,9 @@ class _Rows:
                 sending = None if spans else shard.sending
                 spans.append(KeySpan(keys, values, from_row, shard.arriving, sending))
             queries = self._q[:, rows].transpose(1, 2)
-            self.state.attend(self._kernel, queries, spans, launch.first.causal, scale, rows)
+            self.state.attend(
+                self._kernel, queries, spans, launch.first.shape is BlockShape.CAUSAL, scale, rows
+            )
 
 
 def reshard(kv: torch.Tensor, ring: RingContext) -> torch.Tensor:

@@ -16,7 +16,7 @@ from ringexp.config import DEFAULT_TILE
 from ringexp.configure.named_models import named_model, named_shape
 from ringexp.errors import UserError
 from ringexp.models.registry import model_of
-from ringexp.planning import LAYOUTS, HopCost, Plan, RankCost, make_plan
+from ringexp.planning import LAYOUTS, HopCost, Mask, Plan, RankCost, make_plan
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged, read_config, read_results, read_rows
 from ringexp.report.frame import complete, load_runs
@@ -45,8 +45,8 @@ class Recorded:
         return self.results["num_units"]
 
     @property
-    def causal(self) -> bool:
-        return self.config["model"].get("causal", True)
+    def mask(self) -> Mask:
+        return Mask.of(self.config["model"].get("causal", True))
 
     @cached_property
     def plan(self) -> Plan:
@@ -56,7 +56,7 @@ class Recorded:
             seq_len,
             self.results["tokens"],
             self.config["layout"]["name"],
-            causal=self.causal,
+            mask=self.mask,
             tile=self.config.get("tile") or DEFAULT_TILE[self.results["environment"]["machine"]["device"]],
             chunks=-(-seq_len // chunk_tokens) if chunk_tokens else 1,
         )
@@ -174,7 +174,7 @@ def ring_of_run(folder: Path, seq_len: int, link: Link | None) -> Ring:
         )
     percentages = run.config["hetero"]["percentages"]
     names = [f"rank at {percentage:g} %" for percentage in percentages]
-    return Ring(names, KnownSpeeds(percentages, run.costs, seq_len), hop, run.layers, run.causal, run.costs)
+    return Ring(names, KnownSpeeds(percentages, run.costs, seq_len), hop, run.layers, run.mask, run.costs)
 
 
 def ring_of_table(
@@ -205,4 +205,4 @@ def ring_of_table(
     source = TableSpeeds(seq_len, list(percentages), [rows] * len(percentages))
     names = [f"{kinds[0][0]} at {percentage:g} %" for percentage in percentages]
     hop = link.hop(named_shape(model))
-    return Ring(names, source, hop, 1, module.mask.is_causal, source.costs(module.mask.is_causal))
+    return Ring(names, source, hop, 1, module.mask, source.costs(module.mask))

@@ -10,6 +10,7 @@ from ringexp.errors import UserError
 from ringexp.planning import (
     WEIGHTS,
     Links,
+    Mask,
     Plan,
     RankCost,
     SpeedSource,
@@ -49,7 +50,7 @@ class KnownSpeeds:
             "partitioner formula is a regression over measured speeds; simulate it with --costs FILE.csv"
         )
 
-    def costs(self, causal: bool) -> Sequence[RankCost]:
+    def costs(self, mask: Mask) -> Sequence[RankCost]:
         return self.known
 
 
@@ -64,7 +65,7 @@ class Ring:
     source: SpeedSource
     links: Links
     layers: int
-    causal: bool
+    mask: Mask
     device_costs: Sequence[RankCost]
 
     def ideal_ms(self, seq_len: int) -> float:
@@ -73,8 +74,8 @@ class Ring:
 
     def alone_ms(self, seq_len: int) -> list[float]:
         """One layer of the whole prompt on each device alone, if it fitted there."""
-        pairs = seq_len * (seq_len + 1) / 2 if self.causal else seq_len**2
-        return [cost.time_ms(seq_len, pairs, pairs * self.causal) for cost in self.device_costs]
+        pairs = self.mask.keys_seen(0, seq_len, seq_len)
+        return [cost.time_ms(seq_len, pairs, pairs * self.mask.is_causal) for cost in self.device_costs]
 
 
 @dataclass(frozen=True)
@@ -114,24 +115,24 @@ class Outcome:
 def plan_for(ring: Ring, split: Split) -> Plan:
     """As runs are planned; tiles are smaller where ranks would go without one."""
     seq_len, tile = split.seq_len, max(1, min(split.tile, split.seq_len // len(ring.names)))
-    costs = ring.source.costs(ring.causal)
+    costs = ring.source.costs(ring.mask)
     if split.partitioner == "balanced":
-        plan = balanced_plan(costs, seq_len, tile, split.layout, ring.causal, ring.links, split.prefetch_hops)
+        plan = balanced_plan(costs, seq_len, tile, split.layout, ring.mask, ring.links, split.prefetch_hops)
     elif split.partitioner in WEIGHTS:
         tokens = apportion(list(WEIGHTS[split.partitioner](ring.source)), seq_len, tile)
-        plan = make_plan(seq_len, tokens, split.layout, causal=ring.causal)
+        plan = make_plan(seq_len, tokens, split.layout, mask=ring.mask)
     else:
         raise UserError(
             f"partitioner {split.partitioner} is unknown; choose one of {', '.join(WEIGHTS)}, balanced"
         )
     if split.chunks == 1:
         return plan
-    return make_plan(seq_len, plan.tokens, split.layout, causal=ring.causal, tile=tile, chunks=split.chunks)
+    return make_plan(seq_len, plan.tokens, split.layout, mask=ring.mask, tile=tile, chunks=split.chunks)
 
 
 def run(ring: Ring, split: Split) -> Outcome:
     """Plan and simulate. Raises UserError for a split that is none."""
-    plan, costs = plan_for(ring, split), ring.source.costs(ring.causal)
+    plan, costs = plan_for(ring, split), ring.source.costs(ring.mask)
     latency = plan.predicted_ms(costs, ring.links, split.prefetch_hops)
     busy = plan.busy_ms(costs)
     return Outcome(
@@ -148,7 +149,7 @@ def run(ring: Ring, split: Split) -> Outcome:
 
 def timings(ring: Ring, split: Split) -> list[IterationTiming]:
     """One layer as a run's clock would have read it, an entry a rank; none for a chunked prompt."""
-    costs = ring.source.costs(ring.causal)
+    costs = ring.source.costs(ring.mask)
     found = simulate(plan_for(ring, split), costs, ring.links, split.prefetch_hops)
     ranks = [IterationTiming(found.latency_ms, 0.0) for _ in ring.names]
     for place, (rank, busy_ms) in enumerate(zip(found.members, found.busy_ms(), strict=True)):

@@ -50,6 +50,6 @@ def ring_of_devices(
         KnownSpeeds(percentages, costs, seq_len),
         links,
         model.layers,
-        model.mask.is_causal,
+        model.mask,
         [alone[device] for device in devices],
     )

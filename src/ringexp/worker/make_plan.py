@@ -11,6 +11,7 @@ from ringexp.planning import (
     WEIGHTS,
     AdaptivePlanner,
     HopCost,
+    Mask,
     Plan,
     RankCost,
     SpeedSource,
@@ -24,7 +25,7 @@ def plan_for(
     config: Config,
     source: SpeedSource,
     device_type: str,
-    causal: bool,
+    mask: Mask,
     room: Sequence[int | None] | None = None,
     hop: HopCost | None = None,
 ) -> Plan:
@@ -35,14 +36,14 @@ def plan_for(
     Raises UserError if the prompt has too few tiles, or does not fit.
     """
     tile = config.tile or DEFAULT_TILE[device_type]
-    return _in_chunks(config, _whole_plan(config, source, tile, causal, room, hop), tile)
+    return _in_chunks(config, _whole_plan(config, source, tile, mask, room, hop), tile)
 
 
 def adaptive_planner(
     config: Config,
     source: SpeedSource,
     device_type: str,
-    causal: bool,
+    mask: Mask,
     units: int,
     room: Sequence[int | None] | None = None,
     hop: HopCost | None = None,
@@ -54,13 +55,13 @@ def adaptive_planner(
     tile = config.tile or DEFAULT_TILE[device_type]
 
     def make(costs: Sequence[RankCost]) -> Plan:
-        return _in_chunks(config, _balanced(config, costs, tile, causal, hop), tile)
+        return _in_chunks(config, _balanced(config, costs, tile, mask, hop), tile)
 
     def move(tokens: Sequence[int]) -> Plan:
-        plan = make_plan(config.seq_len, tokens, config.layout.name, causal=causal, starts=starts_of(config))
+        plan = make_plan(config.seq_len, tokens, config.layout.name, mask=mask, starts=starts_of(config))
         return _in_chunks(config, plan, tile)
 
-    costs = _with_room(source.costs(causal), room)
+    costs = _with_room(source.costs(mask), room)
     return AdaptivePlanner(config.partitioner.adaptive, costs, make, move, tile, units, hop)
 
 
@@ -72,7 +73,7 @@ def _in_chunks(config: Config, plan: Plan, tile: int) -> Plan:
         config.seq_len,
         plan.tokens,
         config.layout.name,
-        causal=plan.causal,
+        mask=plan.mask,
         tile=tile,
         chunks=chunks,
         starts=starts_of(config),
@@ -84,24 +85,22 @@ def _with_room(costs: Sequence[RankCost], room: Sequence[int | None] | None) -> 
     return [cost.capped(most) for cost, most in zip(costs, room or [None] * len(costs), strict=True)]
 
 
-def _balanced(
-    config: Config, costs: Sequence[RankCost], tile: int, causal: bool, hop: HopCost | None
-) -> Plan:
+def _balanced(config: Config, costs: Sequence[RankCost], tile: int, mask: Mask, hop: HopCost | None) -> Plan:
     seq_len, layout, ahead = config.seq_len, config.layout.name, config.transport.prefetch_hops
-    return balanced_plan(costs, seq_len, tile, layout, causal, hop, ahead, starts_of(config))
+    return balanced_plan(costs, seq_len, tile, layout, mask, hop, ahead, starts_of(config))
 
 
 def _whole_plan(
     config: Config,
     source: SpeedSource,
     tile: int,
-    causal: bool,
+    mask: Mask,
     room: Sequence[int | None] | None,
     hop: HopCost | None,
 ) -> Plan:
     """The plan of the whole prompt at once."""
     if config.partitioner.name in BY_COST:
-        return _balanced(config, _with_room(source.costs(causal), room), tile, causal, hop)
+        return _balanced(config, _with_room(source.costs(mask), room), tile, mask, hop)
     weights = list(WEIGHTS[config.partitioner.name](source))
     tokens = apportion(weights, config.seq_len, tile)
     return make_plan(
@@ -109,7 +108,7 @@ def _whole_plan(
         tokens,
         config.layout.name,
         shard=config.split,
-        causal=causal,
+        mask=mask,
         tile=tile,
         starts=starts_of(config),
     )

@@ -95,10 +95,10 @@ class PreparedJob:
         """Return what runs the job's prompts, one after the other."""
         config, plan, planner = self.config, self.plan, None
         if config.partitioner.name == "adaptive":
-            causal, units = self.workload.shape.mask.is_causal, self.workload.shape.layers
+            mask, units = self.workload.shape.mask, self.workload.shape.layers
             device = self.session.device.type
             planner = adaptive_planner(
-                config, self.source, device, causal, units, self.max_tokens, self.hop_cost
+                config, self.source, device, mask, units, self.max_tokens, self.hop_cost
             )
             plan = planner.plan
         work = RingWork(self.workload, self.x, self.ring)
@@ -126,7 +126,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
         source = replace(source, alone_ms=_alone_ms(session, config, references, workload.shape.layers))
     max_tokens = tools.memory.max_tokens(config.seq_len)
     hop_cost = hop_cost_of(session, config, tools) if is_run else None
-    plan = plan_for(config, source, session.device.type, workload.shape.mask.is_causal, max_tokens, hop_cost)
+    plan = plan_for(config, source, session.device.type, workload.shape.mask, max_tokens, hop_cost)
     if is_run and (wrong := check_memory(plan, max_tokens)):
         if config.memory_limit_gib is not None:
             raise UserError(wrong)

@@ -174,7 +174,7 @@ def _errors(accuracy: Accuracy | None) -> _Errors:
 
 def _costs(job: PreparedJob) -> list[RankCost]:
     """Return what the plan expects work to cost; nothing where queries and keys are split differently."""
-    return list(job.source.costs(job.workload.shape.mask.is_causal)) if job.plan.aligned else []
+    return list(job.source.costs(job.workload.shape.mask)) if job.plan.aligned else []
 
 
 def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:

@@ -81,7 +81,7 @@ def _whole_plan(job: PreparedJob) -> Plan:
     return make_plan(
         config.seq_len,
         [config.seq_len],
-        causal=job.workload.shape.mask.is_causal,
+        mask=job.workload.shape.mask,
         chunks=config.model.num_chunks(config.seq_len),
         starts=starts_of(config),
     )

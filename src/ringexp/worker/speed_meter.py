@@ -113,7 +113,7 @@ class SpeedMeter:
         rest = length - tokens
         tile = self.tile if rest >= others * self.tile else 1
         peers = apportion([1.0] * others, rest, tile) if rest else [0]
-        return make_plan(length, [tokens, *peers], causal=self.workload.shape.mask.is_causal)
+        return make_plan(length, [tokens, *peers], mask=self.workload.shape.mask)
 
     def _ring(self, plan: Plan) -> RingContext:
         """Return a ring in which this rank takes rank 0's place and gets back its own shards."""

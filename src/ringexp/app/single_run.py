@@ -1,4 +1,4 @@
-"""One run: show its heading, carry it out, show its results; or show its plan alone."""
+"""Carry out one run and show its results, or show its plan alone."""
 
 from __future__ import annotations
 
