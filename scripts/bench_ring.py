@@ -53,10 +53,11 @@ from ringexp.models.inputs import LocalInputs, local_inputs
 from ringexp.planning import make_plan
 from ringexp.report.figures.style import IDEAL, below, length_axis, panels
 from ringexp.ring.clock import CudaClock
+from ringexp.ring.context import RingContext
 from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
+from ringexp.ring.loopback import LoopbackTransport
+from ringexp.ring.transport import Transport, make_transport
 from ringexp.tracking.environment import PACKAGES, version_of
 from ringexp.tracking.files import write_atomically
 from ringexp.web.palette import COLOURS, OTHER_COLOUR
@@ -102,7 +103,8 @@ class Bench:
 
     def __init__(self, rank: int, settings: Settings, device: torch.device) -> None:
         self.rank, self.settings, self.device = rank, settings, device
-        self.transports = {"ipc": make_transport("ipc", device)}
+        self.ipc = IpcTransport(device)
+        self.transports: dict[str, Transport] = {"ipc": self.ipc}
         if not settings.shared:
             self.transports["nccl"] = make_transport("nccl", device)
         self.kernel = get_kernel(settings.kernel, device, torch.bfloat16, 128)
@@ -158,13 +160,11 @@ class Bench:
 
     def copied(self, local: LocalInputs, seq_len: int) -> Iteration:
         """Return our ring with shards carried by copy engines in place of the kernel."""
-        ipc = self.transports["ipc"]
-        assert isinstance(ipc, IpcTransport)
-        by_kernel, ipc.by_kernel = ipc.by_kernel, False  # of what is captured from here on
+        kernel_sends, self.ipc.kernel_sends = self.ipc.kernel_sends, False  # of what is captured from here on
         try:
-            return self.ours(local, seq_len, ipc)
+            return self.ours(local, seq_len, self.ipc)
         finally:
-            ipc.by_kernel = by_kernel
+            self.ipc.kernel_sends = kernel_sends
 
     def _context_parallel(self, x: torch.Tensor, stack: ExitStack) -> Callable[[], torch.Tensor]:
         from torch.distributed.device_mesh import init_device_mesh

@@ -9,7 +9,7 @@ from ringexp.atomic import PRIVATE, write_atomically
 from ringexp.launch.supervision import write_rank_set
 from ringexp.tracking.files import RunFiles
 from ringexp.worker.progress import ProgressWriter
-from ringexp.worker.rank import error_file, write_error
+from ringexp.worker.rank_error import error_file, write_error
 from ringexp.worker.rank_set import RankSet
 
 

@@ -21,14 +21,14 @@ from ringexp.hetero.pacing import Pacer
 from ringexp.kernels import get_kernel
 from ringexp.planning import Mask, Plan
 from ringexp.planning.planner import plan as plan_of
-from ringexp.ring import loop as prefill
+from ringexp.ring import attention
 from ringexp.ring.clock import NoClock, make_clock
+from ringexp.ring.context import RingContext
 from ringexp.ring.eager import eager
 from ringexp.ring.groups import current, transport_of
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.loop import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from ringexp.ring.ring_group import RingGroup, ring_group_of
-from ringexp.ring.transport import LoopbackTransport
 
 _kernel = functools.cache(get_kernel)  # it looks for packages on disk, which takes longer than a short block
 
@@ -79,13 +79,13 @@ def _attend(
     with current(q.device):
         carrier = transport_of(group, q.device, transport)
         batch, _, kv_heads, head_dim = k.shape
-        carrier.reserve(2 * batch * max(plan.kv_tokens) * kv_heads * head_dim * k.element_size())
+        carrier.memory.reserve(2 * batch * max(plan.kv_tokens) * kv_heads * head_dim * k.element_size())
         if rank not in plan.members:
             return q.new_empty(q.shape)
         ring = RingContext(plan, rank, carrier, chosen, NoClock())
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-        out = prefill.ring_attention(q, k, v, ring, softmax_scale)
-        carrier.take_transfers()  # nobody reads the times of hops
+        out = attention.ring_attention(q, k, v, ring, softmax_scale)
+        carrier.transfers.take()  # nobody reads the times of hops
     return out
 
 
@@ -159,7 +159,7 @@ def _measured(
     _check_tensors(q, k, v, even, rank)
     chosen = _kernel(kernel, q.device, shape.dtype, shape.head_dim)
     ring = RingContext(even, rank, LoopbackTransport(rank), chosen, make_clock(device, Pacer(100)))
-    piece = Iteration(lambda: prefill.ring_attention(q, k, v, ring), ring)
+    piece = Iteration(lambda: attention.ring_attention(q, k, v, ring), ring)
     place = ring_group.place(device)
     meeting = _Meeting(place, ring_group)
     with torch.no_grad(), current(q.device):

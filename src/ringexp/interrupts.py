@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -59,6 +59,24 @@ class Interrupts:
             return
         self._closing = self._once
         raise Interrupted(f"{signal.Signals(signum).name} to the launcher")
+
+
+def raise_on(reasons: Mapping[signal.Signals, str], once: bool = False) -> None:
+    """Make each of these signals raise Interrupted from here on.
+
+    Args:
+        reasons: what Interrupted says, for each signal.
+        once: ignore all of these signals after the first one.
+    """
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if once:
+            for signal_of_ours in reasons:
+                signal.signal(signal_of_ours, signal.SIG_IGN)
+        raise Interrupted(reasons[signal.Signals(signum)])
+
+    for signum in reasons:
+        signal.signal(signum, handle)
 
 
 @contextmanager

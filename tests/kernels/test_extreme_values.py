@@ -21,7 +21,7 @@ from ringexp.kernels.contract import LOWEST_LSE
 from ringexp.kernels.decode import Slots, by_blocks, merge
 from ringexp.planning import BlockShape, Mask, make_plan
 from ringexp.planning.layouts import LAYOUTS
-from ringexp.ring.transport import Route
+from ringexp.ring.route import Route
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
 SCALE = HEAD_DIM**-0.5

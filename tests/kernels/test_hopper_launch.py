@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ringexp.kernels import Arriving, Destination, KeySpan, Remote, Sending, hopper_block
+from ringexp.kernels import ArrivalFlags, Destination, KeySpan, Remote, Sending, hopper_block
 
 hopper_kernel = pytest.importorskip("ringexp.kernels.hopper_kernel", reason="needs triton >= 3.6")
 
@@ -75,7 +75,7 @@ def remote(address, length, heads=2):
 def test_what_is_awaited_and_what_is_sent(launched):
     k, v = tokens(1024, 2), tokens(1024, 2)
     words, waited, counts, took = (torch.zeros(n, dtype=torch.int32) for n in (8, 1, 4, 1))
-    arriving = Arriving(words.view(2, 4)[:, 0], waited, 1 << 40)
+    arriving = ArrivalFlags(words.view(2, 4)[:, 0], waited, 1 << 40)
     to = [
         Destination(remote(n << 32, length), remote(n << 33, length), n << 34, n << 35)
         for n, length in ((1, 1000), (2, 300))

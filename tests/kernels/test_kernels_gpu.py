@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from itertools import pairwise, product
 
 import pytest
@@ -10,14 +11,25 @@ import torch
 
 from kernels.cases import FLOAT32_EPS, LIBRARY_LSE_SLACK, Case, inputs, measure, shape_cases
 from ringexp.errors import UserError
-from ringexp.kernels import Arriving, Destination, KeySpan, OnlineSoftmax, Remote, Sending, get_kernel, oracle
+from ringexp.kernels import (
+    ArrivalFlags,
+    Destination,
+    KeySpan,
+    OnlineSoftmax,
+    Remote,
+    Sending,
+    get_kernel,
+    oracle,
+)
 from ringexp.planning import Mask, make_plan
 from ringexp.ring import cuda_driver
+from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import CudaClock
+from ringexp.ring.context import RingContext
 from ringexp.ring.iteration import captured
-from ringexp.ring.loop import RingContext, ring_attention
+from ringexp.ring.loopback import LoopbackTransport
+from ringexp.ring.pending import PendingShard
 from ringexp.ring.shards import positions, shard
-from ringexp.ring.transport import Announcement, LocalShard, LoopbackTransport, Route
 
 pytestmark = [
     pytest.mark.gpu,
@@ -169,7 +181,7 @@ def test_a_span_that_is_there_goes_beside_one_that_is_awaited():
     own, earlier, other = zip(k.split(512, dim=2), v.split(512, dim=2), strict=True)
     words = torch.ones(2, 4, dtype=torch.int32, device="cuda")[:, 0]
     taken = torch.zeros(1, dtype=torch.int32, device="cuda")
-    arriving = Arriving(words, torch.full((1,), -1, dtype=torch.int32, device="cuda"), taken.data_ptr())
+    arriving = ArrivalFlags(words, torch.full((1,), -1, dtype=torch.int32, device="cuda"), taken.data_ptr())
     spans = [KeySpan(*own), KeySpan(*earlier), KeySpan(*other, 256, arriving)]
     state = OnlineSoftmax(1, 8, 512, 128, "cuda", blocks=[(0, 512)], dtype=BF16)
     state.attend(kernel, q, spans, True, 0.1)
@@ -265,7 +277,7 @@ def test_a_launch_computes_with_what_is_sent_meanwhile(heads, head_dim, pieces, 
     sent = Sent(k, v, (768,), pieces)
     taken = torch.zeros(1, dtype=torch.int32, device="cuda")
     waited = torch.full((1,), -1, dtype=torch.int32, device="cuda")
-    arriving = Arriving(sent.words[0, :, 0], waited, taken.data_ptr())
+    arriving = ArrivalFlags(sent.words[0, :, 0], waited, taken.data_ptr())
     late = slice(from_row, None)
     expected = OnlineSoftmax(1, 8, 1024, head_dim, "cuda")
     expected.merge(*oracle.block(q.float(), k.float(), v.float(), True, 0.1))
@@ -289,7 +301,7 @@ class AtHand(LoopbackTransport):
 
     def __init__(self, rank, shards, pieces, held):
         super().__init__(rank, announces=True)
-        self._of_rank, self._shards, self._pieces = rank, shards, pieces
+        self._shards, self._pieces = shards, pieces
         self._stream = torch.cuda.Stream()
         self._released = torch.full((1,), int(not held), dtype=torch.int32, device="cuda")
         self.awaited = False
@@ -304,17 +316,17 @@ class AtHand(LoopbackTransport):
             if pieces
         }
 
-    def circulate(self, k, v, trip):
-        for source in Route.of(trip.tokens, self._of_rank).sources:
-            if source == self._of_rank:
-                yield source, LocalShard(k, v)
-            elif self._pieces is None or not trip.carried(self._of_rank, source):
-                yield source, lambda source=source: self._shards[source]
-            else:
-                yield source, Coming(self, source)
+    def circulate(self, k, v, ring_pass):
+        for source in self.arrival_order(ring_pass.tokens):
+            if source == self.rank:
+                yield PendingShard.local(source, k, v)
+            elif self._pieces is None or not ring_pass.carried(self.rank, source):
+                yield PendingShard(source, lambda source=source: self._shards[source])
+            else:  # a kernel may wait for it; where none does, a stream
+                yield PendingShard(source, partial(self._receive, source), partial(self.send, source))
         torch.cuda.current_stream().wait_stream(self._stream)
 
-    def send(self, source):
+    def send(self, source, waited):
         """A shard that copy engines bring, heads after heads, and the words about it."""
         kept, coming, words, taken = self._coming[source]
         rows, heads = kept.flatten(0, 1), kept.shape[3] // self._pieces
@@ -328,26 +340,16 @@ class AtHand(LoopbackTransport):
                 cuda_driver.copy_rows(self._stream, coming.data_ptr() + start, row_bytes, rows[:, :, columns])
                 cuda_driver.flags(self._stream, given=[words[piece:].data_ptr()])
         self.awaited = True
-        return Announcement(coming, words, taken.data_ptr())
+        return coming, ArrivalFlags(words, waited, taken.data_ptr())
+
+    def _receive(self, source):
+        shard, _ = self.send(source, None)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return shard
 
     def release(self):
         """Let held shards come."""
         cuda_driver.flags(torch.cuda.Stream(), given=[self._released.data_ptr()])
-
-
-class Coming:
-    """A shard that a kernel may await; where none does, a stream."""
-
-    def __init__(self, transport, source):
-        self._transport, self._source = transport, source
-
-    def announced(self):
-        return self._transport.send(self._source)
-
-    def __call__(self):
-        shard = self._transport.send(self._source).shard
-        torch.cuda.current_stream().wait_stream(self._transport._stream)
-        return shard
 
 
 @pytest.mark.parametrize("consumers", [2, 3])

@@ -13,7 +13,7 @@ from kernels.cases import FLOAT32_EPS, Case, inputs
 from ringexp.kernels import KeySpan, OnlineSoftmax, oracle
 from ringexp.kernels.merge import rows_done
 from ringexp.planning import make_plan
-from ringexp.ring.transport import Route
+from ringexp.ring.route import Route
 from support.joining import joining_kernel
 
 SCALE = 0.25

@@ -15,7 +15,9 @@ from ringexp.config import CalibrationConfig, TrackerConfig
 from ringexp.configure.resolve import resolve
 from ringexp.errors import UserError
 from ringexp.launch.supervision import rendezvous, write_rank_set
-from ringexp.worker.rank import SECRET_ENV, _keys, error_file
+from ringexp.worker.rank import _keys
+from ringexp.worker.rank_error import error_file
+from ringexp.worker.rank_place import SECRET_ENV
 from ringexp.worker.rank_set import Job, RankSet
 from support.command import command
 from support.sessions import attention_config

@@ -8,7 +8,7 @@ import pytest
 from ringexp.errors import RunFailed, UserError
 from ringexp.launch.local import _explain
 from ringexp.launch.supervision import earliest_error
-from ringexp.worker.rank import write_error
+from ringexp.worker.rank_error import write_error
 
 REFUSED = ("UserError", "give it more memory", 3.0)
 KILLED = ("RunFailed", "rank 1 was killed", 4.0)

@@ -9,8 +9,8 @@ from ringexp.models.inputs import local_inputs
 from ringexp.models.registry import model_of
 from ringexp.planning import make_plan
 from ringexp.ring.clock import NoClock
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from support.live_memory import LiveMemory
 
 

@@ -96,7 +96,7 @@ def test_transfers_go_to_the_hops_of_other_ranks_in_order():
 def test_what_a_kernel_waited_itself_is_waiting_and_not_computing(passes):
     clock = CpuClock(CountingPacer())
     clock.start()
-    clock.takes([0, 1], torch.tensor([2000], dtype=torch.int32))
+    clock.computes_with([0, 1], torch.tensor([2000], dtype=torch.int32))
     passes(0.01)
     clock.attended()
     passes(0.002)
@@ -135,7 +135,7 @@ def test_events_are_recorded_where_something_is_computed(monkeypatch, only_atten
     clock = CudaClock(only_attention)
     clock.start()
     for _ in range(2):
-        clock.takes([0, 1])
+        clock.computes_with([0, 1])
         clock.attended()
     clock.stop()
     timing = clock.read()
@@ -150,7 +150,7 @@ def test_a_wait_begins_and_ends_with_an_event(monkeypatch):
     Recorded.count = 0
     clock = CudaClock(only_attention=True)
     clock.start()
-    clock.takes([0])
+    clock.computes_with([0])
     with clock.waiting(1):
         pass
     clock.attended()

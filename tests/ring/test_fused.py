@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from ringexp.kernels import FusedLimits
 from ringexp.planning import BlockShape, Mask, make_plan
 from ringexp.ring.fused import launches
-from ringexp.ring.transport import Route
+from ringexp.ring.route import Route
 
 TILE = 4
 

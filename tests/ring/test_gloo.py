@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ringexp.ring.gloo import GlooTransport
-from ringexp.ring.transport import RingPass
+from ringexp.ring.transport import RingPass, Transport
 
 TOKENS = [2, 3, 0, 4, 5]
 
@@ -18,7 +18,8 @@ class Scripted(GlooTransport):
     """Rank 1 of a ring whose other ranks do not exist: hop by hop, tensors of the hop's number arrive."""
 
     def __init__(self) -> None:  # without a group
-        self._rank, self._forwarder, self._transfers = 1, ThreadPoolExecutor(max_workers=1), []
+        Transport.__init__(self, rank=1)
+        self._forwarder = ThreadPoolExecutor(max_workers=1)
         self.hops, self.fails_at = [], 0
 
     def _swap(self, sends, receives):
@@ -49,7 +50,8 @@ def hops_after_a_while(ring: Scripted, least: int) -> int:
 
 
 def test_each_hop_sends_what_the_one_before_brought(ring):
-    arrived = [(source, arrival()) for source, arrival in ring.circulate(keys(), keys(), RingPass(TOKENS))]
+    shards = ring.circulate(keys(), keys(), RingPass(TOKENS))
+    arrived = [(shard.source, shard.receive()) for shard in shards]
     assert [source for source, _ in arrived] == [1, 0, 4, 3]
     for hop, (source, shard) in enumerate(arrived[1:], start=1):
         assert shard.shape == (2, 1, TOKENS[source], 2, 4)
@@ -58,8 +60,8 @@ def test_each_hop_sends_what_the_one_before_brought(ring):
         assert (list(sends), list(receives)) == ([3], [0])
         assert sends[3].shape[2] == TOKENS[[1, 0, 4][hop]]
         assert (sends[3] == hop).all()
-    assert len(ring.take_transfers()) == 3
-    assert ring.take_transfers() == []
+    assert len(ring.transfers.take()) == 3
+    assert ring.transfers.take() == []
 
 
 @pytest.mark.parametrize(("prefetch_hops", "ahead"), [(1, 1), (2, 2), (None, 3)])
@@ -68,8 +70,7 @@ def test_no_more_hops_than_allowed_are_ahead_of_what_was_taken(ring, prefetch_ho
     next(arriving)
     assert hops_after_a_while(ring, ahead) == ahead
     for taken in (1, 2, 3):
-        _, arrival = next(arriving)
-        arrival()
+        next(arriving).receive()
         expected = min(ahead + taken, 3)
         assert hops_after_a_while(ring, expected) == expected
     assert next(arriving, None) is None
@@ -79,19 +80,19 @@ def test_no_more_hops_than_allowed_are_ahead_of_what_was_taken(ring, prefetch_ho
 def test_a_hop_that_fails_tells_all_who_wait(ring, fails_at):
     ring.fails_at = fails_at
     arriving = ring.circulate(keys(), keys(), RingPass(TOKENS))
-    arrivals = [arrival for _, arrival in arriving][1:]
-    for hop, arrival in enumerate(arrivals, start=1):
+    shards = list(arriving)[1:]
+    for hop, shard in enumerate(shards, start=1):
         if hop < fails_at:
-            assert (arrival() == hop).all()
+            assert (shard.receive() == hop).all()
         else:
             with pytest.raises(ConnectionError, match=f"hop {fails_at} broke"):
-                arrival()
+                shard.receive()
 
 
 def test_a_ring_of_one_forwards_nothing(ring):
     alone = [0, 3, 0]
-    for source, arrival in ring.circulate(keys(), keys(), RingPass(alone)):
-        assert source == 1
-        assert torch.equal(arrival()[0], keys())
+    for shard in ring.circulate(keys(), keys(), RingPass(alone)):
+        assert shard.source == 1
+        assert torch.equal(shard.receive()[0], keys())
     assert not ring.hops
-    assert ring.take_transfers() == []
+    assert ring.transfers.take() == []

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ringexp.ring.ipc import _parts
+from ringexp.ring.ipc_pieces import pieces_of
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from ringexp.ring.ipc import _parts
 )
 def test_copies_are_neither_narrow_nor_short(tokens, kv_heads, head_dim, pieces, copies):
     k = torch.empty(1, 3, kv_heads, head_dim, dtype=torch.bfloat16)
-    assert _parts(k, tokens) == (pieces, copies)
+    assert pieces_of(k, tokens) == (pieces, copies)

@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import block_fp64
 from ringexp.planning import LAYOUTS, Mask, Plan, make_plan
+from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import NoClock
+from ringexp.ring.context import RingContext
 from ringexp.ring.decode import gather, stored
-from ringexp.ring.loop import RingContext, ring_attention
-from ringexp.ring.transport import LocalShard, LoopbackTransport, RingPass, Route
+from ringexp.ring.loopback import LoopbackTransport
+from ringexp.ring.pending import PendingShard
+from ringexp.ring.route import Route
+from ringexp.ring.transport import RingPass
 from support.joining import joining_kernel
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -30,14 +34,16 @@ class AtHand(LoopbackTransport):
     def of(self, positions: list[int]) -> torch.Tensor:
         return self.whole[:, :, positions]
 
-    def circulate(self, k, v, trip):
-        assert list(trip.tokens) == self.plan.kv_tokens
+    def circulate(self, k, v, ring_pass):
+        assert list(ring_pass.tokens) == self.plan.kv_tokens
         assert torch.equal(torch.stack((k, v)), self.of(self.plan.kv_shards[self.place].positions()))
-        for source in Route.of(trip.tokens, self.place).sources:
+        for source in self.arrival_order(ring_pass.tokens):
             shard = self.of(self.plan.kv_shards[source].positions())
             if source != self.place:
-                shard[:, :, trip.carried(self.place, source) :] = float("nan")  # a transport may leave it out
-            yield source, LocalShard(k, v) if source == self.place else lambda shard=shard: shard
+                unneeded = slice(ring_pass.carried(self.place, source), None)
+                shard[:, :, unneeded] = float("nan")  # a transport may leave it out
+            receive = (lambda: (k, v)) if source == self.place else lambda shard=shard: shard
+            yield PendingShard(source, receive)
         self.ended = True
 
     def exchange(self, sends, receives, sizes):
@@ -63,7 +69,7 @@ class Noting(NoClock):
         self.told: list[object] = []
         self.most = 0
 
-    def takes(self, sources, waited=None):
+    def computes_with(self, sources, waited=None):
         self.told += sources
         self.most = max(self.most, len(sources))
 
@@ -166,7 +172,10 @@ def test_a_ring_passes_over_empty_ranks_and_comes_round(tokens):
 def test_what_stands_for_a_ring_hands_out_shards_of_their_length_made_once():
     tokens, (_, k, v) = [5, 0, 3, 8], inputs(2, 3)
     ring = LoopbackTransport(rank=2)
-    first, second = ([(s, a()) for s, a in ring.circulate(k, v, RingPass(tokens))] for _ in range(2))
+    first, second = (
+        [(shard.source, shard.receive()) for shard in ring.circulate(k, v, RingPass(tokens))]
+        for _ in range(2)
+    )
     assert [source for source, _ in first] == [2, 0, 3]
     assert all(torch.equal(x, y) for x, y in zip(first[0][1], (k, v), strict=True))
     for (source, shard), (_, again) in zip(first[1:], second[1:], strict=True):

@@ -85,7 +85,7 @@ def test_a_hop_that_fails_tells_who_waits_for_its_shard():
     k = torch.zeros(1, 2, 1, 4)
     arriving = transport.circulate(k, k, RingPass([2, 2]))
     next(arriving)
-    _, arrival = next(arriving)
+    shard = next(arriving)
     with pytest.raises(PeerLost, match="Connection reset by peer"):
-        arrival()
+        shard.receive()
     transport.close()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ringexp.kernels import Arriving, FusedLimits, Kernel, KeySpan, OnlineSoftmax, Remote, Sending, oracle
+from ringexp.kernels import ArrivalFlags, FusedLimits, Kernel, KeySpan, OnlineSoftmax, Remote, Sending, oracle
 from ringexp.kernels.contract import Rows
 
 PATIENCE_S = 60
@@ -55,7 +55,7 @@ def block_into(
             _word(span.arriving.taken).value = 1
 
 
-def _await(arriving: Arriving) -> None:
+def _await(arriving: ArrivalFlags) -> None:
     began = time.monotonic()
     while not arriving.words.all():
         assert time.monotonic() - began < PATIENCE_S

@@ -10,7 +10,7 @@ import torch
 from ringexp.kernels import get_kernel
 from ringexp.models.fms.strategy import RingModel
 from ringexp.ring.clock import NoClock
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 from support.ring_ranks import transport
 
 VARIANTS = {"llama": "micro", "granite": "8b", "mixtral": "8x7b", "mistral": "7b", "qwen3": "0.6b"}
@@ -253,7 +253,7 @@ def chunked_logits(
     ring = RingContext(plan, rank, transport(), kernel, NoClock())
     local = local_inputs(ids, plan, rank)
     logits, cache = prefill_with_cache(model, local.x, local.positions, ring)
-    transport().take_transfers()  # other tests look at theirs
+    transport().transfers.take()  # other tests look at theirs
     assert {keys.shape[1] for keys, _ in cache} == {tokens[rank]}
     alone = model(ids, use_cache=True, last_n_tokens=1, attn_name="sdpa_causal")[0]
     return logits, alone, plan.q_shards[rank].last

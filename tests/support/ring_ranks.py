@@ -11,9 +11,10 @@ import torch.distributed as dist
 from ringexp.calibration.link import LinkCost, measure_link
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.planning import Mask, Plan, make_plan
+from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import CpuClock, CudaClock, NoClock
+from ringexp.ring.context import RingContext
 from ringexp.ring.gloo import GlooTransport
-from ringexp.ring.loop import RingContext, ring_attention
 from support import stand_ins
 from support.joining import carried, joining_kernel
 
@@ -88,7 +89,7 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
     out = ring_attention(q, k, v, ring)
     clock.stop()
     dist.barrier()
-    transfers = [transfer(clock.origin) for transfer in transport().take_transfers()]
+    transfers = [transfer(clock.origin) for transfer in transport().transfers.take()]
     assert all(start >= 0 and duration >= 0 for start, duration in transfers)
     return out, len(clock.read().hops), len(transfers)
 
@@ -144,7 +145,9 @@ def attend_over_stand_ins(
         transport = make_transport(name, torch.device("cpu"))
         for case in cases:
             plan = case.plan()
-            transport.reserve(2 * case.batch * max(case.tokens) * case.num_kv_heads * case.head_dim * 4)
+            transport.memory.reserve(
+                2 * case.batch * max(case.tokens) * case.num_kv_heads * case.head_dim * 4
+            )
             if not plan.tokens[rank]:
                 out, transfers = case.nothing(), 0
                 transport.barrier()
@@ -155,7 +158,7 @@ def attend_over_stand_ins(
             mine = torch.tensor(plan.q_shards[rank].positions())
             q, k, v = (x[:, mine] for x in case.qkv())
             out = ring_attention(q, k, v, ring)
-            kept = transport.take_transfers()
+            kept = transport.transfers.take()
             assert not stand_ins.dropped_events()
             transfers = len(kept)
             transport.barrier()
@@ -209,7 +212,7 @@ def gather_over_stand_ins(rank: int, name: str, held: list[int], dtype: str) -> 
     gathered = []
     with stand_ins.cuda():
         transport = make_transport(name, torch.device("cpu"))
-        transport.reserve(1024)
+        transport.memory.reserve(1024)
         if held[rank]:
             clock = CpuClock(NoPacer())
             clock.start()
@@ -228,8 +231,8 @@ def epochs_over_stand_ins(rank: int) -> list[int]:
         transport = IpcTransport(torch.device("cpu"))
         epochs = []
         for num_bytes in (1000, 500, 1000, 5000):
-            transport.reserve(num_bytes)
-            epochs.append(transport.epoch)
+            transport.memory.reserve(num_bytes)
+            epochs.append(transport.memory.epoch)
         transport.close()
     dist.barrier()
     return epochs
@@ -250,7 +253,7 @@ def decode_one(rank: int, held: list[int], firsts: list[list[int]], kv_heads: in
     slots = Slots(firsts[rank], held[rank], torch.device("cpu"))
     context = DecodeContext(held, transport(), kernel, clock, slots)
     out = decode_attention(q, k[:, mine], v[:, mine], context)
-    transport().take_transfers()  # other tests look at theirs
+    transport().transfers.take()  # other tests look at theirs
     return out
 
 

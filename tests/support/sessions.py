@@ -17,7 +17,7 @@ from ringexp.hetero.applied import AppliedThrottle
 from ringexp.hetero.cpu_pacing import set_pace
 from ringexp.hetero.pacing import Pacer
 from ringexp.planning import HopCost, Plan, make_plan
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 from ringexp.ring.transport import resolved
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.cuda_graphs import CudaGraphs

@@ -137,9 +137,12 @@ def cuda(devices: int = 1 << 30, kinds: int = 1, nvlink: bool = True) -> Iterato
             "torch.cuda.synchronize": lambda device: None,
             "torch.cuda.Event": _Event,
             "torch.Tensor.record_stream": lambda tensor, stream: None,
-            "ringexp.ring.ipc.driver": driver,
-            "ringexp.ring.ipc._COPY_ROW_BYTES": 32,  # short shards come in pieces, too
-            "ringexp.ring.ipc._COPY_BYTES": 1,
+            **{
+                f"ringexp.ring.{part}.driver": driver
+                for part in ("ipc", "ipc_memory", "ipc_pass", "ipc_signals")
+            },
+            "ringexp.ring.ipc_pieces.COPY_ROW_BYTES": 32,  # short shards come in pieces, too
+            "ringexp.ring.ipc_pieces.COPY_BYTES": 1,
         }.items():
             stack.enter_context(patch(target, stand_in))
         yield

@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
 
 from ringexp.app.execute import execute
 from ringexp.app.site import ExecutionSite
-from ringexp.errors import Interrupted
+from ringexp.interrupts import raise_on
 from ringexp.report.console import Console
 from ringexp.slurm.job import JobFile, done_before
 from ringexp.tracking.files import mark_ended
@@ -23,8 +22,8 @@ def carry_out(file: JobFile) -> None:
 
     An interrupt leaves no result of the job, which SLURM may have requeued and may start again.
     """
-    for signum in (signal.SIGTERM, signal.SIGUSR2):  # submitit would ignore one and requeue at the other
-        signal.signal(signum, _interrupt)
+    # submitit would ignore one of the signals, and requeue the job at the other.
+    raise_on({signum: f"SLURM sent {signum.name}" for signum in (signal.SIGTERM, signal.SIGUSR2)})
     try:
         runs = [run for run in file.runs if not done_before(*run)]
         outcomes = execute(runs, Console(), file.resume, _site(file)) if runs else []
@@ -37,10 +36,6 @@ def carry_out(file: JobFile) -> None:
         for _, run_dir in file.runs:
             mark_ended(run_dir, "failed", str(error))
         raise
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"SLURM sent {signal.Signals(signum).name}")
 
 
 def _site(file: JobFile) -> ExecutionSite:

@@ -8,8 +8,8 @@ from statistics import median
 
 import torch
 
+from ringexp.ring.context import RingContext
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import RingPass
 
 REPEATS = 5
@@ -51,12 +51,12 @@ def _hop_ms(ring: RingContext, device: torch.device, num_bytes: int) -> float:
     take longer than a short hop; in a real ring the host is ahead of the device.
     """
     half = torch.zeros(1, 1, 1, num_bytes // 2, dtype=torch.uint8, device=device)
-    ring.transport.reserve(num_bytes)
+    ring.transport.memory.reserve(num_bytes)
 
     def carry() -> torch.Tensor:
-        for source, arrival in ring.transport.circulate(half, half, RingPass(ring.plan.kv_tokens)):
-            with ring.clock.waiting(source):
-                arrival()
+        for shard in ring.transport.circulate(half, half, RingPass(ring.plan.kv_tokens)):
+            with ring.clock.waiting(shard.source):
+                shard.receive()
         return half
 
     iteration = Iteration(carry, ring)

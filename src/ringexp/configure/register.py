@@ -46,6 +46,8 @@ SCHEMAS: dict[str, type] = {
 def register() -> None:
     """Make schemas, groups and resolvers known to Hydra."""
     store = ConfigStore.instance()
+    # Hydra copies the whole store for every group that it lists, though `load` copies what it hands out.
+    vars(store)["__deepcopy__"] = lambda memo: store
     store.store(name="ringexp_schema", node=Config)
     for name, node in SCHEMAS.items():
         store.store(group="schema", name=name, node=node)

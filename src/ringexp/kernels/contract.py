@@ -40,13 +40,15 @@ LOWEST_LSE = finfo(float32).min
 """The log-sum-exp of a row without scores, on CUDA: the merge there takes differences, of -inf too NaN."""
 
 
-class Arriving(NamedTuple):
-    """Keys and values that may still be on their way when a kernel starts, heads after heads.
+class ArrivalFlags(NamedTuple):
+    """Flags by which a kernel learns that keys and values have arrived, heads after heads.
 
-    words, int32 [P], 16 bytes apart, P a divisor of Hkv: the first Hkv / P heads are there once words[0] is
-    not 0, and so on. The kernel makes them 0 again once it has read all, and then the word at the address
-    `taken`, on another GPU, 1. waited, int32 [1]: where a launch leaves how long its programs waited, us, on
-    average; one for all its spans.
+    Attributes:
+        words: int32 [P], 16 bytes apart, P a divisor of Hkv. The first Hkv / P heads are there once words[0]
+            is not 0, and so on. The kernel sets all words to 0 once it has read everything.
+        waited: int32 [1], shared by all spans of a launch. The kernel writes there how long its programs
+            waited on average, in us.
+        taken: The address of a word on the sender's GPU. The kernel sets it to 1 after `words` are 0 again.
     """
 
     words: Tensor
@@ -107,7 +109,7 @@ class KeySpan(NamedTuple):
     k: Tensor
     v: Tensor
     from_row: int = 0
-    arriving: Arriving | None = None
+    arriving: ArrivalFlags | None = None
     sending: Sending | None = None
 
 

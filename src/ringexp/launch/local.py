@@ -33,7 +33,8 @@ from ringexp.launch.supervision import (
     write_rank_set,
 )
 from ringexp.machine import cores_per_rank
-from ringexp.worker.rank import error_file
+from ringexp.worker.rank_error import error_file
+from ringexp.worker.rank_place import RankPlace
 from ringexp.worker.rank_set import RankSet
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def run_ranks(ranks: RankSet, workdir: Path, display: Display) -> None:
         host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as extra,
     ):
         environments = {
-            rank: _environment(ranks, rank) | meeting | extra[rank] for rank in range(ranks.world_size)
+            rank: _place(ranks, rank).to_environment() | meeting | extra[rank]
+            for rank in range(ranks.world_size)
         }
         try:
             started.append(_start(path, environments, workdir))
@@ -77,15 +79,15 @@ def _kill(started: Sequence[SubprocessContext]) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(ranks.world_size),
-        "LOCAL_RANK": str(rank % ranks.num_devices if ranks.device == "cuda" else rank),
-        "RINGEXP_LAUNCHER_PID": str(os.getpid()),
-        "RINGEXP_CPU_THREADS": str(cores_per_rank(ranks.world_size)),
-        "PYTHONUNBUFFERED": "1",
-    }
+def _place(ranks: RankSet, rank: int) -> RankPlace:
+    """Return a rank's place on this machine."""
+    return RankPlace(
+        rank=rank,
+        world_size=ranks.world_size,
+        local_rank=rank % ranks.num_devices if ranks.device == "cuda" else rank,
+        cpu_threads=cores_per_rank(ranks.world_size),
+        launcher_pid=os.getpid(),
+    )
 
 
 def _start(path: Path, environments: dict[int, dict[str, str]], workdir: Path) -> SubprocessContext:

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from ringexp.atomic import PRIVATE, write_atomically
 from ringexp.errors import Interrupted, PeerFailed, RunFailed, UserError
 from ringexp.worker.progress import ProgressReader
-from ringexp.worker.rank import SECRET_ENV, error_file
+from ringexp.worker.rank_error import error_file
+from ringexp.worker.rank_place import SECRET_ENV
 from ringexp.worker.rank_set import RankSet
 
 BACKLOG = 1024  # connections that may wait while ranks start

@@ -15,7 +15,7 @@ from ringexp.models.checkpoints.check import CheckpointCheck
 from ringexp.models.inputs import LocalInputs
 from ringexp.models.shape import ModelShape
 from ringexp.planning import MemoryNeed, Plan
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 
 
 class Workload(Protocol):

@@ -2,7 +2,7 @@
 
     clock.start()
     ... linear layers ...
-    clock.takes([rank])                 # keys/values that nothing is to be waited for
+    clock.computes_with([rank])                 # keys/values that nothing is to be waited for
     ... attention ...
     with clock.waiting(source): ...     # not counted as busy
     ... attention ...
@@ -45,7 +45,7 @@ class Clock(Protocol):
 
     def start(self) -> None: ...
 
-    def takes(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
+    def computes_with(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
         """What follows computes with these shards together.
 
         waited: how long it will have waited for them by itself, int32 [1], us.
@@ -142,7 +142,7 @@ class CpuClock:
         self._durations_ms.append((now - self._mark) * 1e3)
         self._mark = now
 
-    def takes(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
+    def computes_with(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
         self._settle()
         self._stretches.computed()
         self._durations_ms += [0.0] * self._stretches.taken(sources, waited)
@@ -192,7 +192,7 @@ class CudaClock:
         self._events.append(self._events[-1] if nothing else recorded())
         self._stretches.computed()
 
-    def takes(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
+    def computes_with(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
         self._computed()
         self._events += [self._events[-1]] * self._stretches.taken(sources, waited)
 
@@ -223,7 +223,7 @@ class NoClock:
 
     def start(self) -> None: ...
 
-    def takes(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None: ...
+    def computes_with(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None: ...
 
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:

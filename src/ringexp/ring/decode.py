@@ -66,14 +66,18 @@ def gather(x: torch.Tensor, tokens: Sequence[int], transport: Transport, clock: 
     even = pad(flat, (0, 1)) if flat.numel() % 2 else flat
     halves = even.view(2, 1, 1, 1, -1)  # they travel as keys and values would
     lengths = [1 if rank in members else 0 for rank in range(len(tokens))]
-    found = x.new_empty(len(members), *x.shape)
-    for source, arrival in transport.circulate(halves[0], halves[1], RingPass(lengths)):
-        with clock.waiting(source):
-            shard = arrival()
-        own = isinstance(shard, tuple)
-        found[members.index(source)] = x if own else shard.reshape(-1)[: flat.numel()].view(x.shape)
+    gathered = x.new_empty(len(members), *x.shape)
+    for shard in transport.circulate(halves[0], halves[1], RingPass(lengths)):
+        with clock.waiting(shard.source):
+            received = shard.receive()
+        place = members.index(shard.source)
+        if shard.source == transport.rank:
+            gathered[place] = x
+        else:
+            assert isinstance(received, torch.Tensor)
+            gathered[place] = received.reshape(-1)[: flat.numel()].view(x.shape)
     clock.attended()
-    return found
+    return gathered
 
 
 def stored(cache: torch.Tensor | None, new: torch.Tensor, held: int, capacity: int) -> torch.Tensor:

@@ -12,52 +12,49 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ringexp.ring.pending import PendingShard
 from ringexp.ring.ring_group import PeerLost
+from ringexp.ring.route import Route
 from ringexp.ring.timing import Origin
-from ringexp.ring.transport import Arrival, LocalShard, RingPass, Route, Transfer, resolved, shard_shape
+from ringexp.ring.transport import RingPass, Transport, resolved, shard_shape
 
 _TAG = 0
 
 
-class GlooTransport:
-    """A thread a rank forwards shards while the main thread computes.
+class GlooTransport(Transport):
+    """One thread per rank forwards shards while the main thread computes.
 
     CUDA tensors are staged through host memory: slow, but it works between any ranks.
     """
 
     name = "gloo"
-    capturable = False
-    announces = False
-    epoch = 0
+    uses_links = True
 
     def __init__(self, links: dist.ProcessGroup | dist.ProcessGroupGloo | None = None) -> None:
-        """Take connections to all ranks, in rank order, as `links`; None for those of the default group."""
+        """Take connections to all ranks, in rank order, as `links`; None: those of the default group."""
         self._links: Any = resolved(None) if links is None else links
-        self._rank = self._links.rank()
+        super().__init__(self._links.rank())
         self._forwarder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring-forwarder")
-        self._transfers: list[Transfer] = []
 
-    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: RingPass) -> Generator[tuple[int, Arrival]]:
-        route = Route.of(trip.tokens, self._rank)
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, ring_pass: RingPass) -> Generator[PendingShard]:
+        route = Route.of(ring_pass.tokens, self.rank)
         arrivals: list[Future[torch.Tensor]] = [Future() for _ in range(route.hops)]
-        credits = threading.Semaphore(trip.prefetch_hops or route.hops or 1)
+        credits = threading.Semaphore(ring_pass.prefetch_hops or route.hops or 1)
         if route.hops:
             shard = torch.stack((k, v)).cpu()
-            self._forwarder.submit(self._forward, shard, trip.tokens, route, arrivals, credits)
+            self._forwarder.submit(self._forward, shard, ring_pass.tokens, route, arrivals, credits)
         try:
-            yield self._rank, LocalShard(k, v)
-            for hop, future in enumerate(arrivals, start=1):
+            yield PendingShard.local(self.rank, k, v)
+            for hop, arrival in enumerate(arrivals, start=1):
 
-                def arrival(future: Future[torch.Tensor] = future) -> torch.Tensor:
-                    shard = future.result()
+                def receive(arrival: Future[torch.Tensor] = arrival) -> torch.Tensor:
+                    shard = arrival.result()
                     credits.release()
                     return shard.to(k.device)
 
-                yield route.source(hop), arrival
-        finally:  # also where an exception ends the ring: the thread must not wait for what nobody takes up
+                yield PendingShard(route.source(hop), receive)
+        finally:  # also where an exception ends the ring: the thread must not wait for what nobody receives
             credits.release(route.hops or 1)
-
-    def reserve(self, num_bytes: int) -> None: ...
 
     def _forward(
         self,
@@ -67,7 +64,7 @@ class GlooTransport:
         arrivals: list[Future[torch.Tensor]],
         credits: threading.Semaphore,
     ) -> None:
-        """Hop after hop: send the shard on, receive the next one."""
+        """Hop after hop, send the current shard on and receive the next one."""
         hop = 0
         try:
             for hop in range(len(arrivals)):
@@ -75,7 +72,7 @@ class GlooTransport:
                 began = time.perf_counter()
                 incoming = shard.new_empty(shard_shape(shard[0], tokens[route.source(hop + 1)]))
                 self._swap({route.after: shard}, {route.before: incoming})
-                self._transfers.append(partial(_since, began, time.perf_counter()))
+                self.transfers.add([partial(_since, began, time.perf_counter())])
                 arrivals[hop].set_result(incoming)
                 shard = incoming
         except BaseException as error:  # whoever waits for a shard gets the reason
@@ -104,10 +101,6 @@ class GlooTransport:
         self._swap({peer: tensor.contiguous().cpu() for peer, tensor in sends.items()}, staged)
         for peer, tensor in receives.items():
             tensor.copy_(staged[peer])
-
-    def take_transfers(self) -> list[Transfer]:
-        taken, self._transfers = self._transfers, []
-        return taken
 
     def barrier(self) -> None:
         try:

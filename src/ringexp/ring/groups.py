@@ -16,9 +16,10 @@ from ringexp.config import TRANSPORTS
 from ringexp.errors import UserError
 from ringexp.ring.cuda_driver import device_id
 from ringexp.ring.gloo import GlooTransport
+from ringexp.ring.loopback import LoopbackTransport
 from ringexp.ring.messages import Messages
 from ringexp.ring.ring_group import backends, forget_ring_group, ring_group_of
-from ringexp.ring.transport import LoopbackTransport, Transport, make_transport
+from ringexp.ring.transport import Transport, make_transport
 
 _BACKENDS = {"nccl": "cuda", "gloo": "cpu"}
 """The type of device for which a transport needs the group's backend of its name."""

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from ringexp.ring.context import RingContext
 from ringexp.ring.events import recorded
-from ringexp.ring.loop import RingContext
 from ringexp.ring.timing import IterationTiming
-from ringexp.ring.transport import Transfer, Transport
+from ringexp.ring.transfers import Transfer
+from ringexp.ring.transport import Transport
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ class Iteration:
         self._ring.clock.start()
         output = self._work()
         self._ring.clock.stop()
-        return output, self._ring.transport.take_transfers()
+        return output, self._ring.transport.transfers.take()
 
 
 class Repeated:
@@ -109,13 +110,13 @@ class Repeated:
         if self._input is None:
             self._input = torch.empty_like(x)
         mine = self._input.copy_(x)
-        if transport and self._graph and self._made_for == (transport, transport.epoch):
+        if transport and self._graph and self._made_for == (transport, transport.memory.epoch):
             graph, output = self._graph
             graph.replay()
             return output
         output = work(mine)
         if transport:
-            self._graph, self._made_for = captured(lambda: work(mine)), (transport, transport.epoch)
+            self._graph, self._made_for = captured(lambda: work(mine)), (transport, transport.memory.epoch)
         return output
 
     def renew(self) -> None:

@@ -1,4 +1,4 @@
-"""The CUDA transport between machines, and between GPUs that cannot reach each other: one rank a GPU."""
+"""The CUDA transport between machines, and between GPUs that cannot reach each other: one rank per GPU."""
 
 from __future__ import annotations
 
@@ -10,51 +10,41 @@ import torch.distributed as dist
 
 from ringexp.planning import ring_members
 from ringexp.ring.events import recorded, since
-from ringexp.ring.transport import (
-    Arrival,
-    LocalShard,
-    RingPass,
-    Route,
-    Transfer,
-    lay_out,
-    resolved,
-    shard_shape,
-)
+from ringexp.ring.pending import PendingShard
+from ringexp.ring.route import Route
+from ringexp.ring.transport import RingPass, Transport, lay_out, resolved, shard_shape
 
 
-class NcclTransport:
+class NcclTransport(Transport):
     """NCCL send/receive to the ring's neighbours, posted before compute on a stream of its own."""
 
     name = "nccl"
     capturable = True
-    announces = False
-    epoch = 0
 
     def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(dist.get_rank(group))
         self._group = group
-        self._rank = dist.get_rank(group)
         self._device = device
         self._stream = torch.cuda.Stream(device, priority=-1)  # kernels that carry go before blocks
-        self._transfers: list[Transfer] = []
 
-    def circulate(self, k: torch.Tensor, v: torch.Tensor, trip: RingPass) -> Generator[tuple[int, Arrival]]:
+    def circulate(self, k: torch.Tensor, v: torch.Tensor, ring_pass: RingPass) -> Generator[PendingShard]:
         sent = k.new_empty(shard_shape(k, k.shape[1]))
-        if len(ring_members(trip.tokens)) > 1:
+        if len(ring_members(ring_pass.tokens)) > 1:
             lay_out(k, v, sent)
-        return self._circulate(k, v, sent, trip)
+        return self._circulate(k, v, sent, ring_pass)
 
     def _circulate(
-        self, k: torch.Tensor, v: torch.Tensor, sent: torch.Tensor, trip: RingPass
-    ) -> Generator[tuple[int, Arrival]]:
-        """sent: k and v as they go to others."""
-        route = Route.of(trip.tokens, self._rank)
+        self, k: torch.Tensor, v: torch.Tensor, sent: torch.Tensor, ring_pass: RingPass
+    ) -> Generator[PendingShard]:
+        """sent: keys and values as one shard [2, B, L, Hkv, D]."""
+        route = Route.of(ring_pass.tokens, self.rank)
         compute = torch.cuda.current_stream(self._device)
         shards = [sent]
         arrived: list[torch.cuda.Event] = []
 
         def post() -> None:  # the next hop, in order on the transfer stream
             hop = len(shards)
-            shards.append(k.new_empty(shard_shape(k, trip.tokens[route.source(hop)])))
+            shards.append(k.new_empty(shard_shape(k, ring_pass.tokens[route.source(hop)])))
             self._stream.wait_stream(compute)  # the buffer is free, and lock-step hops wait for compute
             with torch.cuda.stream(self._stream):
                 begun = recorded()
@@ -64,22 +54,20 @@ class NcclTransport:
                 arrived[-1].record()
             shards[hop - 1].record_stream(self._stream)
             shards[hop].record_stream(self._stream)
-            self._transfers.append(partial(since, begun, ended))
+            self.transfers.add([partial(since, begun, ended)])
 
-        for _ in range(min(trip.prefetch_hops or route.hops, route.hops)):
+        for _ in range(min(ring_pass.prefetch_hops or route.hops, route.hops)):
             post()
-        yield self._rank, LocalShard(k, v)
+        yield PendingShard.local(self.rank, k, v)
         for hop in range(1, route.hops + 1):
 
-            def arrival(hop: int = hop) -> torch.Tensor:
+            def receive(hop: int = hop) -> torch.Tensor:
                 compute.wait_event(arrived[hop - 1])
                 if len(shards) <= route.hops:
                     post()
                 return shards[hop]
 
-            yield route.source(hop), arrival
-
-    def reserve(self, num_bytes: int) -> None: ...
+            yield PendingShard(route.source(hop), receive)
 
     def _swap(self, sends: Mapping[int, torch.Tensor], receives: Mapping[int, torch.Tensor]) -> None:
         world = resolved(self._group)
@@ -99,11 +87,5 @@ class NcclTransport:
     ) -> None:
         self._swap({peer: tensor.contiguous() for peer, tensor in sends.items()}, receives)
 
-    def take_transfers(self) -> list[Transfer]:
-        taken, self._transfers = self._transfers, []
-        return taken
-
     def barrier(self) -> None:
         dist.all_reduce(torch.zeros(1, device=self._device), group=self._group)
-
-    def close(self) -> None: ...

@@ -100,7 +100,7 @@ class RingGroup:
             return self
         after = RingGroup(self._group, self._name, self._turn + 1)
         for (device, name), transport in self.transports.items():
-            if transport.name == "gloo":  # its connections are closed
+            if transport.uses_links:  # which are closed
                 transport.close()
             else:
                 after.transports[device, name] = transport

@@ -28,7 +28,7 @@ from ringexp.launch.supervision import (
     rendezvous,
     write_rank_set,
 )
-from ringexp.worker.rank import error_file
+from ringexp.worker.rank_error import error_file
 from ringexp.worker.rank_set import RankSet
 
 SURVEY_S = 120.0  # for every node of the job to start Python and say what it is

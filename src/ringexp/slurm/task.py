@@ -26,7 +26,9 @@ from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.hetero.throttle import host_throttle
 from ringexp.launch.supervision import GRACE_S, POLL_S, StopWatch, killed, stopped_too_long
 from ringexp.machine import cores_per_rank, gpu_count
-from ringexp.worker.rank import ASKED_TO_END, write_error
+from ringexp.worker.rank import ASKED_TO_END
+from ringexp.worker.rank_error import write_error
+from ringexp.worker.rank_place import RankPlace
 from ringexp.worker.rank_set import RankSet
 
 THROTTLE_S = 60.0  # for the first task of a node to have the throttle ready
@@ -45,23 +47,18 @@ def main() -> None:
 
 
 def _environment(ranks: RankSet, rank: int) -> dict[str, str]:
-    """Return the environment variables from which `launch.rank` learns the rank's place.
-
-    The variables that `rendezvous` yields are set already.
-    """
-    local_rank, here = int(os.environ["SLURM_LOCALID"]), _tasks_here()
+    """Return the environment of this task's rank, without the variables that `rendezvous` has set already."""
+    local_rank = int(os.environ["SLURM_LOCALID"])
     # An address: names of nodes need not resolve.
     master = os.environ.get("MASTER_ADDR") or os.environ["SLURM_LAUNCH_NODE_IPADDR"]
-    cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores_per_rank(here)))
-    environment = {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(ranks.world_size),
-        "LOCAL_RANK": str(local_rank % gpu_count() if ranks.device == "cuda" else local_rank),
-        "MASTER_ADDR": master,
-        "RINGEXP_LAUNCHER_PID": str(os.getpid()),
-        "RINGEXP_CPU_THREADS": str(cores),
-        "PYTHONUNBUFFERED": "1",
-    }
+    place = RankPlace(
+        rank=rank,
+        world_size=ranks.world_size,
+        local_rank=local_rank % gpu_count() if ranks.device == "cuda" else local_rank,
+        cpu_threads=int(os.environ.get("SLURM_CPUS_PER_TASK", cores_per_rank(_tasks_here()))),
+        launcher_pid=os.getpid(),
+    )
+    environment = place.to_environment() | {"MASTER_ADDR": master}
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_towards(master)):
         environment["GLOO_SOCKET_IFNAME"] = interface
     return environment

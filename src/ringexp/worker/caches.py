@@ -8,6 +8,7 @@ from dataclasses import asdict
 import torch
 
 from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
+from ringexp.choices import AUTO
 from ringexp.config import ModelConfig
 from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.models.registry import model_of
@@ -56,7 +57,7 @@ class KernelCache:
     def get(self, name: str, shape: BlockShape, store: ReferenceStore) -> Kernel:
         """Return a kernel by its name; for `auto` the fastest here, measured once and stored."""
         names = candidates(self._device, shape.dtype, shape.head_dim)
-        if name == "auto" and len(names) > 1:
+        if name == AUTO and len(names) > 1:
             name = self._fastest(shape, names, store)
         return get_kernel(name, self._device, shape.dtype, shape.head_dim)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ringexp.ring.context import RingContext
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.loop import RingContext
 from ringexp.ring.transport import Transport
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from ringexp.calibration.link import LinkCost, measure_link
+from ringexp.choices import TRANSPORTS
 from ringexp.kernels import Kernel
 from ringexp.planning import HopCost, make_plan
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 from ringexp.ring.transport import Transport
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.progress import ProgressWriter
@@ -41,7 +42,7 @@ class HopCosts:
         if self.link is None:
             self._progress.stage(f"measuring hops over {self._transport.name}")
             self.link = measure_link(self._even_ring(kernel), self._device, self._slowest)
-        direct = self._transport.name == "ipc"
+        direct = TRANSPORTS[self._transport.name].direct
         return HopCost(self.link.latency_ms, self.link.byte_ms * token_bytes, direct)
 
     def _even_ring(self, kernel: Kernel) -> RingContext:

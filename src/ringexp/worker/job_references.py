@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ringexp.calibration.staleness import is_off
+from ringexp.choices import PARTITIONERS
 from ringexp.tracking.metrics import References
 from ringexp.tracking.references import ReferenceStore
 from ringexp.worker.communicator import Communicator
@@ -38,7 +39,7 @@ class JobReferences:
 
     @property
     def _is_even(self) -> bool:
-        return self.job.config.partitioner.name == "even"
+        return PARTITIONERS[self.job.config.partitioner.name].is_baseline
 
     def stored(self) -> References:
         """Return the figures of all references that are stored by now."""

@@ -11,7 +11,6 @@ import torch
 from ringexp.models.workload import Workload
 from ringexp.planning import MemoryNeed
 from ringexp.planning.memory import GIB
-from ringexp.ring.ipc import IpcTransport
 from ringexp.ring.transport import Transport
 from ringexp.worker.communicator import Communicator
 
@@ -35,9 +34,7 @@ def memory_need(workload: Workload, transport: Transport, chunks: int, decodes: 
         activations = need.kv_token + -(-(need.own_token - need.kv_token) // chunks)
         need = replace(need, own_token=cache + activations)
     # Slots are as long as the longest shard of any rank. Ranks on one GPU need theirs in the outbox only.
-    if isinstance(transport, IpcTransport) and transport.any_far:
-        need = replace(need, kv_token=2 * need.kv_token)
-    return need
+    return replace(need, kv_token=transport.memory.slots_per_shard * need.kv_token)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ringexp.calibration.source import TableSpeeds
-from ringexp.choices import measures_each_device
+from ringexp.choices import PARTITIONERS, measures_each_device
 from ringexp.config import DEFAULT_TILE, Config
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
@@ -17,7 +17,7 @@ from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.registry import model_of
 from ringexp.models.workload import Workload
 from ringexp.planning import HopCost, Plan, check_memory
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 from ringexp.tracking.metrics import References
 from ringexp.worker.caches import block_shape
 from ringexp.worker.calibrate import software_versions
@@ -94,7 +94,7 @@ class PreparedJob:
     def prompt_loop(self) -> PromptLoop:
         """Return what runs the job's prompts, one after the other."""
         config, plan, planner = self.config, self.plan, None
-        if config.partitioner.name == "adaptive":
+        if PARTITIONERS[config.partitioner.name].adapts:
             mask, units = self.workload.shape.mask, self.workload.shape.layers
             device = self.session.device.type
             planner = adaptive_planner(

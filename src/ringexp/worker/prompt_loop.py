@@ -23,8 +23,8 @@ from ringexp.hetero.drift import percentages_at
 from ringexp.models.inputs import local_inputs
 from ringexp.models.workload import Workload
 from ringexp.planning import AdaptivePlanner, Plan
+from ringexp.ring.context import RingContext
 from ringexp.ring.iteration import Iteration
-from ringexp.ring.loop import RingContext
 from ringexp.ring.timing import IterationTiming
 from ringexp.worker.cuda_graphs import CudaGraphs
 from ringexp.worker.device import synchronize
@@ -127,7 +127,7 @@ class PromptLoop:
         """Return what an iteration of the present plan does, and its ring."""
         self._built = None  # free the old one first
         plan, rank, workload = self.plan, self._session.rank, self._work.workload
-        self._session.transport.reserve(max(plan.kv_tokens) * workload.memory.kv_token)
+        self._session.transport.memory.reserve(max(plan.kv_tokens) * workload.memory.kv_token)
         ring, local = self._work.ring_of(plan), local_inputs(self._work.x, plan, rank)
 
         def forward() -> torch.Tensor:  # a rank without tokens is not in the ring

@@ -1,30 +1,37 @@
 """A rank process: `python -m ringexp.worker.rank RANK_SET.json`, with its place in the environment.
 
-RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: as torch knows them. RINGEXP_CPU_THREADS: how many it
-computes with on a CPU. RINGEXP_LAUNCHER_PID: the process it dies with. RINGEXP_SECRET: what only the ranks of
-this run know. It joins the others, applies its throttle, does its jobs. Asked to end (SIGTERM, or SIGUSR2
-before a time limit) it keeps what was measured.
+The environment has what `RankPlace` describes, MASTER_ADDR and MASTER_PORT of the rendezvous store, and
+RINGEXP_SECRET, which only the ranks of this run know. The process joins the other ranks, applies its throttle
+and does the jobs of its set. When it is asked to end (SIGTERM, or SIGUSR2 before a time limit), it keeps what
+was measured.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hmac
-import json
 import os
 import signal
 import sys
 import time
 import traceback
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
-from ringexp.atomic import PRIVATE, write_atomically
 from ringexp.errors import Interrupted
+from ringexp.interrupts import raise_on
+from ringexp.worker.rank_error import write_error
+from ringexp.worker.rank_place import SECRET_ENV, RankPlace
+from ringexp.worker.rank_set import RankSet
+
+if TYPE_CHECKING:
+    import torch
+
+    from ringexp.worker.communicator import Communicator
 
 PR_SET_PDEATHSIG = 1
-SECRET_ENV = "RINGEXP_SECRET"
 
 ASKED_TO_END = {
     signal.SIGTERM: "asked to end (SIGTERM)",
@@ -39,86 +46,40 @@ def die_with_parent(parent: int) -> None:
         sys.exit(1)
 
 
-def error_file(rank_set: Path, rank: int) -> Path:
-    """Where a rank leaves the exception that ended it: its time (s), type and message."""
-    return rank_set.with_suffix(f".error_{rank}.json")
-
-
-def write_error(rank_set: Path, rank: int, kind: str, message: str, time_s: float) -> None:
-    """Leave a rank's error file, unless it has one: its first error counts. Nothing if the disk is full."""
-    if not (path := error_file(rank_set, rank)).exists():
-        document = {"time": time_s, "type": kind, "message": " ".join(message.split())}
-        with suppress(OSError):
-            write_atomically(path, json.dumps(document), PRIVATE)
-
-
 def main() -> None:
-    if parent := os.environ.get("RINGEXP_LAUNCHER_PID"):
-        die_with_parent(int(parent))
-    for signum in ASKED_TO_END:
-        signal.signal(signum, _interrupt)
+    """Run this rank to its end. If it fails, leave the error for the launcher."""
+    place, rank_set = RankPlace.from_environment(), Path(sys.argv[1])
+    if place.launcher_pid:
+        die_with_parent(place.launcher_pid)
+    raise_on(ASKED_TO_END, once=True)
     try:
-        _main()
+        _run_jobs(place, rank_set)
     except BaseException as error:
         # The earliest of all ranks' errors is the cause, the others are its victims.
         time_s = error.time_s if isinstance(error, Interrupted) else time.time()
         with suppress(OSError):
             traceback.print_exc()
-        write_error(Path(sys.argv[1]), int(os.environ["RANK"]), type(error).__name__, str(error), time_s)
+        write_error(rank_set, place.rank, type(error).__name__, str(error), time_s)
         with suppress(OSError):
             sys.stderr.flush()
         # A full disk keeps no error file, but the exit code tells. A thread may wait for peers that are gone.
         os._exit((error.errno or 1) if isinstance(error, OSError) else 1)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    for each in ASKED_TO_END:
-        signal.signal(each, signal.SIG_IGN)
-    raise Interrupted(ASKED_TO_END[signal.Signals(signum)])
-
-
-def _main() -> None:
-    from datetime import timedelta
-
-    import torch
-    import torch.distributed as dist
-
+def _run_jobs(place: RankPlace, rank_set: Path) -> None:
+    """Join the other ranks and do all jobs of the set."""
     from ringexp.hetero.throttle import rank_throttle
-    from ringexp.machine import hardware_queues
-    from ringexp.ring.messages import Messages
     from ringexp.ring.transport import make_transport
-    from ringexp.worker.communicator import Communicator
     from ringexp.worker.job import run_job
     from ringexp.worker.progress import ProgressWriter
-    from ringexp.worker.rank_set import RankSet
     from ringexp.worker.session import open_session
 
-    path = Path(sys.argv[1])
-    ranks = RankSet.from_json(path.read_text(encoding="utf-8"))
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if ranks.device == "cuda":
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(hardware_queues(ranks.ranks_per_device)))
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-        torch.set_num_threads(int(os.environ["RINGEXP_CPU_THREADS"]))
-    timeout = timedelta(seconds=ranks.jobs[0].config.launch.timeout_s)
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    name, key = _keys(os.environ.pop(SECRET_ENV))  # a compiler that the rank starts has no use for it
-    store = dist.PrefixStore(name, dist.TCPStore(address, port, is_master=False, timeout=timeout))
-    # Weights and inputs are handed out over it; NCCL takes one rank a GPU.
-    separate = ranks.transport in ("nccl", "ipc") and ranks.ranks_per_device == 1
-    backend = "cpu:gloo,cuda:nccl" if separate else "gloo"
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout
-    )
-    control = dist.new_group(backend="gloo", timeout=timeout)
-    assert isinstance(control, dist.ProcessGroup)
-    Messages(key=key, channel="start").all_gather(rank)  # raises for a rank that does not have the secret
-    progress = ProgressWriter(path.with_suffix(".progress") if rank == 0 else None)
-    communicator = Communicator(rank, control, dist.PrefixStore("session", store), key)
-    with rank_throttle(ranks.throttle, ranks.percentages[rank], device) as throttle:
+    ranks = RankSet.from_json(rank_set.read_text(encoding="utf-8"))
+    device = _device(ranks, place)
+    store_name, key = _keys(os.environ.pop(SECRET_ENV))  # a compiler that the rank starts has no use for it
+    communicator = _join(ranks, place, store_name, key)
+    progress = ProgressWriter(rank_set.with_suffix(".progress") if place.rank == 0 else None)
+    with rank_throttle(ranks.throttle, ranks.percentages[place.rank], device) as throttle:
         transport = make_transport(ranks.transport, device, key=key)
         session = open_session(ranks, device, communicator, transport, throttle, progress)
         session.warn_of_limited_cublas()
@@ -127,6 +88,51 @@ def _main() -> None:
             if not run_job(session, job):
                 break
     session.close()
+
+
+def _device(ranks: RankSet, place: RankPlace) -> torch.device:
+    """Return this rank's device, made ready for use."""
+    import torch
+
+    from ringexp.machine import hardware_queues
+
+    if ranks.device == "cuda":
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(hardware_queues(ranks.ranks_per_device)))
+        device = torch.device("cuda", place.local_rank)
+        torch.cuda.set_device(device)
+        return device
+    torch.set_num_threads(place.cpu_threads)
+    return torch.device("cpu")
+
+
+def _join(ranks: RankSet, place: RankPlace, store_name: str, key: bytes) -> Communicator:
+    """Meet the other ranks at the launcher's store and form the process groups.
+
+    Raises:
+        RunFailed: a process has taken the place of a rank and does not have the secret.
+    """
+    import torch.distributed as dist
+
+    from ringexp.choices import TRANSPORTS
+    from ringexp.ring.messages import Messages
+    from ringexp.worker.communicator import Communicator
+
+    timeout = timedelta(seconds=ranks.jobs[0].config.launch.timeout_s)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.PrefixStore(store_name, dist.TCPStore(address, port, is_master=False, timeout=timeout))
+    # Weights and inputs are broadcast over the default group. NCCL takes one rank per GPU.
+    on_gpus = "cpu" not in TRANSPORTS[ranks.transport].devices and ranks.ranks_per_device == 1
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timeout,
+    )
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(control, dist.ProcessGroup)
+    Messages(key=key, channel="start").all_gather(place.rank)  # raises for a rank without the secret
+    return Communicator(place.rank, control, dist.PrefixStore("session", store), key)
 
 
 def _keys(secret: str) -> tuple[str, bytes]:

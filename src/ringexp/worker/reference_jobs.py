@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ringexp.choices import measures_each_device
+from ringexp.choices import PARTITIONERS, measures_each_device
 from ringexp.config import Config, HeteroConfig
 from ringexp.tracking.references import Facts, ReferenceStore, even_facts, homogeneous_facts, single_facts
 
@@ -50,12 +50,11 @@ def references_of(
     even = replace(even, memory_limit_gib=None)
     single = replace(even, hetero=_one_device(config, device), split="tokens")
     found = [Reference("single", single_facts(config, machine, content), single)]
-    if not measures_each_device(
-        config.hetero.throttle
-    ):  # there is no ring of equal devices to measure against
+    # Devices that are each measured by themselves have no ring of equal devices to be compared with.
+    if not measures_each_device(config.hetero.throttle):
         homogeneous = replace(even, hetero=_full_speed(config, device, num_gpus), split="tokens")
         found.append(Reference("homogeneous", homogeneous_facts(config, machine, content), homogeneous))
-    is_run = config.partitioner.name == "even"
+    is_run = PARTITIONERS[config.partitioner.name].is_baseline
     return [*found, Reference("even", even_facts(config, machine, content), even, is_run)]
 
 

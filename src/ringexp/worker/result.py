@@ -6,6 +6,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import TypedDict
 
+from ringexp.choices import PARTITIONERS
 from ringexp.planning import RankCost
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
@@ -22,7 +23,7 @@ def run_result(
     settled = measured.iterations if config.hetero.drift else measured.settled
     latencies_ms = [metrics.latency_ms(ranks) for ranks in settled]
     adaptation = metrics.adaptation(measured.prompts, measured.latencies_ms)
-    costs = _costs(job)
+    costs, partitioner = _costs(job), PARTITIONERS[config.partitioner.name]
     return RunResult(
         **_latencies(job, measured, latencies_ms),
         **_merit(job, settled, adaptation),
@@ -38,9 +39,9 @@ def run_result(
         hop=asdict(job.hop_cost) if job.hop_cost else None,
         num_units=job.workload.shape.layers,
         decode=decoding,
-        adaptation=adaptation if config.hetero.drift or config.partitioner.name == "adaptive" else None,
+        adaptation=adaptation if config.hetero.drift or partitioner.adapts else None,
         references=asdict(references),
-        speed_model=job.source.describe_formula() if config.partitioner.name == "formula" else {},
+        speed_model=job.source.describe_formula() if partitioner.needs_curve else {},
         missing_references=job.tools.references.missing(),
     )
 
@@ -91,7 +92,7 @@ def _merit(job: PreparedJob, settled: list[list[IterationTiming]], adaptation: m
     latency_ms = median(metrics.latency_ms(ranks) for ranks in settled)
     medians = metrics.per_rank_medians(settled)
     flops = sum(job.workload.flops(plan, rank) for rank in range(plan.world_size))
-    even_ms = latency_ms if config.partitioner.name == "even" else references.even_ms
+    even_ms = latency_ms if PARTITIONERS[config.partitioner.name].is_baseline else references.even_ms
     if config.hetero.drift:
         efficiency = adaptation.capacity_efficiency
     else:

@@ -10,8 +10,8 @@ import torch
 from ringexp.models.inputs import local_inputs
 from ringexp.models.prompt import starts_of
 from ringexp.planning import Plan, make_plan
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from ringexp.worker.decode import decode, text_model_of
 from ringexp.worker.measure import enough_warmup
 from ringexp.worker.prepare import PreparedJob

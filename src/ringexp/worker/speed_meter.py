@@ -16,8 +16,8 @@ from ringexp.kernels import Kernel
 from ringexp.models.inputs import local_inputs
 from ringexp.models.workload import Workload
 from ringexp.planning import Plan, apportion, make_plan
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.cuda_graphs import CudaGraphs
 from ringexp.worker.throttle_state import ThrottleState

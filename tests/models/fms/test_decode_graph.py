@@ -21,8 +21,8 @@ from ringexp.models.inputs import local_inputs
 from ringexp.planning import make_plan
 from ringexp.ring import iteration
 from ringexp.ring.clock import NoClock
-from ringexp.ring.loop import RingContext
-from ringexp.ring.transport import LoopbackTransport
+from ringexp.ring.context import RingContext
+from ringexp.ring.loopback import LoopbackTransport
 from support.model_ranks import TINY, VARIANTS, replayed
 
 NEW_TOKENS = 12

@@ -20,8 +20,9 @@ from ringexp.models.fms.rotary import fuse_rotary
 from ringexp.models.inputs import LocalInputs
 from ringexp.models.weights import broadcast_weights
 from ringexp.planning import MemoryNeed, Plan
+from ringexp.ring.attention import ring_attention
+from ringexp.ring.context import RingContext
 from ringexp.ring.groups import broadcast
-from ringexp.ring.loop import RingContext, ring_attention
 from ringexp.ring.shards import shard
 
 

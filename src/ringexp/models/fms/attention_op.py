@@ -18,8 +18,9 @@ import torch
 from fms.modules.attention import register_attention_op
 
 from ringexp.errors import UserError
+from ringexp.ring.attention import ring_attention
+from ringexp.ring.context import RingContext
 from ringexp.ring.decode import DecodeContext, decode_attention, stored
-from ringexp.ring.loop import RingContext, ring_attention
 
 ATTN_NAME = "ringexp_ring"
 

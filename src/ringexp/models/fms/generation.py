@@ -23,9 +23,9 @@ from ringexp.models.fms.attention_op import ATTN_NAME
 from ringexp.models.fms.cache import GROWTH, RingCache
 from ringexp.planning import next_owner, owners
 from ringexp.ring.clock import Clock, NoClock
+from ringexp.ring.context import RingContext
 from ringexp.ring.decode import DecodeContext, gather
 from ringexp.ring.eager import eager
-from ringexp.ring.loop import RingContext
 from ringexp.ring.ring_group import ring_group_of
 
 
@@ -110,7 +110,7 @@ class Decoder:
             attn_name=ATTN_NAME,
             ring=DecodeContext(ring.plan.tokens, ring.transport, self.kernel, self._clock, cache.slots),
         )
-        return logits, self.choose(logits), ring.transport.take_transfers()
+        return logits, self.choose(logits), ring.transport.transfers.take()
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """The most likely next token [B, 1], on all members as the rank with the last position sees it.

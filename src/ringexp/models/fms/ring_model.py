@@ -20,9 +20,9 @@ from ringexp.models.fms.rotary import fuse_rotary
 from ringexp.models.inputs import rope_positions
 from ringexp.planning import Plan
 from ringexp.ring.clock import NoClock
+from ringexp.ring.context import RingContext
 from ringexp.ring.eager import eager
 from ringexp.ring.groups import transport_of
-from ringexp.ring.loop import RingContext
 from ringexp.ring.ring_group import RingGroup, ring_group_of
 from ringexp.ring.shards import positions, shard, unshard
 
@@ -156,7 +156,7 @@ class RingModel(nn.Module):
             logits = self._from_owner_of_last(local, x, plan, ring_group)
         else:
             logits = unshard(self._known(local, x, plan, ring_group), plan, self.distributed_strategy.group)
-        decoder.ring.transport.take_transfers()  # nobody reads the times of hops
+        decoder.ring.transport.transfers.take()  # nobody reads the times of hops
         return logits, cache
 
     def _step(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -178,7 +178,7 @@ class RingModel(nn.Module):
         if _has_others(plan):  # all ranks reserve, also those that are not in the ring
             shard_bytes = 2 * max(plan.tokens) * attention.kvheads * head_dim * dtype.itemsize
             decoded_bytes = 4 * (attention.nheads * (head_dim + 1) + 1)
-            transport.reserve(x.shape[0] * max(shard_bytes, decoded_bytes))
+            transport.memory.reserve(x.shape[0] * max(shard_bytes, decoded_bytes))
         ring = RingContext(plan, ring_group.rank, transport, self._kernels[0], NoClock())
         return Decoder(self.model, ring, self._kernels[1])
 

@@ -22,7 +22,7 @@ from ringexp.models.fms.text_model import FmsTextModel
 from ringexp.models.inputs import LocalInputs
 from ringexp.models.weights import broadcast_weights
 from ringexp.planning import MemoryNeed, Plan
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 
 
 class FmsWorkload:
