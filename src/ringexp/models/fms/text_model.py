@@ -13,7 +13,7 @@ from ringexp.models.fms.cache import RingCache
 from ringexp.models.fms.facts import first_attention
 from ringexp.models.fms.generation import Decoder
 from ringexp.models.inputs import LocalInputs
-from ringexp.ring.loop import RingContext
+from ringexp.ring.context import RingContext
 
 
 class FmsTextModel:
