@@ -6,7 +6,7 @@ import torch
 from ringexp.config import AttentionModelConfig, FmsModelConfig
 from ringexp.kernels import get_kernel
 from ringexp.models.inputs import local_inputs
-from ringexp.models.registry import model_of
+from ringexp.models.registry import build
 from ringexp.planning import make_plan
 from ringexp.ring.clock import NoClock
 from ringexp.ring.context import RingContext
@@ -38,7 +38,7 @@ def not_sent(workload, tokens: int) -> int:
 
 def forward_peak(config, seq_len: int, tokens: int) -> tuple[int, int]:
     """Bytes held at the peak of one rank's forward pass, without weights, and what the formula says."""
-    workload = model_of(config).build(seq_len, torch.device("cpu"), 0)
+    workload = build(config, seq_len, torch.device("cpu"), 0)
     plan = make_plan(seq_len, [tokens, seq_len - tokens])
     kernel = get_kernel("sdpa", "cpu", workload.dtype, workload.shape.head_dim)
     with torch.inference_mode():
@@ -81,7 +81,7 @@ def test_the_formula_is_near_what_cuda_allocates(tokens, num_kv_heads):
     device, seq_len = torch.device("cuda", 0), 16384
     config = attention(emb_dim=4096, num_heads=32, num_kv_heads=num_kv_heads, head_dim=128, dtype="bfloat16")
     before = torch.cuda.memory_allocated(device)
-    workload = model_of(config).build(seq_len, device, 0)
+    workload = build(config, seq_len, device, 0)
     plan = make_plan(seq_len, [tokens, seq_len - tokens])
     kernel = get_kernel("auto", device, workload.dtype, workload.shape.head_dim)
     with torch.inference_mode():

@@ -22,11 +22,11 @@ from ringexp.config import (
     TrackerConfig,
     TransportConfig,
 )
+from ringexp.configure.prompts import tokens_of
 from ringexp.errors import UserError
 from ringexp.hetero.drift import drift_label
 from ringexp.hetero.profiles import named_profiles
 from ringexp.machine import default_device, gpu_count
-from ringexp.models.prompt import tokens_of
 from ringexp.models.registry import KINDS, kind_named
 from ringexp.names import folder_part
 

@@ -8,10 +8,10 @@ from typing import Any
 from ringexp.choices import AUTO, PARTITIONERS, TRANSPORTS, TransportSpec
 from ringexp.choices.specs import PartitionerSpec
 from ringexp.config import DEFAULT_TILE, Config, DriftConfig
+from ringexp.configure.prompts import starts_of
 from ringexp.configure.read_back import config_from_dict
 from ringexp.hetero.throttle import resolve_throttle
 from ringexp.machine import default_device, gpus_reach_each_other
-from ringexp.models.prompt import starts_of
 from ringexp.models.registry import model_of
 from ringexp.planning.masks import Mask
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ringexp.kernels.contract import FusedLimits, KeySpan, Remote, Rows, Sending, check_block
+from ringexp.planning.flops import pair_flops
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.float16, torch.bfloat16)
@@ -207,7 +208,7 @@ def _computing_ms(q: Tensor, spans: Sequence[KeySpan], causal: bool, num_sms: in
     pairs = sum((q_len - span.from_row) * span.k.shape[2] for span in spans)
     if causal:
         pairs -= q_len * (q_len - 1) / 2
-    return 4 * batch * num_heads * head_dim * pairs / (_SM_TFLOPS * num_sms) / 1e9
+    return pair_flops(num_heads, head_dim, batch) * pairs / (_SM_TFLOPS * num_sms) / 1e9
 
 
 class _Awaited(NamedTuple):

@@ -1,7 +1,7 @@
 """The kinds of models, by the config's `model.kind`. Free of torch until a workload is made.
 
-A kind is a class that describes a configured model before it is built, and builds it as a `Workload`. To add
-a model library, write a folder with such a class and add one line to `KINDS`.
+A kind is a class that describes a configured model before it is built, and a function that builds it as a
+`Workload`. To add a model library, write a folder with both and add one line to `KINDS`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from ringexp.choices import did_you_mean
 from ringexp.config import ModelConfig
@@ -23,11 +23,25 @@ if TYPE_CHECKING:
 
     from ringexp.models.workload import Workload
 
+
+class Kind(NamedTuple):
+    """Where the parts of a kind are, each as "module:attribute". A module is imported when it is used.
+
+    Attributes:
+        model: the class of a `ConfiguredModel`; its module imports neither torch nor the library.
+        build: the function that `registry.build` calls.
+    """
+
+    model: str
+    build: str
+
+
 KINDS = {
-    "attention": "ringexp.models.attention.model:AttentionModel",
-    "fms": "ringexp.models.fms.model:FmsModel",
+    "attention": Kind(
+        "ringexp.models.attention.model:AttentionModel", "ringexp.models.attention.workload:build"
+    ),
+    "fms": Kind("ringexp.models.fms.model:FmsModel", "ringexp.models.fms.workload:FmsWorkload"),
 }
-"""Where each kind's class is, as "module:attribute"; the module is imported when the kind is used."""
 
 
 class ConfiguredModel(Protocol):
@@ -79,14 +93,22 @@ class ConfiguredModel(Protocol):
         """
         ...
 
-    def build(self, seq_len: int, device: torch.device, seed: int) -> Workload:
-        """Build the model for contexts of up to `seq_len` tokens, with equal weights on all ranks."""
-        ...
-
 
 def model_of(config: ModelConfig) -> ConfiguredModel:
     """Return what the library of a model config knows of it. Raises UserError for an unknown kind."""
     return kind_named(config.kind)(config)
+
+
+def build(config: ModelConfig, seq_len: int, device: torch.device, seed: int) -> Workload:
+    """Build a model; all ranks call this together.
+
+    Args:
+        config: the model.
+        seq_len: tokens of the longest context.
+        device: this rank's.
+        seed: of random weights, which are equal on all ranks.
+    """
+    return _load(KINDS[config.kind].build)(config, seq_len, device, seed)
 
 
 @cache
@@ -96,7 +118,12 @@ def kind_named(kind: str) -> type[ConfiguredModel]:
         raise UserError(
             f"model.kind={kind} is unknown; use one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
         )
-    module, _, name = KINDS[kind].partition(":")
+    return _load(KINDS[kind].model)
+
+
+def _load(target: str) -> Any:
+    """Return what "module:attribute" names."""
+    module, _, name = target.partition(":")
     return getattr(import_module(module), name)
 
 

@@ -11,7 +11,7 @@ from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length,
 from ringexp.choices import AUTO
 from ringexp.config import ModelConfig
 from ringexp.kernels import Kernel, candidates, get_kernel
-from ringexp.models.registry import model_of
+from ringexp.models.registry import build
 from ringexp.models.workload import Workload
 from ringexp.tracking.environment import code_identity
 from ringexp.tracking.references import ReferenceStore
@@ -34,7 +34,7 @@ class WorkloadCache:
             return self._cached[3]
         self._cached = None  # free the old one first
         self._progress.stage(f"building {model.name}")
-        workload = model_of(model).build(longest, self._device, seed)
+        workload = build(model, longest, self._device, seed)
         self._cached = model, seed, longest, workload
         return workload
 

@@ -10,9 +10,9 @@ from itertools import takewhile
 import torch
 
 from ringexp.config import Config
+from ringexp.configure.prompts import has_prompt
 from ringexp.models.checkpoints.folder import end_tokens, load_tokenizer
 from ringexp.models.inputs import LocalInputs, local_inputs, unpadded
-from ringexp.models.prompt import has_prompt
 from ringexp.models.registry import model_of
 from ringexp.models.workload import Generator, TextModel, Workload
 from ringexp.planning import longest_context

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ringexp.config import DEFAULT_TILE, Config
-from ringexp.models.prompt import starts_of
+from ringexp.configure.prompts import starts_of
 from ringexp.planning import (
     BY_COST,
     WEIGHTS,

@@ -9,11 +9,11 @@ import torch
 from ringexp.calibration.source import TableSpeeds
 from ringexp.choices import PARTITIONERS, measures_each_device
 from ringexp.config import DEFAULT_TILE, Config
+from ringexp.configure.prompts import has_prompt, prompts
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.inputs import padded
-from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.registry import model_of
 from ringexp.models.workload import Workload
 from ringexp.planning import HopCost, Plan, check_memory

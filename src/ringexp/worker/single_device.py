@@ -7,8 +7,8 @@ from statistics import median
 
 import torch
 
+from ringexp.configure.prompts import starts_of
 from ringexp.models.inputs import local_inputs
-from ringexp.models.prompt import starts_of
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.context import RingContext
 from ringexp.ring.loopback import LoopbackTransport

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ringexp.config import AttentionModelConfig, ModelConfig
 from ringexp.errors import UserError
 from ringexp.models.shape import ITEMSIZE, ModelShape
 from ringexp.planning import MemoryNeed
 from ringexp.planning.masks import Mask
-
-if TYPE_CHECKING:
-    import torch
-
-    from ringexp.models.workload import Workload
 
 
 class AttentionModel:
@@ -67,11 +62,3 @@ class AttentionModel:
     def check_before_start(self, seq_len: int, decode_tokens: int) -> MemoryNeed:
         """Return the memory per rank; every attention module can be built."""
         return self.shape.memory
-
-    def build(self, seq_len: int, device: torch.device, seed: int) -> Workload:
-        """Build the module, or the bare ring, with random weights that are equal on all ranks."""
-        from ringexp.models.attention.workload import AttentionWorkload, BareAttentionWorkload
-
-        if self._config.projections:
-            return AttentionWorkload(self._config, seq_len, device, seed)
-        return BareAttentionWorkload(self._config, device)

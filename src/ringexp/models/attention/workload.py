@@ -134,6 +134,15 @@ class BareAttentionWorkload:
         return self.shape.layer_flops(plan, rank)
 
 
+def build(
+    config: AttentionModelConfig, seq_len: int, device: torch.device, seed: int
+) -> AttentionWorkload | BareAttentionWorkload:
+    """Build the module, or the bare ring, as `registry.build` says."""
+    if config.projections:
+        return AttentionWorkload(config, seq_len, device, seed)
+    return BareAttentionWorkload(config, device)
+
+
 def _random_inputs(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int
 ) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ringexp.config import FmsModelConfig, ModelConfig
 from ringexp.errors import UserError
@@ -13,11 +13,6 @@ from ringexp.models.fms.shapes import known_shape
 from ringexp.models.shape import ModelShape
 from ringexp.planning import MemoryNeed
 from ringexp.planning.masks import CAUSAL, Mask
-
-if TYPE_CHECKING:
-    import torch
-
-    from ringexp.models.workload import Workload
 
 
 class FmsModel:
@@ -82,9 +77,3 @@ class FmsModel:
         from ringexp.models.fms.outline import weight_bytes
 
         return MemoryNeed(fixed=weight_bytes(config, seq_len), prompt_token=0, own_token=1, kv_token=0)
-
-    def build(self, seq_len: int, device: torch.device, seed: int) -> Workload:
-        """Build the model, or load its checkpoint; weights are equal on all ranks."""
-        from ringexp.models.fms.workload import FmsWorkload
-
-        return FmsWorkload(self._config, seq_len, device, seed)

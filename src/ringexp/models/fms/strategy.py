@@ -15,7 +15,7 @@ import torch.distributed as dist
 from fms.models import get_model as fms_get_model
 from torch import nn
 
-from ringexp.api import measure_speeds
+from ringexp.calibration.group_speeds import measure_speeds
 from ringexp.errors import UserError
 from ringexp.models.checkpoints.load import from_pretrained
 from ringexp.models.fms.agreement import check_same_settings
