@@ -33,7 +33,7 @@ def test_direct_copies_that_nobody_computes_with_take_what_the_links_carry(
         HopCost(latency_ms, token_ms, True),
     )
     carried = [
-        sum(links.time_ms(plan.needed(rank, source)) for source in plan.members if source != rank)
+        sum(links.time_ms(len(plan.needed(rank, source))) for source in plan.members if source != rank)
         for rank in plan.members
     ]
     assert carried_ms(plan, links) == pytest.approx(max(carried))
@@ -78,7 +78,7 @@ def test_each_hop_is_computed_once_its_shard_is_there_and_the_one_before_is_done
             assert hop.compute_end == pytest.approx(hop.compute_begin + rows[number][place])
             free = hop.compute_end
             if number:
-                tokens_sent = plan.needed(rank, hop.source) if direct else plan.tokens[hop.source]
+                tokens_sent = len(plan.needed(rank, hop.source)) if direct else plan.tokens[hop.source]
                 assert hop.arrival - hop.transfer_begin >= links.time_ms(tokens_sent) - 1e-9
                 assert hop.transfer_begin >= hops[number - 1].arrival
         assert timeline.latency_ms >= free

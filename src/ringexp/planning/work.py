@@ -44,7 +44,7 @@ def needed_rows(plan: Plan, members: Sequence[int]) -> Iterator[list[int]]:
     """How many keys/values of each hop's shard are computed with, an entry a member; hop 0 is the own one."""
     if not _closed(plan):
         for hop in range(len(members)):
-            yield [plan.needed(rank, members[place - hop]) for place, rank in enumerate(members)]
+            yield [len(plan.needed(rank, members[place - hop])) for place, rank in enumerate(members)]
         return
     counts, heads = _counts_and_heads(plan, members)
     sees_later = [count > head or not plan.mask.is_causal for count, head in zip(counts, heads, strict=True)]
