@@ -49,9 +49,12 @@ SPECIAL = {
 class CheckpointConfig:
     """The model of a checkpoint, in Hugging Face's meaning, with its defaults filled in.
 
-    activation: FMS's name. llama3: the four settings of Llama 3's rope scaling, if the rope is scaled.
-    window: the shortest sliding window that any layer attends to, None without one. max_position: the context
-    that the model was made for. Multipliers are Granite's.
+    Attributes:
+        activation: FMS's name.
+        max_position: the context that the model was made for.
+        llama3: the four settings of Llama 3's rope scaling; None if the rope is not scaled.
+        window: the shortest sliding window that any layer attends to; None without one.
+        attention_multiplier: Granite's, as are the other multipliers and logits_scaling.
     """
 
     family: Family
@@ -88,7 +91,7 @@ class CheckpointConfig:
 
     @property
     def longest(self) -> int:
-        """The longest context that can be computed, where no other is asked for."""
+        """Return the longest context that can be computed, which is the default."""
         return self.max_position if self.window is None else min(self.window, self.max_position)
 
 

@@ -237,15 +237,15 @@ def family_of(folder: object, raw: Mapping[str, Any]) -> Family:
 
     Raises UserError for a family that is not known, and for a checkpoint that is no language model of it.
     """
-    known = {family.model_type: family for family in FAMILIES}
+    families = {family.model_type: family for family in FAMILIES}
     listed = raw.get("architectures") or []
     names = [str(name) for name in listed] if isinstance(listed, list) else [str(listed)]
     kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in known:
+    if not isinstance(kind, str) or kind not in families:
         has = names[0] if names else f"model of type {json.dumps(kind)}"
         allowed = ", ".join(family.architecture for family in FAMILIES)
         raise UserError(f"checkpoint {folder} has a {has}; use one of {allowed}")
-    family = known[kind]
+    family = families[kind]
     if names not in ([], [family.architecture]):
         raise UserError(
             f"checkpoint {folder} has a {', '.join(names)} of model_type {kind}; use a {family.architecture}"

@@ -18,8 +18,11 @@ LONGEST = 80
 class ConfigValues:
     """The settings of a table in config.json.
 
-    folder: the checkpoint, for messages. raw: the table. defaults: what a missing key means; a key without a
-    default has to be there. within: what the table is called, such as "rope_scaling.".
+    Attributes:
+        folder: the checkpoint, for messages.
+        raw: the table.
+        defaults: the value of each key that may be missing; every other key is required.
+        within: the table's name for messages, such as "rope_scaling.".
     """
 
     folder: object

@@ -1,4 +1,4 @@
-"""FMS models on a ring, asked for the FMS way: `get_model(..., distributed_strategy="ring", speeds=...)`.
+"""FMS models on a ring, made as FMS makes models: `get_model(..., distributed_strategy="ring", speeds=...)`.
 
 model = get_model("llama", "micro", distributed_strategy="ring", speeds=[1.0, 0.5])
 logits = model(ids)     # every rank passes the whole prompt and gets the whole result
@@ -29,7 +29,7 @@ from ringexp.ring.ring_group import RingGroup, ring_group_of
 FMS_STRATEGIES = (None, "none", "tp", "mp", "fsdp", "hsdp", "ddp")
 
 MEASURED_TOKENS = 2048
-"""Per rank, where speeds are measured: enough for attention to be most of the time, and soon done."""
+"""Tokens per rank for measuring speeds: attention is most of the time, and it takes a moment only."""
 
 
 def get_model(
@@ -53,8 +53,8 @@ def get_model(
         architecture: FMS's name, or "hf_pretrained" for a Hugging Face folder, see `checkpoint`.
         variant: as for FMS.
         distributed_strategy: "ring", or one of FMS's.
-        speeds: the ranks' speeds or costs, as `ringexp.plan` takes them: every prompt is planned by them,
-            whatever its length. "measured": those of attention, measured now.
+        speeds: speeds or costs of the ranks, as `ringexp.plan` takes them: every prompt is planned by them,
+            whatever its length. "measured": speeds of attention, measured now.
         block_lens: in place of speeds the token count of every rank, for prompts of that length alone.
         layout: zigzag or contiguous.
         group: the ranks of the ring. None: the default group.
@@ -66,13 +66,13 @@ def get_model(
         A `RingModel`, or FMS's own model without the ring.
 
     Raises:
-        UserError: for a strategy that nobody has (FMS itself ignores those), or settings that do not fit.
+        UserError: for an unknown strategy (FMS itself ignores those), or settings that do not fit.
         RingError: where another rank has failed.
     """
     if distributed_strategy != "ring":
         if distributed_strategy not in FMS_STRATEGIES:
-            known = ", ".join(str(name) for name in FMS_STRATEGIES if name)
-            raise UserError(f"distributed_strategy={distributed_strategy} is unknown; use ring, {known}")
+            names = ", ".join(str(name) for name in FMS_STRATEGIES if name)
+            raise UserError(f"distributed_strategy={distributed_strategy} is unknown; use ring, {names}")
         for name, value in (("block_lens", block_lens), ("speeds", speeds)):
             if value is not None:
                 raise UserError(f"{name} goes with distributed_strategy=ring")
