@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ringexp.kernels.contract import KeySpan
+from ringexp.planning.flops import pair_flops
 
 ROWS = 64
 """Query rows of one consumer warpgroup: what one wgmma computes."""
