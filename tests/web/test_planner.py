@@ -20,8 +20,8 @@ from ringexp.errors import UserError
 from ringexp.models.fms import facts
 from ringexp.planning import HopCost, Mask, PlanRequest, RankCost, plan_for
 from ringexp.report.build import write_report
-from ringexp.report.planner_runs import MeasuredRun
 from ringexp.web import FOLDER, planner_page
+from ringexp.web.measured_run import MeasuredRun
 from ringexp.web.shapes import offered_shapes, page_shape
 from support.browser import dom
 from support.fms_work import attention_flops_per_pair, linear_flops_per_token

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ringexp.models.inputs import unpadded
-from ringexp.tracking.metrics import RunResult
+from ringexp.tracking.results import RunResult
 from ringexp.worker.prepare import PreparedJob
 
 

@@ -16,7 +16,7 @@ from ringexp.models.inputs import LocalInputs, local_inputs, unpadded
 from ringexp.models.registry import model_of
 from ringexp.models.workload import Generator, TextModel, Workload
 from ringexp.planning import longest_context
-from ringexp.tracking.metrics import Decoding
+from ringexp.tracking.results import Decoding
 from ringexp.worker.device import synchronize
 from ringexp.worker.measure import short_collections
 from ringexp.worker.prepare import PreparedJob

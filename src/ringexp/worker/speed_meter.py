@@ -12,6 +12,7 @@ import torch
 
 from ringexp.calibration.measure import SpeedSample, StoppingRule, measure_speed
 from ringexp.calibration.rows import Point, SpeedRow
+from ringexp.choices import KERNELS
 from ringexp.kernels import Kernel
 from ringexp.models.inputs import local_inputs
 from ringexp.models.workload import Workload
@@ -76,7 +77,7 @@ class SpeedMeter:
             "throttle": self.throttle.applied.name,
             "ranks_per_device": self.ranks_per_device,
             "co_tenants": self.throttle.co_tenants,
-            "shape": f"{self.workload.speed_key}-{self.kernel.name}",
+            "shape": f"{self.workload.speed_key}-{KERNELS[self.kernel.name].stored_as or self.kernel.name}",
         }
 
     def measure(self, point: Point, rule: StoppingRule) -> SpeedRow:
