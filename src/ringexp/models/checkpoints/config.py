@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ringexp.errors import UserError
 from ringexp.models.checkpoints.keys import IGNORED, SWITCHED_OFF, Family, family_of
@@ -95,7 +94,7 @@ class CheckpointConfig:
         return self.max_position if self.window is None else min(self.window, self.max_position)
 
 
-def parse_config(folder: object, raw: Mapping[str, Any]) -> CheckpointConfig:
+def parse_config(folder: object, raw: Mapping[str, object]) -> CheckpointConfig:
     """Read the settings of a config.json.
 
     Raises UserError for a family, a key or a value that is not known to be computed as Hugging Face does.
@@ -169,7 +168,7 @@ def _head_dim(values: ConfigValues, family: Family, hidden: int, heads: int) -> 
 def _activation(values: ConfigValues, family: Family) -> str:
     allowed = family.activations or tuple(ACTIVATIONS)
     name = values.get("hidden_act")
-    if name not in allowed:
+    if not isinstance(name, str) or name not in allowed:
         raise values.refusal("hidden_act", f"FMS's {family.model_type} computes {', '.join(allowed)}")
     return ACTIVATIONS[name]
 
@@ -177,11 +176,11 @@ def _activation(values: ConfigValues, family: Family) -> str:
 def _window(values: ConfigValues, family: Family) -> int | None:
     """Return the window that some layer has, by the rules of Hugging Face's class of the family."""
     layers = values.count("num_hidden_layers")
-    types = values.get("layer_types")
-    if types is not None and not (isinstance(types, list) and len(types) == layers):
+    types = values.get("layer_types") or []
+    if not isinstance(types, list) or (values.get("layer_types") is not None and len(types) != layers):
         raise values.refusal("layer_types", f"it needs one entry for each of {layers} layers")
     allowed = ["full_attention"] + ["sliding_attention"] * family.mixed_layers
-    if any(kind not in allowed for kind in types or ()):
+    if any(kind not in allowed for kind in types):
         raise values.refusal("layer_types", f"FMS's {family.model_type} takes {' and '.join(allowed)}")
     if not family.windows:
         return None

@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ringexp.errors import UserError
 
@@ -90,7 +89,7 @@ def why_no_content(path: Path) -> str | None:
     return "is empty; fetch it again" if not start else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """Read a table from a JSON file. Raises UserError if it cannot be read or is something else."""
     try:
         wrong = why_no_content(path)

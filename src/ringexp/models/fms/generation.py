@@ -124,7 +124,7 @@ class Decoder:
         return logits, self.choose(logits), ring.transport.transfers.take()
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the most likely next token [B, 1], on all members as the rank with the last position chooses.
+        """Return the most likely next token [B, 1], on all members the choice of the last position's rank.
 
         Linear layers may round differently on different hardware, so a rank does not choose for itself.
         """
