@@ -128,7 +128,7 @@ def _refused(runs: Sequence[tuple[Config, Path]], settings: SlurmConfig) -> dict
 
 
 def groups(runs: Sequence[tuple[Config, Path]]) -> list[Runs]:
-    """Group runs that can share ranks, in their order, by settings alone: a job's machine is not known yet."""
+    """Group runs that can share ranks, by settings alone: the machine of a job is not known yet."""
     by_settings: dict[str, Runs] = {}
     for config, run_dir in runs:
         hetero, model = asdict(config.hetero), asdict(config.model)
@@ -226,7 +226,8 @@ def _mark(submission: _Submitted) -> None:
     records = {run_dir: read_record(run_dir) for _, run_dir in submission.runs}
     unmarked = [run_dir for run_dir, record in records.items() if record is None or not record.has_ended]
     if unmarked:
-        reason = f"SLURM job {submission.job.job_id} ended ({submission.job.state}); its log: {submission.job.paths.stderr}"
+        job = submission.job
+        reason = f"SLURM job {job.job_id} ended ({job.state}); its log: {job.paths.stderr}"
         for run_dir in unmarked:
             mark_ended(run_dir, "interrupted", reason)
 
@@ -239,7 +240,7 @@ def _cancel(submitted: Sequence[_Submitted], display: Display) -> None:
         submission.job.cancel(check=False)
     deadline = time.monotonic() + CANCEL_S
     with suppress(KeyboardInterrupt):  # a second Ctrl-C waits no longer
-        while time.monotonic() < deadline and not all(
-            submission.job.task(0).done(True) for submission in running
-        ):
+        while time.monotonic() < deadline:
+            if all(submission.job.task(0).done(True) for submission in running):
+                return
             time.sleep(POLL_S)

@@ -85,7 +85,8 @@ class JobReferences:
             count = self.store.forget(an_object(facts["machine"], "machine"))
             self.progress.warn(
                 f"the stored {kind} reference is off, it takes {times[1] / times[0] - 1:+.0%}; "
-                f"{count} stored references of this machine are dropped, and those of this run are measured again"
+                f"{count} stored references of this machine are dropped, and those of this run are measured "
+                "again"
             )
             return False
 

@@ -9,12 +9,13 @@ import torch
 from ringexp.calibration.source import TableSpeeds
 from ringexp.choices import THROTTLES
 from ringexp.config import Config
+from ringexp.configure.prompts import has_prompt, prompts
 from ringexp.configure.resolve import ResolvedRun
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
-from ringexp.models.prompt import has_prompt, prompts
-from ringexp.models.workload import Workload, padded
+from ringexp.models.inputs import padded
+from ringexp.models.workload import Workload
 from ringexp.planning import HopCost, Plan, adaptive_planner, check_memory, plan_for
 from ringexp.ring.context import RingContext
 from ringexp.tracking.results import References
@@ -91,14 +92,14 @@ class PreparedJob:
     def ring(self, plan: Plan | None = None) -> RingContext:
         """Return this rank's end of the ring for a plan; for the job's own plan by default."""
         session, prefetch_hops = self.session, self.settings.transport.prefetch_hops
-        plan, clock = plan or self.plan, session.throttle.clock(self.workload.only_attention)
+        plan, clock = plan or self.plan, session.throttle.clock(self.workload.shape.only_attention)
         return RingContext(plan, session.rank, session.transport, self.tools.kernel, clock, prefetch_hops)
 
     def prompt_loop(self) -> PromptLoop:
         """Return what runs the job's prompts, one after the other."""
         run, plan, planner = self.run, self.plan, None
         if run.partitioner.adapts:
-            units = self.workload.num_units
+            units = self.workload.shape.layers
             planner = adaptive_planner(run.plan_request, self.source, units, self.max_tokens, self.hop_cost)
             plan = planner.plan
         work = RingWork(self.workload, self.x, self.ring)
@@ -123,7 +124,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
     source = session.calibrator.speeds(needs, meter, tools.memory)
     references = tools.references.stored()
     if is_run:
-        source = replace(source, alone_ms=_alone_ms(session, run, references, workload.num_units))
+        source = replace(source, alone_ms=_alone_ms(session, run, references, workload.shape.layers))
     max_tokens = tools.memory.max_tokens(run.seq_len)
     hop_cost = hop_cost_of(session, run, tools) if is_run else None
     plan = plan_for(run.plan_request, source, max_tokens, hop_cost)

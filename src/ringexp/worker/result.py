@@ -36,7 +36,7 @@ def run_result(
         transport=session.transport.name,
         costs=costs,
         hop=job.hop_cost,
-        num_units=job.workload.num_units,
+        num_units=job.workload.shape.layers,
         decode=decoding,
         adaptation=adaptation if run.drift or partitioner.adapts else None,
         references=references,
@@ -64,7 +64,7 @@ def _latencies(job: PreparedJob, measured: Measured, settled_ms: list[float]) ->
         "latency_ms_spread": metrics.spread_ms(settled_ms),
         "latency_ms_iterations": measured.latencies_ms,
         "settled_iterations": len(settled_ms),
-        "time_to_first_token_ms": latency_ms if job.settings.model.kind == "fms" else None,
+        "time_to_first_token_ms": latency_ms if job.workload.text_model else None,
         "latency_ms_back_to_back": measured.back_to_back_ms,
         "hop_latency_ms": link.latency_ms if link else None,
         "hop_gbps": link.gbps if link else None,
@@ -182,4 +182,4 @@ def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:
     if not costs or job.run.drift:
         return None
     prefetch_hops = job.settings.transport.prefetch_hops
-    return job.workload.num_units * job.plan.predicted_ms(costs, job.hop_cost, prefetch_hops)
+    return job.workload.shape.layers * job.plan.predicted_ms(costs, job.hop_cost, prefetch_hops)

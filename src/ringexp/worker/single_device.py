@@ -7,11 +7,11 @@ from statistics import median
 
 import torch
 
-from ringexp.models.workload import local_inputs
+from ringexp.models.inputs import local_inputs
 from ringexp.planning import Plan, make_plan
 from ringexp.ring.context import RingContext
 from ringexp.ring.loopback import LoopbackTransport
-from ringexp.worker.decode import decode, decoder_of
+from ringexp.worker.decode import decode, text_model_of
 from ringexp.worker.measure import enough_warmup
 from ringexp.worker.prepare import PreparedJob
 
@@ -52,7 +52,7 @@ def measure_single_device(job: PreparedJob) -> SingleDevice:
     """
     session, settings, workload = job.session, job.settings, job.workload
     session.progress.stage(f"reference (one device): {job.run.seq_len} tokens", settings.repeats)
-    clock = session.throttle.clock(workload.only_attention)
+    clock = session.throttle.clock(workload.shape.only_attention)
     ring = RingContext(_whole_plan(job), 0, LoopbackTransport(), job.tools.kernel, clock)
     local = local_inputs(job.x, ring.plan, 0)
     times, decode_ms = [], None
@@ -66,8 +66,8 @@ def measure_single_device(job: PreparedJob) -> SingleDevice:
             session.progress.advance()
         back_to_back_ms = iteration.back_to_back_ms(settings.repeats)
         if settings.decode_tokens:
-            decoder = decoder_of(workload, ring)
-            decode_ms = decode(session.device, decoder, local, settings.decode_tokens).ms_per_token
+            generator = text_model_of(workload).generator(ring, (), ())
+            decode_ms = decode(session.device, generator, local, settings.decode_tokens).ms_per_token
     except torch.OutOfMemoryError:
         session.progress.warn(f"{job.run.seq_len} tokens do not fit one device: no capacity efficiency")
         return SingleDevice()

@@ -107,6 +107,6 @@ class SpotChecker:
                 stale_ranks.append(rank)
                 self._progress.warn(
                     f"rank {rank}: a stored speed is off, {point[0]} tokens take "
-                    f"{deviation(row, spot):+.0%}; that length is measured anew"
+                    f"{deviation(row, spot):+.0%}; that length is measured again"
                 )
         return stale_ranks
