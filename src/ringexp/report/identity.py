@@ -110,6 +110,6 @@ def _shape(model: JsonObject) -> str | None:
         return f"checkpoint {word(model['checkpoint'])}"
     kind = AttentionModelConfig if model.get("kind") == "attention" else FmsModelConfig
     try:
-        return plain(shape_of(kind(**model)))[:MOST_TEXT]
+        return plain(shape_of(kind(**model)))[:MOST_TEXT]  # type: ignore[arg-type]
     except (TypeError, AttributeError, ValueError):
         return None
