@@ -150,10 +150,11 @@ def in_order(runs: Runs, key: str) -> Runs:
 
 def show(table: Runs) -> None:
     """Print a table, with figures to four digits."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    from ringexp.report.terminal import text_console
+
+    console = text_console()
     drawn = Table()
     for name in table.columns:
         drawn.add_column(shown(name), justify="right" if table[name].dtype.kind in "fi" else "left")

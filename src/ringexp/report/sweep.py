@@ -21,6 +21,7 @@ from ringexp.report.frame import (
     where,
 )
 from ringexp.report.page import counts
+from ringexp.report.terminal import text_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,9 +40,7 @@ def summarize(sweep_dir: Path, report: bool, config: Config | None = None) -> No
         report: whether to write the report.
         config: of one of the runs, which says how the report is logged to wandb; None: it is not.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 132)
+    console = text_console()
     try:
         runs = load_runs([sweep_dir])
     except UserError as error:  # nothing was composed
