@@ -1,5 +1,7 @@
 """The ring against the float64 oracle, in real processes over gloo."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from support.ring_ranks import (
     attend,
     attend_in_chunks_over_stand_ins,
     attend_over_stand_ins,
+    attend_with_transport_of,
     fail_at_the_first_block,
     sent_over_stand_ins,
 )
@@ -64,6 +67,14 @@ def test_ring_equals_the_oracle(pools, case):
     results = pools[len(case.tokens)].run(attend, case)
     error = (assembled(case, [out for out, _, _ in results]) - oracle(case)).abs().max()
     assert error < 2e-6
+
+
+@pytest.mark.parametrize("case", [Case((5, 12, 9)), Case((7, 30), shard="kv")], ids=name)
+def test_the_transport_of_the_how_to_works(pools, case):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-transport.md"
+    code = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    outputs = pools[len(case.tokens)].run(attend_with_transport_of, code, case)
+    assert (assembled(case, outputs) - oracle(case)).abs().max() < 2e-6
 
 
 def test_output_is_contiguous_and_every_hop_is_timed(pools):
