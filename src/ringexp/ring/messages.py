@@ -1,8 +1,8 @@
-"""Small values that ranks tell each other: JSON over a process group, never code.
+"""Small values that ranks exchange, as JSON over a process group, never as code.
 
     messages = Messages(group, kinds=(IterationTiming, HopTiming), key=secret)
     timings = messages.all_gather(timing)                # every rank's, on every rank
-    known = messages.broadcast(table, source=0)          # that of rank 0
+    table = messages.broadcast(table, source=0)          # that of rank 0
 
 A value is None, a bool, a number (NaN and infinity too), text, bytes, a list, tuple or dict of values, or an
 instance of one of the dataclasses `kinds`. It arrives as it was, floats bit by bit. With a key each message
@@ -57,12 +57,12 @@ class Messages:
     def all_gather(self, value: T) -> list[T]:
         """Return every rank's value. Raises RunFailed for a message that no rank of this run sent."""
         self._count += 1
-        mine = self._signed(value)
+        message = self._signed(value)
         sizes = torch.empty(self._world, dtype=torch.int64, device="cpu")
-        dist.all_gather(list(sizes.split(1)), torch.tensor([len(mine)], device="cpu"), self._group)
+        dist.all_gather(list(sizes.split(1)), torch.tensor([len(message)], device="cpu"), self._group)
         longest = self._checked(int(sizes.max()), int(sizes.argmax()))
         padded = torch.zeros(longest, dtype=torch.uint8, device="cpu")
-        padded[: len(mine)] = mine
+        padded[: len(message)] = message
         everyone = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(everyone, padded, self._group)
         return [
@@ -137,8 +137,8 @@ class Codec:
         kind = type(value)
         if kind in _SCALARS:
             return value
-        if known := self._of_type.get(kind):
-            return {known.name: self._row(known, value)}
+        if entry := self._of_type.get(kind):
+            return {entry.name: self._row(entry, value)}
         if kind is list:
             first = self._of_type.get(type(value[0])) if value else None
             if first and all(type(item) is first.kind for item in value):
@@ -157,15 +157,15 @@ class Codec:
     def _items(self, values: Iterable[object]) -> list[object]:
         return [item if type(item) in _SCALARS else self._plain(item) for item in values]
 
-    def _row(self, known: _Kind, value: object) -> object:
-        return known.values_of(value) if known.flat else self._items(known.values_of(value))
+    def _row(self, kind: _Kind, value: object) -> object:
+        return kind.values_of(value) if kind.flat else self._items(kind.values_of(value))
 
     def _typed(self, members: dict[str, Any]) -> object:
         ((name, content),) = members.items()
-        if known := self._kinds.get(name):
-            return known.make(content)
-        if name.endswith("*") and (known := self._kinds.get(name[:-1])):
-            return [known.make(row) for row in content]
+        if kind := self._kinds.get(name):
+            return kind.make(content)
+        if name.endswith("*") and (kind := self._kinds.get(name[:-1])):
+            return [kind.make(row) for row in content]
         if name == "tuple":
             return tuple(content)
         if name == "dict":

@@ -1,4 +1,4 @@
-"""The ranks of a process group as one ring: if one rank fails in a call that all make, the others are told.
+"""The ranks of a process group as one ring: if one rank fails in a call that all make, the others hear of it.
 
     with ring_group_of(group) as ring_group:    # in every such call
         ...
@@ -64,7 +64,7 @@ class RingGroup:
         """Raise UserError if a plan is for another number of ranks."""
         if world_size != self.size:
             raise UserError(
-                f"the plan is for {world_size} ranks, but the group has {self.size}; plan one speed a rank"
+                f"the plan is for {world_size} ranks, but the group has {self.size}; plan one speed per rank"
             )
 
     def __enter__(self) -> RingGroup:
@@ -162,7 +162,7 @@ class RingGroup:
         return work
 
     def place(self, device: torch.device) -> torch.device:
-        """Return where the few numbers lie that ranks tell each other: on the host if it has connections."""
+        """Return where small tensors that ranks exchange lie: on the CPU if ranks are connected there."""
         return torch.device("cpu") if self.linked else device
 
     def let_go(self) -> None:
@@ -173,8 +173,8 @@ class RingGroup:
 
     def _first_failure(self) -> str:
         """Return the group's first failure: the one in the store, or else this rank's, which is put there."""
-        mine = json.dumps(self.ended)
-        first = self._store.compare_set("failure", "", mine)
+        text = json.dumps(self.ended)
+        first = self._store.compare_set("failure", "", text)
         text = json.loads(first)
         return text if isinstance(text, str) else self.ended
 
@@ -197,10 +197,10 @@ class RingGroup:
         """
         try:
             self._wait_for(f"refused/{self._calls}", "broken", _PATIENCE)
-            mine = "go on"
+            answer = "go on"
         except PeerLost:
-            mine = "ended"
-        decision = self._store.compare_set("decision", "", mine)
+            answer = "ended"
+        decision = self._store.compare_set("decision", "", answer)
         self._refused = decision in ("go on", b"go on")
         return self._refused
 
@@ -274,8 +274,8 @@ def _timeout(group: dist.ProcessGroup | None) -> timedelta:
     """Return how long the group's ranks wait for each other."""
     assert group is not None
     device = torch.device("cpu" if "cpu" in backends(group) else "cuda")
-    found = getattr(group._get_backend(device).options, "_timeout", None)
-    return found if isinstance(found, timedelta) else default_pg_timeout
+    timeout = getattr(group._get_backend(device).options, "_timeout", None)
+    return timeout if isinstance(timeout, timedelta) else default_pg_timeout
 
 
 def _described(error: BaseException) -> str:

@@ -63,7 +63,7 @@ class TransportMemory:
 
 @dataclass(frozen=True)
 class Connection:
-    """What a transport is made from, on each rank of a process group.
+    """Everything that a rank makes its end of a transport from.
 
     Attributes:
         group: None is the default group.
