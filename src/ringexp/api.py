@@ -1,10 +1,10 @@
-"""The ring for anybody's own code: attention of a prompt that is spread over the ranks of a process group.
+"""The public functions for other people's code: attention over a prompt that ranks of a group share.
 
     speeds = ringexp.measure_speeds(seq_len, num_heads=32, num_kv_heads=8, head_dim=128, dtype=torch.bfloat16)
     plan = ringexp.plan(speeds, seq_len)
-    out = ringexp.ring_attention(q, k, v, plan)     # this rank's part of each
+    out = ringexp.ring_attention(q, k, v, plan)     # every rank gives its part of q, k and v
 
-All ranks of the group call these alike, in the same order. `docs/api.md` has the contracts.
+All ranks of the group make the same calls in the same order. `docs/api.md` has the contracts.
 """
 
 from __future__ import annotations
@@ -45,15 +45,26 @@ def ring_attention(
     kernel: str = "auto",
     transport: str = "auto",
 ) -> torch.Tensor:
-    """Exact attention of this rank's queries over the keys and values of all ranks of the group.
+    """Compute exact attention of this rank's queries over the keys and values of all ranks of the group.
 
-    q: [B, Lq, H, D]; k, v: [B, Lkv, Hkv, D], of the positions that `plan` gives this rank; heads are not
-    expanded, H is a multiple of Hkv; one dtype, one device. Returns [B, Lq, H, D], contiguous. softmax_scale:
-    None is 1/sqrt(D). kernel: auto is what is expected to be the fastest there. transport: auto is what the
-    group's backend can do. Both are names of `conf/`.
+    All ranks of the group call it; a rank without tokens gives empty tensors and gets an empty one. Forward
+    only.
 
-    All ranks of the group call it, one without tokens too: with empty tensors, and it gets an empty one.
-    Forward only. Raises UserError, in one line, for tensors that do not fit the plan or want a gradient.
+    Args:
+        q: queries [B, Lq, H, D] at the positions that the plan gives this rank.
+        k: keys [B, Lkv, Hkv, D], of q's dtype and device; H is a multiple of Hkv and heads are not expanded.
+        v: values, as the keys.
+        plan: who holds which positions, equal on all ranks.
+        group: the ranks; None is the default group.
+        softmax_scale: multiplies the scores; None is 1/sqrt(D).
+        kernel: a name of `ringexp.choices.KERNELS`; auto is the kernel that is expected to be the fastest.
+        transport: a name of `ringexp.choices.TRANSPORTS`; auto is what the group's backend can do.
+
+    Returns:
+        The output [B, Lq, H, D], contiguous.
+
+    Raises:
+        UserError: for tensors that do not fit the plan or need a gradient.
     """
     with ring_group_of(group) as ring_group:
         ring_group.check_size(plan.world_size)
@@ -74,7 +85,7 @@ def _attend(
     kernel: str,
     transport: str,
 ) -> torch.Tensor:
-    """Compute `ring_attention` of tensors that are already known to fit the plan."""
+    """Compute `ring_attention` of tensors that have been checked against the plan."""
     chosen = _kernel(kernel, q.device, q.dtype, q.shape[3])
     with current(q.device):
         carrier = transport_of(group, q.device, transport)
@@ -90,7 +101,7 @@ def _attend(
 
 
 def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, rank: int) -> None:
-    """Raises UserError for what `ring_attention` cannot take."""
+    """Raise UserError for tensors that `ring_attention` cannot compute with."""
     shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
     if plan.chunks:
         raise UserError("the plan is in chunks; call with each of plan.chunks, and keys and values up to it")
@@ -99,15 +110,15 @@ def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan
     (batch, q_len, num_heads, head_dim), (kv_batch, kv_len, num_kv_heads, kv_dim) = q.shape, k.shape
     if (batch, head_dim) != (kv_batch, kv_dim) or num_heads % num_kv_heads:
         raise UserError(f"q, k and v need one B and D, and H a multiple of Hkv, got {shapes}")
-    wanted = plan.tokens[rank], (plan.kv_tokens if plan.aligned else plan.tokens)[rank]
-    if (q_len, kv_len) != wanted:
+    planned = plan.tokens[rank], (plan.kv_tokens if plan.aligned else plan.tokens)[rank]
+    if (q_len, kv_len) != planned:
         raise UserError(
-            f"rank {rank} holds {wanted[0]} queries and {wanted[1]} keys of the plan, got {shapes}; "
+            f"rank {rank} holds {planned[0]} queries and {planned[1]} keys of the plan, got {shapes}; "
             "cut tensors with ringexp.shard"
         )
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
-        found = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
-        raise UserError(f"q, k and v need one dtype and one device, got {found}")
+        types = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        raise UserError(f"q, k and v need one dtype and one device, got {types}")
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise UserError("ring attention has no backward; call it under torch.inference_mode() or no_grad()")
     if q.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -129,12 +140,26 @@ def measure_speeds(
     kernel: str = "auto",
     max_seconds: float = 1.0,
 ) -> list[float]:
-    """TFLOP/s of attention on each rank of the group, as `plan` takes them; the same list on all ranks.
+    """Measure the speed of attention on each rank of the group; all ranks call it together.
 
-    Every rank computes, on random numbers, its part of an even ring over `seq_len` tokens, all at once, and
-    nothing is transferred: ranks that share a device are measured as they will run. num_kv_heads: None is
-    num_heads. device: None is the current CUDA device, or the CPU where there is none. It takes up to about
-    `max_seconds`, and so much longer as the slowest rank needs. All ranks of the group call it together.
+    All ranks compute at the same time, each its part of an even ring on random numbers, and nothing is
+    transferred. So ranks that share a device are measured as they will run.
+
+    Args:
+        seq_len: tokens of the prompt.
+        num_heads: query heads.
+        num_kv_heads: key/value heads; None is num_heads.
+        head_dim: elements per head.
+        dtype: precision of queries, keys and values.
+        device: None is the current CUDA device, or the CPU where there is none.
+        group: the ranks; None is the default group.
+        batch: prompts at a time.
+        causal: whether a query sees only the keys up to its own position.
+        kernel: as in `ring_attention`.
+        max_seconds: about the longest time per rank; the slowest rank may need longer.
+
+    Returns:
+        TFLOP/s per rank, the same list on all ranks, as `plan` takes it.
     """
     with ring_group_of(group) as ring_group:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -153,7 +178,7 @@ def _measured(
     kernel: str,
     max_seconds: float,
 ) -> list[float]:
-    """Measure as `measure_speeds` does. Each rank computes with its part `shape` of the even plan."""
+    """Measure as `measure_speeds` does. shape: of this rank's part of the even plan."""
     rank, world_size = ring_group.rank, ring_group.size
     q, k, v = (x.transpose(1, 2) for x in shape.inputs(device))
     _check_tensors(q, k, v, even, rank)
@@ -179,22 +204,22 @@ def _measured(
 
 
 class _Meeting:
-    """Where the ranks of a group meet: waiting for each other, or looking whether all have come."""
+    """A point where the ranks of a group wait for each other, or ask whether all have arrived."""
 
     def __init__(self, device: torch.device, ring_group: RingGroup) -> None:
         self._nothing = torch.zeros(1, device=device)
-        self._circle, self._alone = ring_group, ring_group.size == 1
+        self._ring_group, self._alone = ring_group, ring_group.size == 1
         self._polled: dist.Work | None = None
 
     def wait(self) -> None:
         if not self._alone:
-            self._circle.all_reduce(self._nothing)
+            self._ring_group.all_reduce(self._nothing)
             self._nothing.item()  # on CUDA the line above does not wait
 
     def poll(self) -> bool:
-        """Whether all ranks have asked at least once."""
+        """Tell whether all ranks have asked at least once."""
         if self._alone:
             return True
         if self._polled is None:
-            self._polled = self._circle.begin_all_reduce(self._nothing)
+            self._polled = self._ring_group.begin_all_reduce(self._nothing)
         return self._polled.is_completed()

@@ -1,10 +1,9 @@
-"""Errors whose message says it all; the command line prints them without a traceback."""
+"""Errors whose message is enough for a user. The command line prints them without a traceback."""
 
 from __future__ import annotations
 
 import operator
 import time
-from typing import Any
 
 
 class UserError(ValueError):
@@ -14,12 +13,12 @@ class UserError(ValueError):
     """
 
 
-def whole_number(name: str, value: Any, least: int, most: int | None = None, advice: str = "") -> int:
+def whole_number(name: str, value: object, least: int, most: int | None = None, advice: str = "") -> int:
     """Return `value` as an int.
 
     Args:
         name: the argument, for the message.
-        value: what the caller gave. Whole numbers of NumPy and the like are taken; bools and floats are not.
+        value: the number. Whole numbers of NumPy and similar libraries are allowed; bools and floats are not.
         least: the smallest number allowed.
         most: the largest number allowed. None: any.
         advice: the end of the message.
@@ -29,7 +28,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None, adv
     """
     is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     try:
-        number = None if is_bool else operator.index(value)
+        number = None if is_bool else operator.index(value)  # type: ignore[call-overload]
     except (TypeError, ValueError, RuntimeError):
         number = None
     if number is None or number < least or (most is not None and number > most):
@@ -39,19 +38,23 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None, adv
 
 
 class RingError(RuntimeError):
-    """A ring that ended because one of its ranks failed; the message says which rank, and why."""
+    """A ring ended because one of its ranks failed; the message names the rank and the reason."""
 
 
 class RunFailed(RuntimeError):
-    """A run that started and could not end well; the message says what happened, where, and where to look."""
+    """A run failed after its start; the message says what happened, on which rank, and where the log is."""
 
 
 class PeerFailed(RuntimeError):
-    """Another rank failed, and this one cannot go on without it; the message says which and why."""
+    """Another rank failed, so this one cannot continue; the message names the rank and the reason."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to end before it was done; the message says by what. time_s: when."""
+    """A signal asked the run to end early; the message names it.
+
+    Attributes:
+        time_s: the time of the signal, in seconds since the epoch.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first ends a run in good order, a further one at once."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP: the first ends a run cleanly, a second one at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from ringexp.errors import Interrupted
 
 EXIT_CODE = 130
 """The exit code of a command that was interrupted, by whichever signal."""
+
+Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+"""A signal's handler, as the signal module has it."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -21,24 +23,30 @@ TAKEN_BY_TORCH = (*SIGNALS, signal.SIGQUIT)
 
 
 class Interrupts:
-    """Handlers of the three signals for the time of a block, in the main thread.
+    """Handle the three signals for the time of a block, in the main thread.
 
-    A signal raises Interrupted. After `closing` it calls `again` instead, so that what ends in good order is
-    not torn. once: the first signal is the last that raises. What ignores SIGHUP (nohup) goes on ignoring it.
-    After the block all signals are handled as before it, whatever torch has set in between.
+    A signal raises Interrupted; after a call of `closing` it calls `again` in place of that, so that a clean
+    end is not interrupted. A process that ignores SIGHUP (nohup) goes on ignoring it. After the block all
+    signals have their former handlers, also those that torch has changed in between.
     """
 
     def __init__(self, again: Callable[[], None], once: bool = False) -> None:
+        """Prepare the handlers; entering the block sets them.
+
+        Args:
+            again: called by signals after `closing`.
+            once: only the first signal raises; later ones call `again`.
+        """
         self._again, self._once = again, once
         self._closing = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Handler] = {}
 
     def closing(self) -> None:
-        """Let every signal from here on call `again`."""
+        """Let every signal call `again` from here on."""
         self._closing = True
 
     def install(self) -> None:
-        """Set the handlers once more, after a library has set its own."""
+        """Set the handlers again, after a library has set its own."""
         for signum in SIGNALS:
             if signum in self._before and (signum != signal.SIGHUP or self._before[signum] != signal.SIG_IGN):
                 signal.signal(signum, self._handle)
@@ -81,7 +89,7 @@ def raise_on(reasons: Mapping[signal.Signals, str], once: bool = False) -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore the three signals for the time of a short block that must not be torn."""
+    """Ignore the three signals for the time of a short block that must not be interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

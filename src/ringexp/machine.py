@@ -1,4 +1,4 @@
-"""What this machine has, found without importing torch or creating a CUDA context."""
+"""Describe this machine, without importing torch or creating a CUDA context."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA device, or one MIG part of a device, as the driver names it."""
+    """One CUDA device, or one MIG part of a device, with the driver's names."""
 
     uuid: str
     name: str
 
 
 def gpu_count() -> int:
-    """CUDA devices a process started here would see, from the device nodes and CUDA_VISIBLE_DEVICES."""
+    """Return the number of CUDA devices that a new process would see."""
     present = sum(1 for node in Path("/dev").glob("nvidia[0-9]*") if node.name[6:].isdigit())
     entries = visible_entries()
     if entries is None:
@@ -35,9 +35,9 @@ def gpu_count() -> int:
 def visible_gpus() -> list[Gpu]:
     """Return the GPUs that a process started here would see, in the order in which CUDA counts them.
 
-    Indices are taken to be those of nvidia-smi. CUDA counts so with CUDA_DEVICE_ORDER=PCI_BUS_ID, or where
-    all GPUs are alike; by default it puts the fastest first, so whoever tells machines apart has to note that
-    setting too. Empty without nvidia-smi.
+    This assumes that indices are those of nvidia-smi, as they are with CUDA_DEVICE_ORDER=PCI_BUS_ID or with
+    GPUs of one kind. By default CUDA puts the fastest GPU first, so a record of a machine should include that
+    setting. Without nvidia-smi the list is empty.
     """
     installed = _installed_gpus(_nvidia_smi())
     entries = visible_entries()
@@ -48,18 +48,20 @@ def visible_gpus() -> list[Gpu]:
         if isinstance(entry, int):
             matching = installed[entry : entry + 1]
         else:
-            known = mig_parts() if entry.startswith("MIG-") else installed
-            matching = [gpu for gpu in known if gpu.uuid.startswith(entry)]
-        if len(matching) != 1:  # CUDA ignores what follows an entry that it does not know
+            candidates = mig_parts() if entry.startswith("MIG-") else installed
+            matching = [gpu for gpu in candidates if gpu.uuid.startswith(entry)]
+        if len(matching) != 1:  # CUDA ignores all entries after an unknown one
             break
         seen += matching
     return [] if len(set(seen)) < len(seen) else seen
 
 
 def visible_entries() -> list[int | str] | None:
-    """Read CUDA_VISIBLE_DEVICES as CUDA does: indices, or UUIDs or their beginnings; None if it is not set.
+    """Read CUDA_VISIBLE_DEVICES as CUDA does.
 
-    An entry that is neither ends the list, so -1 stands for none. An entry that comes twice empties it.
+    Returns:
+        Indices, or UUIDs or beginnings of UUIDs; None if the variable is not set. An invalid entry, such as
+        -1, ends the list. If an entry is repeated the list is empty.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -70,7 +72,7 @@ def visible_entries() -> list[int | str] | None:
     for word in words:
         if kind:
             entry = word if word.startswith(kind) else None
-        else:  # CUDA reads an index as C does: what follows the digits is ignored
+        else:  # CUDA ignores characters after the digits of an index
             number = re.match(r"\+?\d+", word)
             entry = int(number[0]) if number else None
         if entry is None:
@@ -91,36 +93,38 @@ def _nvidia_smi() -> str | None:
 
 @functools.cache
 def _installed_gpus(program: str | None) -> list[Gpu]:
-    told = _output([program, "--query-gpu=index,uuid,name", "--format=csv,noheader"]) if program else None
-    rows = [[cell.strip() for cell in line.split(",", 2)] for line in (told or "").splitlines()]
+    command = "--query-gpu=index,uuid,name", "--format=csv,noheader"
+    output = _output([program, *command]) if program else None
+    rows = [[cell.strip() for cell in line.split(",", 2)] for line in (output or "").splitlines()]
     rows = sorted((row for row in rows if len(row) == 3 and row[0].isdigit()), key=lambda row: int(row[0]))
     return [Gpu(uuid=uuid, name=name) for _, uuid, name in rows]
 
 
 @functools.cache
 def _mig_parts(program: str | None) -> list[Gpu]:
-    told = _output([program, "-L"]) if program else None
+    output = _output([program, "-L"]) if program else None
     parts, gpu = [], ""
-    for line in (told or "").splitlines():
-        if found := re.match(r"GPU \d+: (.+) \(UUID:", line):
-            gpu = found[1]
-        elif found := re.match(r"\s+(MIG \S+)\s+Device\s+\d+: \(UUID: (\S+)\)", line):
-            parts.append(Gpu(uuid=found[2], name=f"{gpu} {found[1]}"))
+    for line in (output or "").splitlines():
+        if match := re.match(r"GPU \d+: (.+) \(UUID:", line):
+            gpu = match[1]
+        elif match := re.match(r"\s+(MIG \S+)\s+Device\s+\d+: \(UUID: (\S+)\)", line):
+            parts.append(Gpu(uuid=match[2], name=f"{gpu} {match[1]}"))
     return parts
 
 
 def nvidia_driver() -> str | None:
-    """Return the version of NVIDIA's driver; None where nvidia-smi does not tell."""
+    """Return the version of NVIDIA's driver; None if nvidia-smi does not report it."""
     return _driver(_nvidia_smi())
 
 
 @functools.cache
 def _driver(program: str | None) -> str | None:
-    told = _output([program, "--query-gpu=driver_version", "--format=csv,noheader"]) if program else None
-    return told.splitlines()[0].strip() if told else None
+    output = _output([program, "--query-gpu=driver_version", "--format=csv,noheader"]) if program else None
+    return output.splitlines()[0].strip() if output else None
 
 
 def _output(command: list[str]) -> str | None:
+    """Run a command and return its output; None if it fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=True
@@ -132,15 +136,15 @@ def _output(command: list[str]) -> str | None:
 
 @functools.cache
 def gpus_reach_each_other() -> bool:
-    """Tell whether every GPU of this machine can write directly into every other GPU's memory.
+    """Return whether every GPU of this machine can write directly into every other GPU's memory.
 
-    Return False where this cannot be found out.
+    The answer is False if nvidia-smi does not report it.
     """
     return all_ok(_output(["nvidia-smi", "topo", "-p2p", "w"]) or "")
 
 
 def all_ok(matrix: str) -> bool:
-    """Whether `nvidia-smi topo -p2p` says OK of every pair of GPUs."""
+    """Return whether the output of `nvidia-smi topo -p2p` has OK for every pair of GPUs."""
     rows = [line.split() for line in re.sub(r"\x1b\[\d*m", "", matrix).splitlines()]
     of_gpus = [cells for name, *cells in filter(None, rows) if re.fullmatch(r"GPU\d+", name)]
     pairs = [cell for cells in of_gpus for cell in cells if not re.fullmatch(r"X|GPU\d+", cell)]
@@ -148,12 +152,12 @@ def all_ok(matrix: str) -> bool:
 
 
 def default_device() -> str:
-    """`cuda` where a CUDA device is visible, else `cpu`."""
+    """Return `cuda` if a CUDA device is visible, else `cpu`."""
     return "cuda" if gpu_count() else "cpu"
 
 
 def cpu_name() -> str:
-    """The processor's model name, or the architecture where the kernel does not tell."""
+    """Return the processor's model name, or its architecture if Linux does not report the name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -164,14 +168,14 @@ def cpu_name() -> str:
 
 
 def cpu_cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def memory_bytes() -> int | None:
-    """Return the memory that processes here may use together, swap included; None where nobody tells.
+    """Return the memory that processes here may use together, swap included; None if it is not known.
 
-    The least of what the machine has and what its control groups allow.
+    It is the smaller of the machine's memory and the limit of its control groups.
     """
     sizes = []
     with suppress(OSError, ValueError):
@@ -186,26 +190,26 @@ def memory_bytes() -> int | None:
 
 @functools.cache
 def gpu_memory_bytes() -> int | None:
-    """Return the memory of the largest GPU here; None where nobody tells."""
+    """Return the memory of the largest GPU here; None if nvidia-smi does not report it."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=True
         ).stdout
-        return max(2**20 * int(line) for line in told.split())
+        return max(2**20 * int(line) for line in output.split())
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
 def cores_per_rank(world_size: int) -> int:
-    """Cores, and threads, of each of the ranks that share this machine's processor."""
+    """Return the number of cores, and threads, per rank on this machine."""
     return max(1, cpu_cores() // world_size)
 
 
 def hardware_queues(ranks_per_gpu: int) -> int:
-    """How many a rank is to have, as CUDA_DEVICE_MAX_CONNECTIONS before CUDA starts.
+    """Return the number of hardware queues per rank (CUDA_DEVICE_MAX_CONNECTIONS; set it before CUDA starts).
 
-    Of CUDA's usual 8, a copy and the computing beside it now and then got the same one. Under MPS a GPU has
-    about 100 for all processes; one that gets none runs out of memory as it starts.
+    With CUDA's default of 8, a copy and a concurrent kernel sometimes share a queue. Under MPS a GPU has
+    about 100 queues for all processes; a process that gets none runs out of memory at its start.
     """
     return min(32, max(64 // ranks_per_gpu, 1))

@@ -1,4 +1,4 @@
-"""Names that fit where they go: in a folder's name, in wandb, in a table. Pure Python.
+"""Shorten names to the limits of folders, wandb and tables.
 
 shortened("a" * 300, 64)       ->  the first 55 characters, "-", and 8 digits of a hash of the whole
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 
 MAX_FOLDER_BYTES = 160
-"""Bytes of a label in a folder's name. File systems take 255 bytes; a time or a number comes before it."""
+"""The limit of a label in a folder's name, in bytes. File systems allow 255, also for the time before it."""
 
 MAX_WANDB_TAG, MAX_WANDB_NAME = 64, 128
-"""The limits of wandb, in characters; with a longer one it keeps no record."""
+"""The limits of wandb, in characters. With a longer tag or name it keeps no record."""
 
 
 def digest(text: str) -> str:
-    """Return eight hexadecimal digits that tell `text` from others."""
+    """Return eight hexadecimal digits of a hash of `text`."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
@@ -25,7 +25,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def folder_part(label: str) -> str:
-    """Return `label`, shortened where it is too long to be part of a folder's name."""
+    """Return `label`, shortened if it is too long for a folder's name."""
     limit = MAX_FOLDER_BYTES
     while len(short := shortened(label, limit).encode("utf-8", "surrogateescape")) > MAX_FOLDER_BYTES:
         limit = limit * MAX_FOLDER_BYTES // len(short)

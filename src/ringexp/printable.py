@@ -1,4 +1,4 @@
-"""Text from files and other programs, made safe to print: nothing in it acts on the terminal."""
+"""Make text from files and other programs safe to print, so that none of it controls the terminal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _UNSAFE = re.compile(
 
 
 def plain(text: object) -> str:
-    """Return `text` on one line, with what acts on a terminal replaced: control characters and the like."""
+    """Return `text` on one line. Control characters and others that act on a terminal are replaced."""
     return plain_lines(re.sub(r"[\t\r\n]+", " ", str(text)))
 
 
 def plain_lines(text: object) -> str:
-    """Return the same with its tabs and newlines."""
+    """Return `text` as `plain` does, but keep tabs and newlines."""
     return _UNSAFE.sub("\ufffd", str(text))
 
 
 def shown(text: object) -> str:
-    """Return `plain` text as rich prints it: what looks like markup is escaped."""
+    """Return `plain` text for rich, with markup escaped."""
     from rich.markup import escape
 
     return escape(plain(text))

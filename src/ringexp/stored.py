@@ -1,4 +1,4 @@
-"""JSON files that runs leave for later ones: written strictly, and checked before they are believed."""
+"""Write JSON files strictly, and check files of earlier runs before they are used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ringexp.atomic import write_atomically
 from ringexp.printable import plain
@@ -18,7 +18,7 @@ from ringexp.printable import plain
 T = TypeVar("T")
 
 Warn = Callable[[str], None]
-"""A function that tells the user one line."""
+"""A function that shows the user one line."""
 
 DAMAGED = ".damaged"
 """The end of the name that a damaged file gets."""
@@ -28,19 +28,19 @@ NOT_FINITE = "not_finite"
 
 
 def to_stderr(text: str) -> None:
-    """Tell the user one line."""
+    """Print a warning of one line to standard error."""
     print(f"ringexp: warning: {plain(text)}", file=sys.stderr)
 
 
-def digest(facts: Any) -> str:
-    """Return 16 hex digits that are equal for equal facts."""
+def digest(facts: object) -> str:
+    """Return 16 hexadecimal digits of a hash of JSON facts. Equal facts have equal digits."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def strict_json(value: Any, indent: int | None = 2) -> str:
-    """Return `value` as JSON that every parser reads: a number that is not finite becomes null.
+def strict_json(value: object, indent: int | None = 2) -> str:
+    """Return `value` as JSON that every parser reads. Numbers that are not finite become null.
 
-    An object then has a further key, `not_finite`, with the place of each such number and what it was:
+    An object then has a further key, `not_finite`, with the place and the value of each such number:
     {"error_max_abs": "nan"}.
     """
     places: dict[str, str] = {}
@@ -50,20 +50,20 @@ def strict_json(value: Any, indent: int | None = 2) -> str:
     return json.dumps(document, indent=indent, allow_nan=False) + "\n"
 
 
-def _finite(value: Any, place: str, places: dict[str, str]) -> Any:
-    """Copy `value` with null for numbers that are not finite; note in `places` where they were."""
+def _finite(value: object, place: str, places: dict[str, str]) -> object:
+    """Copy `value` with null for numbers that are not finite, and record these in `places`."""
     if isinstance(value, float) and not math.isfinite(value):
         places[place] = str(value)
         return None
     before = f"{place}." if place else ""
     if isinstance(value, dict):
-        return {name: _finite(each, f"{before}{name}", places) for name, each in value.items()}
+        return {name: _finite(part, f"{before}{name}", places) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each, f"{before}{index}", places) for index, each in enumerate(value)]
+        return [_finite(part, f"{before}{index}", places) for index, part in enumerate(value)]
     return value
 
 
-def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+def write_json(path: Path, value: object, indent: int | None = 2) -> None:
     """Replace `path` by `value` as strict JSON, in one step."""
     write_atomically(path, strict_json(value, indent))
 
@@ -71,7 +71,7 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 def parse_json(content: bytes) -> Any:
     """Read strict JSON. Raises ValueError for anything else, NaN and Infinity included."""
 
-    def refuse(constant: str) -> Any:
+    def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON")
 
     try:
@@ -81,15 +81,15 @@ def parse_json(content: bytes) -> Any:
 
 
 def read_checked(path: Path, check: Callable[[Any], T], warn: Warn = to_stderr) -> T | None:
-    """Read a JSON file that an earlier run left; a damaged one is set aside, with one warning.
+    """Read a JSON file of an earlier run. A damaged file is set aside, with one warning.
 
     Args:
-        path: the file; it need not be there.
-        check: returns what is wanted of the parsed content, or raises ValueError, KeyError or TypeError.
-        warn: is told which file was set aside.
+        path: the file, which may be missing.
+        check: turns the parsed content into the result, or raises ValueError, KeyError or TypeError.
+        warn: receives the warning.
 
     Returns:
-        What `check` returned; None if there is no file, or none that can be believed.
+        The result of `check`; None if the file is missing or damaged.
     """
     try:
         return check(parse_json(path.read_bytes()))
@@ -103,26 +103,26 @@ def read_checked(path: Path, check: Callable[[Any], T], warn: Warn = to_stderr) 
 
 
 def set_aside(path: Path, error: Exception, warn: Warn = to_stderr) -> None:
-    """Rename a damaged file, or a folder in its place, so that it is kept and stands in nobody's way."""
+    """Rename a damaged file, or a folder in its place, so that it is kept and a new one can be written."""
     aside = unused(path.with_name(path.name + DAMAGED))
     why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-    said = f"{path} is damaged ({type(error).__name__}: {why})"
+    damage = f"{path} is damaged ({type(error).__name__}: {why})"
     try:
         os.rename(path, aside)
-        warn(f"{said}; it is now {aside.name}, and what it held is measured anew")
+        warn(f"{damage}; it is now {aside.name}, and its content is measured again")
     except FileNotFoundError:  # another process was quicker
         pass
     except OSError as refused:
-        warn(f"{said} and cannot be renamed ({refused.strerror}); what it held is measured anew")
+        warn(f"{damage} and cannot be renamed ({refused.strerror}); its content is measured again")
 
 
 def unused(path: Path) -> Path:
-    """Return `path`, or the first of `path.2`, `path.3` ... that is not there."""
+    """Return `path`, or the first of `path.2`, `path.3` ... that does not exist."""
     names = (path if n == 1 else path.with_name(f"{path.name}.{n}") for n in range(1, 10_000))
     return next(name for name in names if not os.path.lexists(name))
 
 
-def positive(value: Any, name: str) -> float:
+def positive(value: object, name: str) -> float:
     """Return a number that is finite and above 0. Raises ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name}={value!r} is no number")
@@ -132,19 +132,19 @@ def positive(value: Any, name: str) -> float:
     raise ValueError(f"{name}={value!r} must be finite and above 0")
 
 
-def positive_or_none(value: Any, name: str) -> float | None:
+def positive_or_none(value: object, name: str) -> float | None:
     """Return None for null, else what `positive` returns."""
     return None if value is None else positive(value, name)
 
 
-def text(value: Any, name: str) -> str:
-    """Return a text. Raises ValueError for anything else."""
+def text(value: object, name: str) -> str:
+    """Return a non-empty text. Raises ValueError for anything else."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{name}={value!r} is no text")
     return value
 
 
-def an_object(value: Any, name: str) -> dict[str, Any]:
+def an_object(value: object, name: str) -> dict[str, Any]:
     """Return a JSON object. Raises ValueError for anything else."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} is no object")

@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.cases import FLOAT32_EPS
+from ringexp.choices import LAYOUTS
 from ringexp.kernels import OnlineSoftmax, aten, get_kernel, oracle
 from ringexp.kernels.contract import LOWEST_LSE
 from ringexp.kernels.decode import Slots, by_blocks, merge
 from ringexp.planning import BlockShape, Mask, make_plan
-from ringexp.planning.layouts import LAYOUTS
 from ringexp.ring.route import Route
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
@@ -103,7 +103,7 @@ def keys_of(stretch, length):
 @settings(deadline=None, max_examples=60)
 @given(
     tokens=rings(),
-    layout=st.sampled_from(sorted(LAYOUTS)),
+    layout=st.sampled_from(sorted(LAYOUTS.names)),
     causal=st.booleans(),
     dtype=st.sampled_from(sorted(NEGATIVE_KEY, key=str)),
     kernel=st.sampled_from(["sdpa", "reference"]),
@@ -125,7 +125,7 @@ def test_a_ring_of_extreme_values_is_what_one_process_gives(
     check_a_ring(tokens, layout, causal, dtype, kernel, spoil)
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("layout", sorted(LAYOUTS.names))
 @pytest.mark.parametrize("kernel", ["sdpa", "reference"])
 @pytest.mark.parametrize("tokens", [[700], [700, 700], [300, 900, 200]])
 def test_more_keys_than_a_tile_of_the_kernel_holds(tokens, kernel, layout):

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ringexp.choices import LAYOUTS
 from ringexp.errors import UserError
-from ringexp.planning import LAYOUTS, Mask, RankCost, balance, make_plan, waterfill
+from ringexp.planning import Mask, RankCost, balance, make_plan, waterfill
 from ringexp.planning.masks import CAUSAL
 
 costs_of_a_rank = st.builds(
@@ -19,7 +20,7 @@ costs_of_a_rank = st.builds(
     pair_ms=st.floats(0.0001, 0.1),
     diagonal_ms=st.sampled_from([0.0, 0.0005, 0.05]),
 )
-layouts = st.sampled_from(sorted(LAYOUTS))
+layouts = st.sampled_from(sorted(LAYOUTS.names))
 
 
 def slowest_ms(costs, tokens, layout, mask=CAUSAL):
@@ -76,7 +77,7 @@ def some_case(rng):
     ]
     if rng.random() < 0.3:
         costs = [cost.capped(rng.choice((None, rng.randint(0, seq_len)))) for cost in costs]
-    return Case(costs, seq_len, tile, rng.choice(sorted(LAYOUTS)), Mask.of(rng.random() < 0.8))
+    return Case(costs, seq_len, tile, rng.choice(sorted(LAYOUTS.names)), Mask.of(rng.random() < 0.8))
 
 
 def test_no_split_is_faster_in_400_small_cases():
@@ -151,7 +152,7 @@ def test_many_ranks_and_a_long_prompt_take_few_fillings(monkeypatch):
     monkeypatch.setattr(waterfill._Filling, "counts", counted)
     rng = random.Random(0)
     costs = [RankCost(0.1, 2e-4 * rng.uniform(1, 4), 3e-8 * rng.uniform(1, 4), 1e-8) for _ in range(1024)]
-    for layout in LAYOUTS:
+    for layout in LAYOUTS.names:
         balance(costs, 1 << 20, 64, layout, CAUSAL)
     assert fillings < 2 * 60
 

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp import UserError, plan
+from ringexp.choices import LAYOUTS
 from ringexp.planning import (
-    LAYOUTS,
     HopCost,
     Mask,
+    PlanRequest,
     RankCost,
     apportion,
     balance,
@@ -18,11 +19,11 @@ from ringexp.planning import (
     check_enough_tiles,
     make_plan,
 )
+from ringexp.planning.apportion import apportion_within
 from ringexp.planning.balanced import FINE, _member_counts
-from ringexp.planning.partitioners import apportion_within
 
 DEAR = HopCost(1e6, 0.0)
-layouts = sorted(LAYOUTS)
+layouts = sorted(LAYOUTS.names)
 
 
 @given(st.integers(1, 2000))
@@ -38,17 +39,15 @@ def test_numbers_of_members_are_tried_ever_finer_down_to_one(ranks):
 @pytest.mark.parametrize("ranks", [2, 20])
 def test_where_hops_are_too_dear_the_fastest_rank_is_alone(ranks):
     costs = [RankCost(1.0, 0.01 * (1 + (rank + 1) % ranks), 0.0) for rank in range(ranks)]
-    alone = balanced_plan(costs, 512, 16, "zigzag", Mask.causal(), DEAR)
+    alone = balanced_plan(PlanRequest(512, 16), costs, DEAR)
     assert alone.members == [ranks - 1]
     assert alone.predicted_ms(costs, DEAR) == pytest.approx(1.0 + 0.01 * 512)
-    assert (
-        len(balanced_plan(costs, 512, 16, "zigzag", Mask.causal()).members) > 1
-    )  # hops that are not known are free
+    assert len(balanced_plan(PlanRequest(512, 16), costs).members) > 1  # hops that are not known are free
 
 
 def test_the_fastest_rank_is_not_alone_if_its_memory_is_too_small():
     fast, slow = RankCost(1.0, 0.01, 0.0, max_tokens=100), RankCost(1.0, 0.02, 0.0)
-    made = balanced_plan([fast, slow, slow], 512, 4, "zigzag", Mask.causal(), HopCost(50.0, 0.0))
+    made = balanced_plan(PlanRequest(512, 4), [fast, slow, slow], HopCost(50.0, 0.0))
     assert made.tokens[0] <= 100
     assert sum(made.tokens) == 512
     assert len(made.members) == 2
@@ -93,7 +92,7 @@ def test_a_hop_without_tokens_takes_no_time():
 def test_only_keys_are_shared_out_by_speed_where_queries_are_even(tokens, layout, tile):
     seq_len = max(sum(tokens), tile * len(tokens))
     tokens = [*tokens[:-1], seq_len - sum(tokens[:-1])]
-    made = make_plan(seq_len, tokens, layout, shard="kv", tile=tile)
+    made = make_plan(seq_len, tokens, layout, split="kv", tile=tile)
     assert made.kv_tokens == tokens
     assert made.tokens == apportion([1.0] * len(tokens), seq_len, tile)
     assert made.aligned == (made.tokens == tokens)

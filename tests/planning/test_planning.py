@@ -7,14 +7,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ringexp.choices import LAYOUTS, PARTITIONERS
 from ringexp.errors import UserError
-from ringexp.planning import LAYOUTS, WEIGHTS, BlockShape, Mask, Shard, Span, apportion, make_plan
+from ringexp.planning import BlockShape, Mask, Shard, Span, apportion, make_plan
 from ringexp.planning.work import needed_rows
 
 token_counts = st.lists(st.integers(1, 9), min_size=1, max_size=16)
 sparse_counts = st.lists(st.integers(0, 5), min_size=1, max_size=16).filter(any)  # 0: not in the ring
 weights = st.lists(st.floats(0.01, 100), min_size=1, max_size=16)
-layouts = st.sampled_from(sorted(LAYOUTS))
+layouts = st.sampled_from(sorted(LAYOUTS.names))
 shard_modes = st.sampled_from(["tokens", "kv"])
 
 
@@ -35,7 +36,7 @@ def pairs_of(plan, rank, source):
 
 @given(token_counts, layouts, shard_modes)
 def test_every_position_is_held_exactly_once(tokens, layout, shard):
-    plan = make_plan(sum(tokens), tokens, layout, shard=shard)
+    plan = make_plan(sum(tokens), tokens, layout, split=shard)
     for shards in (plan.q_shards, plan.kv_shards):
         held = sorted(position for shard in shards for position in shard.positions())
         assert held == list(range(plan.seq_len))
@@ -58,7 +59,7 @@ def test_what_a_rank_needs_of_a_shard_is_up_to_the_last_key_that_any_of_its_quer
     tokens, layout, shard, causal
 ):
     assume(all(tokens) or shard == "tokens")
-    plan = make_plan(sum(tokens), tokens, layout, shard=shard, mask=Mask.of(causal))
+    plan = make_plan(sum(tokens), tokens, layout, split=shard, mask=Mask.of(causal))
     for rank in plan.members:
         for source in plan.members:
             seen = {key for _, key in pairs_of(plan, rank, source)}
@@ -72,14 +73,14 @@ def test_what_a_rank_needs_of_a_shard_is_up_to_the_last_key_that_any_of_its_quer
 
 @given(token_counts, layouts, shard_modes)
 def test_local_positions_are_sorted(tokens, layout, shard):
-    plan = make_plan(sum(tokens), tokens, layout, shard=shard)
+    plan = make_plan(sum(tokens), tokens, layout, split=shard)
     for piece in (*plan.q_shards, *plan.kv_shards):
         assert piece.positions() == sorted(piece.positions())
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=16), layouts, shard_modes, st.booleans())
 def test_blocks_cover_the_attended_pairs_exactly_once(tokens, layout, shard, causal):
-    plan = make_plan(sum(tokens), tokens, layout, shard=shard, mask=Mask.of(causal))
+    plan = make_plan(sum(tokens), tokens, layout, split=shard, mask=Mask.of(causal))
     seen = [
         pair
         for rank in range(plan.world_size)
@@ -163,9 +164,9 @@ def test_a_very_slow_rank_still_gets_a_tile():
         (lambda: apportion([1, float("nan")], 1000, 1), "every rank needs a positive speed"),
         (lambda: make_plan(10, [4, 5]), "add up to 9, not to seq_len=10"),
         (lambda: make_plan(9, [10, -1]), "at least 0"),
-        (lambda: make_plan(9, [9, 0], shard="kv"), "keys/values on every rank"),
+        (lambda: make_plan(9, [9, 0], split="kv"), "keys/values on every rank"),
         (lambda: make_plan(9, [4, 5], "spiral"), "layout=spiral is unknown"),
-        (lambda: make_plan(9, [4, 5], shard="heads"), "shard=heads is unknown"),
+        (lambda: make_plan(9, [4, 5], split="heads"), "split=heads is unknown"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -183,7 +184,8 @@ def test_partitioners_ask_the_source_for_what_they_need():
         def formula(self):
             return [4.0, 5.0]
 
-    asked = {name: list(weigh(Source())) for name, weigh in WEIGHTS.items()}
+    weights = {spec.name: spec.load() for spec in PARTITIONERS if not spec.makes_plan}
+    asked = {name: list(weigh(Source(), None)) for name, weigh in weights.items()}
     assert asked == {"even": [1, 1], "uneven": [50, 100], "lut": [3, 5], "formula": [4, 5]}
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringexp.planning import HopCost, Mask, RankCost, balanced_plan, make_plan
+from ringexp.planning import HopCost, PlanRequest, RankCost, balanced_plan, make_plan
 
 COST = RankCost(0.5, 0.01, 1e-4)
 counts = st.lists(st.integers(1, 50), min_size=2, max_size=5)
@@ -48,12 +48,12 @@ def test_one_device_that_was_measured_alone_is_taken_at_that():
     """Its costs are of a rank in a ring: alone it may be faster than they say, and than the ring."""
     hop = HopCost(0.01, 1e-5, direct=True)
     fast, slow = RankCost(0.2, 1e-3, 0.0), RankCost(0.2, 8e-3, 0.0)
-    split = balanced_plan([fast, slow], 4096, 256, "zigzag", Mask.causal(), hop)
+    split = balanced_plan(PlanRequest(4096, 256), [fast, slow], hop)
     assert len(split.members) == 2
     split_ms = split.predicted_ms([fast, slow], hop)
     for alone_ms, members in ((0.99 * split_ms, [0]), (1.01 * split_ms, [0, 1])):
         costs = [replace(fast, alone_ms=alone_ms), slow]
-        plan = balanced_plan(costs, 4096, 256, "zigzag", Mask.causal(), hop)
+        plan = balanced_plan(PlanRequest(4096, 256), costs, hop)
         assert plan.members == members
         assert plan.predicted_ms(costs, hop) == (alone_ms if members == [0] else split_ms)
     assert replace(fast, alone_ms=4.0).slower(1.5).alone_ms == 6.0

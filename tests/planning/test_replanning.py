@@ -14,7 +14,7 @@ SLOWER = [1.0, 1.0, 1.0, 1.3, 1.3, 1.3]
 """The factors of rank 1, prompt by prompt."""
 
 
-def planner(costs, units=1, hop=None, **settings):
+def planner(costs, units=1, links=None, **settings):
     """Return an adaptive planner of a zigzag ring, which keeps all plans that it asked for."""
     asked = []
 
@@ -25,7 +25,7 @@ def planner(costs, units=1, hop=None, **settings):
     def move(tokens):
         return make_plan(SEQ_LEN, tokens)
 
-    return AdaptivePlanner(AdaptiveConfig(**settings), costs, make, move, TILE, units, hop), asked
+    return AdaptivePlanner(AdaptiveConfig(**settings), costs, make, move, TILE, units, links), asked
 
 
 def play(adaptive, costs, factors_of_rank_1, units=1):
@@ -52,14 +52,14 @@ def test_units_of_a_workload_change_no_plan(units):
 def test_a_gain_that_hops_drown_is_not_followed():
     """Hops that come late belong to a prompt's time, so the same gain is a smaller part of it."""
     costs, dear = [COST, COST], HopCost(2000.0, 0.0)
-    free, late = planner(costs)[0], planner(costs, hop=dear)[0]
+    free, late = planner(costs)[0], planner(costs, links=dear)[0]
     assert play(free, costs, SLOWER)[-1].tokens != play(late, costs, SLOWER)[-1].tokens == [SEQ_LEN // 2] * 2
 
 
 @pytest.mark.parametrize("units", [1, 4])
 def test_hops_weigh_as_much_whatever_the_units(units):
     costs, hop = [COST, COST], HopCost(150.0, 0.0)
-    one, several = planner(costs, hop=hop)[0], planner(costs, units, hop)[0]
+    one, several = planner(costs, links=hop)[0], planner(costs, units, hop)[0]
     assert [plan.tokens for plan in play(one, costs, SLOWER)] == [
         plan.tokens for plan in play(several, costs, SLOWER, units)
     ]

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ringexp.choices import LAYOUTS
 from ringexp.errors import UserError
-from ringexp.planning import LAYOUTS, Shard, Span, make_plan, runs
+from ringexp.planning import Shard, Span, make_plan, runs
 from ringexp.planning.chunks import chunk_counts, joined
 
-layouts = st.sampled_from(sorted(LAYOUTS))
+layouts = st.sampled_from(sorted(LAYOUTS.names))
 
 
 @st.composite
@@ -76,7 +77,7 @@ def test_no_two_pieces_of_a_rank_touch_and_zigzag_pieces_are_halves(tokens, layo
 
 
 @pytest.mark.parametrize("tokens", [[], [0], [0, 0]])
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("layout", sorted(LAYOUTS.names))
 def test_a_ring_without_tokens_is_refused(layout, tokens):
     with pytest.raises(UserError, match="at least 0, and one above"):
         make_plan(0, tokens, layout)

@@ -13,6 +13,7 @@ from ringexp.planning import (
     Mask,
     NodeLinks,
     Plan,
+    PlanRequest,
     RankCost,
     balance,
     balanced_plan,
@@ -154,7 +155,7 @@ def test_a_balanced_plan_is_no_later_than_water_filling_among_any_number_of_the_
 ):
     alone = [cost.time_ms(seq_len, seq_len**2 / 2, seq_len**2 / 2) for cost in costs]
     fastest = sorted(range(len(costs)), key=lambda rank: (alone[rank], -rank))
-    found = balanced_plan(costs, seq_len, 4, "zigzag", Mask.causal(), links, prefetch_hops)
+    found = balanced_plan(PlanRequest(seq_len, 4, prefetch_hops=prefetch_hops), costs, links)
     for count in range(1, len(costs) + 1):
         ranks = sorted(fastest[:count])
         some = balance(
@@ -248,7 +249,7 @@ def test_a_large_ring_needs_no_lists_of_blocks(monkeypatch, layout):
     """There would be as many as ranks squared."""
     monkeypatch.setattr(Plan, "blocks", lambda *_: pytest.fail("blocks were listed"))
     costs = [RankCost(0.1, 1e-5, 1e-7 * (1 + rank % 3), hop_ms=0.01) for rank in range(100)]
-    plan = balanced_plan(costs, 1 << 16, 16, layout, Mask.causal(), HopCost(0.02, 1e-4))
+    plan = balanced_plan(PlanRequest(1 << 16, 16, layout), costs, HopCost(0.02, 1e-4))
     assert simulate(plan, costs, HopCost(0.02, 1e-4)).latency_ms > 0
 
 
@@ -258,6 +259,6 @@ def test_a_ring_of_a_thousand_ranks_is_planned_and_played_in_seconds(layout):
     """5 s of a core, and room for a slow one."""
     costs = [RankCost(0.1, 1e-5, 1e-7 * (1 + rank % 3), hop_ms=0.01) for rank in range(1024)]
     began = time.process_time()
-    plan = balanced_plan(costs, 1 << 20, 16, layout, Mask.causal(), HopCost(0.02, 1e-4))
+    plan = balanced_plan(PlanRequest(1 << 20, 16, layout), costs, HopCost(0.02, 1e-4))
     simulate(plan, costs, HopCost(0.02, 1e-4))
     assert time.process_time() - began < 20

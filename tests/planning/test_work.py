@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringexp.planning import LAYOUTS, BlockShape, Mask, RankCost, make_plan
+from ringexp.choices import LAYOUTS
+from ringexp.planning import BlockShape, Mask, RankCost, make_plan
 from ringexp.planning.work import block_rows, linear_ms
 
 COSTS = [
@@ -21,13 +22,13 @@ COSTS = [
 def plans(draw):
     """Draw a plan of up to four ranks, in any mode: padded, in chunks, keys/values apart, without a mask."""
     tokens = draw(st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any))
-    seq_len, layout = sum(tokens), draw(st.sampled_from(sorted(LAYOUTS)))
+    seq_len, layout = sum(tokens), draw(st.sampled_from(sorted(LAYOUTS.names)))
     starts = draw(st.lists(st.integers(0, seq_len - 1), max_size=3))
     if all(tokens) and draw(st.booleans()):
         if min(tokens) > 1 and draw(st.booleans()):
             return make_plan(seq_len, tokens, layout, chunks=2, starts=starts)
         return make_plan(
-            seq_len, tokens, layout, shard="kv", mask=Mask.of(draw(st.booleans())), starts=starts
+            seq_len, tokens, layout, split="kv", mask=Mask.of(draw(st.booleans())), starts=starts
         )
     return make_plan(seq_len, tokens, layout, mask=Mask.of(draw(st.booleans())), starts=starts)
 

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringexp.choices import LAYOUTS
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import block_fp64
-from ringexp.planning import LAYOUTS, Mask, Plan, make_plan
+from ringexp.planning import Mask, Plan, make_plan
 from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import NoClock
 from ringexp.ring.context import RingContext
@@ -128,7 +129,11 @@ def plans(draw):
     """Draw a batch and a plan of up to five ranks: padded, in chunks, keys/values apart, without a mask."""
     unit = draw(st.sampled_from([1, 4, 8]))
     tokens = [unit * n for n in draw(st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any))]
-    seq_len, layout, batch = sum(tokens), draw(st.sampled_from(sorted(LAYOUTS))), draw(st.integers(1, 4))
+    seq_len, layout, batch = (
+        sum(tokens),
+        draw(st.sampled_from(sorted(LAYOUTS.names))),
+        draw(st.integers(1, 4)),
+    )
     starts: list[int] = []
     if draw(st.booleans()):
         starts = draw(st.lists(st.integers(0, seq_len - 1), min_size=batch, max_size=batch))
@@ -136,7 +141,7 @@ def plans(draw):
     if kind == "chunks" and min(n for n in tokens if n) >= 2:
         return batch, make_plan(seq_len, tokens, layout, tile=4, chunks=2, starts=starts)
     if kind == "kv" and all(tokens):
-        return batch, make_plan(seq_len, tokens, layout, shard="kv", starts=starts)
+        return batch, make_plan(seq_len, tokens, layout, split="kv", starts=starts)
     return batch, make_plan(seq_len, tokens, layout, mask=Mask.of(kind != "full"), starts=starts)
 
 

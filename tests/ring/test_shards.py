@@ -5,14 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringexp.planning import LAYOUTS, make_plan
+from ringexp.choices import LAYOUTS
+from ringexp.planning import make_plan
 from ringexp.ring import loopback
 from ringexp.ring.shards import positions, shard
 
 counts = st.lists(st.integers(0, 6), min_size=1, max_size=8).filter(any)
 
 
-@given(counts, st.sampled_from(sorted(LAYOUTS)), st.integers(-3, 2))
+@given(counts, st.sampled_from(sorted(LAYOUTS.names)), st.integers(-3, 2))
 def test_a_part_is_what_lies_at_the_ranks_positions(tokens, layout, dim):
     plan = make_plan(sum(tokens), tokens, layout)
     x = torch.arange(2 * plan.seq_len * 3).view(2, plan.seq_len, 3).movedim(1, dim)

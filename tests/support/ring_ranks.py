@@ -43,7 +43,7 @@ class Case:
 
     def plan(self) -> Plan:
         return make_plan(
-            sum(self.tokens), self.tokens, self.layout, shard=self.shard, mask=Mask.of(self.causal)
+            sum(self.tokens), self.tokens, self.layout, split=self.shard, mask=Mask.of(self.causal)
         )
 
     def qkv(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -15,15 +15,14 @@ from fms.models import get_model
 from fms.modules.attention import MultiHeadAttention
 from omegaconf import OmegaConf
 
-from ringexp.config import Config, LayoutConfig, PartitionerConfig
+from ringexp.choices import LAYOUTS
 from ringexp.errors import UserError
 from ringexp.models.fms import facts
-from ringexp.planning import LAYOUTS, HopCost, Mask, RankCost
+from ringexp.planning import HopCost, Mask, PlanRequest, RankCost, plan_for
 from ringexp.report.build import write_report
 from ringexp.report.planner_runs import MeasuredRun
 from ringexp.web import FOLDER, planner_page
 from ringexp.web.shapes import SHAPES
-from ringexp.worker.make_plan import plan_for
 from support.browser import dom
 from support.run_folders import write_run
 
@@ -59,10 +58,10 @@ class Setting:
 
     def planned(self):
         """Token counts and predicted ms, or None: there are too few tokens."""
-        partitioner, layout = PartitionerConfig(self.split), LayoutConfig(self.layout)
-        config = Config(partitioner=partitioner, layout=layout, seq_len=self.seq_len, tile=self.tile)
+        mask = Mask.of(self.causal)
+        request = PlanRequest(self.seq_len, self.tile, self.layout, mask, partitioner=self.split)
         try:
-            plan = plan_for(config, self, "cuda", Mask.of(self.causal), hop=self.hop)
+            plan = plan_for(request, self, links=self.hop)
         except UserError:
             return None
         return plan.tokens, plan.predicted_ms(self.rank_costs, self.hop)
@@ -95,7 +94,7 @@ def some_setting(rng):
     tile = rng.choice((1, 16, 128))
     return Setting(
         split=rng.choice(("even", "lut", "balanced", "balanced")),
-        layout=rng.choice(sorted(LAYOUTS)),
+        layout=rng.choice(sorted(LAYOUTS.names)),
         seq_len=rng.choice((tile * rng.randint(1, 300), rng.randint(1, 3000), 2 ** rng.randint(10, 20))),
         tile=tile,
         speeds=speeds,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ringexp.calibration.table import SpeedTable
-from ringexp.planning import Mask
-from ringexp.worker.make_plan import plan_for
+from ringexp.configure.resolve import resolve
+from ringexp.planning import Mask, plan_for
 from ringexp.worker.speed_meter import enough_in_a_row
 from support import sessions
 from support.sessions import attention_config
@@ -19,7 +19,7 @@ def test_measured_gives_two_devices_of_one_name_their_own_speeds(pools, tmp_path
     assert known[0] == known[1]
     fast, slow = ({row.hardware for row in rows} for rows in known[0].rows)
     assert (len(fast), len(slow), len(fast | slow)) == (1, 1, 2)
-    shares = plan_for(config, known[0], "cpu", Mask.causal()).shares
+    shares = plan_for(resolve(config, 0).plan_request, known[0]).shares
     assert shares[0] > 1.5 * shares[1]
 
 

@@ -10,9 +10,8 @@ from ringexp.errors import UserError
 from ringexp.hetero.profiles import co_tenants
 from ringexp.machine import cores_per_rank, cpu_name, gpu_count
 from ringexp.models.shapes import shape_of
-from ringexp.planning import Plan
+from ringexp.planning import Plan, plan_for
 from ringexp.tracking.environment import gpu_names
-from ringexp.worker.make_plan import plan_for
 
 
 def dry_plan(run: ResolvedRun) -> tuple[Plan, str | None]:
@@ -20,7 +19,7 @@ def dry_plan(run: ResolvedRun) -> tuple[Plan, str | None]:
     config = run.settings
     nominal = NominalSpeeds(config.hetero.percentages)
     if not run.partitioner.needs_measurements:
-        return plan_for(config, nominal, run.device, run.mask), None
+        return plan_for(run.plan_request, nominal), None
     stored = _stored_speeds(run)
     if stored and run.partitioner.needs_costs:
         try:
@@ -30,8 +29,8 @@ def dry_plan(run: ResolvedRun) -> tuple[Plan, str | None]:
     if stored is None:
         assumed = "equal" if measures_each_device(config.hetero.throttle) else "the percentages"
         note = f"speeds are not known here and taken to be {assumed}; a real run measures them"
-        return plan_for(config, nominal, run.device, run.mask), note
-    return plan_for(config, stored, run.device, run.mask), "speeds are from the calibration table"
+        return plan_for(run.plan_request, nominal), note
+    return plan_for(run.plan_request, stored), "speeds are from the calibration table"
 
 
 def _stored_speeds(run: ResolvedRun) -> TableSpeeds | None:

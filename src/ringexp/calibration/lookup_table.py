@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from ringexp.calibration.rows import SpeedRow, check_query, rows_of_one_device
 from ringexp.errors import UserError
@@ -20,7 +19,7 @@ EXTRAPOLATION = 0.05
 MIN_PERCENTAGE = 0.01
 """Smaller percentages count as this one, since the curve ends in speed 0 at 0 %."""
 
-Curve = Callable[[float], Any]
+Curve = Callable[[float], float]
 CurveThrough = Callable[[Sequence[float], Sequence[float]], Curve]
 """Returns the curve through points, given by their coordinates x, ascending, and y."""
 
@@ -28,13 +27,14 @@ CurveThrough = Callable[[Sequence[float], Sequence[float]], Curve]
 def _pchip(x: Sequence[float], y: Sequence[float]) -> Curve:
     from scipy.interpolate import PchipInterpolator
 
-    return PchipInterpolator(x, y)
+    curve = PchipInterpolator(x, y)
+    return lambda at: float(curve(at))
 
 
 def _linear(x: Sequence[float], y: Sequence[float]) -> Curve:
     from numpy import interp
 
-    return lambda at: interp(at, x, y)
+    return lambda at: float(interp(at, x, y))
 
 
 _CURVES: dict[str, CurveThrough] = {"pchip": _pchip, "linear": _linear}
@@ -99,7 +99,7 @@ class LookupTable:
         # Curves in order at measured lengths may still cross between them, so regress here too.
         speeds = isotonic_regression(self._speeds_at(length)).x
         between = self._between([0.0, *self._percentages], [0.0, *speeds])
-        return float(between(max(percentage, min(MIN_PERCENTAGE, self._percentages[0]))))
+        return between(max(percentage, min(MIN_PERCENTAGE, self._percentages[0])))
 
     def _speeds_at(self, length: int) -> list[float]:
         return [curve(length) for curve in self._curves.values()]
@@ -125,4 +125,4 @@ class _LengthCurve:
         length = min(max(length, self._shortest), self._longest)
         if length in self.measured:
             return self.measured[length]
-        return float(self._between(math.log(length)))
+        return self._between(math.log(length))

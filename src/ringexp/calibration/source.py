@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from ringexp.calibration.cost_model import cost_points, fit_cost
 from ringexp.calibration.formula import FormulaModel
@@ -69,7 +68,7 @@ class TableSpeeds:
             for model, percentage in zip(self._formulas, self.percentages, strict=True)
         ]
 
-    def describe_formula(self) -> dict[str, Any]:
+    def describe_formula(self) -> dict[str, str | float | int]:
         """Return the regression of rank 0's hardware: its text, R^2 and number of rows."""
         model = self._formulas[0]
         return {"formula": model.describe(), "r_squared": model.r_squared, "num_rows": model.num_rows}

@@ -13,6 +13,7 @@ from ringexp.choices.tables import (
     PARTITIONERS,
     THROTTLES,
     TRANSPORTS,
+    baseline_partitioner,
     measures_each_device,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "Registry",
     "ThrottleSpec",
     "TransportSpec",
+    "baseline_partitioner",
     "did_you_mean",
     "measures_each_device",
 ]

@@ -104,11 +104,16 @@ class ThrottleSpec(Choice):
 class PartitionerSpec(Choice):
     """A rule that decides how many tokens each rank gets.
 
+    Its implementation is called as weights(source, settings) and returns one positive number per rank, to
+    which token counts are proportional. With `makes_plan` it is called as plan(request, source, max_tokens,
+    links) and returns the `Plan` itself.
+
     Attributes:
         needs_percentages: whether it splits by the profile's percentages.
         needs_speeds: whether it splits by measured speeds.
         needs_costs: whether it splits by what work costs each rank, and so evens out what ranks compute.
         needs_curve: whether it fits a curve over lengths, so that more lengths have to be measured.
+        makes_plan: whether it makes the plan itself, in place of weights.
         adapts: whether it plans anew between prompts.
         is_baseline: whether speedups are relative to it.
     """
@@ -117,6 +122,7 @@ class PartitionerSpec(Choice):
     needs_speeds: bool = False
     needs_costs: bool = False
     needs_curve: bool = False
+    makes_plan: bool = False
     adapts: bool = False
     is_baseline: bool = False
 
@@ -128,4 +134,13 @@ class PartitionerSpec(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutSpec(Choice):
-    """A rule that maps token counts to positions."""
+    """A rule that maps token counts to positions.
+
+    Its implementation takes the token count per rank and returns the shard per rank.
+
+    Attributes:
+        mirrored: whether a rank's tail piece mirrors its head piece, so that its causal work depends on its
+            own token count alone.
+    """
+
+    mirrored: bool = False

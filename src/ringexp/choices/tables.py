@@ -211,16 +211,18 @@ PARTITIONERS = Registry(
         PartitionerSpec(
             name="balanced",
             summary="equal finishing times by measured costs, within each rank's memory",
-            implementation="ringexp.planning.balanced:balanced_plan",
+            implementation="ringexp.planning.balanced:by_costs",
             aliases=("optimal", "waterfilling"),
             needs_costs=True,
+            makes_plan=True,
         ),
         PartitionerSpec(
             name="adaptive",
             summary="balanced, and planned anew between prompts as speeds change",
-            implementation="ringexp.planning.balanced:balanced_plan",
+            implementation="ringexp.planning.balanced:by_costs",
             aliases=("dynamic",),
             needs_costs=True,
+            makes_plan=True,
             adapts=True,
         ),
     ),
@@ -235,6 +237,7 @@ LAYOUTS = Registry(
             name="zigzag",
             summary="a head piece and a mirrored tail piece per rank",
             implementation="ringexp.planning.layouts:zigzag",
+            mirrored=True,
             aliases=("striped", "stripe"),
         ),
         LayoutSpec(
@@ -245,6 +248,11 @@ LAYOUTS = Registry(
         ),
     ),
 )
+
+
+def baseline_partitioner() -> str:
+    """Return the name of the partitioner that speedups are relative to."""
+    return next(spec.name for spec in PARTITIONERS if spec.is_baseline)
 
 
 def measures_each_device(throttle: str) -> bool:

@@ -12,6 +12,7 @@ from ringexp.hetero.throttle import resolve_throttle
 from ringexp.machine import default_device, gpus_reach_each_other
 from ringexp.models.prompt import starts_of
 from ringexp.planning.masks import Mask
+from ringexp.planning.request import PlanRequest
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,23 @@ class ResolvedRun:
     @property
     def partitioner(self) -> PartitionerSpec:
         return PARTITIONERS[self.settings.partitioner.name]
+
+    @property
+    def plan_request(self) -> PlanRequest:
+        """What the ranks' plan is asked for."""
+        settings, partitioner = self.settings, self.settings.partitioner
+        return PlanRequest(
+            seq_len=self.seq_len,
+            tile=self.tile,
+            layout=settings.layout.name,
+            mask=self.mask,
+            split=settings.split,
+            chunks=self.chunks,
+            starts=self.starts,
+            prefetch_hops=settings.transport.prefetch_hops,
+            partitioner=partitioner.name,
+            settings=getattr(partitioner, partitioner.name, partitioner.options),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `from_dict` makes the same run of, as plain values for JSON."""

@@ -24,7 +24,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ringexp.errors import UserError
 from ringexp.hetero.applied import AppliedThrottle, Throttle
@@ -32,6 +32,7 @@ from ringexp.hetero.sm_count import check_grant, stream_sm_count
 
 if TYPE_CHECKING:
     import torch
+    from torch.cuda.green_contexts import GreenContext
 
 _RULES = {6: (1, 1), 7: (2, 2), 8: (2, 4)}  # compute capability: granule, least count (CUDA driver API)
 _RULE_SINCE_9 = (8, 8)
@@ -106,8 +107,8 @@ def green_contexts(device: str | torch.device) -> Iterator[Callable[[float], SmG
     properties = torch.cuda.get_device_properties(index)
     total, granule = properties.multi_processor_count, sm_granule(properties.major)
     outside = torch.cuda.current_stream(index)
-    made: dict[int, tuple[Any, SmGrant]] = {}
-    current: list[Any] = []  # the context that is the thread's own, where contexts have no streams
+    made: dict[int, tuple[GreenContext, SmGrant]] = {}
+    current: list[GreenContext] = []  # the thread's own context, if contexts have no streams
 
     def limit(percentage: float) -> SmGrant:
         if current:
@@ -160,7 +161,7 @@ def _switch(stream: torch.cuda.Stream, index: int) -> None:
         torch.cuda.set_stream(stream)
 
 
-def _create(num_sms: int, index: int) -> Any:
+def _create(num_sms: int, index: int) -> GreenContext:
     """Make a green context of `num_sms` SMs. Raises UserError if torch or the driver cannot."""
     instead = "use hetero.throttle=mps or none"
     try:

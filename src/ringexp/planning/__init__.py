@@ -9,11 +9,12 @@ testable in milliseconds.
 """
 
 from ringexp.planning.adaptive import AdaptivePlanner
+from ringexp.planning.apportion import apportion, check_enough_tiles
 from ringexp.planning.balanced import balanced_plan
 from ringexp.planning.blocks import Block, BlockShape, blocks_between
 from ringexp.planning.cost import RankCost
 from ringexp.planning.decode import next_owner, owners
-from ringexp.planning.layouts import LAYOUTS, shards_for
+from ringexp.planning.layouts import shards_for
 from ringexp.planning.links import HopCost, Links, NodeLinks
 from ringexp.planning.masks import Mask
 from ringexp.planning.memory import (
@@ -25,19 +26,16 @@ from ringexp.planning.memory import (
     rotation_bytes,
     validate_memory_limit,
 )
-from ringexp.planning.partitioners import BY_COST, PARTITIONERS, WEIGHTS, apportion, check_enough_tiles
-from ringexp.planning.plan import SHARD_MODES, Plan, make_plan, ring_members
+from ringexp.planning.partition import adaptive_planner, plan_for
+from ringexp.planning.plan import Plan, make_plan, place_tokens, ring_members
+from ringexp.planning.request import SPLITS, PlanRequest
 from ringexp.planning.spans import Shard, Span, runs
 from ringexp.planning.speeds import SpeedSource
 from ringexp.planning.timeline import Timeline, carried_ms, simulate
 from ringexp.planning.waterfill import balance
 
 __all__ = [
-    "BY_COST",
-    "LAYOUTS",
-    "PARTITIONERS",
-    "SHARD_MODES",
-    "WEIGHTS",
+    "SPLITS",
     "AdaptivePlanner",
     "Block",
     "BlockShape",
@@ -47,11 +45,13 @@ __all__ = [
     "MemoryNeed",
     "NodeLinks",
     "Plan",
+    "PlanRequest",
     "RankCost",
     "Shard",
     "Span",
     "SpeedSource",
     "Timeline",
+    "adaptive_planner",
     "apportion",
     "attention_token_bytes",
     "balance",
@@ -64,6 +64,8 @@ __all__ = [
     "make_plan",
     "next_owner",
     "owners",
+    "place_tokens",
+    "plan_for",
     "ring_members",
     "ring_token_bytes",
     "rotation_bytes",

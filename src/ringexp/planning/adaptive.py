@@ -47,7 +47,7 @@ from ringexp.config import AdaptiveConfig
 from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost
 from ringexp.planning.estimate import FactorEstimate
-from ringexp.planning.links import HopCost
+from ringexp.planning.links import Links
 from ringexp.planning.plan import Plan
 
 SETTLE, ODD = 12, 2
@@ -95,7 +95,7 @@ class AdaptivePlanner:
     """The same on every rank, since all see the same busy times.
 
     costs: of one unit of the workload, which has `units`. make: the balanced plan of some costs. move: the
-    plan of some token counts. hop: what passing shards on costs, as `make` knows it.
+    plan of some token counts. links: those that `make` counts with.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class AdaptivePlanner:
         move: Callable[[Sequence[int]], Plan],
         tile: int,
         units: int = 1,
-        hop: HopCost | None = None,
+        links: Links | None = None,
     ) -> None:
         self._settings, self._costs, self._make, self._move = settings, costs, make, move
-        self._tile, self._units, self._hop = tile, units, hop
+        self._tile, self._units, self._links = tile, units, links
         self._estimates = [FactorEstimate() for _ in costs]
         self._seen: deque[Factors] = deque(maxlen=settings.memory)
         self._levels: deque[Factors] = deque(maxlen=settings.memory)
@@ -268,6 +268,6 @@ class AdaptivePlanner:
     def _candidate(self, plan: Plan) -> _Candidate:
         busy_ms = [self._units * ms for ms in plan.busy_ms(self._costs)]
         late_ms = 0.0
-        if self._hop:
-            late_ms = self._units * plan.predicted_ms(self._costs, self._hop) - max(busy_ms)
+        if self._links:
+            late_ms = self._units * plan.predicted_ms(self._costs, self._links) - max(busy_ms)
         return _Candidate(plan, tuple(busy_ms), max(late_ms, 0.0))

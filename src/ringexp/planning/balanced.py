@@ -4,71 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost
 from ringexp.planning.links import Links
-from ringexp.planning.masks import Mask
-from ringexp.planning.plan import Plan, make_plan
+from ringexp.planning.plan import Plan, place_tokens
+from ringexp.planning.request import PlanRequest
+from ringexp.planning.speeds import SpeedSource
 from ringexp.planning.timeline import carried_ms
 from ringexp.planning.waterfill import balance
 
 FINE = 8
-"""So many members or fewer: every number is tried; above, in steps of one part in so many."""
+"""Up to this many members every number is tried. Above it, each step leaves out one in this many."""
 
 
-def balanced_plan(
-    costs: Sequence[RankCost],
-    seq_len: int,
-    tile: int,
-    layout: str,
-    mask: Mask,
+def by_costs(
+    request: PlanRequest,
+    source: SpeedSource,
+    max_tokens: Sequence[int | None] | None = None,
     links: Links | None = None,
-    prefetch_hops: int | None = None,
-    starts: Sequence[int] = (),
 ) -> Plan:
-    """The plan of all ranks, or of all but the slowest one, two, ... where that is earlier with its hops.
+    """Return the balanced plan by the costs of a source. It is the partitioner `balanced`."""
+    return balanced_plan(request, costs_within(source.costs(request.mask), max_tokens), links)
 
-    Without `links` that of all ranks. starts: see Plan. Of several that are as early, the one with most ranks
-    asked. Raises UserError if the ranks' memories together cannot hold the prompt.
+
+def costs_within(costs: Sequence[RankCost], max_tokens: Sequence[int | None] | None) -> list[RankCost]:
+    """Return costs that know the most tokens that each rank's memory holds; None for no limit."""
+    limits = max_tokens or [None] * len(costs)
+    return [cost.capped(limit) for cost, limit in zip(costs, limits, strict=True)]
+
+
+def balanced_plan(request: PlanRequest, costs: Sequence[RankCost], links: Links | None = None) -> Plan:
+    """Return the plan of all ranks, or of the fastest of them if that is done earlier with its hops.
+
+    Of several plans that are done at the same time, the one with most ranks is returned.
+
+    Args:
+        request: the prompt.
+        costs: one per rank.
+        links: the links between the ranks. Without them all ranks take part.
+
+    Raises:
+        UserError: if the ranks' memories together cannot hold the prompt.
     """
     everyone = range(len(costs))
-
-    def filled(ranks: Sequence[int]) -> Plan:
-        tokens = _counts(ranks, costs, seq_len, tile, layout, mask)
-        return make_plan(seq_len, tokens, layout, mask=mask, starts=starts)
-
-    plans = [filled(everyone)]
+    plans = [_filled(request, costs, everyone)]
     if links is None:
         return plans[0]
+    seq_len = request.seq_len
     alone_ms = [cost.time_ms(seq_len, seq_len**2 / 2, seq_len**2 / 2) for cost in costs]
     fastest = sorted(everyone, key=lambda rank: (alone_ms[rank], -rank))
     for count in _member_counts(len(costs))[1:]:
         with suppress(UserError):  # the others' memory does not hold it
-            plans.append(filled(sorted(fastest[:count])))
+            plans.append(_filled(request, costs, sorted(fastest[:count])))
     bounds = [_earliest_ms(plan, costs, links) for plan in plans]
-    found: list[tuple[float, int]] = []
+    predicted: list[tuple[float, int]] = []
     for index in sorted(range(len(plans)), key=lambda index: (bounds[index], index)):
-        if found and bounds[index] > min(found)[0]:
+        if predicted and bounds[index] > min(predicted)[0]:
             break
-        found.append((plans[index].predicted_ms(costs, links, prefetch_hops), index))
-    return plans[min(found)[1]]
+        predicted.append((plans[index].predicted_ms(costs, links, request.prefetch_hops), index))
+    return plans[min(predicted)[1]]
 
 
-def _counts(
-    ranks: Sequence[int], costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, mask: Mask
-) -> list[int]:
-    """Tokens of all ranks: water-filling among these, the others get none."""
+def _filled(request: PlanRequest, costs: Sequence[RankCost], ranks: Sequence[int]) -> Plan:
+    """Return the plan by water-filling among these ranks. The others get no tokens."""
     with_hops = {cost: cost.with_hops(len(ranks) - 1) for cost in set(costs)}
-    counts = balance([with_hops[costs[rank]] for rank in ranks], seq_len, tile, layout, mask)
+    costs_of_ranks = [with_hops[costs[rank]] for rank in ranks]
+    counts = balance(costs_of_ranks, request.seq_len, request.tile, request.layout, request.mask)
     tokens = [0] * len(costs)
     for rank, count in zip(ranks, counts, strict=True):
         tokens[rank] = count
-    return tokens
+    return place_tokens(replace(request, split="tokens"), tokens)
 
 
 def _member_counts(ranks: int) -> list[int]:
-    """From all of them down to one."""
+    """Return the numbers of members to try, from all ranks down to one."""
     counts = [ranks]
     while counts[-1] > 1:
         counts.append(counts[-1] - max(1, counts[-1] // FINE))
@@ -76,7 +87,7 @@ def _member_counts(ranks: int) -> list[int]:
 
 
 def _earliest_ms(plan: Plan, costs: Sequence[RankCost], links: Links) -> float:
-    """No ring is done before each member has computed all, nor before all shards have come to it."""
+    """Return a lower bound in ms: every member computes its part, and all shards have to reach it."""
     if len(plan.members) == 1:
         return plan.predicted_ms(costs, links)
     latest = max(*plan.busy_ms(costs), carried_ms(plan, links))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
+from ringexp.choices import LAYOUTS
 from ringexp.errors import UserError
 from ringexp.planning.spans import Shard, Span
 
@@ -44,16 +45,13 @@ def zigzag(tokens: Sequence[int]) -> list[Shard]:
     return shards
 
 
-LAYOUTS: dict[str, Callable[[Sequence[int]], list[Shard]]] = {"zigzag": zigzag, "contiguous": contiguous}
-
-
 def shards_for(layout: str, tokens: Sequence[int]) -> list[Shard]:
-    """Shards of all ranks under `layout`; a rank with 0 tokens is not in the ring.
+    """Return the shards of all ranks under `layout`. A rank with 0 tokens is not in the ring.
 
-    Raises UserError for an unknown layout or counts that are no split.
+    Raises:
+        UserError: if the layout is unknown, or the counts are no split.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"layout={layout} is unknown; choose one of {', '.join(LAYOUTS)}")
+    spec = LAYOUTS[layout]
     if min(tokens, default=-1) < 0 or not any(tokens):
         raise UserError(f"token counts must be at least 0, and one above, got {list(tokens)}")
-    return LAYOUTS[layout](tokens)
+    return spec.load()(tokens)

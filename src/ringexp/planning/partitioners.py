@@ -1,76 +1,31 @@
-"""Partitioners: what is known of the ranks' speeds -> weights -> whole tiles of tokens."""
+"""The built-in partitioners that give out tokens in proportion to weights.
+
+Each takes what is known of the ranks' speeds and its own settings, and returns one weight per rank. The table
+`choices.PARTITIONERS` names them.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ringexp.errors import UserError
 from ringexp.planning.speeds import SpeedSource
 
-WEIGHTS: dict[str, Callable[[SpeedSource], Sequence[float]]] = {
-    "even": lambda source: [1.0] * len(source.percentages),
-    "uneven": lambda source: source.percentages,
-    "lut": lambda source: source.lut(),
-    "formula": lambda source: source.formula(),
-}
-"""Partitioner name -> weights, to which the shares are proportional."""
 
-BY_COST = ("balanced", "adaptive")
-"""Those that split by what work costs, not by weights; `adaptive` goes on doing so while it runs."""
-
-PARTITIONERS = (*WEIGHTS, *BY_COST)
+def even(source: SpeedSource, settings: object = None) -> list[float]:
+    """Return equal weights."""
+    return [1.0] * len(source.percentages)
 
 
-def check_enough_tiles(seq_len: int, world_size: int, tile: int) -> None:
-    """Raises UserError if there are fewer whole tiles than ranks."""
-    if seq_len < world_size * tile:
-        raise UserError(
-            f"seq_len={seq_len} is smaller than one tile of {tile} tokens for each of {world_size} ranks; "
-            f"use seq_len>={world_size * tile} or a smaller tile"
-        )
+def uneven(source: SpeedSource, settings: object = None) -> Sequence[float]:
+    """Return the profile's percentages."""
+    return source.percentages
 
 
-def apportion(weights: Sequence[float], seq_len: int, tile: int) -> list[int]:
-    """Token counts about proportional to `weights`, in whole tiles, with the smallest largest count / weight.
-
-    So the slowest rank is done as early as can be, if weights are speeds. A tile goes to the rank that would
-    be done with it first (the divisor method of D'Hondt), and so does what does not fill one. Every rank gets
-    at least one; but for that, none is more than a tile below its exact share. Ties go to the lower rank, so
-    the result is a function of the arguments alone.
-
-    Raises UserError if there are fewer tiles than ranks or a weight is not positive and finite.
-    """
-    ranks = range(len(weights))
-    if not weights or any(not (math.isfinite(w) and w > 0) for w in weights):
-        raise UserError(f"every rank needs a positive speed, got {list(weights)}")
-    if tile < 1:
-        raise UserError(f"tile={tile} must be at least 1 token")
-    check_enough_tiles(seq_len, len(weights), tile)
-    total, whole = math.fsum(weights), seq_len - seq_len % tile
-    tokens = [max(int(w / total * whole // tile), 1) * tile for w in weights]
-    while sum(tokens) > whole:  # the minimum gave too much: take it from whoever is done last
-        donor = max((r for r in ranks if tokens[r] > tile), key=lambda r: (tokens[r] / weights[r], r))
-        tokens[donor] -= tile
-    while (left := min(seq_len - sum(tokens), tile)) > 0:
-        taker = min(ranks, key=lambda r: ((tokens[r] + left) / weights[r], r))
-        tokens[taker] += left
-    return tokens
+def lut(source: SpeedSource, settings: object = None) -> Sequence[float]:
+    """Return the measured speeds, interpolated in the calibration table."""
+    return source.lut()
 
 
-def apportion_within(
-    weights: Sequence[float], seq_len: int, tile: int, room: Sequence[int | None]
-) -> list[int]:
-    """As `apportion`, but rank i gets `room[i]` tokens at most, None: any number.
-
-    What does not fit a rank goes to the others by their weights. All room together must be enough.
-    """
-    tokens = apportion(weights, seq_len, tile)
-    full = {rank: most for rank, most in enumerate(room) if most is not None and tokens[rank] > most}
-    if not full:
-        return tokens
-    others = [rank for rank in range(len(weights)) if rank not in full]
-    left = seq_len - sum(full.values())
-    rest = apportion_within([weights[r] for r in others], left, tile, [room[r] for r in others])
-    counts = full | dict(zip(others, rest, strict=True))
-    return [counts[rank] for rank in range(len(weights))]
+def formula(source: SpeedSource, settings: object = None) -> Sequence[float]:
+    """Return the speeds by a regression over the calibration table."""
+    return source.formula()

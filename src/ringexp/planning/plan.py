@@ -7,25 +7,24 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ringexp.errors import UserError, whole_number
+from ringexp.planning.apportion import apportion
 from ringexp.planning.blocks import Block, BlockShape, blocks_between
 from ringexp.planning.chunks import chunk_counts, chunk_shards, joined
 from ringexp.planning.cost import RankCost
 from ringexp.planning.layouts import shards_for
 from ringexp.planning.links import Links
 from ringexp.planning.masks import CAUSAL, Mask
-from ringexp.planning.partitioners import apportion
+from ringexp.planning.request import PlanRequest
 from ringexp.planning.spans import Shard
 from ringexp.planning.timeline import latency_ms
 from ringexp.planning.work import compute_ms
-
-SHARD_MODES = ("tokens", "kv")
 
 
 @dataclass(frozen=True)
 class Plan:
     """Layout x token counts for all ranks; the same on every rank, computed by each for itself.
 
-    aligned: whether keys/values are computed where they are needed, False for shard=kv. chunks: the plans of
+    aligned: whether keys/values are computed where they are needed, False for split=kv. chunks: the plans of
     chunked prefill, in order; a chunk's keys/values are its own and those of all chunks before. starts: of
     each sequence of a batch the first position that is no padding; none: there is no padding.
     """
@@ -55,7 +54,7 @@ class Plan:
 
     @property
     def shares(self) -> list[float]:
-        """The fraction of the tokens that is planned by speed: keys/values for shard=kv, else queries."""
+        """The fraction of the tokens that is planned by speed: keys/values for split=kv, else queries."""
         return [count / self.seq_len for count in (self.tokens if self.aligned else self.kv_tokens)]
 
     @property
@@ -163,49 +162,45 @@ def make_plan(
     tokens: Sequence[int],
     layout: str = "zigzag",
     *,
-    shard: str = "tokens",
+    split: str = "tokens",
     mask: Mask = CAUSAL,
     tile: int = 1,
     chunks: int = 1,
     starts: Sequence[int] = (),
 ) -> Plan:
-    """The plan that gives rank i `tokens[i]` tokens of `seq_len` under `layout`.
+    """Return the plan that gives rank i `tokens[i]` tokens, as `place_tokens` does for a request."""
+    request = PlanRequest(seq_len, tile, layout, mask, split, chunks, tuple(starts))
+    return place_tokens(request, tokens)
 
-    shard="tokens": queries and keys/values alike. shard="kv": `tokens` places keys/values only; queries are
-    even, in whole tiles of `tile`. chunks: work the prompt off in so many. starts: see Plan. Raises UserError
-    for counts that do not add up or an unknown name.
+
+def place_tokens(request: PlanRequest, tokens: Sequence[int]) -> Plan:
+    """Return the plan that gives rank i `tokens[i]` tokens of the requested prompt, in the requested layout.
+
+    Raises:
+        UserError: if the counts do not add up, the layout is unknown, or a rank has too few tokens.
     """
+    seq_len, layout, mask, starts = request.seq_len, request.layout, request.mask, request.starts
     if sum(tokens) != seq_len:
         raise UserError(f"token counts {list(tokens)} add up to {sum(tokens)}, not to seq_len={seq_len}")
-    if chunks > 1:
-        return _chunked_plan(seq_len, tokens, layout, mask, tile, chunks, tuple(starts))
-    kv_shards = tuple(shards_for(layout, tokens))
-    if shard == "tokens":
-        q_shards = kv_shards
-    elif shard == "kv":
+    if request.chunks > 1:
+        return _chunked_plan(request, tokens)
+    q_shards = kv_shards = tuple(shards_for(layout, tokens))
+    if request.split == "kv":
         if not all(tokens):
-            raise UserError(f"shard=kv needs keys/values on every rank, got token counts {list(tokens)}")
-        q_shards = tuple(shards_for(layout, apportion([1.0] * len(tokens), seq_len, tile)))
-    else:
-        raise UserError(f"shard={shard} is unknown; choose one of {', '.join(SHARD_MODES)}")
-    aligned = q_shards == kv_shards
-    return Plan(seq_len, layout, mask, q_shards, kv_shards, aligned, starts=tuple(starts))
+            raise UserError(f"split=kv needs keys/values on every rank, got token counts {list(tokens)}")
+        even = apportion([1.0] * len(tokens), seq_len, request.tile)
+        q_shards = tuple(shards_for(layout, even))
+    return Plan(seq_len, layout, mask, q_shards, kv_shards, aligned=q_shards == kv_shards, starts=starts)
 
 
-def _chunked_plan(
-    seq_len: int,
-    tokens: Sequence[int],
-    layout: str,
-    mask: Mask,
-    tile: int,
-    chunks: int,
-    starts: tuple[int, ...],
-) -> Plan:
+def _chunked_plan(request: PlanRequest, tokens: Sequence[int]) -> Plan:
+    layout, mask, starts = request.layout, request.mask, request.starts
     assert mask.is_causal, "without a mask every query needs all keys at once"
-    held = tuple(Shard(()) for _ in tokens)
+    kv_shards = tuple(Shard(()) for _ in tokens)
     plans = []
-    for shards in chunk_shards(layout, chunk_counts(tokens, chunks, tile)):
-        held = tuple(joined(*pair) for pair in zip(held, shards, strict=True))
-        end = sum(shard.num_tokens for shard in held)
-        plans.append(Plan(end, layout, mask, q_shards=shards, kv_shards=held, starts=starts))
-    return Plan(seq_len, layout, mask, q_shards=held, kv_shards=held, chunks=tuple(plans), starts=starts)
+    for q_shards in chunk_shards(layout, chunk_counts(tokens, request.chunks, request.tile)):
+        kv_shards = tuple(joined(*pair) for pair in zip(kv_shards, q_shards, strict=True))
+        end = sum(shard.num_tokens for shard in kv_shards)
+        plans.append(Plan(end, layout, mask, q_shards=q_shards, kv_shards=kv_shards, starts=starts))
+    chunks = tuple(plans)
+    return Plan(request.seq_len, layout, mask, kv_shards, kv_shards, chunks=chunks, starts=starts)

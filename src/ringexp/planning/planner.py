@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ringexp.choices import LAYOUTS
 from ringexp.errors import UserError, whole_number
+from ringexp.planning.apportion import apportion_within
 from ringexp.planning.cost import RankCost
 from ringexp.planning.inputs import checked_cost, entries, positive_numbers
-from ringexp.planning.layouts import LAYOUTS
 from ringexp.planning.masks import Mask
-from ringexp.planning.partitioners import apportion_within
 from ringexp.planning.plan import Plan, make_plan
 from ringexp.planning.waterfill import balance
 
@@ -57,8 +57,7 @@ def plan(
         UserError: for what cannot be planned.
     """
     seq_len = whole_number("seq_len", seq_len, least=1, most=LONGEST)
-    if not isinstance(layout, str) or layout not in LAYOUTS:
-        raise UserError(f"layout={layout} is unknown; choose one of {', '.join(LAYOUTS)}")
+    LAYOUTS.check(layout)
     if not isinstance(causal, bool):
         raise UserError(f"causal={causal!r} must be True or False")
     if mask is None:

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ringexp.choices import LAYOUTS
 from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost
 from ringexp.planning.masks import Mask
@@ -99,7 +100,7 @@ class _Filling:
 
     def __init__(self, costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, mask: Mask) -> None:
         self._seq_len, self._tile, self._rest = seq_len, tile, seq_len % tile
-        zigzag = mask.is_causal and layout != "contiguous"
+        zigzag = mask.is_causal and LAYOUTS[layout].mirrored
         kinds = {cost: _rank(cost, seq_len, mask, zigzag) for cost in set(costs)}
         self._ranks = [kinds[cost] for cost in costs]
         self._most_ends = max(FOLLOWED // len(costs), 1)

@@ -12,11 +12,12 @@ from typing import Any
 
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedTable
+from ringexp.choices import LAYOUTS
 from ringexp.config import DEFAULT_TILE
 from ringexp.errors import UserError
 from ringexp.models.model_shapes import attention_config, model_shape
 from ringexp.models.shapes import shape_of
-from ringexp.planning import LAYOUTS, HopCost, Mask, Plan, RankCost, make_plan
+from ringexp.planning import HopCost, Mask, Plan, RankCost, make_plan
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged, read_config, read_results, read_rows
 from ringexp.report.frame import complete, load_runs

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ringexp import planning
+from ringexp.choices import PARTITIONERS
 from ringexp.config import DEFAULT_TILE
 from ringexp.errors import UserError
 from ringexp.planning import (
-    WEIGHTS,
     Links,
     Mask,
     Plan,
+    PlanRequest,
     RankCost,
     SpeedSource,
-    apportion,
-    balanced_plan,
     carried_ms,
-    make_plan,
     simulate,
 )
 from ringexp.ring.timing import HopTiming, IterationTiming
@@ -113,21 +112,21 @@ class Outcome:
 
 
 def plan_for(ring: Ring, split: Split) -> Plan:
-    """As runs are planned; tiles are smaller where ranks would go without one."""
-    seq_len, tile = split.seq_len, max(1, min(split.tile, split.seq_len // len(ring.names)))
-    costs = ring.source.costs(ring.mask)
-    if split.partitioner == "balanced":
-        plan = balanced_plan(costs, seq_len, tile, split.layout, ring.mask, ring.links, split.prefetch_hops)
-    elif split.partitioner in WEIGHTS:
-        tokens = apportion(list(WEIGHTS[split.partitioner](ring.source)), seq_len, tile)
-        plan = make_plan(seq_len, tokens, split.layout, mask=ring.mask)
-    else:
-        raise UserError(
-            f"partitioner {split.partitioner} is unknown; choose one of {', '.join(WEIGHTS)}, balanced"
-        )
-    if split.chunks == 1:
-        return plan
-    return make_plan(seq_len, plan.tokens, split.layout, mask=ring.mask, tile=tile, chunks=split.chunks)
+    """Plan as runs are planned, in smaller tiles where ranks would go without one."""
+    planned_once = [spec.name for spec in PARTITIONERS if not spec.adapts]
+    if split.partitioner not in planned_once:
+        names = ", ".join(planned_once)
+        raise UserError(f"partitioner {split.partitioner} is unknown; choose one of {names}")
+    request = PlanRequest(
+        seq_len=split.seq_len,
+        tile=max(1, min(split.tile, split.seq_len // len(ring.names))),
+        layout=split.layout,
+        mask=ring.mask,
+        chunks=split.chunks,
+        prefetch_hops=split.prefetch_hops,
+        partitioner=split.partitioner,
+    )
+    return planning.plan_for(request, ring.source, links=ring.links)
 
 
 def run(ring: Ring, split: Split) -> Outcome:

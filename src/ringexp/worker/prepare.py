@@ -14,7 +14,7 @@ from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.workload import Workload, padded
-from ringexp.planning import HopCost, Mask, Plan, check_memory
+from ringexp.planning import HopCost, Plan, PlanRequest, adaptive_planner, check_memory, plan_for
 from ringexp.ring.context import RingContext
 from ringexp.tracking.metrics import References
 from ringexp.worker.caches import block_shape
@@ -22,7 +22,6 @@ from ringexp.worker.calibrate import software_versions
 from ringexp.worker.calibration_needs import CalibrationNeeds
 from ringexp.worker.cuda_graphs import CudaGraphs
 from ringexp.worker.job_references import JobReferences
-from ringexp.worker.make_plan import adaptive_planner, plan_for
 from ringexp.worker.memory import RankMemory, memory_need
 from ringexp.worker.prompt_loop import PromptLoop, RingWork
 from ringexp.worker.rank_set import Job
@@ -62,6 +61,7 @@ class PreparedJob:
         drift_speeds: the same at each list of percentages that prompts run at.
         references: the stored references that the job is compared with.
         max_tokens: the most tokens that each rank's memory holds; None for no limit.
+        request: what the plan was asked for.
         plan: who holds what.
         hop_cost: the cost of one hop of a shard; None if it was not measured.
         x: the whole prompt.
@@ -75,6 +75,7 @@ class PreparedJob:
     drift_speeds: dict[tuple[float, ...], list[float]]
     references: References
     max_tokens: list[int | None]
+    request: PlanRequest
     plan: Plan
     hop_cost: HopCost | None
     x: torch.Tensor
@@ -91,13 +92,10 @@ class PreparedJob:
 
     def prompt_loop(self) -> PromptLoop:
         """Return what runs the job's prompts, one after the other."""
-        config, plan, planner = self.config, self.plan, None
-        if PARTITIONERS[config.partitioner.name].adapts:
-            mask, units = Mask.of(self.workload.causal), self.workload.num_units
-            device = self.session.device.type
-            planner = adaptive_planner(
-                config, self.source, device, mask, units, self.max_tokens, self.hop_cost
-            )
+        config, plan, planner, request = self.config, self.plan, None, self.request
+        if PARTITIONERS[request.partitioner].adapts:
+            units = self.workload.num_units
+            planner = adaptive_planner(request, self.source, units, self.max_tokens, self.hop_cost)
             plan = planner.plan
         work = RingWork(self.workload, self.x, self.ring)
         return PromptLoop(self.session, config.hetero, work, self.tools.graphs, plan, planner)
@@ -124,7 +122,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
         source = replace(source, alone_ms=_alone_ms(session, config, references, workload.num_units))
     max_tokens = tools.memory.max_tokens(config.seq_len)
     hop_cost = hop_cost_of(session, config, tools) if is_run else None
-    plan = plan_for(config, source, session.device.type, Mask.of(workload.causal), max_tokens, hop_cost)
+    plan = plan_for(job.run.plan_request, source, max_tokens, hop_cost)
     if is_run and (wrong := check_memory(plan, max_tokens)):
         if config.memory_limit_gib is not None:
             raise UserError(wrong)
@@ -144,6 +142,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
         drift_speeds=drift_speeds,
         references=references,
         max_tokens=max_tokens,
+        request=job.run.plan_request,
         plan=plan,
         hop_cost=hop_cost,
         x=x,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ringexp.choices import PARTITIONERS, measures_each_device
+from ringexp.choices import PARTITIONERS, baseline_partitioner, measures_each_device
 from ringexp.config import Config, HeteroConfig
 from ringexp.tracking.references import Facts, ReferenceStore, even_facts, homogeneous_facts, single_facts
 
@@ -46,7 +46,7 @@ def references_of(
     """
     if not config.references:
         return []
-    even = replace(config, partitioner=replace(config.partitioner, name="even"), check=False)
+    even = replace(config, partitioner=replace(config.partitioner, name=baseline_partitioner()), check=False)
     even = replace(even, memory_limit_gib=None)
     single = replace(even, hetero=_one_device(config, device), split="tokens")
     found = [Reference("single", single_facts(config, machine, content), single)]

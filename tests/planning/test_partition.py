@@ -1,11 +1,9 @@
-"""From config and costs to the plan."""
+"""From a request and costs to the plan."""
 
 import pytest
 
-from ringexp.config import Config, PartitionerConfig
 from ringexp.errors import UserError
-from ringexp.planning import HopCost, Mask, RankCost
-from ringexp.worker.make_plan import plan_for
+from ringexp.planning import HopCost, Mask, PlanRequest, RankCost, plan_for
 
 
 class Costs:
@@ -22,33 +20,33 @@ class Costs:
     lut = formula = lambda self: []
 
 
-BALANCED = Config(partitioner=PartitionerConfig("balanced"), seq_len=4096, tile=16)
+BALANCED = PlanRequest(4096, 16, partitioner="balanced")
 EQUAL = Costs(*[RankCost(0.0, 0.0, 1e-6)] * 3)
 
 
 def tokens(source, **known):
-    return plan_for(BALANCED, source, "cpu", Mask.causal(), **known).tokens
+    return plan_for(BALANCED, source, **known).tokens
 
 
 def test_cheap_hops_leave_all_ranks_in_the_ring():
-    assert min(tokens(EQUAL, hop=HopCost(0.01, 0.0))) > 0
+    assert min(tokens(EQUAL, links=HopCost(0.01, 0.0))) > 0
 
 
 def test_ranks_whose_hops_do_not_pay_are_left_out():
-    assert sorted(tokens(EQUAL, hop=HopCost(1000.0, 0.0))) == [0, 0, 4096]
+    assert sorted(tokens(EQUAL, links=HopCost(1000.0, 0.0))) == [0, 0, 4096]
 
 
 def test_the_slowest_rank_is_left_out_first():
     costs = Costs(RankCost(0.0, 0.0, 2e-6), RankCost(0.0, 0.0, 9e-6), RankCost(0.0, 0.0, 2e-6))
-    assert tokens(costs, hop=HopCost(2.5, 0.0))[1] == 0
+    assert tokens(costs, links=HopCost(2.5, 0.0))[1] == 0
 
 
 def test_a_rank_stays_where_the_others_have_no_memory():
     room = [2048, 2048, 0]
-    assert tokens(EQUAL, hop=HopCost(1000.0, 0.0), room=room) == room
+    assert tokens(EQUAL, links=HopCost(1000.0, 0.0), max_tokens=room) == room
 
 
 def test_memory_is_kept_to_and_its_lack_named():
-    assert tokens(EQUAL, room=[None, 1024, 512]) == [2560, 1024, 512]
+    assert tokens(EQUAL, max_tokens=[None, 1024, 512]) == [2560, 1024, 512]
     with pytest.raises(UserError, match=r"1024 \+ 1024 \+ 512 = 2560 tokens at most"):
-        tokens(EQUAL, room=[1024, 1024, 512])
+        tokens(EQUAL, max_tokens=[1024, 1024, 512])
