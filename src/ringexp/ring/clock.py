@@ -244,4 +244,5 @@ class NoClock:
 
 
 def make_clock(device: torch.device, pacer: ComputePacer, only_attention: bool = False) -> Clock:
+    """Return the clock for a device. pacer: as in `CpuClock`; only_attention: as in `CudaClock`."""
     return CudaClock(only_attention) if device.type == "cuda" else CpuClock(pacer)

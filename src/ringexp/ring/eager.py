@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
     """Return the function so that torch.compile leaves it alone, with everything that it calls."""
-    uncompiled: dict[str, Callable[..., Any]] = {}
+    uncompiled: dict[str, Callable[P, R]] = {}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

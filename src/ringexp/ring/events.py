@@ -9,6 +9,7 @@ from ringexp.ring.timing import Origin
 
 def since(begun: torch.cuda.Event, ended: torch.cuda.Event, origin: Origin) -> tuple[float, float]:
     """Return when a hop began and how long it took, in ms; with an `Origin` left open, a `Transfer`."""
+    assert origin.event is not None
     return origin.event.elapsed_time(begun), begun.elapsed_time(ended)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -99,7 +99,7 @@ class Repeated:
 
     def __init__(self) -> None:
         self._input: torch.Tensor | None = None
-        self._graph: tuple[torch.cuda.CUDAGraph, Any] | None = None
+        self._graph: tuple[torch.cuda.CUDAGraph, object] | None = None
         self._made_for: tuple[Transport, int] | None = None  # and its epoch
 
     def __call__(self, x: torch.Tensor, work: Callable[[torch.Tensor], T], transport: Transport | None) -> T:
@@ -116,7 +116,7 @@ class Repeated:
         if transport and self._graph and self._made_for == (transport, transport.memory.epoch):
             graph, output = self._graph
             graph.replay()
-            return output
+            return cast("T", output)
         output = work(x)
         if transport:
             self._graph, self._made_for = captured(lambda: work(x)), (transport, transport.memory.epoch)

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -66,7 +66,7 @@ class Messages:
         everyone = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(everyone, padded, self._group)
         return [
-            value if rank == self._rank else self._opened(bytes(raw[:size].numpy()), rank)
+            value if rank == self._rank else cast("T", self._opened(bytes(raw[:size].numpy()), rank))
             for rank, (raw, size) in enumerate(zip(everyone, sizes.tolist(), strict=True))
         ]
 
@@ -82,7 +82,7 @@ class Messages:
         dist.broadcast(size, group=self._group, group_src=source)
         raw = torch.empty(self._checked(int(size), source), dtype=torch.uint8, device="cpu")
         dist.broadcast(raw, group=self._group, group_src=source)
-        return self._opened(bytes(raw.numpy()), source)
+        return cast("T", self._opened(bytes(raw.numpy()), source))
 
     def _signed(self, value: object) -> torch.Tensor:
         text = self._codec.encode(value)
@@ -94,7 +94,7 @@ class Messages:
         about = f"{self._channel} {self._count} {sender}\n".encode()
         return hmac.digest(self._key, about + text, "sha256")
 
-    def _opened(self, raw: bytes, sender: int) -> Any:
+    def _opened(self, raw: bytes, sender: int) -> object:
         length = CODE_BYTES if self._key else 0
         code, text = raw[:length], raw[length:]
         if not hmac.compare_digest(code, self._code(text, sender)):
@@ -129,7 +129,7 @@ class Codec:
         """Return the JSON text of a value. Raises TypeError for a type that is not in `kinds`."""
         return json.dumps(self._plain(value), separators=(",", ":")).encode()
 
-    def decode(self, text: bytes) -> Any:
+    def decode(self, text: bytes) -> object:
         """Return the value of a text. Raises ValueError or TypeError for what `encode` does not write."""
         return json.loads(text, object_hook=self._typed)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from ringexp.choices import TRANSPORTS
 from ringexp.errors import RingError, UserError
+from ringexp.ring.links import Links
 from ringexp.ring.transport import Transport
 
 _UNUSED_TAG = 1 << 20
@@ -52,7 +53,7 @@ class RingGroup:
         self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
         self.linked = self.size > 1 and backends(group).get("cpu") == "gloo"
         self.transports: dict[tuple[torch.device, str], Transport] = {}
-        self._links: Any = None
+        self._links: Links | None = None
         self._met = self.size == 1
         self._depth = self._calls = 0
         self.ended, self._refused = "", False
@@ -108,12 +109,13 @@ class RingGroup:
         return after
 
     @property
-    def links(self) -> Any:
-        """Connections to all ranks, if linked: a ProcessGroupGloo, whose stub lacks its methods."""
+    def links(self) -> Links:
+        """The connections to all ranks, if linked; made at the first use."""
         if self._links is None:
             self.meet()
             store = dist.PrefixStore("links", self._store)
-            self._links = dist.ProcessGroupGloo(store, self.rank, self.size, _timeout(self._group))
+            gloo = dist.ProcessGroupGloo(store, self.rank, self.size, _timeout(self._group))
+            self._links = cast("Links", gloo)
             # To be freed by let_go alone: an interpreter that frees it while it ends does not return.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._links))
         return self._links
@@ -146,16 +148,16 @@ class RingGroup:
             with torch.no_grad():
                 x.copy_(staged)
 
-    def all_reduce(self, x: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> None:
+    def all_reduce(self, x: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
         """Reduce x, which lies where `place` says, over all ranks of the group."""
         if self.size > 1:
             _finish(lambda: self.begin_all_reduce(x, op))
 
-    def begin_all_reduce(self, x: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> dist.Work:
+    def begin_all_reduce(self, x: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> dist.Work:
         """Begin to reduce x over all ranks of the group, more than one."""
         if self.linked:
             options = dist.AllreduceOptions()
-            options.reduceOp = op
+            options.reduceOp = dist.ReduceOp(op)
             return self.links.allreduce([x], options)
         work = dist.all_reduce(x, op, group=self._group, async_op=True)
         assert work is not None

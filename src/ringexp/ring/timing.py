@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,7 @@ class Origin:
     """The begin of an iteration: by `time.perf_counter`, and on CUDA also as an event."""
 
     host_s: float
-    event: Any = None
+    event: torch.cuda.Event | None = None
 
 
 @dataclass(frozen=True)
