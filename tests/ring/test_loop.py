@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ringexp.choices import TRANSPORTS
 from ringexp.kernels.oracle import block_fp64
 from ringexp.planning import make_plan
 from support.ring_ranks import (
@@ -17,6 +18,7 @@ from support.ring_ranks import (
     sent_over_stand_ins,
 )
 
+ON_GPUS = [spec.name for spec in TRANSPORTS if "cpu" not in spec.devices]
 TOKENS = {
     1: [(37,)],
     2: [(16, 16), (5, 40), (1, 30), (33, 1)],
@@ -102,7 +104,7 @@ def test_bfloat16_error_does_not_grow_with_ranks(pools):
 @pytest.mark.parametrize("prefetch_hops", [None, 1, 2])
 @pytest.mark.parametrize("shard", ["tokens", "kv"])
 @pytest.mark.parametrize("tokens", [(5, 40), (17, 3, 8), (19, 1, 5, 10)], ids=str)
-@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+@pytest.mark.parametrize("transport", ON_GPUS)
 def test_cuda_transports_hand_on_the_right_shards(pools, transport, tokens, shard, prefetch_hops):
     """After a shorter prompt and twice in a row: IPC outboxes grow, and are filled anew in time."""
     case = Case(tokens, shard=shard, prefetch_hops=prefetch_hops)
@@ -112,7 +114,7 @@ def test_cuda_transports_hand_on_the_right_shards(pools, transport, tokens, shar
     assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)
 
 
-@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+@pytest.mark.parametrize("transport", ON_GPUS)
 def test_cuda_transports_pass_over_ranks_that_hold_nothing(pools, transport):
     cases = [Case((4, 5, 6, 7)), Case((19, 0, 5, 10)), Case((0, 30, 4, 0)), Case((9, 1, 2, 3))]
     for count in range(1, len(cases) + 1):

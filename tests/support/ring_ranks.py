@@ -243,6 +243,18 @@ def gather_over_stand_ins(rank: int, name: str, held: list[int], dtype: str) -> 
     return gathered
 
 
+def slots_over_stand_ins(rank: int, devices: int) -> int:
+    """The number of slots that IPC has per shard, on so many devices; with stand-ins for CUDA."""
+    from ringexp.ring.ipc import IpcTransport
+
+    with stand_ins.cuda(devices):
+        transport = IpcTransport(torch.device("cpu"))
+        transport.barrier()
+        transport.close()
+    dist.barrier()
+    return transport.memory.slots_per_shard
+
+
 def epochs_over_stand_ins(rank: int) -> list[int]:
     """The epoch of IPC after reserving this, that and again more; with stand-ins for CUDA."""
     from ringexp.ring.ipc import IpcTransport
