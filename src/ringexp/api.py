@@ -14,7 +14,7 @@ import functools
 import torch
 import torch.distributed as dist
 
-from ringexp.calibration.kernel_choice import BlockShape
+from ringexp.calibration.kernel_choice import BlockSize
 from ringexp.calibration.measure import StoppingRule, measure_speed
 from ringexp.errors import UserError
 from ringexp.hetero.pacing import Pacer
@@ -164,14 +164,14 @@ def measure_speeds(
     with ring_group_of(group) as ring_group:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         even = plan_of([1.0] * ring_group.size, seq_len, mask=Mask.of(causal))
-        shape = BlockShape(
+        shape = BlockSize(
             batch, num_heads, num_kv_heads or num_heads, head_dim, dtype, even.tokens[ring_group.rank]
         )
         return _measured(shape, even, device, ring_group, kernel, max_seconds)
 
 
 def _measured(
-    shape: BlockShape,
+    shape: BlockSize,
     even: Plan,
     device: torch.device,
     ring_group: RingGroup,

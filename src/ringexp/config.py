@@ -13,7 +13,6 @@ PACKAGED, SOURCE = Path(__file__).parent / "conf", Path(__file__).parents[2] / "
 CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton", "flash")
 SPLITS = ("tokens", "kv")
 TRACKER_MODES = ("offline", "online", "disabled")
 CALIBRATION_MODES = ("auto", "table", "refresh")

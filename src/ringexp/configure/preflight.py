@@ -110,20 +110,12 @@ def _check_transport(config: Config, spec: TransportSpec, where: Surroundings) -
 def _check_kernel(config: Config, device: str) -> None:
     """Check that a kernel chosen by name fits device, precision and head dimension, and has its package."""
     spec, model = KERNELS.get(config.kernel.name), config.model
-    if spec is None:
+    if spec is None:  # it is picked on the device
         return
-    instead = " or ".join(f"kernel={name}" for name in spec.alternatives)
-    if device not in spec.devices:
-        raise UserError(
-            f"kernel={spec.name} needs {_shown(spec.devices)}, but device={device}; use {instead}"
-        )
-    if model.dtype not in spec.dtypes:
-        needed = " or ".join(spec.dtypes)
-        raise UserError(f"kernel={spec.name} needs {needed}, but model.dtype={model.dtype}; use {instead}")
-    if spec.package and not _installed(spec.package):
-        raise UserError(
-            f"kernel={spec.name} needs the package {spec.package} ({spec.install}); use {instead}"
-        )
+    lacks = spec.why_unsuitable(device, model.dtype, "model.dtype") or spec.why_not_installed()
+    if lacks:
+        alternatives = " or ".join(f"kernel={name}" for name in spec.alternatives)
+        raise UserError(f"kernel={spec.name} needs {lacks}; use {alternatives}")
     if device in spec.needs_probe:
         import torch
 

@@ -12,6 +12,7 @@ import torch
 
 from ringexp.calibration.measure import SpeedSample, StoppingRule, measure_speed
 from ringexp.calibration.rows import Point, SpeedRow
+from ringexp.choices import KERNELS
 from ringexp.kernels import Kernel
 from ringexp.models.workload import Workload, local_inputs
 from ringexp.planning import Mask, Plan, apportion, make_plan
@@ -75,7 +76,7 @@ class SpeedMeter:
             "throttle": self.throttle.applied.name,
             "ranks_per_device": self.ranks_per_device,
             "co_tenants": self.throttle.co_tenants,
-            "shape": f"{self.workload.shape}-{self.kernel.name}",
+            "shape": f"{self.workload.shape}-{KERNELS[self.kernel.name].stored_as or self.kernel.name}",
         }
 
     def measure(self, point: Point, rule: StoppingRule) -> SpeedRow:
