@@ -28,6 +28,7 @@ from ringexp.calibration.kernel_choice import BlockSize
 from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import relative_errors
+from ringexp.planning.flops import pair_flops
 from ringexp.report.figures.style import below, length_axis, new_figure
 from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
@@ -49,7 +50,7 @@ class Case:
         """The FLOPs of matrix products: two products of 2 * head_dim operations per query-key pair."""
         length = self.shape.length
         pairs = length * (length + 1) // 2 if self.causal else length**2
-        return 4.0 * self.shape.num_heads * self.shape.head_dim * pairs
+        return float(pair_flops(self.shape.num_heads, self.shape.head_dim) * pairs)
 
     @property
     def scale(self) -> float:
