@@ -89,7 +89,7 @@ def interface_towards(address: str) -> str | None:
 
 @contextmanager
 def node_throttle(ranks: RankSet, workdir: Path) -> Iterator[list[dict[str, str]]]:
-    """Run the launcher's side of the throttle, once per node. Yield the environment variables of each rank."""
+    """Run the launcher's side of the throttle, once per node. Yield the variables of each rank."""
     if not THROTTLES[ranks.throttle].shared_on_node:
         with host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as environments:
             yield environments
