@@ -140,7 +140,9 @@ def test_over_ipc_goes_only_what_is_computed_with(pools, layout, kernel, tokens,
     """Copied; or by the kernel where that joins all shards and stores to other GPUs are fast."""
     case = Case(tokens, layout, kernel=kernel)
     plan, token_bytes = case.plan(), 2 * case.num_kv_heads * case.head_dim * 4
-    needed = [sum(plan.needed(rank, source) for rank in range(3) if rank != source) for source in range(3)]
+    needed = [
+        sum(len(plan.needed(rank, source)) for rank in range(3) if rank != source) for source in range(3)
+    ]
     sent = [token_bytes * count for count in needed]
     assert pools[3].run(sent_over_stand_ins, case, nvlink) == [
         (0, count) if carries else (count, 0) for count in sent

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from ringexp.choices import LAYOUTS
 from ringexp.errors import UserError
 from ringexp.models.fms import facts
-from ringexp.planning import HopCost, Mask, PlanRequest, RankCost, plan_for
+from ringexp.planning import EqualLinks, Link, Mask, PlanRequest, RankCost, plan_for, predicted_ms
 from ringexp.report.build import write_report
 from ringexp.report.planner_runs import MeasuredRun
 from ringexp.web import FOLDER, planner_page
@@ -41,7 +41,7 @@ class Setting:
     tile: int
     speeds: Sequence[float]
     rank_costs: Sequence[RankCost]
-    hop: HopCost
+    hop: EqualLinks
     causal: bool = True
 
     @property
@@ -64,10 +64,12 @@ class Setting:
             plan = plan_for(request, self, links=self.hop)
         except UserError:
             return None
-        return plan.tokens, plan.predicted_ms(self.rank_costs, self.hop)
+        return plan.tokens, predicted_ms(plan, self.rank_costs, self.hop)
 
     def for_the_page(self):
         given = asdict(self) | {"seqLen": self.seq_len, "costs": [asdict(cost) for cost in self.rank_costs]}
+        link = self.hop.link
+        given["hop"] = {"latency_ms": link.latency_ms, "token_ms": link.unit_ms, "direct": self.hop.direct}
         names = ("split", "layout", "seqLen", "tile", "speeds", "costs", "hop", "causal")
         return {name: given[name] for name in names}
 
@@ -99,9 +101,8 @@ def some_setting(rng):
         tile=tile,
         speeds=speeds,
         rank_costs=costs,
-        hop=HopCost(
-            latency_ms=rng.choice((0.0, 10 ** rng.uniform(-3, 2))),
-            token_ms=scale * 10 ** rng.uniform(-7, 1),
+        hop=EqualLinks(
+            Link(rng.choice((0.0, 10 ** rng.uniform(-3, 2))), scale * 10 ** rng.uniform(-7, 1)),
             direct=rng.random() < 0.4,
         ),
         causal=rng.random() < 0.7,
@@ -144,7 +145,7 @@ def test_plans_in_the_browser_are_those_of_python(tmp_path):
         assert plan[0] == expected[0], setting
         assert plan[1] == pytest.approx(expected[1], rel=1e-9), setting
         left_out += 0 in plan[0]
-        exposed += replace(setting, hop=HopCost(0.0, 0.0)).planned()[1] < expected[1]
+        exposed += replace(setting, hop=EqualLinks(Link(0.0, 0.0))).planned()[1] < expected[1]
         copied += (
             expected != replace(setting, hop=replace(setting.hop, direct=not setting.hop.direct)).planned()
         )
@@ -210,7 +211,7 @@ def test_an_address_is_a_view(page, choices, layout, causal, direct):
     costs = "tflops=500&fixedMs=0.3&gbps=5&hopMs=0.2&tile=64&shape=1,1,4096,32,32,128,0,2"
     token_flops, pair_flops, speeds = 2 * 4 * 4096 * 4096, 4 * 32 * 128, (500, 200, 300)
     rank_costs = [RankCost(0.3, token_flops / (s * 1e9), pair_flops / (s * 1e9)) for s in speeds]
-    hop = HopCost(0.2, 2 * 32 * 128 * 2 / 5e6, direct)
+    hop = EqualLinks(Link(0.2, 2 * 32 * 128 * 2 / 5e6), direct=direct)
     setting = Setting("lut", layout, 8192, 64, speeds, rank_costs, hop, causal)
     check_shown(dom(page, f"#{settings}&{costs}"), setting)
     other_way = replace(setting, hop=replace(hop, direct=not direct)).planned()
@@ -267,7 +268,7 @@ def test_a_report_has_the_planner_set_to_its_runs(report):
     html = dom(report / "planner.html")
     assert "Costs are those measured for run 100/50 %, 4096 tokens" in html
     assert cards_of(html)["Measured in this run"] == "2 ms"
-    hop = HopCost(0.02, 2 * 32 * 128 * 2 / 340e6, direct=True)
+    hop = EqualLinks(Link(0.02, 2 * 32 * 128 * 2 / 340e6), direct=True)
     check_shown(html, Setting("balanced", "zigzag", 4096, 128, (600, 240), COSTS, hop))
 
 

@@ -49,6 +49,7 @@ from ringexp.planning.cost import RankCost
 from ringexp.planning.estimate import FactorEstimate
 from ringexp.planning.links import Links
 from ringexp.planning.plan import Plan
+from ringexp.planning.predict import busy_ms, predicted_ms
 
 SETTLE, ODD = 12, 2
 """Prompts that a plan for a mix of speeds is tried on, and how many of them do not count."""
@@ -266,8 +267,8 @@ class AdaptivePlanner:
         return self._current if plan.tokens == self.plan.tokens else self._candidate(plan)
 
     def _candidate(self, plan: Plan) -> _Candidate:
-        busy_ms = [self._units * ms for ms in plan.busy_ms(self._costs)]
+        by_costs_ms = [self._units * ms for ms in busy_ms(plan, self._costs)]
         late_ms = 0.0
         if self._links:
-            late_ms = self._units * plan.predicted_ms(self._costs, self._links) - max(busy_ms)
-        return _Candidate(plan, tuple(busy_ms), max(late_ms, 0.0))
+            late_ms = self._units * predicted_ms(plan, self._costs, self._links) - max(by_costs_ms)
+        return _Candidate(plan, tuple(by_costs_ms), max(late_ms, 0.0))

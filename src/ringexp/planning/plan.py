@@ -10,14 +10,10 @@ from ringexp.errors import UserError, whole_number
 from ringexp.planning.apportion import apportion
 from ringexp.planning.blocks import Block, BlockShape, blocks_between
 from ringexp.planning.chunks import chunk_counts, chunk_shards, joined
-from ringexp.planning.cost import RankCost
 from ringexp.planning.layouts import shards_for
-from ringexp.planning.links import Links
 from ringexp.planning.masks import CAUSAL, Mask
 from ringexp.planning.request import PlanRequest
 from ringexp.planning.spans import Shard
-from ringexp.planning.timeline import latency_ms
-from ringexp.planning.work import compute_ms
 
 
 @dataclass(frozen=True)
@@ -73,30 +69,6 @@ class Plan:
         rank = self.checked_rank(rank)
         return fmean(self.q_shards[rank].since(start)[1].num_tokens for start in self.starts or (0,))
 
-    def busy_ms(self, costs: Sequence[RankCost]) -> list[float]:
-        """How long each rank computes, all chunks together; 0 for one without tokens."""
-        busy = [0.0] * self.world_size
-        for part in self.chunks or (self,):
-            for rank, part_ms in zip(part.members, compute_ms(part, costs, part.members), strict=True):
-                busy[rank] += part_ms
-        return busy
-
-    def predicted_ms(
-        self, costs: Sequence[RankCost], links: Links | None = None, prefetch_hops: int | None = None
-    ) -> float:
-        """When the slowest rank is done: the end of the plan's timeline (`timeline.simulate`).
-
-        Without `links`, if nobody ever waits for keys and values. Chunks follow each other.
-        """
-        alone_ms = costs[self.members[0]].alone_ms if len(self.members) == 1 else None
-        if alone_ms is not None:
-            return alone_ms
-        if self.chunks:
-            return sum(chunk.predicted_ms(costs, links, prefetch_hops) for chunk in self.chunks)
-        if links is None:
-            return max(self.busy_ms(costs))
-        return latency_ms(self, costs, links, prefetch_hops)
-
     @property
     def owner_of_last(self) -> int:
         """The rank that holds the last position as a query."""
@@ -114,39 +86,44 @@ class Plan:
         blocks = blocks_between(queries, keys, self.mask)
         return tuple(block.moved(padded_queries, padded_keys) for block in blocks) if start else blocks
 
-    def needed(self, rank: int, source: int) -> int:
-        """How many of `source`'s keys/values any query of `rank` sees: that many first ones."""
-        return max((block.kv_stop for block in self.blocks(rank, source)), default=0)
+    def needed(self, rank: int, source: int) -> range:
+        """Return the half-open range of `source`'s keys/values that holds all that queries of `rank` see."""
+        blocks = self.blocks(rank, source)
+        first = min((block.kv_start for block in blocks), default=0)
+        return range(first, max((block.kv_stop for block in blocks), default=0))
 
     def pairs(self, rank: int) -> float:
         """Return the attention work of `rank`: its query-key pairs, on average per sequence of the batch."""
         rank = self.checked_rank(rank)
         parts = self.chunks or (self,)
-        return sum(fmean(part.keys_seen(rank, start) for start in self.starts or (0,)) for part in parts)
-
-    def keys_seen(self, rank: int, start: int = 0) -> int:
-        """Sum up how many keys each query of `rank` sees; positions before `start` are padding.
-
-        Every key has its place on some rank, so a causal query sees as many as there are up to its position.
-        """
-        _, queries = self.q_shards[rank].since(start)
-        num_keys = sum(shard.num_tokens for shard in self.kv_shards) - start
-        return sum(
-            self.mask.keys_seen(span.start - start, span.stop - start, num_keys) for span in queries.spans
-        )
+        return sum(fmean(_keys_seen(part, rank, start) for start in self.starts or (0,)) for part in parts)
 
     def causal_pairs(self, rank: int) -> float:
-        """Those of them in causal blocks."""
+        """Return how many of these pairs are in causal blocks."""
         parts = self.chunks or (self,)
-        return sum(part.pairs_with(rank, source)[1] for part in parts for source in part.members)
+        return sum(pairs_between(part, rank, source)[1] for part in parts for source in part.members)
 
-    def pairs_with(self, rank: int, source: int) -> tuple[float, float]:
-        """Pairs of `rank`'s queries and `source`'s keys, and those of them in causal blocks."""
-        found = [self.blocks(rank, source, start) for start in self.starts or (0,)]
-        pairs = fmean(sum(block.pairs for block in blocks) for blocks in found)
-        return pairs, fmean(
-            sum(block.pairs for block in blocks if block.shape is BlockShape.CAUSAL) for blocks in found
-        )
+
+def pairs_between(plan: Plan, rank: int, source: int) -> tuple[float, float]:
+    """Return the pairs of `rank`'s queries and `source`'s keys, and how many of them are in causal blocks.
+
+    Both are averages per sequence of the batch.
+    """
+    blocks_by_start = [plan.blocks(rank, source, start) for start in plan.starts or (0,)]
+    pairs = fmean(sum(block.pairs for block in blocks) for blocks in blocks_by_start)
+    return pairs, fmean(
+        sum(block.pairs for block in blocks if block.shape is BlockShape.CAUSAL) for blocks in blocks_by_start
+    )
+
+
+def _keys_seen(plan: Plan, rank: int, start: int) -> int:
+    """Sum up how many keys each query of `rank` sees; positions before `start` are padding.
+
+    Every key has its place on some rank, so a causal query sees as many as there are up to its position.
+    """
+    _, queries = plan.q_shards[rank].since(start)
+    num_keys = sum(shard.num_tokens for shard in plan.kv_shards) - start
+    return sum(plan.mask.keys_seen(span.start - start, span.stop - start, num_keys) for span in queries.spans)
 
 
 def ring_members(tokens: Sequence[int]) -> list[int]:

@@ -15,14 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import add
-from typing import TYPE_CHECKING
 
 from ringexp.planning.cost import RankCost
 from ringexp.planning.links import Links
+from ringexp.planning.plan import Plan
 from ringexp.planning.work import block_rows, linear_ms, needed_rows
-
-if TYPE_CHECKING:
-    from ringexp.planning.plan import Plan
 
 Row = list[float]
 
@@ -109,13 +106,12 @@ def carried_ms(plan: Plan, links: Links) -> float:
             over_links = list(map(add, over_links, took))
         return max(over_links)
     over_links = [
-        hop.latency_ms * (len(members) - 1) + hop.token_ms * (plan.seq_len - count)
+        hop.latency_ms * (len(members) - 1) + hop.unit_ms * (plan.seq_len - count)
         for hop, count in zip(hops, held, strict=True)
     ]
-    once, each = sum(hop.latency_ms for hop in hops), sum(hop.token_ms for hop in hops)
+    once, each = sum(hop.latency_ms for hop in hops), sum(hop.unit_ms for hop in hops)
     of_shards = [
-        once - home.latency_ms + (each - home.token_ms) * count
-        for home, count in zip(hops, held, strict=True)
+        once - home.latency_ms + (each - home.unit_ms) * count for home, count in zip(hops, held, strict=True)
     ]
     return max(*over_links, *of_shards)
 
@@ -129,7 +125,7 @@ def _play(
     rows = block_rows(plan, costs, members)
     linear = linear_ms(plan, costs, members)
     held, hops = [kv_tokens[rank] for rank in members], links.into(members)
-    once, each = [hop.latency_ms for hop in hops], [hop.token_ms for hop in hops]
+    once, each = [hop.latency_ms for hop in hops], [hop.unit_ms for hop in hops]
     arrivals, ends = linear, list(map(add, linear, next(rows)))
     begun = deque([linear], maxlen=prefetch_hops or 1)  # blocks, of so many hops before
     needed = islice(needed_rows(plan, members), 1, None) if links.direct else None

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from ringexp.planning.cost import RankCost
-
-if TYPE_CHECKING:
-    from ringexp.planning.plan import Plan
+from ringexp.planning.plan import Plan, pairs_between
 
 
 def compute_ms(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> list[float]:
@@ -44,7 +41,7 @@ def needed_rows(plan: Plan, members: Sequence[int]) -> Iterator[list[int]]:
     """How many keys/values of each hop's shard are computed with, an entry a member; hop 0 is the own one."""
     if not _closed(plan):
         for hop in range(len(members)):
-            yield [plan.needed(rank, members[place - hop]) for place, rank in enumerate(members)]
+            yield [len(plan.needed(rank, members[place - hop])) for place, rank in enumerate(members)]
         return
     counts, heads = _counts_and_heads(plan, members)
     sees_later = [count > head or not plan.mask.is_causal for count, head in zip(counts, heads, strict=True)]
@@ -56,7 +53,7 @@ def needed_rows(plan: Plan, members: Sequence[int]) -> Iterator[list[int]]:
 
 def block_ms(plan: Plan, cost: RankCost, rank: int, source: int) -> float:
     """Milliseconds that `rank` computes with the shard of `source`."""
-    pairs, causal_pairs = plan.pairs_with(rank, source)
+    pairs, causal_pairs = pairs_between(plan, rank, source)
     hop_ms = cost.hop_ms + cost.hop_token_ms * plan.q_shards[rank].num_tokens
     return cost.attention_ms(pairs, causal_pairs) + (hop_ms if pairs and rank != source else 0.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from ringexp.planning import HopCost, RankCost
+from ringexp.planning import EqualLinks, Link, RankCost
 from ringexp.report.folder import Damaged
 from ringexp.report.values import number
 from ringexp.tracking.files import RESULTS
@@ -33,7 +33,7 @@ def _cost(given: Any) -> RankCost:
     return RankCost(**parts)
 
 
-def hop_of(results: dict[str, Any]) -> HopCost | None:
+def links_of(results: dict[str, Any]) -> EqualLinks | None:
     """Return what a hop cost; None where it is not known. Raises Damaged for what is no cost."""
     hop = results.get("hop")
     if hop is None:
@@ -42,4 +42,4 @@ def hop_of(results: dict[str, Any]) -> HopCost | None:
     latency_ms, token_ms = number(values.get("latency_ms")), number(values.get("token_ms"))
     if latency_ms is None or token_ms is None or latency_ms < 0 or token_ms < 0:
         raise Damaged(f"{RESULTS} has a hop that is not two times of at least 0")
-    return HopCost(latency_ms, token_ms, values.get("direct") is True)
+    return EqualLinks(Link(latency_ms, token_ms), direct=values.get("direct") is True)

@@ -26,8 +26,8 @@ class RingPass:
     Attributes:
         tokens: The number of keys/values per rank. Ranks with 0 are not in the ring.
         prefetch_hops: The number of hops that are posted ahead of compute; None: all of them.
-        needed: Tells for (rank, source) how many of the first tokens of a shard the rank computes with; None:
-            all of them. A transport may carry more.
+        needed: Tells for (rank, source) the range of a shard's tokens that the rank computes with; None: all
+            of them. A transport may carry more.
         heads_first_hops: For this many first hops, deliver shards in groups of heads, and announce them. Only
             for transports that announce shards; equal on all ranks.
         kernel_sends: The first kernel launch of this rank can carry the shards of those hops itself.
@@ -35,13 +35,13 @@ class RingPass:
 
     tokens: Sequence[int]
     prefetch_hops: int | None = None
-    needed: Callable[[int, int], int] | None = None
+    needed: Callable[[int, int], range] | None = None
     heads_first_hops: int = 0
     kernel_sends: bool = False
 
     def carried(self, rank: int, source: int) -> int:
-        """Return how many tokens of a source's shard a rank needs."""
-        return self.needed(rank, source) if self.needed else self.tokens[source]
+        """Return how many first tokens of a source's shard hold all that a rank needs."""
+        return self.needed(rank, source).stop if self.needed else self.tokens[source]
 
 
 class TransportMemory:

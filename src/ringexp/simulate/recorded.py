@@ -17,14 +17,13 @@ from ringexp.config import DEFAULT_TILE
 from ringexp.errors import UserError
 from ringexp.models.model_shapes import attention_config, model_shape
 from ringexp.models.shapes import shape_of
-from ringexp.planning import HopCost, Mask, Plan, RankCost, make_plan
+from ringexp.planning import EqualLinks, Link, Mask, Plan, RankCost, busy_ms, make_plan, predicted_ms
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged, read_config, read_results, read_rows
 from ringexp.report.frame import complete, load_runs
-from ringexp.report.measured_costs import costs_of, hop_of
+from ringexp.report.measured_costs import costs_of, links_of
 from ringexp.report.row import COMPLETE, read_row
 from ringexp.report.values import LARGEST, section, setting
-from ringexp.simulate.hardware import Link
 from ringexp.simulate.rings import KnownSpeeds, Ring
 from ringexp.tracking import metrics
 from ringexp.tracking.files import RESULTS
@@ -38,7 +37,7 @@ class Recorded:
     config: dict[str, Any]
     results: dict[str, Any]
     costs: list[RankCost]
-    hop: HopCost | None
+    links: EqualLinks | None
     busy_ms: list[list[float]]
 
     @property
@@ -77,7 +76,7 @@ class Recorded:
 
         Median over iterations. It is off by its waits alone, not by speeds that calibration got wrong.
         """
-        expected = [self.layers * ms for ms in self.plan.busy_ms(self.costs)]
+        expected = [self.layers * ms for ms in busy_ms(self.plan, self.costs)]
         return median(
             self._latency_ms(
                 [
@@ -90,7 +89,7 @@ class Recorded:
 
     def _latency_ms(self, costs: Sequence[RankCost]) -> float:
         prefetch_hops = section(self.config, "transport").get("prefetch_hops")
-        return self.layers * self.plan.predicted_ms(costs, self.hop, prefetch_hops)
+        return self.layers * predicted_ms(self.plan, costs, self.links, prefetch_hops)
 
     @property
     def error(self) -> float:
@@ -110,7 +109,7 @@ def read_recorded(folder: Path) -> Recorded:
         raise UserError(f"{folder} has no {RESULTS} of a complete run{why}")
     try:
         config, results = read_config(folder) or {}, read_results(folder) or {}
-        costs, hop = costs_of(results), hop_of(results)
+        costs, links = costs_of(results), links_of(results)
         _check_settings(config, results, len(costs))
         busy_ms = _busy_ms(folder, len(costs)) if costs else []
     except Damaged as error:
@@ -119,7 +118,7 @@ def read_recorded(folder: Path) -> Recorded:
         raise UserError(
             f"{folder}/{RESULTS} has no costs: split=kv has none, nor have runs of an older version"
         )
-    return Recorded(folder, config, results, costs, hop, busy_ms)
+    return Recorded(folder, config, results, costs, links, busy_ms)
 
 
 def _check_settings(config: dict[str, Any], results: dict[str, Any], ranks: int) -> None:
@@ -165,17 +164,22 @@ def find_recorded(folders: Sequence[Path]) -> list[Recorded]:
     return found
 
 
+def _links(link: Link, model: str) -> EqualLinks:
+    """Return the links of a ring whose hops carry a model's keys and values. link: per byte."""
+    return EqualLinks(link.scaled(model_shape(model).kv_token_bytes))
+
+
 def ring_of_run(folder: Path, seq_len: int, link: Link | None) -> Ring:
     """The ranks of a finished run, for another split; its costs were fitted around its own length."""
     run = read_recorded(folder)
-    hop = link.hop(model_shape(run.config["model"]["name"])) if link else run.hop
-    if hop is None:
+    links = _links(link, run.config["model"]["name"]) if link else run.links
+    if links is None:
         raise UserError(
             f"{folder} has measured no hops (calibration.mode=table); give --hop MICROSECONDS:GBPS"
         )
     percentages = run.config["hetero"]["percentages"]
     names = [f"rank at {percentage:g} %" for percentage in percentages]
-    return Ring(names, KnownSpeeds(percentages, run.costs, seq_len), hop, run.layers, run.mask, run.costs)
+    return Ring(names, KnownSpeeds(percentages, run.costs, seq_len), links, run.layers, run.mask, run.costs)
 
 
 def ring_of_table(
@@ -205,5 +209,6 @@ def ring_of_table(
         raise UserError(f"--costs {path} has no rows at {missing[0]:g} %")
     source = TableSpeeds(seq_len, list(percentages), [rows] * len(percentages))
     names = [f"{kinds[0][0]} at {percentage:g} %" for percentage in percentages]
-    hop = link.hop(model_shape(model))
-    return Ring(names, source, hop, 1, Mask.of(config.causal), source.costs(Mask.of(config.causal)))
+    return Ring(
+        names, source, _links(link, model), 1, Mask.of(config.causal), source.costs(Mask.of(config.causal))
+    )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from statistics import median
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ringexp.choices import PARTITIONERS
-from ringexp.planning import Mask, RankCost
+from ringexp.planning import EqualLinks, Mask, RankCost, predicted_ms
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.metrics import Accuracy, Decoding, RunResult
@@ -36,7 +36,7 @@ def run_result(
         kernel=job.tools.kernel.name,
         transport=session.transport.name,
         costs=[asdict(cost) for cost in costs],
-        hop=asdict(job.hop_cost) if job.hop_cost else None,
+        hop=_hop(job.links),
         num_units=job.workload.num_units,
         decode=decoding,
         adaptation=adaptation if config.hetero.drift or partitioner.adapts else None,
@@ -178,9 +178,17 @@ def _costs(job: PreparedJob) -> list[RankCost]:
     return list(job.source.costs(Mask.of(job.workload.causal))) if job.plan.aligned else []
 
 
+def _hop(links: EqualLinks | None) -> dict[str, Any] | None:
+    """Return the cost of a hop as results record it, per token; None if it was not measured."""
+    if links is None:
+        return None
+    link = links.link
+    return {"latency_ms": link.latency_ms, "token_ms": link.unit_ms, "direct": links.direct}
+
+
 def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:
     """Return the predicted latency; None without costs, and for a run whose speeds change."""
     if not costs or job.config.hetero.drift:
         return None
     prefetch_hops = job.config.transport.prefetch_hops
-    return job.workload.num_units * job.plan.predicted_ms(costs, job.hop_cost, prefetch_hops)
+    return job.workload.num_units * predicted_ms(job.plan, costs, job.links, prefetch_hops)
