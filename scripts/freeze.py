@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Print constraints.txt: the versions in this environment of all that ringexp[dev] needs, directly or not.
+"""Print constraints.txt: the installed versions of all direct and indirect requirements of ringexp[dev].
 
     python scripts/freeze.py > scripts/constraints.txt
 
-triton is left to torch, whose CUDA builds ask for one version of it; so are CUDA's libraries.
+torch decides the versions of triton and of CUDA's libraries, so these are left out.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from packaging.utils import canonicalize_name
 LEFT_OUT = ("ringexp", "triton")
 
 
-def closure(name: str, extras: frozenset[str], found: dict[str, str]) -> None:
-    """Add `name` and what it needs to `found`; what is not installed is not needed on this platform."""
+def closure(name: str, extras: frozenset[str], versions: dict[str, str]) -> None:
+    """Add a package and its requirements to `versions`, but not packages that are not installed."""
     try:
         package = distribution(name)
     except PackageNotFoundError:
         return
-    found[canonicalize_name(name)] = package.version.partition("+")[0]
+    versions[canonicalize_name(name)] = package.version.partition("+")[0]
     for text in package.requires or []:
         need = Requirement(text)
         marker = need.marker
         wanted = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
-        if wanted and (need.extras or canonicalize_name(need.name) not in found):
-            closure(need.name, frozenset(need.extras), found)
+        if wanted and (need.extras or canonicalize_name(need.name) not in versions):
+            closure(need.name, frozenset(need.extras), versions)
 
 
 def main() -> None:
-    found: dict[str, str] = {}
-    closure("ringexp", frozenset({"dev"}), found)
+    versions: dict[str, str] = {}
+    closure("ringexp", frozenset({"dev"}), versions)
     print(f"# scripts/freeze.py on Python {platform.python_version()}: versions that the tests pass with.")
     print("# pip install -c scripts/constraints.txt 'ringexp[dev]'")
-    for name, version in sorted(found.items()):
+    for name, version in sorted(versions.items()):
         if name not in LEFT_OUT and not name.startswith(("nvidia-", "cuda-")):
             print(f"{name}=={version}")
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Disturb runs in every way that docs/reliability.md lists, on this machine, and print its table.
+"""Disturb runs in every way that docs/reliability.md lists, on this machine, and print the page's table.
 
     python scripts/measure_faults.py [NAME ...]
 
-Seconds are from the fault to the launcher's end, or where the launcher itself was killed to the last rank's;
-wandb's faults end no run, so there it is when the run is done.
-Every line is checked for what must not be left: ranks, temporary files, half lines, an MPS daemon. Those that
-need root, a GPU or SLURM (scripts/slurm_dev_cluster.sh) are left out where there is none.
+Seconds are from the fault to the launcher's end. If the launcher itself was killed they are to the last
+rank's end; faults of wandb end no run, so they are to the end of the run. After each fault the script checks
+that no rank, temporary file, half line or MPS daemon is left. Faults that need root, a GPU or SLURM
+(scripts/slurm_dev_cluster.sh) are left out if there is none.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from support.faults import (  # noqa: E402
 )
 
 Fault = Callable[[Path], tuple[subprocess.Popen, float]]
-"""Starts a run in a folder and disturbs it; returns the launcher and when."""
+"""A function that starts a run in a folder and disturbs it. It returns the launcher and the fault's time."""
 
 GPU = Path("/dev/nvidia0").exists()
 ONE_GPU = GPU and not Path("/dev/nvidia1").exists()
@@ -62,7 +62,7 @@ def to_rank_one(signum: int, *overrides: str) -> Fault:
 
 
 def to_task_of_rank_one(*overrides: str) -> Fault:
-    """Kill the task of a SLURM step that watches over rank 1, which dies with it."""
+    """Kill the task of a SLURM step that supervises rank 1, so that the rank ends too."""
 
     def fault(root: Path) -> tuple[subprocess.Popen, float]:
         process = started(root, *overrides, *QUIET)
@@ -83,7 +83,7 @@ def to_launcher(signum: int, *overrides: str) -> Fault:
 
 
 def out_of_memory(root: Path) -> tuple[subprocess.Popen, float]:
-    """Take rank 1 the right to any more memory: its next allocation fails."""
+    """Forbid rank 1 to allocate more memory, so that its next allocation fails."""
     process = started(root, *QUIET)
     resource.prlimit(rank_pids(root)[1], resource.RLIMIT_AS, (1, 1))
     return process, time.monotonic()
@@ -118,18 +118,18 @@ def mps_daemon_killed(root: Path) -> tuple[subprocess.Popen, float]:
 
 
 def mps_processes(root: Path) -> list[int]:
-    """MPS daemons and servers whose log folder is under `root`."""
-    found = []
+    """Return the process ids of MPS daemons and servers whose log folder is under `root`."""
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             ours = f"CUDA_MPS_LOG_DIRECTORY={root}".encode() in (folder / "environ").read_bytes()
             if ours and (folder / "comm").read_text(encoding="utf-8", errors="replace").startswith(
                 "nvidia-cuda-mps"
             ):
-                found.append(int(folder.name))
+                pids.append(int(folder.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def scancel(*arguments: str) -> Fault:
@@ -186,22 +186,23 @@ FAULTS: dict[str, tuple[str, Fault, bool]] = {
 }
 
 SMALL_DISKS = {"disk": (".", "400k"), "wandb_disk": ("runs/today/run/wandb", "64k")}
-"""Faults that need a file system of their own: where, and its size."""
+"""The folder and the size of the file system that a fault needs."""
 
 
 def leftovers(root: Path) -> list[str]:
-    """What should not be there after a run has ended."""
-    found = ranks_alive(root) + [f"MPS process {pid}" for pid in mps_processes(root)]
-    found += [str(path) for path in root.rglob(".*") if path.is_file() and ".json." in path.name]
+    """Return what a run should not have left after its end."""
+    left = ranks_alive(root) + [f"MPS process {pid}" for pid in mps_processes(root)]
+    left += [str(path) for path in root.rglob(".*") if path.is_file() and ".json." in path.name]
     for path in root.rglob("iterations.csv"):
         if not path.read_bytes().endswith(b"\n"):
-            found.append(f"half a line in {path}")
+            left.append(f"half a line in {path}")
     for path in root.rglob("results.json"):
         json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return left
 
 
 def measure(name: str, root: Path) -> str:
+    """Disturb one run and return its line of the table."""
     what, fault, _ = FAULTS[name]
     process, began = fault(root)
     stdout, stderr = process.communicate(timeout=120)
@@ -210,8 +211,8 @@ def measure(name: str, root: Path) -> str:
     seconds = launcher_s if process.returncode >= 0 else time.monotonic() - began
     happened(lambda: not mps_processes(root), 15)
     left = leftovers(root)
-    said = stderr.splitlines() or [line.strip() for line in stdout.splitlines() if " warning: " in line]
-    message = said[-1].replace(str(root), "…") if said else "-"
+    lines = stderr.splitlines() or [line.strip() for line in stdout.splitlines() if " warning: " in line]
+    message = lines[-1].replace(str(root), "…") if lines else "-"
     statuses = sorted(
         {json.loads(path.read_text(encoding="utf-8"))["status"] for path in root.rglob("results.json")}
     )
@@ -224,7 +225,7 @@ def measure(name: str, root: Path) -> str:
 
 
 def resumed() -> str:
-    """A sweep interrupted in its second run, and the same command again."""
+    """Interrupt a sweep in its second run and give its command again. Return the second sweep's summary."""
     with tempfile.TemporaryDirectory(prefix="ringexp-faults-") as folder:
         root = Path(folder)
         sweep = ["-m", "partitioner=even,uneven,lut", "hetero=mps_50_100", "references=false", "seq_len=256"]

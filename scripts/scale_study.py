@@ -3,7 +3,7 @@
 
     python scripts/scale_study.py --out docs/benchmarks/scale-simulated
 
-Nothing here is measured: devices and links are those of ringexp/simulate/hardware.yaml. Needs no GPU; takes
+Nothing here is measured: devices and links are those of ringexp/simulate/hardware.yaml. It needs no GPU, and
 some minutes on one core, most of them for 1,024 ranks.
 """
 
@@ -35,12 +35,12 @@ PARTITIONERS = ("even", "lut", "balanced")
 PER_NODE = 8
 MODEL = "llama3_8b"
 COLOURS = (BLACK, BLUE, GREEN, ORANGE, VERMILION)
-"""One a length."""
+"""The colour of each length."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One ring and one way of using it."""
+    """One ring and the way in which it is used."""
 
     mix: str
     ranks: int
@@ -53,7 +53,7 @@ class Setting:
 
 
 def devices_of(mix: str, ranks: int, hardware: Hardware) -> list[Device]:
-    """About equal parts of each kind, the fastest first; whole nodes of one kind where there are enough."""
+    """Return about equal numbers of each kind, the fastest first, and whole nodes of one kind if possible."""
     kinds = [hardware.devices[name] for name in MIXES[mix]]
     unit = PER_NODE if ranks >= PER_NODE * len(kinds) else 1
     bounds = [-(-ranks * i // len(kinds) // unit) * unit for i in range(len(kinds) + 1)]
@@ -77,7 +77,7 @@ def ring_of(setting: Setting, hardware: Hardware) -> Ring:
 
 
 def row(setting: Setting, hardware: Hardware) -> dict[str, Any]:
-    """All figures of one setting; raises UserError where there are more ranks than tokens."""
+    """Return the figures of one setting. Raises UserError for more ranks than tokens."""
     ring = ring_of(setting, hardware)
     split = Split(
         setting.partitioner, "zigzag", setting.seq_len, setting.prefetch_hops, chunks=setting.chunks
@@ -111,7 +111,7 @@ def row(setting: Setting, hardware: Hardware) -> dict[str, Any]:
 
 
 def settings() -> Iterator[Setting]:
-    """The grid; then head-parallel groups, 200 Gb/s, barriers and chunks beside some of it."""
+    """Yield the grid, then parts of it with head-parallel groups, 200 Gb/s, barriers and chunks."""
     for mix, ranks, seq_len, partitioner in product(MIXES, RANKS, LENGTHS, PARTITIONERS):
         yield Setting(mix, ranks, seq_len, partitioner=partitioner)
     mixed = "H100 + A100"
@@ -126,7 +126,7 @@ def settings() -> Iterator[Setting]:
 
 
 def measure(hardware: Hardware) -> pd.DataFrame:
-    """A row a setting; those with more ranks than tokens are left out."""
+    """Return one row per setting, without settings that have more ranks than tokens."""
     rows = []
     for setting in settings():
         try:
@@ -138,7 +138,7 @@ def measure(hardware: Hardware) -> pd.DataFrame:
 
 
 def plain(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows of the grid itself, or those that differ from it as `wanted`."""
+    """Return the rows of the grid, or the rows that differ from the grid by these values."""
     chosen = {"across": "ib400", "heads_over": 1, "chunks": 1} | wanted
     for name, value in chosen.items():
         table = table[table[name] == value]
@@ -151,9 +151,9 @@ def length_name(seq_len: int) -> str:
 
 def lines_by_length(axis: Any, table: pd.DataFrame, column: str, **look: Any) -> None:
     for seq_len, colour in zip(LENGTHS, COLOURS, strict=True):
-        mine = table[table.seq_len == seq_len].sort_values("ranks")
-        shown = {"marker": "o", "markersize": 4, "linewidth": 1.6} | look
-        axis.plot(mine.ranks, mine[column], color=colour, **shown)
+        rows = table[table.seq_len == seq_len].sort_values("ranks")
+        style_of_line = {"marker": "o", "markersize": 4, "linewidth": 1.6} | look
+        axis.plot(rows.ranks, rows[column], color=colour, **style_of_line)
 
 
 def ranks_axis(axis: Any) -> None:
@@ -174,7 +174,7 @@ def way(label: str, **look: Any) -> Any:
 
 
 def efficiency_figure(table: pd.DataFrame) -> Figure:
-    """Capacity efficiency over the number of devices: a row a mix, a column a partitioner."""
+    """Draw capacity efficiency over the number of devices, one row per mix and one column per partitioner."""
     figure, grid = style.new_figure(len(MIXES), len(PARTITIONERS), height=2.7, sharey=True)
     for axes, mix in zip(grid, MIXES, strict=True):
         for axis, partitioner in zip(axes, PARTITIONERS, strict=True):
@@ -190,7 +190,7 @@ def efficiency_figure(table: pd.DataFrame) -> Figure:
 
 
 def speedup_figure(table: pd.DataFrame) -> Figure:
-    """How many times faster than the fastest device alone."""
+    """Draw the speedup over the fastest device alone."""
     figure, (axes,) = style.new_figure(1, len(MIXES), height=3.6, sharey=True)
     for axis, mix in zip(axes, MIXES, strict=True):
         lines_by_length(axis, plain(table, mix=mix, partitioner="balanced"), "speedup_over_single")
@@ -212,7 +212,7 @@ def speedup_figure(table: pd.DataFrame) -> Figure:
 
 
 def bound_figure(table: pd.DataFrame) -> Figure:
-    """What hops alone take over what the slowest rank computes; above 1, the ring is bound by transfers."""
+    """Draw the time of hops alone over the compute time of the slowest rank. Above 1 transfers limit."""
     figure, (axes,) = style.new_figure(1, len(MIXES), height=3.6, sharey=True)
     table = table.assign(ratio=table.transfer_ms / table.compute_ms)
     for axis, mix in zip(axes, MIXES, strict=True):
@@ -228,20 +228,20 @@ def bound_figure(table: pd.DataFrame) -> Figure:
 
 
 def kept_figure(table: pd.DataFrame) -> Figure:
-    """Which devices balanced keeps in the ring, of three kinds: a panel a length."""
+    """Draw the parts of three kinds of devices that `balanced` keeps in the ring, one panel per length."""
     mix = "H100 + A100 + L40"
     table = plain(table, mix=mix, partitioner="balanced")
     lengths = sorted(table.seq_len.unique())
     figure, (axes,) = style.new_figure(1, len(lengths), width=2.7, height=3.2, sharey=True)
     colours = dict(zip(MIXES[mix], (BLUE, ORANGE, OTHER_COLOUR), strict=True))
     for axis, seq_len in zip(axes, lengths, strict=True):
-        mine = table[table.seq_len == seq_len].sort_values("ranks")
-        bottom = 0.0 * mine.ranks
+        rows = table[table.seq_len == seq_len].sort_values("ranks")
+        bottom = 0.0 * rows.ranks
         for name, colour in colours.items():
-            part = mine[f"members.{name}"] / mine.ranks
-            axis.bar(range(len(mine)), part, bottom=bottom, color=colour, width=0.85)
+            part = rows[f"members.{name}"] / rows.ranks
+            axis.bar(range(len(rows)), part, bottom=bottom, color=colour, width=0.85)
             bottom = bottom + part
-        axis.set_xticks(range(len(mine)), mine.ranks, fontsize=8, rotation=60)
+        axis.set_xticks(range(len(rows)), rows.ranks, fontsize=8, rotation=60)
         axis.set_ylim(0, 1)
         axis.set_xlabel("devices")
         axis.set_title(f"{length_name(seq_len)} tokens", fontsize=11)
@@ -254,7 +254,7 @@ def kept_figure(table: pd.DataFrame) -> Figure:
 
 
 def alternatives_figure(table: pd.DataFrame) -> Figure:
-    """The plain ring, and what changes one thing about it: heads shared within nodes, slower links."""
+    """Draw the plain ring, and rings that share heads within nodes or have slower links."""
     table = table[(table.mix == "H100 + A100") & (table.partitioner == "balanced")]
     figure, (axes,) = style.new_figure(1, 2, width=6.2, height=3.8, sharey=True)
     others = [
@@ -289,14 +289,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for scale.csv and the figures")
     parser.add_argument("--redraw", action="store_true", help="draw the scale.csv that is there")
-    asked = parser.parse_args()
-    path = asked.out / "scale.csv"
-    if not asked.redraw:
+    arguments = parser.parse_args()
+    path = arguments.out / "scale.csv"
+    if not arguments.redraw:
         write_atomically(path, measure(load_hardware()).to_csv(index=False, float_format="%.5g"))
     table = pd.read_csv(path)
     for name, draw in FIGURES.items():
-        draw(table).savefig(asked.out / f"{name}.png")
-        print(asked.out / f"{name}.png")
+        draw(table).savefig(arguments.out / f"{name}.png")
+        print(arguments.out / f"{name}.png")
 
 
 if __name__ == "__main__":

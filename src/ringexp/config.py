@@ -14,7 +14,6 @@ CONF_DIR = PACKAGED if PACKAGED.is_dir() else SOURCE
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "sdpa", "cudnn", "triton", "flash")
-TRANSPORTS = ("auto", "nccl", "ipc", "gloo")
 SPLITS = ("tokens", "kv")
 TRACKER_MODES = ("offline", "online", "disabled")
 CALIBRATION_MODES = ("auto", "table", "refresh")

@@ -118,11 +118,12 @@ def test_a_port_in_use_is_named(tmp_path):
 
 
 def test_more_ranks_than_gpus_is_named(tmp_path, monkeypatch):
-    from ringexp import app
+    from ringexp.app import site
+    from ringexp.app.single_run import run
     from ringexp.config import Config, HeteroConfig, TransportConfig
     from ringexp.errors import UserError
 
-    monkeypatch.setattr(app, "gpu_count", lambda: 2)
+    monkeypatch.setattr(site, "gpu_count", lambda: 2)
     config = Config(
         hetero=HeteroConfig([100.0, 50.0, 50.0]),
         transport=TransportConfig("nccl"),
@@ -130,7 +131,7 @@ def test_more_ranks_than_gpus_is_named(tmp_path, monkeypatch):
         output_root=str(tmp_path),
     )
     with pytest.raises(UserError, match="asks for 3 ranks, but transport=nccl takes one rank per GPU"):
-        app.run(config, tmp_path)
+        run(config, tmp_path)
 
 
 def test_dry_run_plans_and_starts_nothing(tmp_path):

@@ -320,7 +320,7 @@ class AtHand(LoopbackTransport):
         for source in self.arrival_order(ring_pass.tokens):
             if source == self.rank:
                 yield PendingShard.local(source, k, v)
-            elif self._pieces is None or not ring_pass.carried(self.rank, source):
+            elif self._pieces is None or not ring_pass.needed_of(self.rank, source):
                 yield PendingShard(source, lambda source=source: self._shards[source])
             else:  # a kernel may wait for it; where none does, a stream
                 yield PendingShard(source, partial(self._receive, source), partial(self.send, source))
@@ -334,11 +334,11 @@ class AtHand(LoopbackTransport):
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             if not self.awaited:
-                cuda_driver.flags(self._stream, taken=[self._released.data_ptr()])
+                cuda_driver.flags(self._stream, awaited=[self._released.data_ptr()])
             for piece in range(self._pieces):
                 columns, start = slice(piece * heads, (piece + 1) * heads), piece * row_bytes // self._pieces
                 cuda_driver.copy_rows(self._stream, coming.data_ptr() + start, row_bytes, rows[:, :, columns])
-                cuda_driver.flags(self._stream, given=[words[piece:].data_ptr()])
+                cuda_driver.flags(self._stream, raised=[words[piece:].data_ptr()])
         self.awaited = True
         return coming, ArrivalFlags(words, waited, taken.data_ptr())
 
@@ -349,7 +349,7 @@ class AtHand(LoopbackTransport):
 
     def release(self):
         """Let held shards come."""
-        cuda_driver.flags(torch.cuda.Stream(), given=[self._released.data_ptr()])
+        cuda_driver.flags(torch.cuda.Stream(), raised=[self._released.data_ptr()])
 
 
 @pytest.mark.parametrize("consumers", [2, 3])

@@ -41,7 +41,7 @@ class AtHand(LoopbackTransport):
         for source in self.arrival_order(ring_pass.tokens):
             shard = self.of(self.plan.kv_shards[source].positions())
             if source != self.place:
-                unneeded = slice(ring_pass.carried(self.place, source), None)
+                unneeded = slice(ring_pass.needed_of(self.place, source).stop, None)
                 shard[:, :, unneeded] = float("nan")  # a transport may leave it out
             receive = (lambda: (k, v)) if source == self.place else lambda shard=shard: shard
             yield PendingShard(source, receive)

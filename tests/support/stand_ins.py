@@ -78,14 +78,14 @@ class _Driver:
         del self._mapped[mapping]
 
     @staticmethod
-    def flags(stream: object, taken: Sequence[int] = (), given: Sequence[int] = ()) -> None:
+    def flags(stream: object, awaited: Sequence[int] = (), raised: Sequence[int] = ()) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        for flag in map(ctypes.c_uint32.from_address, taken):
+        for flag in map(ctypes.c_uint32.from_address, awaited):
             while not flag.value:
                 assert time.monotonic() < deadline, "a flag was never set"
                 time.sleep(0)
             flag.value = 0
-        for flag in map(ctypes.c_uint32.from_address, given):
+        for flag in map(ctypes.c_uint32.from_address, raised):
             flag.value = 1
 
     def device_id(self, device: torch.device) -> int:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 class TogetherLauncher(Launcher):
+    """A launcher that hands over all runs of a sweep at once."""
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._context = hydra_context
         self._config = config

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class SharedRanksConfig:
+    """The settings of the launcher: it has none."""
+
     _target_: str = "hydra_plugins.ringexp_launcher.shared_ranks.SharedRanksLauncher"
 
 
@@ -28,6 +30,8 @@ ConfigStore.instance().store(
 
 
 class SharedRanksLauncher(TogetherLauncher):
+    """The launcher of sweeps on this machine."""
+
     def carry_out(self) -> CarryOut:
         from ringexp.app import execute
 

@@ -36,6 +36,8 @@ LAUNCHERS = ("shared_ranks", "slurm", "slurm_local_debug", "basic")
 
 @dataclass
 class GridSweeperConfig:
+    """The settings of the sweeper."""
+
     _target_: str = "hydra_plugins.ringexp_sweeper.grid.GridSweeper"
     max_batch_size: int | None = None
     params: dict[str, str] | None = None
@@ -46,6 +48,8 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweepe
 
 
 class GridSweeper(BasicSweeper):
+    """A sweeper over every combination of values but those that `leave_out` names."""
+
     def __init__(
         self,
         max_batch_size: int | None,

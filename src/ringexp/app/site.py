@@ -16,7 +16,7 @@ from ringexp.tracking.environment import command_line, machine_facts
 
 @dataclass(frozen=True)
 class ExecutionSite:
-    """Where ranks run; this machine unless told otherwise.
+    """The place where ranks run; this machine by default.
 
     Attributes:
         num_gpus: GPUs of all nodes together.

@@ -26,6 +26,7 @@ lengths and layouts, is written beside it. The planner alone, without any runs:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command's options; None: those of this process."""
     parser = argparse.ArgumentParser(
         "ringexp report",
         description=DESCRIPTION,

@@ -34,6 +34,7 @@ SHOWN = ("run", "status", "latency_ms_median", "speedup_over_even", "capacity_ef
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command's options; None: those of this process."""
     parser = argparse.ArgumentParser(
         "ringexp results",
         description=DESCRIPTION,

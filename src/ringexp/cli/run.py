@@ -41,7 +41,7 @@ INTERRUPTED = "interrupted; what was measured is kept, and in a sweep the same c
 
 @dataclass
 class _CommandState:
-    """What the command line remembers across Hydra, which passes no values back."""
+    """The state that the command line keeps itself, since Hydra passes no values back."""
 
     exit_codes: list[int] = field(default_factory=list)  # of the runs that failed
     sweep_dir: Path | None = None

@@ -38,6 +38,7 @@ MOST = 10**12
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command's options; None: those of this process."""
     parser = argparse.ArgumentParser(
         "ringexp simulate",
         description=DESCRIPTION,
@@ -68,6 +69,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--chunks", type=_number, default=1, help="number of chunks in which prefill is done (%(default)s)"
     )
+    _add_devices(parser)
+    parser.add_argument("--timeline", type=Path, metavar="PNG", help="draw the hops of one layer")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser.parse_args(arguments)
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe devices and the links between them."""
     parser.add_argument("--hardware", type=Path, metavar="YAML", help="further devices and links")
     parser.add_argument("--per-node", type=_number, default=8, help="devices of a node (%(default)s)")
     parser.add_argument("--across", default="ib400", help="link between nodes (%(default)s)")
@@ -94,9 +103,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--hop", type=_hop, metavar="US:GBPS", help="every hop's microseconds, and GB/s each way"
     )
-    parser.add_argument("--timeline", type=Path, metavar="PNG", help="draw the hops of one layer")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    return parser.parse_args(arguments)
 
 
 def _number(text: str, least: int = 1) -> int:

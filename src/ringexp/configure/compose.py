@@ -40,7 +40,7 @@ def grouped(config: Config, group: str) -> Config:
 
 def known_keys(config: DataclassInstance | None = None, prefix: str = "") -> list[str]:
     """Return the dotted name of every setting."""
-    config = config or Config()
+    config = Config() if config is None else config
     keys: list[str] = []
     for item in fields(config):
         keys.append(prefix + item.name)

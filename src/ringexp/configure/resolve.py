@@ -66,7 +66,7 @@ class ResolvedRun:
 
     @property
     def plan_request(self) -> PlanRequest:
-        """What the ranks' plan is asked for."""
+        """The request by which the plan is made."""
         settings, partitioner = self.settings, self.settings.partitioner
         return PlanRequest(
             seq_len=self.seq_len,

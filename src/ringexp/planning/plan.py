@@ -87,10 +87,11 @@ class Plan:
         return tuple(block.moved(padded_queries, padded_keys) for block in blocks) if start else blocks
 
     def needed(self, rank: int, source: int) -> range:
-        """Return the half-open range of `source`'s keys/values that holds all that queries of `rank` see."""
+        """Return the part of `source`'s keys/values, in local indices, that the queries of `rank` see."""
         blocks = self.blocks(rank, source)
-        first = min((block.kv_start for block in blocks), default=0)
-        return range(first, max((block.kv_stop for block in blocks), default=0))
+        if not blocks:
+            return range(0)
+        return range(min(block.kv_start for block in blocks), max(block.kv_stop for block in blocks))
 
     def pairs(self, rank: int) -> float:
         """Return the attention work of `rank`: its query-key pairs, on average per sequence of the batch."""

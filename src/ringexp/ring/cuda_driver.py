@@ -185,18 +185,18 @@ def close_shared(mapping: int) -> None:
     _call("cuIpcCloseMemHandle", mapping)
 
 
-def flags(stream: torch.cuda.Stream, taken: Sequence[int] = (), given: Sequence[int] = ()) -> None:
+def flags(stream: torch.cuda.Stream, awaited: Sequence[int] = (), raised: Sequence[int] = ()) -> None:
     """Let a stream wait for flags, and then raise others.
 
     Args:
         stream: the stream; later work in it waits too.
-        taken: addresses of flags. The stream waits until each is 1, and makes it 0.
-        given: addresses of flags that the stream makes 1, after all its earlier work.
+        awaited: addresses of flags. The stream waits until each is 1, and makes it 0.
+        raised: addresses of flags that the stream makes 1, after all its earlier work.
     """
     operations = []
-    for address in taken:
+    for address in awaited:
         operations += [(_WAIT, address, 1, _WAIT_EQUAL), (_WRITE, address, 0, 0)]
-    operations += [(_WRITE, address, 1, 0) for address in given]
+    operations += [(_WRITE, address, 1, 0) for address in raised]
     for start in range(0, len(operations), _MOST_OPERATIONS):
         batch = [_Operation(*operation) for operation in operations[start : start + _MOST_OPERATIONS]]
         array = (_Operation * len(batch))(*batch)

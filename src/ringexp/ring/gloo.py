@@ -16,7 +16,7 @@ from ringexp.ring.pending import PendingShard
 from ringexp.ring.ring_group import PeerLost
 from ringexp.ring.route import Route
 from ringexp.ring.timing import Origin
-from ringexp.ring.transport import RingPass, Transport, resolved, shard_shape
+from ringexp.ring.transport import Connection, RingPass, Transport, resolved, shard_shape
 
 _TAG = 0
 
@@ -28,13 +28,16 @@ class GlooTransport(Transport):
     """
 
     name = "gloo"
-    uses_links = True
 
     def __init__(self, links: dist.ProcessGroup | dist.ProcessGroupGloo | None = None) -> None:
         """Take connections to all ranks, in rank order, as `links`; None: those of the default group."""
         self._links: Any = resolved(None) if links is None else links
         super().__init__(self._links.rank())
         self._forwarder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring-forwarder")
+
+    @classmethod
+    def connect(cls, connection: Connection) -> GlooTransport:
+        return cls(connection.links or resolved(connection.group))
 
     def circulate(self, k: torch.Tensor, v: torch.Tensor, ring_pass: RingPass) -> Generator[PendingShard]:
         route = Route.of(ring_pass.tokens, self.rank)

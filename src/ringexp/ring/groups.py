@@ -12,41 +12,42 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.distributed as dist
 
-from ringexp.config import TRANSPORTS
+from ringexp.choices import AUTO, TRANSPORTS, TransportSpec
 from ringexp.errors import UserError
 from ringexp.ring.cuda_driver import device_id
-from ringexp.ring.gloo import GlooTransport
 from ringexp.ring.loopback import LoopbackTransport
 from ringexp.ring.messages import Messages
 from ringexp.ring.ring_group import backends, forget_ring_group, ring_group_of
 from ringexp.ring.transport import Transport, make_transport
 
-_BACKENDS = {"nccl": "cuda", "gloo": "cpu"}
-"""The type of device for which a transport needs the group's backend of its name."""
-
 
 def transport_of(group: dist.ProcessGroup | None, device: torch.device, name: str = "auto") -> Transport:
-    """Return the group's transport for tensors on `device`, made at the first call, which all its ranks make.
+    """Return the group's transport for tensors on `device`. All its ranks make the first call together.
 
-    auto: what the group's backend for the device can do, see `_fitting`. Raises UserError for a transport
-    that is unknown or cannot work there.
+    Args:
+        group: The process group; None is the default one.
+        device: Where keys and values lie.
+        name: A name of `choices.TRANSPORTS`, or auto for the first that works there.
+
+    Raises:
+        UserError: The transport is unknown, or cannot work there.
     """
     ring_group = ring_group_of(group)
     kept, key = ring_group.transports, (device, name)
     if key not in kept:
         if ring_group.size == 1 and not dist.is_initialized():
             kept[key] = LoopbackTransport()
-        elif name == "auto":
+        elif name == AUTO:
             ring_group.meet()
             kept[key] = transport_of(group, device, _fitting(group, device))
         else:
-            _check(name, device, backends(group))
+            TRANSPORTS.check(name)
+            _check(TRANSPORTS[name], device, backends(group))
             ring_group.meet()
             with current(device):
-                if name == "gloo" and ring_group.linked:
-                    transport: Transport = GlooTransport(ring_group.links)
-                else:
-                    transport = make_transport(name, device, group)
+                own_links = TRANSPORTS[name].own_connections and ring_group.linked
+                links = ring_group.links if own_links else None
+                transport = make_transport(name, device, group, links=links)
                 transport.barrier()  # NCCL wants all ranks in a group's first call, also those without tokens
             kept[key] = transport
     return kept[key]
@@ -87,38 +88,52 @@ def current(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _fitting(group: dist.ProcessGroup | None, device: torch.device) -> str:
-    """For CUDA ipc where ranks are on one machine and reach each other's memory, if the group has gloo.
+    """Return the first transport, in the order in which `auto` tries them, that works in the group.
 
-    Else nccl if the group has that, or gloo.
+    If none does, return the last one: its check says what the group lacks.
     """
-    known = backends(group)
-    if device.type == "cuda" and known.get("cpu") == "gloo" and _all_reach(group, device):
-        return "ipc"
-    return "nccl" if known.get(device.type) == "nccl" else "gloo"
+    group_backends = backends(group)
+
+    def works(spec: TransportSpec) -> bool:
+        if device.type not in spec.devices or not _has_backend(spec, group_backends):
+            return False
+        if not spec.needs_peer_access:
+            return True
+        return group_backends.get("cpu") == "gloo" and _all_reach(group, device)
+
+    ranked = sorted((spec.auto_rank, spec.name) for spec in TRANSPORTS if spec.auto_rank is not None)
+    return next((name for _, name in ranked if works(TRANSPORTS[name])), ranked[-1][1])
 
 
 def _all_reach(group: dist.ProcessGroup | None, device: torch.device) -> bool:
-    """Whether the group's ranks are on one machine whose GPUs, theirs, can access each other."""
-    known = {device_id(torch.device("cuda", index)): index for index in range(torch.cuda.device_count())}
-    own = device_id(device)
+    """Tell whether the group's ranks are on one machine whose GPUs can access each other's memory."""
+    indices = {device_id(torch.device("cuda", index)): index for index in range(torch.cuda.device_count())}
+    this_gpu = device_id(device)
     reached = [
-        name
-        for name, index in known.items()
-        if name == own or torch.cuda.can_device_access_peer(known[own], index)
+        gpu
+        for gpu, index in indices.items()
+        if gpu == this_gpu or torch.cuda.can_device_access_peer(indices[this_gpu], index)
     ]
-    ranks = Messages(group).all_gather((platform.node(), own, reached))
+    ranks = Messages(group).all_gather((platform.node(), this_gpu, reached))
     return len({host for host, _, _ in ranks}) == 1 and all(
-        name in there for _, name, _ in ranks for _, _, there in ranks
+        gpu in reachable for _, gpu, _ in ranks for _, _, reachable in ranks
     )
 
 
-def _check(name: str, device: torch.device, known: dict[str, str]) -> None:
-    if name not in TRANSPORTS:
-        raise UserError(f"transport={name} is unknown; choose one of {', '.join(TRANSPORTS)}")
-    if name in ("nccl", "ipc") and device.type != "cuda":
-        raise UserError(f"transport={name} needs CUDA, but the tensors are on {device}; use transport=auto")
-    if name in _BACKENDS and known.get(_BACKENDS[name]) != name:
+def _has_backend(spec: TransportSpec, group_backends: dict[str, str]) -> bool:
+    """Tell whether a group has the backend that a transport needs of it."""
+    return spec.backend is None or group_backends.get(spec.backend[0]) == spec.backend[1]
+
+
+def _check(spec: TransportSpec, device: torch.device, group_backends: dict[str, str]) -> None:
+    """Raise UserError if a transport cannot carry tensors on the device within a group."""
+    if device.type not in spec.devices:
+        needs = " or ".join(spec.devices).upper()
         raise UserError(
-            f"transport={name} needs a group with {_BACKENDS[name]}:{name}, and this one has {known}; "
-            'make it with backend="cpu:gloo,cuda:nccl"'
+            f"transport={spec.name} needs {needs}, but the tensors are on {device}; use transport=auto"
+        )
+    if spec.backend and not _has_backend(spec, group_backends):
+        raise UserError(
+            f"transport={spec.name} needs a group with {':'.join(spec.backend)}, and this one has "
+            f'{group_backends}; make it with backend="cpu:gloo,cuda:nccl"'
         )

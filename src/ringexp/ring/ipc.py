@@ -23,7 +23,7 @@ from ringexp.ring.ipc_pieces import shard_bytes
 from ringexp.ring.ipc_signals import Signals
 from ringexp.ring.messages import Messages
 from ringexp.ring.pending import PendingShard
-from ringexp.ring.transport import RingPass, Transport, lay_out, shard_shape
+from ringexp.ring.transport import Connection, RingPass, Transport, lay_out, shard_shape
 
 
 class IpcTransport(Transport):
@@ -60,6 +60,10 @@ class IpcTransport(Transport):
         self.announces = not shares_gpu and len(set(capabilities)) == 1
         # Slow stores hold up an SM.
         self.kernel_sends = all(driver.over_nvlink(device, other) for other in {*devices} - {devices[rank]})
+
+    @classmethod
+    def connect(cls, connection: Connection) -> IpcTransport:
+        return cls(connection.device, connection.group, connection.key)
 
     def circulate(self, k: torch.Tensor, v: torch.Tensor, ring_pass: RingPass) -> Generator[PendingShard]:
         here = self._here

@@ -60,9 +60,11 @@ class IpcPass:
         self._k, self._v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
         self._compute = torch.cuda.current_stream(here.device)
         others = route.sources[1:]
-        to_peers = {p: 0 if p in here.near else ring_pass.carried(p, here.rank) for p in others}
+        # Tokens are carried from a shard's first one to the last that is needed.
+        to_peers = {p: 0 if p in here.near else ring_pass.needed_of(p, here.rank).stop for p in others}
         self._from_sources = {
-            p: ring_pass.tokens[p] if p in here.near else ring_pass.carried(here.rank, p) for p in others
+            p: ring_pass.tokens[p] if p in here.near else ring_pass.needed_of(here.rank, p).stop
+            for p in others
         }
         # Shards of these hops come in pieces, those of the others whole.
         self._heads_first_hops = min(ring_pass.heads_first_hops, route.hops) if announces else 0

@@ -46,7 +46,7 @@ class Signals:
         self._wait([self._memory.flag(self._rank, flag, peer) for peer in peers])
 
     def _set(self, addresses: Sequence[int]) -> None:
-        driver.flags(torch.cuda.current_stream(self._device), given=addresses)
+        driver.flags(torch.cuda.current_stream(self._device), raised=addresses)
 
     def _wait(self, addresses: Sequence[int]) -> None:
-        driver.flags(torch.cuda.current_stream(self._device), taken=addresses)
+        driver.flags(torch.cuda.current_stream(self._device), awaited=addresses)

@@ -12,7 +12,7 @@ from ringexp.planning import ring_members
 from ringexp.ring.events import recorded, since
 from ringexp.ring.pending import PendingShard
 from ringexp.ring.route import Route
-from ringexp.ring.transport import RingPass, Transport, lay_out, resolved, shard_shape
+from ringexp.ring.transport import Connection, RingPass, Transport, lay_out, resolved, shard_shape
 
 
 class NcclTransport(Transport):
@@ -26,6 +26,10 @@ class NcclTransport(Transport):
         self._group = group
         self._device = device
         self._stream = torch.cuda.Stream(device, priority=-1)  # kernels that carry go before blocks
+
+    @classmethod
+    def connect(cls, connection: Connection) -> NcclTransport:
+        return cls(connection.device, connection.group)
 
     def circulate(self, k: torch.Tensor, v: torch.Tensor, ring_pass: RingPass) -> Generator[PendingShard]:
         sent = k.new_empty(shard_shape(k, k.shape[1]))

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
+from ringexp.choices import TRANSPORTS
 from ringexp.errors import RingError, UserError
 from ringexp.ring.transport import Transport
 
@@ -100,7 +101,7 @@ class RingGroup:
             return self
         after = RingGroup(self._group, self._name, self._turn + 1)
         for (device, name), transport in self.transports.items():
-            if transport.uses_links:  # which are closed
+            if TRANSPORTS[transport.name].own_connections:  # they are closed
                 transport.close()
             else:
                 after.transports[device, name] = transport

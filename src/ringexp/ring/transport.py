@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 
+from ringexp.choices import TRANSPORTS
 from ringexp.ring.pending import PendingShard
 from ringexp.ring.route import Route
 from ringexp.ring.transfers import Transfers
@@ -26,8 +27,8 @@ class RingPass:
     Attributes:
         tokens: The number of keys/values per rank. Ranks with 0 are not in the ring.
         prefetch_hops: The number of hops that are posted ahead of compute; None: all of them.
-        needed: Tells for (rank, source) the range of a shard's tokens that the rank computes with; None: all
-            of them. A transport may carry more.
+        needed: Returns for (rank, source) the range of a shard's tokens that the rank computes with; None:
+            all of them. A transport may carry more.
         heads_first_hops: For this many first hops, deliver shards in groups of heads, and announce them. Only
             for transports that announce shards; equal on all ranks.
         kernel_sends: The first kernel launch of this rank can carry the shards of those hops itself.
@@ -39,9 +40,9 @@ class RingPass:
     heads_first_hops: int = 0
     kernel_sends: bool = False
 
-    def carried(self, rank: int, source: int) -> int:
-        """Return how many first tokens of a source's shard hold all that a rank needs."""
-        return self.needed(rank, source).stop if self.needed else self.tokens[source]
+    def needed_of(self, rank: int, source: int) -> range:
+        """Return the range of a source's tokens that a rank needs."""
+        return self.needed(rank, source) if self.needed else range(self.tokens[source])
 
 
 class TransportMemory:
@@ -60,13 +61,28 @@ class TransportMemory:
         """Make ready for shards of up to `num_bytes`. All ranks call it, also those not in the ring."""
 
 
+@dataclass(frozen=True)
+class Connection:
+    """What a transport is made from, on each rank of a process group.
+
+    Attributes:
+        group: None is the default group.
+        key: The run's secret, for messages between its ranks; empty if they have none.
+        links: Connections of a ring group to all ranks, in place of the group's own (a ProcessGroupGloo).
+    """
+
+    device: torch.device
+    group: dist.ProcessGroup | None = None
+    key: bytes = b""
+    links: Any = None
+
+
 class Transport(ABC):
     """Carries shards between the ranks of one process group.
 
     Attributes:
         name: As in `choices.TRANSPORTS`.
         capturable: A CUDA graph can hold its work.
-        uses_links: It uses the connections of the ring group, which end when a rank fails.
         announces: Shards of the first hops can come in groups of heads, for kernels that wait for them.
         rank: This rank.
         transfers: The hops that it has begun.
@@ -75,11 +91,15 @@ class Transport(ABC):
 
     name: ClassVar[str]
     capturable: ClassVar[bool] = False
-    uses_links: ClassVar[bool] = False
     announces: bool = False
 
     def __init__(self, rank: int, memory: TransportMemory | None = None) -> None:
         self.rank, self.memory, self.transfers = rank, memory or TransportMemory(), Transfers()
+
+    @classmethod
+    def connect(cls, connection: Connection) -> Transport:
+        """Return this rank's end of a new transport. All ranks call it."""
+        raise NotImplementedError(f"{cls.__name__} connects no processes")
 
     def arrival_order(self, tokens: Sequence[int]) -> list[int]:
         """Return whose shards `circulate` yields, in order; tokens: as in `RingPass`."""
@@ -132,13 +152,12 @@ def resolved(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
 
 
 def make_transport(
-    name: str, device: torch.device, group: dist.ProcessGroup | None = None, key: bytes = b""
+    name: str,
+    device: torch.device,
+    group: dist.ProcessGroup | None = None,
+    key: bytes = b"",
+    links: Any = None,
 ) -> Transport:
-    """Return the transport of a resolved name on an initialised process group; key: the run's secret."""
-    from ringexp.ring.gloo import GlooTransport
-    from ringexp.ring.ipc import IpcTransport
-    from ringexp.ring.nccl import NcclTransport
-
-    if name == "nccl":
-        return NcclTransport(device, group)
-    return IpcTransport(device, group, key) if name == "ipc" else GlooTransport(group)
+    """Return the transport of a resolved name. The group is initialised; the rest is as in `Connection`."""
+    kind: type[Transport] = TRANSPORTS[name].load()
+    return kind.connect(Connection(device, group, key, links))
