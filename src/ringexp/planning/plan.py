@@ -18,11 +18,18 @@ from ringexp.planning.spans import Shard
 
 @dataclass(frozen=True)
 class Plan:
-    """Layout x token counts for all ranks; the same on every rank, computed by each for itself.
+    """Who holds what: layout x token counts x mask for all ranks. Each rank computes the same plan.
 
-    aligned: whether keys/values are computed where they are needed, False for split=kv. chunks: the plans of
-    chunked prefill, in order; a chunk's keys/values are its own and those of all chunks before. starts: of
-    each sequence of a batch the first position that is no padding; none: there is no padding.
+    Attributes:
+        seq_len: tokens of the prompt.
+        layout: the rule from token counts to positions, by name.
+        mask: which keys a query may see.
+        q_shards: the positions that each rank holds as queries.
+        kv_shards: the positions that each rank holds as keys/values.
+        aligned: whether keys/values are computed where they are needed; False for split=kv.
+        chunks: the plans of chunked prefill, in order. A chunk's keys/values are its own and those of all
+            chunks before.
+        starts: per sequence of a batch the first position that is no padding; () if there is no padding.
     """
 
     seq_len: int
@@ -40,12 +47,12 @@ class Plan:
 
     @property
     def tokens(self) -> list[int]:
-        """Query tokens a rank."""
+        """Query tokens per rank."""
         return [shard.num_tokens for shard in self.q_shards]
 
     @property
     def kv_tokens(self) -> list[int]:
-        """Key/value tokens a rank."""
+        """Key/value tokens per rank."""
         return [shard.num_tokens for shard in self.kv_shards]
 
     @property
@@ -65,7 +72,7 @@ class Plan:
         return whole_number("rank", rank, 0, len(self.q_shards) - 1, f"; the plan is for {self.world_size}")
 
     def real_tokens(self, rank: int) -> float:
-        """Query tokens of `rank` that are no padding, a sequence of the batch on average."""
+        """Return the query tokens of `rank` that are no padding, on average per sequence of the batch."""
         rank = self.checked_rank(rank)
         return fmean(self.q_shards[rank].since(start)[1].num_tokens for start in self.starts or (0,))
 
