@@ -24,24 +24,25 @@ import pandas
 import torch
 from matplotlib.figure import Figure
 
-from ringexp.calibration.kernel_choice import BlockShape
+from ringexp.calibration.kernel_choice import BlockSize
 from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import relative_errors
+from ringexp.planning.flops import pair_flops
 from ringexp.report.figures.style import below, length_axis, new_figure
 from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
 from ringexp.web.palette import BLUE, GREEN, OTHER_COLOUR, VERMILION
 
 BASELINE = "cudnn"
-COLOURS = {"triton": BLUE, "flash": VERMILION, "sdpa": GREEN}
+COLOURS = {"hopper": BLUE, "flash": VERMILION, "sdpa": GREEN}
 
 
 @dataclass(frozen=True)
 class Case:
     """One block: as many queries as keys."""
 
-    shape: BlockShape
+    shape: BlockSize
     causal: bool
 
     @property
@@ -49,7 +50,7 @@ class Case:
         """Matmul FLOPs: two products of 2 * head_dim operations a pair."""
         length = self.shape.length
         pairs = length * (length + 1) // 2 if self.causal else length**2
-        return 4.0 * self.shape.num_heads * self.shape.head_dim * pairs
+        return float(pair_flops(self.shape.num_heads, self.shape.head_dim) * pairs)
 
     @property
     def scale(self) -> float:
@@ -59,7 +60,7 @@ class Case:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kernels", default="cudnn,sdpa,triton,flash")
+    parser.add_argument("--kernels", default="cudnn,sdpa,hopper,flash")
     parser.add_argument("--lengths", default="2048,16384", help="query and key tokens of a block")
     parser.add_argument("--kv-heads", default="8,32")
     parser.add_argument("--head-dims", default="128,64")
@@ -73,7 +74,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         return [int(item) for item in text.split(",")]
 
     return [
-        Case(BlockShape(1, 32, kv_heads, head_dim, getattr(torch, dtype), length), causal)
+        Case(BlockSize(1, 32, kv_heads, head_dim, getattr(torch, dtype), length), causal)
         for dtype, head_dim, length, kv_heads, causal in product(
             arguments.dtypes.split(","),
             numbers(arguments.head_dims),
@@ -84,7 +85,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     ]
 
 
-def fitting(names: str, shape: BlockShape) -> list[Kernel]:
+def fitting(names: str, shape: BlockSize) -> list[Kernel]:
     found = []
     for name in names.split(","):
         try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ringexp.calibration.kernel_choice import (
-    BlockShape,
+    BlockSize,
     fastest,
     in_the_running,
     is_right,
@@ -70,7 +70,7 @@ def coarse(q, k, v, causal, softmax_scale):
 @pytest.mark.parametrize("length", [50, 500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernels_are_checked_against_float64(dtype, length):
-    inputs = BlockShape(1, 4, 2, 32, dtype, length).inputs(CPU)
+    inputs = BlockSize(1, 4, 2, 32, dtype, length).inputs(CPU)
     assert is_right(get_kernel("sdpa", "cpu", dtype, 32), *inputs, 0.2)
     assert not is_right(Kernel("broken", broken), *inputs, 0.2)
     assert not is_right(Kernel("without a sum", without_a_sum), *inputs, 0.2)
@@ -80,8 +80,8 @@ def test_kernels_are_checked_against_float64(dtype, length):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_only_right_kernels_are_timed():
-    kernels = [get_kernel(name, "cuda", torch.bfloat16, 64) for name in ("sdpa", "triton")]
-    shape = BlockShape(1, 4, 2, 64, torch.bfloat16, 512)
+    kernels = [get_kernel(name, "cuda", torch.bfloat16, 64) for name in ("sdpa", "hopper")]
+    shape = BlockSize(1, 4, 2, 64, torch.bfloat16, 512)
     times = times_ms([*kernels, Kernel("broken", broken)], shape, torch.device("cuda"))
-    assert set(times) == {"sdpa", "triton"}
+    assert set(times) == {"sdpa", "hopper"}
     assert min(times.values()) > 0

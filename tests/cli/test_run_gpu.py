@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from ringexp.choices import KERNELS
 from ringexp.machine import gpu_count
 from support.command import QUICK, ranks_alive, ringexp, run_dirs
 
@@ -114,7 +115,7 @@ def test_more_ranks_than_gpus_share_memory(tmp_path):
     assert (results["transport"], results["exact"]) == ("ipc", True)
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "cudnn", "triton"])
+@pytest.mark.parametrize("kernel", [spec.name for spec in KERNELS if not spec.package])
 def test_every_kernel_is_exact_in_the_ring(tmp_path, kernel):
     results = run_on_gpu(
         tmp_path, f"kernel={kernel}", "hetero=none", "transport=gloo", "seq_len=3001", "layout=contiguous"

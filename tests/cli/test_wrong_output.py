@@ -14,16 +14,16 @@ WRONG_KERNEL = """\
 import os
 
 if os.environ.get("RANK") == "{rank}":
-    from ringexp.kernels import aten
+    from ringexp.kernels import sdpa
 
-    right = aten.flash_cpu
+    right = sdpa.flash_cpu
 
     def flash_cpu(*block):
         out, lse = right(*block)
         out[:, :, -1] += {wrong}
         return out, lse
 
-    aten.flash_cpu = flash_cpu
+    sdpa.flash_cpu = flash_cpu
 """
 """A sitecustomize.py: Python imports it as each process starts, the ranks too."""
 

@@ -144,7 +144,7 @@ def interpreter_lacks() -> str | None:
     """Why Triton's interpreter cannot run here, if so."""
     from ringexp.kernels import triton_block
 
-    return triton_block.why_unavailable("cpu")
+    return triton_block.why_triton_cannot_run(torch.device("cpu"))
 
 
 def is_blhd_contiguous(kernel_name: str, case: Case) -> bool:

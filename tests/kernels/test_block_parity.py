@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from kernels.cases import LIBRARY_LSE_SLACK, Case, inputs, measure, shape_cases
+from ringexp.choices import KERNELS
 from ringexp.kernels import get_kernel, oracle
+
+ON_THE_CPU = [spec.name for spec in KERNELS if "cpu" in spec.devices and "cpu" not in spec.needs_probe]
 
 
 @pytest.mark.parametrize("case", shape_cases(), ids=str)
-@pytest.mark.parametrize("kernel", ["reference", "sdpa"])
+@pytest.mark.parametrize("kernel", ON_THE_CPU)
 def test_matches_the_oracle(kernel, case):
     measure(kernel, case).check(case, LIBRARY_LSE_SLACK if kernel == "sdpa" else 0.0)
 
@@ -39,14 +42,14 @@ def test_oracle_does_not_depend_on_its_chunks(causal):
         torch.testing.assert_close(chunked, whole, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "sdpa"])
+@pytest.mark.parametrize("kernel", ON_THE_CPU)
 def test_a_causal_block_must_be_square(kernel):
     q, k, v = inputs(Case(3, 5))
     with pytest.raises(AssertionError, match="square, got 3 x 5"):
         get_kernel(kernel, "cpu", q.dtype, 64).block(q, k, v, True, 0.125)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "sdpa"])
+@pytest.mark.parametrize("kernel", ON_THE_CPU)
 def test_inputs_are_left_as_they_were(kernel):
     tensors = inputs(Case(17, 17, True, layout="packed"))
     copies = [x.clone() for x in tensors]

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.cases import FLOAT32_EPS
 from ringexp.choices import LAYOUTS
-from ringexp.kernels import OnlineSoftmax, aten, get_kernel, oracle
+from ringexp.kernels import OnlineSoftmax, get_kernel, oracle, sdpa
 from ringexp.kernels.contract import LOWEST_LSE
 from ringexp.kernels.decode import Slots, by_blocks, merge
 from ringexp.planning import BlockShape, Mask, make_plan
@@ -193,10 +193,10 @@ def test_flash_on_cuda_gives_rows_without_scores_the_lowest_sum(monkeypatch):
     lse = torch.tensor([[[0.5, math.inf, math.nan, -2.0]]])
     answer = torch.ones(1, 1, 4, HEAD_DIM), lse
     monkeypatch.setattr(
-        aten, "_aten", type("", (), {"_scaled_dot_product_flash_attention": lambda *a, **k: answer})
+        sdpa, "_aten", type("", (), {"_scaled_dot_product_flash_attention": lambda *a, **k: answer})
     )
     q = torch.ones(1, 1, 4, HEAD_DIM)
-    _, found = aten.flash_cuda(q, q, q, True, SCALE)
+    _, found = sdpa.flash_cuda(q, q, q, True, SCALE)
     assert found[0, 0, [0, 1, 3]].tolist() == [0.5, LOWEST_LSE, -2.0]
     assert found[0, 0, 2].isnan()
 

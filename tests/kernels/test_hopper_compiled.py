@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ringexp.kernels import hopper_block
+from ringexp.kernels.hopper_tiles import REGISTERS, num_consumers
+from ringexp.kernels.hopper_tma import fits, fitting
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper", reason="needs triton >= 3.6")
 triton = pytest.importorskip("triton")
@@ -37,8 +38,8 @@ def compile_block(dtype, head_dim, causal, merge, spans=1, arriving=False, sends
         shape = [1, 1, rows, head_dim]
         return f"tensordesc<{short}{shape},{gl.NVMMASharedLayout.get_default_for(shape, element)!r}>"
 
-    consumers = hopper_block._consumers(16384, 32, head_dim, causal or sends > 0, num_sms=132)
-    consumer_regs, producer_regs = hopper_block._REGISTERS[consumers]
+    consumers = num_consumers(16384, 32, head_dim, causal or sends > 0, num_sms=132)
+    consumer_regs, producer_regs = REGISTERS[consumers]
     constants = {
         "SPANS": spans,
         "AWAIT": arriving,
@@ -138,24 +139,20 @@ def test_consumers_do_not_notice_that_something_is_sent(tmp_path, sends):
     assert all(more <= 1.05 * less for less, more in zip(without, sending, strict=True)), (without, sending)
 
 
-def test_what_it_lacks_is_named():
-    assert hopper_block.why_unavailable("cpu", torch.bfloat16, 128) == "CUDA, but device=cpu"
-
-
 def test_tensors_that_tma_cannot_load_are_told_apart():
-    fitting = torch.zeros(1, 5, 2, 64, dtype=torch.bfloat16).transpose(1, 2)
-    assert hopper_block._fitting(fitting) is fitting
+    suitable = torch.zeros(1, 5, 2, 64, dtype=torch.bfloat16).transpose(1, 2)
+    assert fitting(suitable) is suitable
     shifted = torch.zeros(1, 5, 2, 65, dtype=torch.bfloat16).transpose(1, 2)[..., 1:]
     off_by_one = torch.zeros(129, dtype=torch.bfloat16)[1:].view(1, 1, 2, 64)
     for x in (shifted, off_by_one):
-        assert not hopper_block.fits(x)
-        copy = hopper_block._fitting(x)
-        assert hopper_block.fits(copy)
+        assert not fits(x)
+        copy = fitting(x)
+        assert fits(copy)
         assert copy.equal(x)
 
 
 @pytest.mark.parametrize(("q_len", "consumers"), [(2048, 2), (4096, 2), (16384, 3), (65536, 3)])
 def test_a_third_consumer_where_its_larger_tiles_fill_the_device(q_len, consumers):
-    assert hopper_block._consumers(q_len, 32, 64, staggered=False, num_sms=132) == consumers
-    assert hopper_block._consumers(q_len, 32, 64, staggered=True, num_sms=132) == 2
-    assert hopper_block._consumers(q_len, 32, 128, staggered=False, num_sms=132) == 2
+    assert num_consumers(q_len, 32, 64, staggered=False, num_sms=132) == consumers
+    assert num_consumers(q_len, 32, 64, staggered=True, num_sms=132) == 2
+    assert num_consumers(q_len, 32, 128, staggered=False, num_sms=132) == 2

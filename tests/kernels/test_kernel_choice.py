@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from ringexp.choices import KERNELS, KernelSpec
 from ringexp.errors import UserError
-from ringexp.kernels import (
-    KERNEL_NAMES,
-    candidates,
-    flash,
-    get_decode_kernel,
-    get_kernel,
-    hopper_block,
-    providers,
-    triton_block,
-)
+from ringexp.kernels import candidates, get_decode_kernel, get_kernel, hopper_block, sdpa, triton_block
+from ringexp.kernels.providers import why_unavailable
 
 BF16, FP32 = torch.bfloat16, torch.float32
+OPTIONS = ", ".join(KERNELS.options)
 
 
 @pytest.fixture
@@ -28,8 +23,6 @@ def gpu_of(monkeypatch):
     """Pretend that there is a GPU of some compute capability and cuDNN version."""
 
     def pretend(capability, cudnn_version=91000):
-        monkeypatch.setattr(providers, "_capability", lambda device: capability)
-        monkeypatch.setattr(triton_block, "_capability", lambda device: capability)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn_version)
 
@@ -49,7 +42,7 @@ def test_auto_on_the_cpu_is_sdpa():
 @pytest.mark.parametrize(
     ("capability", "dtype", "head_dim", "names"),
     [
-        ((9, 0), BF16, 128, ["triton", "cudnn", "sdpa"]),
+        ((9, 0), BF16, 128, ["hopper", "cudnn", "sdpa"]),
         ((9, 0), BF16, 256, ["cudnn", "sdpa"]),
         ((8, 0), BF16, 128, ["cudnn", "sdpa"]),
         ((8, 0), BF16, 256, ["sdpa"]),
@@ -61,8 +54,7 @@ def test_auto_on_the_cpu_is_sdpa():
 def test_auto_chooses_among_what_fits(gpu_of, monkeypatch, capability, dtype, head_dim, names):
     gpu_of(capability)
     monkeypatch.setattr(hopper_block.importlib.metadata, "version", lambda name: "3.6.0")
-    monkeypatch.setattr(flash, "why_unavailable", lambda *args: "nothing of it here")
-    monkeypatch.setitem(providers._LACKS, "flash", flash.why_unavailable)
+    monkeypatch.setattr(KernelSpec, "why_not_installed", lambda spec: spec.package or None)
     assert candidates("cuda", dtype, head_dim) == names
     assert get_kernel("auto", "cuda", dtype, head_dim).name == names[0]
 
@@ -93,11 +85,59 @@ def test_flash_where_it_does_not_fit(gpu_of, capability, dtype, head_dim, messag
 )
 def test_sdpa_on_cuda_takes_the_kernel_that_fits(gpu_of, capability, dtype, head_dim, function):
     gpu_of(capability)
-    assert get_kernel("sdpa", "cuda", dtype, head_dim).block is getattr(providers.aten, function)
+    assert get_kernel("sdpa", "cuda", dtype, head_dim).block is getattr(sdpa, function)
+
+
+@pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.name)
+def test_every_kernel_runs_or_names_what_it_needs(spec):
+    """On a CPU, as nothing else is at hand."""
+    for dtype, head_dim in ((FP32, 64), (BF16, 72), (torch.float64, 3)):
+        lacks = why_unavailable(spec, torch.device("cpu"), dtype, head_dim)
+        if lacks:
+            others = " or ".join(f"kernel={other}" for other in spec.alternatives)
+            with pytest.raises(UserError, match=re.escape(f"kernel={spec.name} needs {lacks}; use {others}")):
+                get_kernel(spec.name, "cpu", dtype, head_dim)
+        else:
+            assert get_kernel(spec.name, "cpu", dtype, head_dim).name == spec.name
+
+
+def test_fused_kernels_say_how_much_they_take_at_once(gpu_of, monkeypatch):
+    gpu_of((9, 0))
+    monkeypatch.setattr(triton_block, "_interpreting", lambda: False)
+    monkeypatch.setattr(KernelSpec, "why_not_installed", lambda spec: None)
+    for spec in KERNELS:
+        kernel = get_kernel(spec.name, "cuda", BF16, 64)
+        assert (kernel.fused_limits is not None) == (kernel.block_into is not None) == spec.fused
+
+
+def test_triton_on_a_hopper_gpu_is_the_portable_kernel(gpu_of, monkeypatch):
+    gpu_of((9, 0))
+    monkeypatch.setattr(hopper_block.importlib.metadata, "version", lambda name: "3.6.0")
+    monkeypatch.setattr(triton_block, "_interpreting", lambda: False)
+    portable, hopper = (get_kernel(name, "cuda", BF16, 128) for name in ("triton", "hopper"))
+    assert (portable.block, portable.block_into) == (triton_block.block, None)
+    assert (hopper.block, hopper.block_into) == (hopper_block.block, hopper_block.block_into)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "message"),
+    [
+        ((9, 0), FP32, 64, "needs float16 or bfloat16, but dtype=float32"),
+        ((8, 0), BF16, 64, r"needs a Hopper GPU \(compute capability 9.0\), but this GPU has 8.0"),
+        ((10, 0), BF16, 64, r"needs a Hopper GPU \(compute capability 9.0\), but this GPU has 10.0"),
+        ((9, 0), BF16, 96, "needs head_dim 64 or 128, but head_dim=96"),
+        ((9, 0), BF16, 64, "needs triton >= 3.6, but triton==3.5.1; use kernel=sdpa or kernel=auto"),
+    ],
+)
+def test_hopper_where_it_does_not_fit(gpu_of, monkeypatch, capability, dtype, head_dim, message):
+    gpu_of(capability)
+    monkeypatch.setattr(hopper_block.importlib.metadata, "version", lambda name: "3.5.1")
+    with pytest.raises(UserError, match=message):
+        get_kernel("hopper", "cuda", dtype, head_dim)
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="kernel=flush is unknown; choose one of " + ", ".join(KERNEL_NAMES)):
+    with pytest.raises(UserError, match="kernel=flush is unknown; choose one of " + OPTIONS):
         get_kernel("flush", "cpu", FP32, 64)
 
 

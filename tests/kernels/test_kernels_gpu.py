@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kernels.cases import FLOAT32_EPS, LIBRARY_LSE_SLACK, Case, inputs, measure, shape_cases
+from ringexp.choices import KERNELS
 from ringexp.errors import UserError
 from ringexp.kernels import (
     ArrivalFlags,
@@ -37,6 +38,7 @@ pytestmark = [
 ]
 
 FP16, BF16 = torch.float16, torch.bfloat16
+OURS = ("hopper", "triton")
 HELD_S = 0.02
 LONG_CASES = [
     Case(q_len, kv_len, q_len == kv_len, dtype, 1, 8, num_kv_heads, head_dim)
@@ -63,20 +65,20 @@ def kernel_or_skip(name, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton", "flash"])
+@pytest.mark.parametrize("name", KERNELS.names)
 def test_matches_the_oracle(name, case):
     kernel_or_skip(name, case)
-    measure(name, case, "cuda").check(case, 0.0 if name == "triton" else LIBRARY_LSE_SLACK)
+    measure(name, case, "cuda").check(case, 0.0 if name in OURS else LIBRARY_LSE_SLACK)
 
 
-@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton", "flash"])
+@pytest.mark.parametrize("name", KERNELS.names)
 def test_output_lies_in_memory_as_blhd(name):
     case = Case(300, 300, True, BF16)
     out, _ = kernel_or_skip(name, case).block(*inputs(case, "cuda"), True, 0.125)
     assert out.transpose(1, 2).is_contiguous()
 
 
-@pytest.mark.parametrize("name", ["sdpa", "cudnn", "triton", "flash"])
+@pytest.mark.parametrize("name", KERNELS.names)
 def test_merged_halves_match_the_oracle(name):
     case = Case(1000, 2001, dtype=BF16)
     q, k, v = inputs(case, "cuda")
@@ -94,9 +96,7 @@ def test_merged_halves_match_the_oracle(name):
 @pytest.mark.parametrize("num_parts", [2, 4, 8])
 def test_merging_within_the_kernel_is_as_exact_as_one_block(num_parts, head_dim):
     """In ring order: the diagonal block on all rows, then full ones on the tail only."""
-    kernel = kernel_or_skip("triton", Case(1, 1, dtype=BF16, head_dim=head_dim))
-    if kernel.block_into is None:
-        pytest.skip("needs a Hopper GPU")
+    kernel = kernel_or_skip("hopper", Case(1, 1, dtype=BF16, head_dim=head_dim))
     case = Case(1001, 1001, True, BF16, head_dim=head_dim)
     q, k, v = inputs(case, "cuda")
     scale = head_dim**-0.5
@@ -133,9 +133,7 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
     pieces, causal, layout, ranks, heads, kv_heads, head_dim
 ):
     """Uneven rings, rank by rank, with what would arrive at hand, or coming in pieces meanwhile."""
-    kernel = kernel_or_skip("triton", Case(1, 1, dtype=BF16, head_dim=head_dim))
-    if kernel.fused_limits is None:
-        pytest.skip("needs a Hopper GPU")
+    kernel = kernel_or_skip("hopper", Case(1, 1, dtype=BF16, head_dim=head_dim))
     tokens = [256 * (1 + (5 * rank) % 7) for rank in range(ranks)]
     plan = make_plan(sum(tokens), tokens, layout, mask=Mask.of(causal))
     case = Case(plan.seq_len, plan.seq_len, causal, BF16, 1, heads, kv_heads, head_dim)
@@ -174,9 +172,7 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
 def test_a_span_that_is_there_goes_beside_one_that_is_awaited():
     """As in a later chunk of a prompt: own keys of earlier chunks, and another rank's."""
     case = Case(512, 3 * 512, False, BF16, 1, 8, 4, 128)
-    kernel = kernel_or_skip("triton", case)
-    if kernel.fused_limits is None:
-        pytest.skip("needs a Hopper GPU")
+    kernel = kernel_or_skip("hopper", case)
     q, k, v = inputs(case, "cuda")
     own, earlier, other = zip(k.split(512, dim=2), v.split(512, dim=2), strict=True)
     words = torch.ones(2, 4, dtype=torch.int32, device="cuda")[:, 0]
@@ -239,9 +235,7 @@ def _remote(x):
 )
 def test_a_launch_sends_keys_and_values(lengths, causal, batch, heads, head_dim, pieces):
     case = Case(1024, 1024, causal, BF16, batch, 8, heads, head_dim)
-    kernel = kernel_or_skip("triton", case)
-    if kernel.fused_limits is None:
-        pytest.skip("needs a Hopper GPU")
+    kernel = kernel_or_skip("hopper", case)
     q, k, v = inputs(case, "cuda")
     expected = kernel.block(q, k, v, causal, 0.1)[0]
     sent = Sent(k, v, lengths, pieces)
@@ -270,9 +264,7 @@ def test_a_launch_sends_keys_and_values(lengths, causal, batch, heads, head_dim,
 def test_a_launch_computes_with_what_is_sent_meanwhile(heads, head_dim, pieces, from_row):
     """With its own, which come back to it: no part may be read before it is there."""
     case = Case(1024, 1024, True, BF16, 1, 8, heads, head_dim)
-    kernel = kernel_or_skip("triton", case)
-    if kernel.fused_limits is None:
-        pytest.skip("needs a Hopper GPU")
+    kernel = kernel_or_skip("hopper", case)
     q, k, v = inputs(case, "cuda")
     sent = Sent(k, v, (768,), pieces)
     taken = torch.zeros(1, dtype=torch.int32, device="cuda")
@@ -355,19 +347,18 @@ class AtHand(LoopbackTransport):
 @pytest.mark.parametrize("consumers", [2, 3])
 @pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (191, 500), (193, 129), (1000, 4113)])
 def test_any_number_of_consumers_matches_the_oracle(monkeypatch, q_len, kv_len, consumers):
-    from ringexp.kernels import hopper_block
+    from ringexp.kernels import hopper_launch
 
     case = Case(q_len, kv_len, False, BF16, head_dim=64)
-    if hopper_block.why_unavailable("cuda", BF16, 64):
-        pytest.skip("needs a Hopper GPU")
-    monkeypatch.setattr(hopper_block, "_consumers", lambda *_: consumers)
-    measure("triton", case, "cuda").check(case, 0.0)
+    kernel_or_skip("hopper", case)
+    monkeypatch.setattr(hopper_launch, "num_consumers", lambda *_: consumers)
+    measure("hopper", case, "cuda").check(case, 0.0)
 
 
 def test_launches_and_graphs_on_several_streams_leave_each_other_alone():
     """Every launch takes tiles by a counter: two that shared one would leave tiles out."""
     case = Case(1000, 1000, False, BF16, num_heads=32, num_kv_heads=32, head_dim=128)
-    kernel = kernel_or_skip("triton", case)
+    kernel = kernel_or_skip("hopper", case)
     q, k, v = inputs(case, "cuda")
     expected = kernel.block(q, k, v, False, 0.1)[0].clone()
 
@@ -391,13 +382,14 @@ def test_launches_and_graphs_on_several_streams_leave_each_other_alone():
             assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("long", ["queries", "keys"])
-def test_triton_offsets_beyond_32_bits(long):
+def test_offsets_beyond_32_bits(long, name):
     """Tensors of more than 2^31 elements; the rows compared lie past that mark."""
     if torch.cuda.get_device_properties(0).total_memory < 40 << 30:
         pytest.skip("needs a GPU of 40 GiB")
     case = Case(1, 1, dtype=BF16, batch=1, num_heads=32, num_kv_heads=32, head_dim=128)
-    kernel = kernel_or_skip("triton", case)
+    kernel = kernel_or_skip(name, case)
     far = 2**31 // (32 * 128) + 1000
     lengths = (far, 200) if long == "queries" else (200, far)
     q, k, v = (
@@ -421,6 +413,7 @@ def test_triton_compiles_once_for_all_odd_lengths():
 
     kernel.block(*inputs(Case(129, 129, dtype=BF16, batch=1), "cuda"), True, 0.125)
     before = compiled()
+    assert before
     for length in (131, 160, 1, 977):
         kernel.block(*inputs(Case(length, length, dtype=BF16, batch=1), "cuda"), True, 0.125)
     assert compiled() == before

@@ -25,7 +25,7 @@ HOPELESS = 1.5
 
 
 @dataclass(frozen=True)
-class BlockShape:
+class BlockSize:
     """Blocks of `length` queries and keys."""
 
     batch: int
@@ -49,7 +49,7 @@ def local_length(seq_len: int, world_size: int) -> int:
     return min(1 << max(-(-seq_len // world_size) - 1, 1).bit_length(), LONGEST)
 
 
-def times_ms(kernels: Sequence[Kernel], shape: BlockShape, device: torch.device) -> dict[str, float]:
+def times_ms(kernels: Sequence[Kernel], shape: BlockSize, device: torch.device) -> dict[str, float]:
     """Median time of the right ones among `kernels`, on CUDA, taking turns, each as a CUDA graph."""
     q, k, v = shape.inputs(device)
     scale = shape.head_dim**-0.5

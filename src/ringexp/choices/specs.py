@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from ringexp.choices.registry import Choice
 
@@ -25,6 +27,8 @@ class KernelSpec(Choice):
         needs_probe: device types on which only its own code can tell whether it runs.
         fused: whether it can compute several shards in one launch, wait for them and send by itself.
         alternatives: kernels that an error message proposes in its place.
+        stored_as: its name in calibration keys; "" for `name`. Another one keeps apart rows that were
+            measured when `name` stood for another kernel.
     """
 
     devices: tuple[str, ...] = ALL_DEVICES
@@ -35,6 +39,38 @@ class KernelSpec(Choice):
     needs_probe: tuple[str, ...] = ()
     fused: bool = False
     alternatives: tuple[str, ...] = ("sdpa", "auto")
+    stored_as: str = ""
+
+    def why_unsuitable(self, device: str, dtype: str, setting: str = "dtype") -> str | None:
+        """Return what it lacks by its own statement, as the end of a sentence "needs ..."; None if nothing.
+
+        Args:
+            device: the device type.
+            dtype: the precision, by torch's name.
+            setting: what the precision is called in the message.
+        """
+        if device not in self.devices:
+            known = {"cpu": "the CPU", "cuda": "CUDA"}
+            return f"{_either([known.get(name, name) for name in self.devices])}, but device={device}"
+        if dtype not in self.dtypes:
+            return f"{_either(self.dtypes)}, but {setting}={dtype}"
+        return None
+
+    def why_not_installed(self) -> str | None:
+        """Return the package that it lacks, as the end of a sentence "needs ..."; None if it lacks none."""
+        if not self.package:
+            return None
+        try:
+            version(self.package)
+        except PackageNotFoundError:
+            return f"the package {self.package}" + (f" ({self.install})" if self.install else "")
+        return None
+
+
+def _either(words: Sequence[str]) -> str:
+    """Return words as "a, b or c"."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ringexp.choices.registry import Registry
 from ringexp.choices.specs import (
+    FAST,
     HALF,
     KernelSpec,
     LayoutSpec,
@@ -18,14 +19,15 @@ KERNELS = Registry(
     (
         KernelSpec(
             name="reference",
-            summary="plain PyTorch in float32, the oracle",
-            implementation="ringexp.kernels.providers:REFERENCE",
+            summary="the specification in float64, slow",
+            implementation="ringexp.kernels.oracle",
             aliases=("naive", "math", "eager"),
+            dtypes=(*FAST, "float64"),
         ),
         KernelSpec(
             name="sdpa",
             summary="PyTorch's own attention for the device",
-            implementation="ringexp.kernels.providers:SDPA",
+            implementation="ringexp.kernels.sdpa",
             aliases=("torch",),
             auto_rank=3,
             alternatives=("reference",),
@@ -33,7 +35,7 @@ KERNELS = Registry(
         KernelSpec(
             name="cudnn",
             summary="cuDNN's fused attention",
-            implementation="ringexp.kernels.providers:CUDNN",
+            implementation="ringexp.kernels.cudnn",
             devices=("cuda",),
             dtypes=HALF,
             auto_rank=2,
@@ -41,7 +43,7 @@ KERNELS = Registry(
         KernelSpec(
             name="hopper",
             summary="our kernel for Hopper GPUs, which merges, waits and sends by itself",
-            implementation="ringexp.kernels.providers:HOPPER",
+            implementation="ringexp.kernels.hopper_block",
             devices=("cuda",),
             dtypes=HALF,
             auto_rank=1,
@@ -50,13 +52,14 @@ KERNELS = Registry(
         KernelSpec(
             name="triton",
             summary="our portable Triton kernel",
-            implementation="ringexp.kernels.providers:TRITON",
+            stored_as="triton-portable",  # in older rows "triton" is the kernel for Hopper
+            implementation="ringexp.kernels.triton_block",
             needs_probe=("cpu",),
         ),
         KernelSpec(
             name="flash",
             summary="FlashAttention-4",
-            implementation="ringexp.kernels.providers:FLASH",
+            implementation="ringexp.kernels.flash",
             aliases=("flash_attention", "flash_attention_2", "fa4"),
             devices=("cuda",),
             dtypes=HALF,

@@ -6,21 +6,31 @@ is in `oracle`. One token over a cache has kernels of its own, in `decode`. Impo
 triton.
 """
 
-from ringexp.kernels.contract import ArrivalFlags, Block, Destination, FusedLimits, KeySpan, Remote, Sending
+from ringexp.kernels.contract import (
+    ArrivalFlags,
+    BlockFunction,
+    Destination,
+    FusedLimits,
+    Kernel,
+    KeySpan,
+    Provider,
+    Remote,
+    Sending,
+)
 from ringexp.kernels.decode import DecodeKernel, Slots, get_decode_kernel
 from ringexp.kernels.merge import OnlineSoftmax
-from ringexp.kernels.providers import KERNEL_NAMES, Kernel, candidates, get_kernel
+from ringexp.kernels.providers import candidates, get_kernel
 
 __all__ = [
-    "KERNEL_NAMES",
     "ArrivalFlags",
-    "Block",
+    "BlockFunction",
     "DecodeKernel",
     "Destination",
     "FusedLimits",
     "Kernel",
     "KeySpan",
     "OnlineSoftmax",
+    "Provider",
     "Remote",
     "Sending",
     "Slots",

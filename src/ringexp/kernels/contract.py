@@ -28,11 +28,13 @@ Forward only: call under torch.no_grad() or torch.inference_mode().
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, dtype, finfo, float32
 
-Block: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+BlockFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
 Rows: TypeAlias = tuple[int, int]
 """Rows [start, stop) of a tensor."""
 
@@ -124,9 +126,42 @@ class FusedLimits(NamedTuple):
     tile: int
 
 
-BlockInto: TypeAlias = Callable[
+BlockIntoFunction: TypeAlias = Callable[
     [Tensor, Sequence[KeySpan], bool, float, Tensor, Tensor, bool, Tensor, Rows], None
 ]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A block kernel that fits one device, dtype and head_dim.
+
+    Attributes:
+        name: its name among the choices; never `auto`.
+        block: computes one block.
+        block_into: merges one block or several into earlier results as it computes them; None if the kernel
+            cannot.
+        fused_limits: how many blocks `block_into` takes at once; None: one.
+    """
+
+    name: str
+    block: BlockFunction
+    block_into: BlockIntoFunction | None = None
+    fused_limits: FusedLimits | None = None
+
+
+class Provider(Protocol):
+    """What the module of a kernel offers. Importing it must not need the kernel's own packages."""
+
+    def why_unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Return what the kernel lacks there, as the end of a sentence "needs ..."; None if it can run.
+
+        The device type and the dtype fit: `KernelSpec` states them, and they are checked before.
+        """
+        ...
+
+    def kernel(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
+        """Return the kernel for a place where nothing is lacking."""
+        ...
 
 
 def check_block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> None:

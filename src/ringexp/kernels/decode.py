@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ringexp.kernels import triton_block
-from ringexp.kernels.contract import Block
+from ringexp.kernels.contract import BlockFunction
 from ringexp.kernels.providers import get_kernel
 from ringexp.planning import runs
 
@@ -77,7 +77,7 @@ def split_over_keys() -> DecodeKernel:
     return DecodeKernel(attend, triton_decode.merge, replayable=True)
 
 
-def by_blocks(block: Block) -> DecodeKernel:
+def by_blocks(block: BlockFunction) -> DecodeKernel:
     """A block kernel over the slots that the host knows to be filled: all in one part."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, slots: Slots, softmax_scale: float) -> Tensor:

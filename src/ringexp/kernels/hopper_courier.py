@@ -14,10 +14,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-WORD = gl.constexpr(4)  # how many int32 a word is from the next one
-WORD_BYTES = gl.constexpr(16)
-RUN = gl.constexpr(8)  # tiles, at most
-COURIERS = gl.constexpr(48)  # programs that carry, at most: what an SM stores holds up what it loads
+from ringexp.kernels import hopper_counters, hopper_tiles
+
+WORD = gl.constexpr(hopper_counters.WORD)
+WORD_BYTES = gl.constexpr(4 * hopper_counters.WORD)
+RUN = gl.constexpr(hopper_tiles.RUN)
+COURIERS = gl.constexpr(hopper_tiles.MOST_COURIERS)
 BURST = gl.constexpr(96)  # runs that so many carry, for first heads to be there when they are asked for
 _NEXT = gl.constexpr(0)  # counts: the next run,
 _CARRIED = gl.constexpr(1)  # runs of pieces that are there,
@@ -111,18 +113,26 @@ def _now(x):
 
 
 @gluon.jit
-def carry(descs, buffers, landed, counts_ptr, took_ptr, load, destinations, SENDS: gl.constexpr):
-    """The courier takes the next run of tiles when it has brought one: those of the first heads come first.
+def allocate_buffers(desc):
+    """Allocate shared memory for two tiles on their way, and barriers that complete when they have landed."""
+    ROWS: gl.constexpr = desc.block_shape[2]
+    HEAD_DIM: gl.constexpr = desc.block_shape[3]
+    buffers = gl.allocate_shared_memory(desc.dtype, [2, 1, 1, ROWS, HEAD_DIM], desc.layout)
+    landed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(2):
+        mbarrier.init(landed.index(i), 1)
+    return buffers, landed
 
-    It loads a tile while the one before leaves; buffers, landed: two for that. load: how many runs there are,
-    in all, of a piece and of a head's keys; tiles of a head; heads of a piece; and how many programs carry:
-    of the first BURST runs COURIERS do. destinations: of each the words `free` and `ready`, and how many
-    tiles of a head it gets.
+
+@gluon.jit
+def carry(descs, buffers, landed, counters, runs, load, heads_per_piece, destinations, SENDS: gl.constexpr):
+    """Carry runs of tiles until none is left: the first heads come first.
+
+    A tile is loaded while the one before leaves, so there are two buffers. `runs` is the number of all runs.
+    COURIERS programs carry the first BURST runs, and load.couriers programs the others. destinations: for
+    each the addresses of the words `free` and `ready`, and how many tiles of a head it gets.
     """
-    k_desc, v_desc, k_outs, v_outs = descs
-    runs, runs_a_piece, runs_a_head, tiles, heads_a_piece, couriers = load
-    ROWS: gl.constexpr = k_desc.block_shape[2]
-    BYTES: gl.constexpr = ROWS * k_desc.block_shape[3] * 2
+    counts_ptr = counters.counts_ptr
     run = runs
     if gl.program_id(0) < COURIERS:
         run = gl.atomic_add(counts_ptr + _NEXT, 1)
@@ -130,54 +140,60 @@ def carry(descs, buffers, landed, counts_ptr, took_ptr, load, destinations, SEND
         for number in gl.static_range(SENDS):
             _until_set(destinations[number][0])
     if run == 0:
-        gl.store(took_ptr, _now(run))
+        gl.store(counters.took_ptr, _now(run))
     turn = 0
     while run < runs:
-        piece = run // runs_a_piece
-        rest = run % runs_a_piece // runs_a_head
-        of_keys = rest % 2 == 0
-        head = piece * heads_a_piece + rest // 2 % heads_a_piece
-        batch = rest // 2 // heads_a_piece
-        first = run % runs_a_head * RUN
-        length = gl.minimum(tiles - first, RUN)
-        for step in range(length + 1):
-            if step < length:
-                place = (turn + step) & 1
-                _left()
-                mbarrier.expect(landed.index(place), BYTES)
-                if of_keys:
-                    load_tile(k_desc, [batch, head, (first + step) * ROWS, 0], landed.index(place),
-                              buffers.index(place))  # fmt: skip
-                else:
-                    load_tile(v_desc, [batch, head, (first + step) * ROWS, 0], landed.index(place),
-                              buffers.index(place))  # fmt: skip
-            if step > 0:
-                going = turn + step - 1
-                tile = first + step - 1
-                mbarrier.wait(landed.index(going & 1), (going >> 1) & 1)
-                for number in gl.static_range(SENDS):
-                    if tile < destinations[number][2]:
-                        if of_keys:
-                            store_tile(
-                                k_outs[number], [batch, head, tile * ROWS, 0], buffers.index(going & 1)
-                            )
-                        else:
-                            store_tile(
-                                v_outs[number], [batch, head, tile * ROWS, 0], buffers.index(going & 1)
-                            )
-        turn += length
+        piece = run // load.runs_per_piece
+        turn += _carry_run(descs, buffers, landed, run, turn, load, heads_per_piece, destinations, SENDS)
         following = runs
-        if (gl.program_id(0) < couriers) | (run < BURST):
+        if (gl.program_id(0) < load.couriers) | (run < BURST):
             following = gl.atomic_add(counts_ptr + _NEXT, 1)
         run = _written(following)
-        if gl.atomic_add(counts_ptr + _PIECES + piece, 1) == runs_a_piece - 1:
-            if gl.atomic_add(counts_ptr + _CARRIED, runs_a_piece) == runs - runs_a_piece:
+        if gl.atomic_add(counts_ptr + _PIECES + piece, 1) == load.runs_per_piece - 1:
+            if gl.atomic_add(counts_ptr + _CARRIED, load.runs_per_piece) == runs - load.runs_per_piece:
                 # Nobody looks at `free` any more, and no rank sets it again before it knows of all pieces.
                 for number in gl.static_range(SENDS):
                     _set(destinations[number][0], False)
-                gl.store(took_ptr, _now(piece) - gl.load(took_ptr))
+                gl.store(counters.took_ptr, _now(piece) - gl.load(counters.took_ptr))
             for number in gl.static_range(SENDS):
                 _set(destinations[number][1] + piece * WORD_BYTES, True)
+
+
+@gluon.jit
+def _carry_run(descs, buffers, landed, run, turn, load, heads_per_piece, destinations, SENDS: gl.constexpr):
+    """Carry the tiles of one run, and return how many these are. `turn` counts the tiles before."""
+    k_desc, v_desc, k_outs, v_outs = descs
+    ROWS: gl.constexpr = k_desc.block_shape[2]
+    BYTES: gl.constexpr = ROWS * k_desc.block_shape[3] * 2
+    piece = run // load.runs_per_piece
+    rest = run % load.runs_per_piece // load.runs_per_head
+    of_keys = rest % 2 == 0
+    head = piece * heads_per_piece + rest // 2 % heads_per_piece
+    batch = rest // 2 // heads_per_piece
+    first = run % load.runs_per_head * RUN
+    length = gl.minimum(load.sent_tiles - first, RUN)
+    for step in range(length + 1):
+        if step < length:
+            place = (turn + step) & 1
+            _left()
+            mbarrier.expect(landed.index(place), BYTES)
+            if of_keys:
+                load_tile(k_desc, [batch, head, (first + step) * ROWS, 0], landed.index(place),
+                          buffers.index(place))  # fmt: skip
+            else:
+                load_tile(v_desc, [batch, head, (first + step) * ROWS, 0], landed.index(place),
+                          buffers.index(place))  # fmt: skip
+        if step > 0:
+            going = turn + step - 1
+            tile = first + step - 1
+            mbarrier.wait(landed.index(going & 1), (going >> 1) & 1)
+            for number in gl.static_range(SENDS):
+                if tile < destinations[number][2]:
+                    if of_keys:
+                        store_tile(k_outs[number], [batch, head, tile * ROWS, 0], buffers.index(going & 1))
+                    else:
+                        store_tile(v_outs[number], [batch, head, tile * ROWS, 0], buffers.index(going & 1))
+    return length
 
 
 @gluon.jit
@@ -189,24 +205,23 @@ def _left():
 
 
 @gluon.jit
-def leave(next_ptr, waited_ptr, counts_ptr, arriving, taken, pieces, SPANS: gl.constexpr, AWAIT: gl.constexpr,
-          SENDS: gl.constexpr):  # fmt: skip
-    """Each program's producer, and its courier, calls this when it is done; the last one of all cleans up.
+def leave(counters, awaited, SPANS: gl.constexpr, AWAIT: gl.constexpr, SENDS: gl.constexpr):
+    """Count out this producer or courier. The last one of all programs cleans up.
 
     It leaves counts and words 0 and hands shards back to those from whom they came.
     """
     LEAVING: gl.constexpr = 2 if SENDS > 0 else 1
-    words, _ = arriving
+    next_ptr = counters.next_ptr
     if gl.atomic_add(next_ptr + 2, 1) == LEAVING * gl.num_programs(0) - 1:
         if AWAIT:
-            gl.store(waited_ptr, gl.load(next_ptr + 1) // gl.num_programs(0))
+            gl.store(awaited.waited_ptr, gl.load(next_ptr + 1) // gl.num_programs(0))
             for span in gl.static_range(1, SPANS):
-                if taken[span - 1] != 0:
-                    for piece in range(pieces):
-                        gl.store(words[span - 1] + piece * WORD, 0)
-                    _set(taken[span - 1].to(gl.int64), True)
+                if awaited.taken[span - 1] != 0:
+                    for piece in range(awaited.pieces):
+                        gl.store(awaited.words[span - 1] + piece * WORD, 0)
+                    _set(awaited.taken[span - 1].to(gl.int64), True)
         for place in range(3):
             gl.store(next_ptr + place, 0)
         if SENDS > 0:
-            for place in range(_PIECES + pieces):
-                gl.store(counts_ptr + place, 0)
+            for place in range(_PIECES + awaited.pieces):
+                gl.store(counters.counts_ptr + place, 0)

@@ -1,4 +1,4 @@
-"""The Gluon device code of one attention block on Hopper (sm_90); `hopper_block` calls it. Needs triton.
+"""The Gluon device code of one attention block on Hopper (sm_90); `hopper_launch` launches it. Needs triton.
 
 FlashAttention-3 (Shah et al., 2024), warp specialised: one producer warp feeds key and value tiles through
 two rings in shared memory by TMA; each consumer is a warpgroup with 64 query rows of its own. A consumer
@@ -25,12 +25,23 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ringexp.kernels.hopper_courier import WORD, carry, leave, load_tile, meet, store_tile, wait_for
+from ringexp.kernels import hopper_tiles
+from ringexp.kernels.hopper_courier import (
+    WORD,
+    allocate_buffers,
+    carry,
+    leave,
+    load_tile,
+    meet,
+    store_tile,
+    wait_for,
+)
 from ringexp.kernels.hopper_epilogue import write, write_lse
+from ringexp.kernels.hopper_groups import Awaited, Counters, Load, Output, Rings, Sizes
 from ringexp.kernels.hopper_softmax import mask, pin, settle, softmax
 
-ROWS = gl.constexpr(64)  # query rows of one consumer: what one wgmma computes
-BLOCK_N = gl.constexpr(128)  # keys of a tile
+ROWS = gl.constexpr(hopper_tiles.ROWS)
+BLOCK_N = gl.constexpr(hopper_tiles.BLOCK_N)
 STAGES = gl.constexpr(2)  # key tiles, and value tiles, in shared memory at a time
 
 
@@ -40,11 +51,10 @@ def _locate(index, sizes, CONSUMERS: gl.constexpr):
 
     Heads, over the batch, go `band` at a time: the last tiles of all of them, which see most, go first.
     """
-    num_tiles, _, num_heads, band, _, _ = sizes
-    place = index % (num_tiles * band)
-    tile = num_tiles - 1 - place // band
-    head = index // (num_tiles * band) * band + place % band
-    return head // num_heads, head % num_heads, tile * CONSUMERS * ROWS
+    place = index % (sizes.num_tiles * sizes.band)
+    tile = sizes.num_tiles - 1 - place // sizes.band
+    head = index // (sizes.num_tiles * sizes.band) * sizes.band + place % sizes.band
+    return head // sizes.num_heads, head % sizes.num_heads, tile * CONSUMERS * ROWS
 
 
 @gluon.jit
@@ -53,8 +63,7 @@ def _tiles_of_span(
 ):
     """How many key tiles of a span the query tile from first_row on sees; of further ones all or none."""
     if SPAN == 0:
-        kv_len = sizes[5]
-        seen = gl.minimum(first_row + CONSUMERS * ROWS, kv_len) if CAUSAL else kv_len
+        seen = gl.minimum(first_row + CONSUMERS * ROWS, sizes.kv_len) if CAUSAL else sizes.kv_len
         tiles = gl.cdiv(seen, BLOCK_N)
     else:
         tiles = gl.where(first_row >= spans[2 * SPAN - 2], spans[2 * SPAN - 1], 0)
@@ -85,13 +94,12 @@ def _query_stage(turn, consumer, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
-def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, arriving, full, tile,
+def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, awaited, full, tile,
                SPANS: gl.constexpr, AWAIT: gl.constexpr, CAUSAL: gl.constexpr,
                CONSUMERS: gl.constexpr):  # fmt: skip
     """Start loading the tile of keys or values that a query tile sees at `step`: span after span, each from
     its last tile to its first. AWAIT: once a further span's heads are there. Returns the us that took.
     """
-    words, heads_a_piece = arriving
     start = step * 0
     waited = step * 0
     for span in gl.static_range(SPANS):
@@ -99,83 +107,89 @@ def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, arriving, f
         if (step >= start) & (step < start + tiles):
             if AWAIT and span > 0:  # noqa: SIM102, as one is known when this is compiled
                 if step == start:
-                    waited += wait_for(words[span - 1] + kv_head // heads_a_piece * WORD)
+                    waited += wait_for(awaited.words[span - 1] + kv_head // awaited.heads_per_piece * WORD)
             load_tile(descs[span], [batch, kv_head, (start + tiles - 1 - step) * BLOCK_N, 0], full, tile)
         start += tiles
     return waited
 
 
 @gluon.jit
-def _produce(q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, counts_ptr, arriving, taken, pieces,
-             sizes, spans, group, SPANS: gl.constexpr, AWAIT: gl.constexpr, SENDS: gl.constexpr,
-             CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
-    """The producer warp takes the next query tile when it has loaded all for the one before.
+def _produce(q_desc, k_descs, v_descs, rings, counters, awaited, sizes, spans, SPANS: gl.constexpr,
+             AWAIT: gl.constexpr, SENDS: gl.constexpr, CAUSAL: gl.constexpr,
+             CONSUMERS: gl.constexpr):  # fmt: skip
+    """Feed the consumers: the work of the producer warp.
 
-    Keys come one tile ahead of values, the order in which the consumers ask for them.
+    It takes the next query tile when it has loaded everything for the last one. Keys come one tile ahead of
+    values, the order in which the consumers ask for them.
     """
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
     KV_BYTES: gl.constexpr = BLOCK_N * HEAD_DIM * 2
     Q_BYTES: gl.constexpr = ROWS * HEAD_DIM * 2
-    q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
     loaded = 0
     turn = 0
-    total = _after_predecessor(sizes[1])
-    index = gl.atomic_add(next_ptr, 1)
+    total = _after_predecessor(sizes.total)
+    index = gl.atomic_add(counters.next_ptr, 1)
     while index < total:
         batch, head, first_row = _locate(index, sizes, CONSUMERS)
         _, num_keys = _tiles(first_row, sizes, spans, SPANS, CAUSAL, CONSUMERS)
-        kv_head = head // group
+        kv_head = head // sizes.group
         for consumer in gl.static_range(CONSUMERS):
             place, phase = _query_stage(turn, consumer, CAUSAL)
-            mbarrier.wait(q_empty.index(place), phase ^ 1)
-            _tell(told, place, index)
-            mbarrier.expect(q_full.index(place), Q_BYTES)
-            load_tile(q_desc, [batch, head, first_row + consumer * ROWS, 0], q_full.index(place),
-                       q_mem.index(place))  # fmt: skip
+            mbarrier.wait(rings.q_empty.index(place), phase ^ 1)
+            _announce(rings.announced, place, index)
+            mbarrier.expect(rings.q_full.index(place), Q_BYTES)
+            load_tile(q_desc, [batch, head, first_row + consumer * ROWS, 0], rings.q_full.index(place),
+                      rings.q.index(place))  # fmt: skip
         for step in range(num_keys + 1):
             if step < num_keys:
                 stage, phase = _stage(loaded + step)
-                mbarrier.wait(k_empty.index(stage), phase ^ 1)
-                mbarrier.expect(k_full.index(stage), KV_BYTES)
-                waited = _load_step(k_descs, batch, kv_head, first_row, step, sizes, spans, arriving,
-                                    k_full.index(stage), k_ring.index(stage), SPANS, AWAIT, CAUSAL,
-                                    CONSUMERS)  # fmt: skip
+                mbarrier.wait(rings.k_empty.index(stage), phase ^ 1)
+                mbarrier.expect(rings.k_full.index(stage), KV_BYTES)
+                waited = _load_step(k_descs, batch, kv_head, first_row, step, sizes, spans, awaited,
+                                    rings.k_full.index(stage), rings.k.index(stage), SPANS, AWAIT,
+                                    CAUSAL, CONSUMERS)  # fmt: skip
                 if AWAIT:  # noqa: SIM102, as above
                     if waited > 0:
-                        gl.atomic_add(next_ptr + 1, waited)
+                        gl.atomic_add(counters.next_ptr + 1, waited)
             if step > 0:
                 stage, phase = _stage(loaded + step - 1)
-                mbarrier.wait(v_empty.index(stage), phase ^ 1)
-                mbarrier.expect(v_full.index(stage), KV_BYTES)
-                _load_step(v_descs, batch, kv_head, first_row, step - 1, sizes, spans, arriving,
-                           v_full.index(stage), v_ring.index(stage), SPANS, False, CAUSAL,
+                mbarrier.wait(rings.v_empty.index(stage), phase ^ 1)
+                mbarrier.expect(rings.v_full.index(stage), KV_BYTES)
+                _load_step(v_descs, batch, kv_head, first_row, step - 1, sizes, spans, awaited,
+                           rings.v_full.index(stage), rings.v.index(stage), SPANS, False, CAUSAL,
                            CONSUMERS)  # fmt: skip
         loaded += num_keys
         turn += 1
-        index = gl.atomic_add(next_ptr, 1)
-    for consumer in gl.static_range(CONSUMERS):  # that there is no more
-        place, phase = _query_stage(turn, consumer, CAUSAL)
-        mbarrier.wait(q_empty.index(place), phase ^ 1)
-        _tell(told, place, index)
-        mbarrier.arrive(q_full.index(place))
-    if AWAIT or SENDS > 0:
-        for count in gl.static_range(STAGES):  # until all that was loaded is there
-            stage, phase = _stage(loaded + count)
-            mbarrier.wait(k_empty.index(stage), phase ^ 1)
-            mbarrier.wait(v_empty.index(stage), phase ^ 1)
-        leave(next_ptr, waited_ptr, counts_ptr, arriving, taken, pieces, SPANS, AWAIT, SENDS)
-    elif index == total + gl.num_programs(0) - 1:  # all programs have asked once more than there are tiles
-        gl.store(next_ptr, 0)
+        index = gl.atomic_add(counters.next_ptr, 1)
+    _end(rings, counters, awaited, index, total, loaded, turn, SPANS, AWAIT, SENDS, CAUSAL, CONSUMERS)
 
 
 @gluon.jit
-def _send(descs, buffers, landed, next_ptr, waited_ptr, counts_ptr, took_ptr, load, destinations, arriving,
-          taken, pieces, SPANS: gl.constexpr, AWAIT: gl.constexpr, SENDS: gl.constexpr):  # fmt: skip
-    """The courier warp."""
-    runs, runs_a_piece, runs_a_head, tiles, heads_a_piece, couriers = load
-    load = (_after_predecessor(runs), runs_a_piece, runs_a_head, tiles, heads_a_piece, couriers)
-    carry(descs, buffers, landed, counts_ptr, took_ptr, load, destinations, SENDS)
-    leave(next_ptr, waited_ptr, counts_ptr, arriving, taken, pieces, SPANS, AWAIT, SENDS)
+def _end(rings, counters, awaited, index, total, loaded, turn, SPANS: gl.constexpr, AWAIT: gl.constexpr,
+         SENDS: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
+    """Tell the consumers that there is no further tile. The last program leaves the counters 0."""
+    for consumer in gl.static_range(CONSUMERS):
+        place, phase = _query_stage(turn, consumer, CAUSAL)
+        mbarrier.wait(rings.q_empty.index(place), phase ^ 1)
+        _announce(rings.announced, place, index)
+        mbarrier.arrive(rings.q_full.index(place))
+    if AWAIT or SENDS > 0:
+        for count in gl.static_range(STAGES):  # until all that was loaded is there
+            stage, phase = _stage(loaded + count)
+            mbarrier.wait(rings.k_empty.index(stage), phase ^ 1)
+            mbarrier.wait(rings.v_empty.index(stage), phase ^ 1)
+        leave(counters, awaited, SPANS, AWAIT, SENDS)
+    elif index == total + gl.num_programs(0) - 1:  # all programs have asked once more than there are tiles
+        gl.store(counters.next_ptr, 0)
+
+
+@gluon.jit
+def _send(descs, buffers, landed, counters, awaited, load, destinations, SPANS: gl.constexpr,
+          AWAIT: gl.constexpr, SENDS: gl.constexpr):  # fmt: skip
+    """Send keys and values to other GPUs: the work of the courier warp."""
+    runs = _after_predecessor(load.runs)
+    carry(descs, buffers, landed, counters, runs, load, awaited.heads_per_piece, destinations, SENDS)
+    leave(counters, awaited, SPANS, AWAIT, SENDS)
 
 
 @gluon.jit
@@ -189,38 +203,39 @@ def _after_predecessor(x):
 
 
 @gluon.jit
-def _tell(told, place, index):
+def _announce(announced, place, index):
     """Tell a consumer which tile is next; it looks once the query tile, or the end, has been announced."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    told.index(place).store(gl.full([1], index, gl.int32, LAYOUT))
+    announced.index(place).store(gl.full([1], index, gl.int32, LAYOUT))
     meet()  # what follows is one thread's: it must come after the store of whichever lane did it
 
 
 @gluon.jit
-def _told(told, place):
+def _announced(announced, place):
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    return gl.sum(told.index(place).load(LAYOUT), 0)
+    return gl.sum(announced.index(place).load(LAYOUT), 0)
 
 
 @gluon.jit
-def _start_scores(q_tile, k_ring, k_full, count):
+def _start_scores(q_tile, rings, count):
     """Start q @ k.T for key tile `count` of the ring, once it has landed: [ROWS, BLOCK_N] float32."""
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     HEAD_DIM: gl.constexpr = q_tile.shape[1]
     stage, phase = _stage(count)
-    mbarrier.wait(k_full.index(stage), phase)
-    keys = k_ring.index(stage).reshape([BLOCK_N, HEAD_DIM]).permute([1, 0])
+    mbarrier.wait(rings.k_full.index(stage), phase)
+    keys = rings.k.index(stage).reshape([BLOCK_N, HEAD_DIM]).permute([1, 0])
     zero = gl.zeros([ROWS, BLOCK_N], gl.float32, S_LAYOUT)
     return warpgroup_mma(q_tile, keys, zero, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def _start_output(probs, acc, v_ring, v_full, count):
+def _start_output(probs, acc, rings, count):
     """Start acc + probs @ v for value tile `count` of the ring, once it has landed."""
     HEAD_DIM: gl.constexpr = acc.shape[1]
     stage, phase = _stage(count)
-    mbarrier.wait(v_full.index(stage), phase)
-    return warpgroup_mma(probs, v_ring.index(stage).reshape([BLOCK_N, HEAD_DIM]), acc, is_async=True)
+    mbarrier.wait(rings.v_full.index(stage), phase)
+    values = rings.v.index(stage).reshape([BLOCK_N, HEAD_DIM])
+    return warpgroup_mma(probs, values, acc, is_async=True)
 
 
 @gluon.jit
@@ -231,8 +246,7 @@ def _release(empty, stage):
 
 
 @gluon.jit
-def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_ring, k_full, k_empty, v_full,
-                v_empty, scale_log2, num_keys):  # fmt: skip
+def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, rings, scale_log2, num_keys):
     """Fold steps 1 and on, which need no mask, into the running statistics.
 
     `count` is the ring count of step 0. On entry and exit the softmax is one step ahead of acc: probs and
@@ -241,145 +255,114 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_r
     O_LAYOUT: gl.constexpr = acc.type.layout
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     for step in range(1, num_keys):
-        scores = _start_scores(q_tile, k_ring, k_full, count + step)
+        scores = _start_scores(q_tile, rings, count + step)
         acc = acc * gl.convert_layout(pin(shrink), gl.SliceLayout(1, O_LAYOUT))[:, None]
-        acc_token = _start_output(probs, acc, v_ring, v_full, count + step - 1)
+        acc_token = _start_output(probs, acc, rings, count + step - 1)
         scores = warpgroup_mma_wait(1, deps=[scores])
-        _release(k_empty, (count + step) % STAGES)
+        _release(rings.k_empty, (count + step) % STAGES)
         wide, row_max, shrink, sums = softmax(scores, row_max, scale_log2)
         row_sum = row_sum * gl.convert_layout(shrink, gl.SliceLayout(1, sums.type.layout))[:, None] + sums
         row_sum = settle(row_sum)
         # wide goes through the wait so that probs, an operand until then, is not overwritten before it.
         acc, wide = warpgroup_mma_wait(0, deps=[acc_token, wide])
-        _release(v_empty, (count + step - 1) % STAGES)
-        probs = gl.convert_layout(wide.to(v_ring.dtype), P_LAYOUT)
+        _release(rings.v_empty, (count + step - 1) % STAGES)
+        probs = gl.convert_layout(wide.to(rings.v.dtype), P_LAYOUT)
     return acc, probs, row_max, row_sum, shrink
 
 
 @gluon.jit
-def _consume(rings, told, sizes, spans, result, SPANS: gl.constexpr, CAUSAL: gl.constexpr,
+def _consume(rings, sizes, spans, output, scale_log2, SPANS: gl.constexpr, CAUSAL: gl.constexpr,
              MERGE: gl.constexpr, FINAL: gl.constexpr, CONSUMERS: gl.constexpr,
              CONSUMER: gl.constexpr):  # fmt: skip
-    """One consumer warpgroup: rows CONSUMER * ROWS and on of each query tile.
+    """Compute rows CONSUMER * ROWS and on of each query tile: the work of one consumer warpgroup.
 
-    With an out_desc results leave by TMA, out of where their queries were, while the next tile is computed;
-    only then is that place free, so there have to be two: CAUSAL. What is merged cannot leave so.
+    If TMA writes a result, it does so from where the queries were, while the next tile is computed. That
+    place is free only then, so there must be two, which CAUSAL has. TMA cannot merge.
     """
-    q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty = rings
-    _, total, num_heads, _, q_len, kv_len = sizes
-    (out_desc, out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start,
-     done_stop, scale_log2) = result  # fmt: skip
-    BY_TMA: gl.constexpr = out_desc is not None
+    BY_TMA: gl.constexpr = output.desc is not None
     if BY_TMA:
         gl.static_assert(CAUSAL and not MERGE and not FINAL)
-    HEAD_DIM: gl.constexpr = q_mem.shape[4]
+    HEAD_DIM: gl.constexpr = rings.q.shape[4]
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     count = 0
     turn = 0
-    total = _after_predecessor(total)
+    total = _after_predecessor(sizes.total)
     place, phase = _query_stage(turn, CONSUMER, CAUSAL)
-    mbarrier.wait(q_full.index(place), phase)
-    index = _told(told, place)
+    mbarrier.wait(rings.q_full.index(place), phase)
+    index = _announced(rings.announced, place)
     while index < total:
         batch, head, tile_row = _locate(index, sizes, CONSUMERS)
         first_keys, num_keys = _tiles(tile_row, sizes, spans, SPANS, CAUSAL, CONSUMERS)
         first_row = tile_row + CONSUMER * ROWS
-        q_tile = q_mem.index(place).reshape([ROWS, HEAD_DIM])
+        q_tile = rings.q.index(place).reshape([ROWS, HEAD_DIM])
         acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
         row_max = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
 
-        scores = _start_scores(q_tile, k_ring, k_full, count)
+        scores = _start_scores(q_tile, rings, count)
         scores = warpgroup_mma_wait(0, deps=[scores])
-        _release(k_empty, count % STAGES)
-        if BY_TMA:  # noqa: SIM102, as one is known when this is compiled
-            if turn > 0:
-                tma.store_wait(0)
-                last, _ = _query_stage(turn - 1, CONSUMER, CAUSAL)
-                _release(q_empty, last)
-        scores = mask(scores, first_row, (first_keys - 1) * BLOCK_N, kv_len, CAUSAL)
+        _release(rings.k_empty, count % STAGES)
+        if BY_TMA:
+            _release_queries_of_last_turn(rings.q_empty, turn, CONSUMER, CAUSAL)
+        scores = mask(scores, first_row, (first_keys - 1) * BLOCK_N, sizes.kv_len, CAUSAL)
         wide, row_max, shrink, row_sum = softmax(scores, row_max, scale_log2)
-        probs = gl.convert_layout(wide.to(v_ring.dtype), P_LAYOUT)
-
+        probs = gl.convert_layout(wide.to(rings.v.dtype), P_LAYOUT)
         acc, probs, row_max, row_sum, shrink = _visit_keys(
-            acc, probs, row_max, row_sum, shrink, count, q_tile, k_ring, v_ring, k_full, k_empty, v_full,
-            v_empty, scale_log2, num_keys)  # fmt: skip
+            acc, probs, row_max, row_sum, shrink, count, q_tile, rings, scale_log2, num_keys)  # fmt: skip
         if not BY_TMA:
-            _release(q_empty, place)
-
+            _release(rings.q_empty, place)
         acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, O_LAYOUT))[:, None]
-        acc = _start_output(probs, acc, v_ring, v_full, count + num_keys - 1)
+        acc = _start_output(probs, acc, rings, count + num_keys - 1)
         acc = warpgroup_mma_wait(0, deps=[acc])
-        _release(v_empty, (count + num_keys - 1) % STAGES)
+        _release(rings.v_empty, (count + num_keys - 1) % STAGES)
         count += num_keys
 
-        row_max = gl.convert_layout(row_max, gl.SliceLayout(1, O_LAYOUT))
-        row_sum = gl.convert_layout(gl.sum(row_sum, 1), gl.SliceLayout(1, O_LAYOUT))
-        head_index = batch * num_heads + head
-        start = batch.to(gl.int64) * stride_ob + head.to(gl.int64) * stride_oh
-        lse_base = lse_ptr + head_index.to(gl.int64) * stride_lse
-        if BY_TMA:
-            write_lse(row_max + gl.log2(row_sum), lse_base, first_row, q_len)
-            acc = acc * (1.0 / row_sum)[:, None]
-            q_tile.store(acc.to(q_tile.dtype))
-            fence_async_shared()
-            meet()
-            store_tile(out_desc, [batch, head, first_row, 0], q_mem.index(place))
-        else:
-            write(acc, row_max, row_sum, out_ptr + start, final_ptr + start, stride_ol, lse_base, first_row,
-                  q_len, done_start, done_stop, MERGE, FINAL)  # fmt: skip
+        _finish(acc, row_max, row_sum, output, batch, head, first_row, sizes, rings.q.index(place),
+                MERGE, FINAL)  # fmt: skip
         turn += 1
         place, phase = _query_stage(turn, CONSUMER, CAUSAL)
-        mbarrier.wait(q_full.index(place), phase)
-        index = _told(told, place)
+        mbarrier.wait(rings.q_full.index(place), phase)
+        index = _announced(rings.announced, place)
     if BY_TMA:
         tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len",
-                              "heads_a_piece", "pieces", "done_start", "done_stop", "from1", "tiles1",
-                              "from2", "tiles2", "from3", "tiles3", "taken1", "taken2", "taken3", "runs",
-                              "runs_a_piece", "runs_a_head", "sent_tiles", "couriers", "free1", "ready1",
-                              "sent1", "free2", "ready2", "sent2", "free3", "ready3", "sent3"])  # fmt: skip
-def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, k3_desc, v3_desc,
-                    ks_desc, vs_desc, kto1_desc, vto1_desc, kto2_desc, vto2_desc, kto3_desc,
-                    vto3_desc, out_desc, out_ptr, lse_ptr, final_ptr, next_ptr, words1_ptr,
-                    words2_ptr, words3_ptr, waited_ptr, counts_ptr, took_ptr, stride_ob, stride_oh,
-                    stride_ol, stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len,
-                    from1, tiles1, from2, tiles2, from3, tiles3, heads_a_piece, pieces, taken1,
-                    taken2, taken3, runs, runs_a_piece, runs_a_head, sent_tiles, couriers, free1,
-                    ready1, sent1, free2, ready2, sent2, free3, ready3, sent3, done_start,
-                    done_stop, scale_log2, SPANS: gl.constexpr, AWAIT: gl.constexpr,
-                    SENDS: gl.constexpr, CAUSAL: gl.constexpr, MERGE: gl.constexpr,
-                    FINAL: gl.constexpr, CONSUMERS: gl.constexpr, CONSUMER_REGS: gl.constexpr,
-                    PRODUCER_REGS: gl.constexpr):  # fmt: skip
-    """One program: query tiles of CONSUMERS * ROWS rows of one head each, against all keys they see.
+@gluon.jit
+def _release_queries_of_last_turn(q_empty, turn, CONSUMER: gl.constexpr, CAUSAL: gl.constexpr):
+    """Free the place from which TMA wrote the result of the turn before."""
+    if turn > 0:
+        tma.store_wait(0)
+        last, _ = _query_stage(turn - 1, CONSUMER, CAUSAL)
+        _release(q_empty, last)
 
-    Descriptors over q [B, H, Lq, D] with blocks [1, 1, ROWS, D] and over k, v [B, H / group, Lk, D] with
-    blocks [1, 1, BLOCK_N, D]; out [B, H, Lq, D] by strides, D contiguous, and as out_desc with q's blocks
-    where TMA writes it; lse [B, H, Lq], the heads stride_lse apart; final like out, see `write`. num_tiles
-    query tiles a head, `total` in all; scale_log2 is softmax_scale * log2(e).
-    All rows see the first span, kv_len keys of k_desc, v_desc. The other SPANS - 1 are whole key tiles,
-    tiles1 of k1_desc, v1_desc and so on, for the rows from from1 on, whole query tiles. CAUSAL is about the
-    first span; it needs q_len == kv_len, and a tile's rows to divide BLOCK_N: then only the first key tile
-    visited is masked.
-    AWAIT: of each further span, heads_a_piece heads of keys and values are loaded once their word is not 0;
-    `pieces` words lie WORD apart from words1_ptr on and so on. How long a program waited for them, us, on
-    average, goes to waited_ptr. When all are read the words become 0, and then the word at the address taken1
-    1, and so on; an address of 0: that span is there, and its words stay. What sets the words must need no SM
-    here, since programs that wait keep theirs.
-    SENDS: to how many destinations keys and values of ks_desc, vs_desc go: `sent1` tiles of each head to
-    kto1_desc, vto1_desc, once the word at the address free1 is 1; see `carry`, and `contract` for counts_ptr
-    and took_ptr.
-    Launch with num_warps=4: that is the first consumer. Any number of programs share the tiles: each takes
-    the next one, counted at next_ptr, when it is ready for it, so one that starts late, because its SM is
-    busy, does less. next_ptr holds three 0 at the launch and again at the end: after tiles, what waiting adds
-    up to, and who has left are counted there. `band`, a divisor of B * H: see `_locate`.
-    """
+
+@gluon.jit
+def _finish(acc, row_max, row_sum, output, batch, head, first_row, sizes, q_tile, MERGE: gl.constexpr,
+            FINAL: gl.constexpr):  # fmt: skip
+    """Write the result of one query tile, or start TMA to write it from where its queries were."""
+    row_max = gl.convert_layout(row_max, gl.SliceLayout(1, acc.type.layout))
+    row_sum = gl.convert_layout(gl.sum(row_sum, 1), gl.SliceLayout(1, acc.type.layout))
+    head_index = batch * sizes.num_heads + head
+    start = batch.to(gl.int64) * output.stride_b + head.to(gl.int64) * output.stride_h
+    lse_base = output.lse_ptr + head_index.to(gl.int64) * output.stride_lse
+    if output.desc is not None:
+        write_lse(row_max + gl.log2(row_sum), lse_base, first_row, sizes.q_len)
+        acc = acc * (1.0 / row_sum)[:, None]
+        q_tile.reshape([acc.shape[0], acc.shape[1]]).store(acc.to(q_tile.dtype))
+        fence_async_shared()
+        meet()
+        store_tile(output.desc, [batch, head, first_row, 0], q_tile)
+    else:
+        write(acc, row_max, row_sum, output.ptr + start, output.final_ptr + start, output.stride_l, lse_base,
+              first_row, sizes.q_len, output.done_start, output.done_stop, MERGE, FINAL)  # fmt: skip
+
+
+@gluon.jit
+def _allocate(q_desc, k_desc, v_desc, QUERY_TILES: gl.constexpr, CONSUMERS: gl.constexpr):
+    """Allocate and set up the rings in shared memory, their barriers, and the words that announce tiles."""
     dtype: gl.constexpr = q_desc.dtype
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
-    QUERY_TILES: gl.constexpr = CONSUMERS * (2 if CAUSAL else 1)
     q_mem = gl.allocate_shared_memory(dtype, [QUERY_TILES, 1, 1, ROWS, HEAD_DIM], q_desc.layout)
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, HEAD_DIM], k_desc.layout)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, HEAD_DIM], v_desc.layout)
@@ -389,7 +372,7 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    told = gl.allocate_shared_memory(gl.int32, [QUERY_TILES, 1], mbarrier.MBarrierLayout())
+    announced = gl.allocate_shared_memory(gl.int32, [QUERY_TILES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(QUERY_TILES):
         mbarrier.init(q_full.index(i), 1)
         mbarrier.init(q_empty.index(i), 1)
@@ -398,59 +381,64 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
         mbarrier.init(v_full.index(i), 1)
         mbarrier.init(k_empty.index(i), CONSUMERS)
         mbarrier.init(v_empty.index(i), CONSUMERS)
+    return Rings(q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty, announced)
 
-    # A constexpr in a tuple that is assigned or added becomes a tensor, so those stand in the calls.
-    rings = (q_mem, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty)
-    sizes = (num_tiles, total, num_heads, band, q_len, kv_len)
-    result = (out_desc, out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse, done_start,
-              done_stop, scale_log2)  # fmt: skip
-    arriving = ((words1_ptr, words2_ptr, words3_ptr), heads_a_piece)
-    taken = (taken1, taken2, taken3)
+
+@gluon.jit(do_not_specialize=["num_tiles", "total", "num_heads", "band", "group", "q_len", "kv_len",
+                              "heads_per_piece", "pieces", "done_start", "done_stop", "from1", "tiles1",
+                              "from2", "tiles2", "from3", "tiles3", "taken1", "taken2", "taken3", "runs",
+                              "runs_per_piece", "runs_per_head", "sent_tiles", "couriers", "free1", "ready1",
+                              "sent1", "free2", "ready2", "sent2", "free3", "ready3", "sent3"])  # fmt: skip
+def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, k3_desc, v3_desc,
+                    ks_desc, vs_desc, kto1_desc, vto1_desc, kto2_desc, vto2_desc, kto3_desc,
+                    vto3_desc, out_desc, out_ptr, lse_ptr, final_ptr, next_ptr, words1_ptr,
+                    words2_ptr, words3_ptr, waited_ptr, counts_ptr, took_ptr, stride_ob, stride_oh,
+                    stride_ol, stride_lse, num_tiles, total, num_heads, band, group, q_len, kv_len,
+                    from1, tiles1, from2, tiles2, from3, tiles3, heads_per_piece, pieces, taken1,
+                    taken2, taken3, runs, runs_per_piece, runs_per_head, sent_tiles, couriers, free1,
+                    ready1, sent1, free2, ready2, sent2, free3, ready3, sent3, done_start,
+                    done_stop, scale_log2, SPANS: gl.constexpr, AWAIT: gl.constexpr,
+                    SENDS: gl.constexpr, CAUSAL: gl.constexpr, MERGE: gl.constexpr,
+                    FINAL: gl.constexpr, CONSUMERS: gl.constexpr, CONSUMER_REGS: gl.constexpr,
+                    PRODUCER_REGS: gl.constexpr):  # fmt: skip
+    """Compute query tiles, each against all keys it sees. `hopper_groups` documents the arguments."""
+    QUERY_TILES: gl.constexpr = CONSUMERS * (2 if CAUSAL else 1)
+    rings = _allocate(q_desc, k_desc, v_desc, QUERY_TILES, CONSUMERS)
+    sizes = Sizes(num_tiles, total, num_heads, band, group, q_len, kv_len)
+    output = Output(out_desc, out_ptr, lse_ptr, final_ptr, stride_ob, stride_oh, stride_ol, stride_lse,
+                    done_start, done_stop)  # fmt: skip
+    awaited = Awaited((words1_ptr, words2_ptr, words3_ptr), (taken1, taken2, taken3), heads_per_piece, pieces,
+                      waited_ptr)  # fmt: skip
+    counters = Counters(next_ptr, counts_ptr, took_ptr)
     spans = (from1, tiles1, from2, tiles2, from3, tiles3)
-    k_descs = (k_desc, k1_desc, k2_desc, k3_desc)
-    v_descs = (v_desc, v1_desc, v2_desc, v3_desc)
+    k_descs, v_descs = (k_desc, k1_desc, k2_desc, k3_desc), (v_desc, v1_desc, v2_desc, v3_desc)
+    # A constexpr in a tuple that is assigned becomes a tensor, so those stand in the calls.
     if SENDS > 0:
         gl.static_assert(CONSUMERS == 2)
-        buffers = gl.allocate_shared_memory(dtype, [2, 1, 1, ROWS, HEAD_DIM], ks_desc.layout)
-        landed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-        for i in gl.static_range(2):
-            mbarrier.init(landed.index(i), 1)
+        buffers, landed = allocate_buffers(ks_desc)
         descs = (ks_desc, vs_desc, (kto1_desc, kto2_desc, kto3_desc), (vto1_desc, vto2_desc, vto3_desc))
-        load = (runs, runs_a_piece, runs_a_head, sent_tiles, heads_a_piece, couriers)
+        load = Load(runs, runs_per_piece, runs_per_head, sent_tiles, couriers)
         destinations = ((free1, ready1, sent1), (free2, ready2, sent2), (free3, ready3, sent3))
-        gl.warp_specialize(
-            [
-                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
-                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
-                (_produce, (q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, counts_ptr, arriving,
-                            taken, pieces, sizes, spans, group, SPANS, AWAIT, SENDS, CAUSAL, CONSUMERS)),
-                (_send, (descs, buffers, landed, next_ptr, waited_ptr, counts_ptr, took_ptr, load,
-                         destinations, arriving, taken, pieces, SPANS, AWAIT, SENDS)),
-            ],
-            [4, 1, 1],
-            [CONSUMER_REGS, PRODUCER_REGS, PRODUCER_REGS],
-        )  # fmt: skip
+        gl.warp_specialize([
+            (_consume, (rings, sizes, spans, output, scale_log2, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
+            (_consume, (rings, sizes, spans, output, scale_log2, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
+            (_produce, (q_desc, k_descs, v_descs, rings, counters, awaited, sizes, spans, SPANS, AWAIT, SENDS,
+                        CAUSAL, CONSUMERS)),
+            (_send, (descs, buffers, landed, counters, awaited, load, destinations, SPANS, AWAIT, SENDS)),
+        ], [4, 1, 1], [CONSUMER_REGS, PRODUCER_REGS, PRODUCER_REGS])  # fmt: skip
     elif CONSUMERS == 2:
-        gl.warp_specialize(
-            [
-                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
-                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
-                (_produce, (q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, counts_ptr, arriving,
-                            taken, pieces, sizes, spans, group, SPANS, AWAIT, SENDS, CAUSAL, CONSUMERS)),
-            ],
-            [4, 1],
-            [CONSUMER_REGS, PRODUCER_REGS],
-        )  # fmt: skip
+        gl.warp_specialize([
+            (_consume, (rings, sizes, spans, output, scale_log2, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
+            (_consume, (rings, sizes, spans, output, scale_log2, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
+            (_produce, (q_desc, k_descs, v_descs, rings, counters, awaited, sizes, spans, SPANS, AWAIT, SENDS,
+                        CAUSAL, CONSUMERS)),
+        ], [4, 1], [CONSUMER_REGS, PRODUCER_REGS])  # fmt: skip
     else:
         gl.static_assert(CONSUMERS == 3)
-        gl.warp_specialize(
-            [
-                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
-                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
-                (_consume, (rings, told, sizes, spans, result, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 2)),
-                (_produce, (q_desc, k_descs, v_descs, rings, told, next_ptr, waited_ptr, counts_ptr, arriving,
-                            taken, pieces, sizes, spans, group, SPANS, AWAIT, SENDS, CAUSAL, CONSUMERS)),
-            ],
-            [4, 4, 1],
-            [CONSUMER_REGS, CONSUMER_REGS, PRODUCER_REGS],
-        )  # fmt: skip
+        gl.warp_specialize([
+            (_consume, (rings, sizes, spans, output, scale_log2, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 0)),
+            (_consume, (rings, sizes, spans, output, scale_log2, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 1)),
+            (_consume, (rings, sizes, spans, output, scale_log2, SPANS, CAUSAL, MERGE, FINAL, CONSUMERS, 2)),
+            (_produce, (q_desc, k_descs, v_descs, rings, counters, awaited, sizes, spans, SPANS, AWAIT, SENDS,
+                        CAUSAL, CONSUMERS)),
+        ], [4, 4, 1], [CONSUMER_REGS, CONSUMER_REGS, PRODUCER_REGS])  # fmt: skip

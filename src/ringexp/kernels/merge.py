@@ -13,15 +13,11 @@ The online-softmax identity (Milakov and Gimelshein, 2018), in the sigmoid form 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ringexp.kernels.contract import KeySpan, Rows
-
-if TYPE_CHECKING:
-    from ringexp.kernels.providers import Kernel
+from ringexp.kernels.contract import Kernel, KeySpan, Rows
 
 _ALL = slice(None)
 

@@ -1,6 +1,6 @@
-"""The specification of a block, in float64: slow, exact to float64 rounding, for any device and dtype.
+"""The provider of kernel=reference: the specification of a block, slow and exact to float64 rounding.
 
-Every other kernel is tested against it.
+It runs on any device in any dtype. Every other kernel is tested against it.
 """
 
 from __future__ import annotations
@@ -8,9 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringexp.kernels.contract import Block, check_block
+from ringexp.kernels.contract import BlockFunction, Kernel, check_block
 
 MAX_SCORE_BYTES = 64 << 20
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return None: it runs everywhere."""
+    return None
+
+
+def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
+    """Return the reference."""
+    return Kernel("reference", block)
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
@@ -23,7 +33,7 @@ def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -
 
 
 def relative_errors(
-    block: Block, q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float, rows: int = 64
+    block: BlockFunction, q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float, rows: int = 64
 ) -> tuple[float, float]:
     """How far a block kernel is off on random query rows, and the last: |out - exact| / |exact|, and
     max |lse - exact|."""

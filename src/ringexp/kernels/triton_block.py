@@ -1,4 +1,4 @@
-"""Our own Triton kernel for one attention block: GQA by head index, any lengths, no index masks.
+"""The provider of kernel=triton, our own portable kernel: GQA by head index, any lengths, no index masks.
 
 Compiled on a CUDA device, or interpreted on CPU tensors (slow: for tests) where TRITON_INTERPRET=1 was set
 before triton was first imported. triton itself is imported at the first call.
@@ -6,7 +6,6 @@ before triton was first imported. triton itself is imported at the first call.
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import importlib.util
 import math
@@ -18,11 +17,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ringexp.kernels.contract import check_block
+from ringexp.kernels.contract import Kernel, check_block
+from ringexp.kernels.requirements import AMPERE, capability, needs_capability
 
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MIN_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,18 @@ _FLOAT32 = {64: Tiles(64, 32, 8, 2), 128: Tiles(32, 16, 8, 2), 256: Tiles(32, 16
 _INTERPRETED = Tiles(32, 16, 1, 1)
 
 
+def why_unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Check head_dim, the device and the triton package."""
+    if head_dim > MAX_HEAD_DIM:
+        return f"head_dim <= {MAX_HEAD_DIM}, but head_dim={head_dim}"
+    return why_triton_cannot_run(device)
+
+
+def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
+    """Return the portable Triton kernel."""
+    return Kernel("triton", block)
+
+
 def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """One block as in `contract`: float16, bfloat16 or float32, head_dim <= 256.
 
@@ -60,7 +71,7 @@ def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -
     out = q.new_empty(batch, q_len, num_heads, head_dim).transpose(1, 2)
     lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
     block_d = padded_head_dim(head_dim)
-    tiles = _INTERPRETED if interpreted else choose_tiles(block_d, q.dtype, _capability(q.device))
+    tiles = _INTERPRETED if interpreted else choose_tiles(block_d, q.dtype, capability(q.device))
     grid = (-(-q_len // tiles.block_m) * num_heads * batch,)
     with torch.cuda.device_of(q):
         kernel.attention_block[grid](
@@ -92,22 +103,18 @@ def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -
 
 
 def available(device: torch.device | str) -> bool:
-    """Whether `block` can run on tensors of this device, here and now."""
-    return why_unavailable(device) is None
+    """Tell whether our Triton kernels can run on tensors of this device, here and now."""
+    return why_triton_cannot_run(torch.device(device)) is None
 
 
-def why_unavailable(device: torch.device | str) -> str | None:
-    """What `block` lacks on this device, as the end of a sentence "needs ..."; None if it can run."""
-    device = torch.device(device)
+def why_triton_cannot_run(device: torch.device) -> str | None:
+    """Return what our Triton kernels lack on a device, as the end of a sentence "needs ...", or None."""
     if importlib.util.find_spec("triton") is None:
         return "the triton package, which is not installed"
     if device.type == "cuda":
         if _interpreting():
             return "to be compiled on CUDA, but TRITON_INTERPRET=1 is set; unset it"
-        capability = _capability(device)
-        if capability < MIN_CAPABILITY:
-            return "compute capability >= 8.0, but this GPU has {}.{}".format(*capability)
-        return None
+        return needs_capability(device, AMPERE)
     if device.type != "cpu" or not _interpreting():
         return f"CUDA, but device={device.type} (or, for tests on the CPU, TRITON_INTERPRET=1 from the start)"
     triton, numpy = (_version(name) for name in ("triton", "numpy"))
@@ -153,11 +160,6 @@ def _interpreting() -> bool:
 def _with_small_rows(x: Tensor) -> Tensor:
     """x, copied if its rows are so far apart that offsets within a tile would not fit 32 bits."""
     return x if x.stride(2) < 1 << 23 else x.contiguous()
-
-
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 def _version(package: str) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ringexp.config import Config
-from ringexp.models.workload import unpadded
-from ringexp.tracking.metrics import Accuracy
+from ringexp.models.inputs import unpadded
+from ringexp.tracking.accuracy import Accuracy
 from ringexp.worker.prepare import PreparedJob
 
 

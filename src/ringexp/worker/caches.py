@@ -7,13 +7,14 @@ from dataclasses import asdict
 
 import torch
 
-from ringexp.calibration.kernel_choice import BlockShape, fastest, local_length, times_ms
+from ringexp.calibration.kernel_choice import BlockSize, fastest, local_length, times_ms
 from ringexp.choices import AUTO
 from ringexp.config import ModelConfig
 from ringexp.kernels import Kernel, candidates, get_kernel
-from ringexp.models.workload import Workload, make_workload
+from ringexp.models.registry import build
+from ringexp.models.workload import Workload
 from ringexp.tracking.environment import code_identity
-from ringexp.tracking.references import ReferenceStore
+from ringexp.tracking.references import KernelTimes, ReferenceStore
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.progress import ProgressWriter
 from ringexp.worker.rank_set import RankSet
@@ -33,7 +34,7 @@ class WorkloadCache:
             return self._cached[3]
         self._cached = None  # free the old one first
         self._progress.stage(f"building {model.name}")
-        workload = make_workload(model, longest, self._device, seed)
+        workload = build(model, longest, self._device, seed)
         self._cached = model, seed, longest, workload
         return workload
 
@@ -51,16 +52,16 @@ class KernelCache:
     ) -> None:
         self._ranks, self._device, self._progress = ranks, device, progress
         self._communicator, self._throttle = communicator, throttle
-        self._chosen: dict[BlockShape, str] = {}
+        self._chosen: dict[BlockSize, str] = {}
 
-    def get(self, name: str, shape: BlockShape, store: ReferenceStore) -> Kernel:
+    def get(self, name: str, shape: BlockSize, store: ReferenceStore) -> Kernel:
         """Return a kernel by its name; for `auto` the fastest here, measured once and stored."""
         names = candidates(self._device, shape.dtype, shape.head_dim)
         if name == AUTO and len(names) > 1:
             name = self._fastest(shape, names, store)
         return get_kernel(name, self._device, shape.dtype, shape.head_dim)
 
-    def _fastest(self, shape: BlockShape, names: list[str], store: ReferenceStore) -> str:
+    def _fastest(self, shape: BlockSize, names: list[str], store: ReferenceStore) -> str:
         if shape in self._chosen:
             return self._chosen[shape]
         facts = {
@@ -72,27 +73,27 @@ class KernelCache:
             "kernels": names,
             "shape": {**asdict(shape), "dtype": str(shape.dtype).removeprefix("torch.")},
         }
-        choice = self._communicator.from_rank_zero(lambda: store.get("kernel", facts))
-        if choice is None or choice["kernel"] not in names:
+        choice = self._communicator.from_rank_zero(lambda: store.get_kernel(facts))
+        if choice is None or choice.kernel not in names:
             self._progress.stage(f"choosing a kernel: {', '.join(names)}")
             kernels = [get_kernel(name, self._device, shape.dtype, shape.head_dim) for name in names]
             self._communicator.barrier()
             times = self._communicator.gather(times_ms(kernels, shape, self._device))
             kernel, medians = fastest(times)
-            choice = {"kernel": kernel, "times_ms": medians}
+            choice = KernelTimes(kernel, medians)
             if self._communicator.rank == 0:
-                store.put("kernel", facts, choice)
-        self._chosen[shape] = choice["kernel"]
-        return choice["kernel"]
+                store.put("kernel", facts, asdict(choice))
+        self._chosen[shape] = choice.kernel
+        return choice.kernel
 
 
-def block_shape(workload: Workload, batch_size: int, seq_len: int, world_size: int) -> BlockShape:
+def block_shape(workload: Workload, batch_size: int, seq_len: int, world_size: int) -> BlockSize:
     """Return the shape of blocks by which a kernel is chosen for a workload."""
-    return BlockShape(
+    return BlockSize(
         batch_size,
-        workload.num_heads,
-        workload.num_kv_heads,
-        workload.head_dim,
+        workload.shape.num_heads,
+        workload.shape.num_kv_heads,
+        workload.shape.head_dim,
         workload.dtype,
         local_length(seq_len, world_size),
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from statistics import median
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ringexp.choices import PARTITIONERS
-from ringexp.planning import EqualLinks, Mask, RankCost, predicted_ms
+from ringexp.planning import RankCost, predicted_ms
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
-from ringexp.tracking.metrics import Accuracy, Decoding, RunResult
+from ringexp.tracking.accuracy import Accuracy
+from ringexp.tracking.results import Adaptation, Decoding, Hop, RunResult
 from ringexp.worker.measure import Measured, capacity_efficiency
 from ringexp.worker.prepare import PreparedJob
 
@@ -35,13 +35,13 @@ def run_result(
         error_checkpoint=None,  # see `with_checkpoint_check`
         kernel=job.tools.kernel.name,
         transport=session.transport.name,
-        costs=[asdict(cost) for cost in costs],
-        hop=_hop(job.links),
-        num_units=job.workload.num_units,
+        costs=costs,
+        hop=Hop.of(job.links) if job.links else None,
+        num_units=job.workload.shape.layers,
         decode=decoding,
         adaptation=adaptation if config.hetero.drift or partitioner.adapts else None,
-        references=asdict(references),
-        speed_model=job.source.describe_formula() if partitioner.needs_curve else {},
+        references=references,
+        speed_model=job.source.describe_formula() if partitioner.needs_curve else None,
         missing_references=job.tools.references.missing(),
     )
 
@@ -65,7 +65,7 @@ def _latencies(job: PreparedJob, measured: Measured, settled_ms: list[float]) ->
         "latency_ms_spread": metrics.spread_ms(settled_ms),
         "latency_ms_iterations": measured.latencies_ms,
         "settled_iterations": len(settled_ms),
-        "time_to_first_token_ms": latency_ms if job.config.model.kind == "fms" else None,
+        "time_to_first_token_ms": latency_ms if job.workload.text_model else None,
         "latency_ms_back_to_back": measured.back_to_back_ms,
         "hop_latency_ms": link.latency_ms if link else None,
         "hop_gbps": link.gbps if link else None,
@@ -86,7 +86,7 @@ class _Merit(TypedDict):
     idle_ms: list[float]
 
 
-def _merit(job: PreparedJob, settled: list[list[IterationTiming]], adaptation: metrics.Adaptation) -> _Merit:
+def _merit(job: PreparedJob, settled: list[list[IterationTiming]], adaptation: Adaptation) -> _Merit:
     """Return the figures of merit, and how each rank spent the time of a prompt."""
     config, plan, references = job.config, job.plan, job.references
     latency_ms = median(metrics.latency_ms(ranks) for ranks in settled)
@@ -175,15 +175,7 @@ def _errors(accuracy: Accuracy | None) -> _Errors:
 
 def _costs(job: PreparedJob) -> list[RankCost]:
     """Return what the plan expects work to cost; nothing where queries and keys are split differently."""
-    return list(job.source.costs(Mask.of(job.workload.causal))) if job.plan.aligned else []
-
-
-def _hop(links: EqualLinks | None) -> dict[str, Any] | None:
-    """Return the cost of a hop as results record it, per token; None if it was not measured."""
-    if links is None:
-        return None
-    link = links.link
-    return {"latency_ms": link.latency_ms, "token_ms": link.unit_ms, "direct": links.direct}
+    return list(job.source.costs(job.workload.shape.mask)) if job.plan.aligned else []
 
 
 def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:
@@ -191,4 +183,4 @@ def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:
     if not costs or job.config.hetero.drift:
         return None
     prefetch_hops = job.config.transport.prefetch_hops
-    return job.workload.num_units * predicted_ms(job.plan, costs, job.links, prefetch_hops)
+    return job.workload.shape.layers * predicted_ms(job.plan, costs, job.links, prefetch_hops)

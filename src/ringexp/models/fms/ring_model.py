@@ -17,7 +17,7 @@ from ringexp.models.fms.facts import check_supported, first_attention
 from ringexp.models.fms.generation import Decoder
 from ringexp.models.fms.ring_strategy import RingAttentionStrategy
 from ringexp.models.fms.rotary import fuse_rotary
-from ringexp.models.workload import rope_positions
+from ringexp.models.inputs import rope_positions
 from ringexp.planning import Plan
 from ringexp.ring.clock import NoClock
 from ringexp.ring.context import RingContext

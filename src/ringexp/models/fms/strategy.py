@@ -15,13 +15,14 @@ import torch.distributed as dist
 from fms.models import get_model as fms_get_model
 from torch import nn
 
-from ringexp.api import measure_speeds
+from ringexp.calibration.group_speeds import measure_speeds
 from ringexp.errors import UserError
 from ringexp.models.checkpoints.load import from_pretrained
 from ringexp.models.fms.agreement import check_same_settings
 from ringexp.models.fms.facts import first_attention
 from ringexp.models.fms.ring_model import RingModel
 from ringexp.models.fms.ring_strategy import RingAttentionStrategy
+from ringexp.models.weights import broadcast_weights
 from ringexp.planning import RankCost
 from ringexp.ring.ring_group import RingGroup, ring_group_of
 
@@ -93,7 +94,7 @@ def get_model(
         else:
             model = fms_get_model(architecture, variant, distributed_strategy="none", **kwargs)
         check_same_settings(f"{speeds} {block_lens} {layout} {kernel} {transport}", ring_group)
-        _broadcast_weights(model, ring_group)
+        broadcast_weights(model, ring_group.broadcast)
         if measures:
             strategy = RingAttentionStrategy(
                 None, group, layout, speeds=_measured_speeds(model, ring_group, group, kernel)
@@ -117,12 +118,6 @@ def _measured_speeds(
         group=group,
         kernel=kernel,
     )
-
-
-def _broadcast_weights(model: nn.Module, ring_group: RingGroup) -> None:
-    """Give every rank rank 0's parameters and buffers."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        ring_group.broadcast(tensor, 0)
 
 
 def _names_a_checkpoint(kwargs: dict[str, Any]) -> bool:

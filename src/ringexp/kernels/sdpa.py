@@ -1,7 +1,7 @@
-"""PyTorch's own attention kernels, called where they also return the log-sum-exp.
+"""The provider of kernel=sdpa: PyTorch's own attention kernels, where they also return the log-sum-exp.
 
-`torch.nn.functional.scaled_dot_product_attention` drops it, so these call the operators underneath. Each
-function is a block as in `contract`; which one fits where is decided in `providers`.
+`torch.nn.functional.scaled_dot_product_attention` drops it, so these functions call the operators underneath.
+Each is a block as in `contract`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ringexp.kernels.contract import LOWEST_LSE, check_block
+from ringexp.kernels.contract import LOWEST_LSE, Kernel, check_block
+from ringexp.kernels.requirements import AMPERE, capability, needs_capability
 
 _aten = torch.ops.aten
+_MAX_FLASH_HEAD_DIM = 256
 ROWS_AT_ONCE = 1024
 """Rows whose scores are computed together, to bound the memory that they take."""
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Check that a GPU can compute in bfloat16; otherwise there is an operator for every device."""
+    lacks = needs_capability(device, AMPERE) if (device.type, dtype) == ("cuda", torch.bfloat16) else None
+    return lacks and lacks.replace(", but", " for bfloat16, but")
+
+
+def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
+    """Return the operator that fits: flash attention, or on some GPUs memory-efficient attention."""
+    if device.type == "cpu":
+        return Kernel("sdpa", flash_cpu)
+    flash_fits = dtype != torch.float32 and head_dim <= _MAX_FLASH_HEAD_DIM and capability(device) >= AMPERE
+    return Kernel("sdpa", flash_cuda if flash_fits else efficient_cuda)
 
 
 def flash_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
@@ -66,21 +82,6 @@ def efficient_cuda(
         q, k, v, None, True, 0.0, causal, scale=softmax_scale
     )[:2]
     return out[..., :head_dim], lse[:, :, :q_len]  # lse rows are padded to a multiple of 32
-
-
-def cudnn_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """cuDNN attention: float16 and bfloat16, head_dim a multiple of 8; KV heads are not expanded.
-
-    cuDNN builds a plan at the first call of each shape. It takes no single-key block: those, a handful of
-    products, go to FlashAttention-2.
-    """
-    check_block(q, k, v, causal, softmax_scale)
-    if k.shape[2] == 1:
-        return flash_cuda(q, k, v, causal, softmax_scale)
-    out, lse = _aten._scaled_dot_product_cudnn_attention(
-        q, k, v, None, True, 0.0, causal, False, scale=softmax_scale
-    )[:2]
-    return out, lse.reshape(q.shape[:3])  # from [B, H, Lq, 1]
 
 
 def _highest_scores(suspect: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tensor:

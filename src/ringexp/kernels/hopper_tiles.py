@@ -1,0 +1,91 @@
+"""Divide the work of a launch of the Hopper kernel into tiles, bands of heads, and programs that send."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ringexp.kernels.contract import KeySpan
+from ringexp.planning.flops import pair_flops
+
+ROWS = 64
+"""Query rows of one consumer warpgroup: what one wgmma computes."""
+BLOCK_N = 128
+"""Keys of a tile."""
+RUN = 8
+"""Tiles that a courier carries at a time, at most."""
+MOST_COURIERS = 48
+"""Programs that send, at most: what an SM stores holds up what it loads."""
+REGISTERS = {2: (240, 24), 3: (160, 32)}
+"""Consumer warpgroups -> registers per thread of a consumer and of the producer: 65,536 in all."""
+
+_L2_BYTES = 32 << 20  # of keys and values that query tiles of several heads share the L2 cache with
+_FEWEST_COURIERS = 16
+_COURIER_GBPS = 9.0
+_SM_TFLOPS = 5.0
+_SENDING_SHARE = 0.5  # of a launch's time, so that no more SMs than necessary are busy with sending
+_THIRD_CONSUMER = 1.1  # times as fast, as measured at 16,384 tokens
+
+
+def num_tiles(length: int, tile: int) -> int:
+    """Return how many tiles cover a length."""
+    return -(-length // tile)
+
+
+def num_consumers(q_len: int, heads: int, head_dim: int, staggered: bool, num_sms: int) -> int:
+    """Return how many warpgroups compute, each ROWS query rows of a tile.
+
+    At head_dim 64 a third one hides more of the exponentials and makes full tiles faster, unless its larger
+    tiles leave more SMs idle at the end.
+
+    Args:
+        q_len: query rows.
+        heads: query heads, over the batch.
+        head_dim: 64 or 128.
+        staggered: whether tiles see different keys, or keys are sent. They then need the rows of two
+            consumers, which divide the keys of a tile.
+        num_sms: streaming multiprocessors of the GPU.
+    """
+    if head_dim != 64 or staggered:
+        return 2
+
+    def busy(consumers: int) -> float:
+        """Return the part of all SMs' time that goes to rows that exist."""
+        rows = consumers * ROWS
+        waves = num_tiles(num_tiles(q_len, rows) * heads, num_sms)
+        return q_len * heads / (waves * num_sms * rows)
+
+    return 3 if _THIRD_CONSUMER * busy(3) > busy(2) else 2
+
+
+def band_of_heads(heads: int, group: int, kv_bytes: int) -> int:
+    """Return how many heads take turns: as many as the L2 cache holds the keys of. It divides `heads`.
+
+    Args:
+        heads: query heads, over the batch.
+        group: query heads that share keys and values.
+        kv_bytes: bytes of the keys and values of one group.
+    """
+    most = max(_L2_BYTES // kv_bytes, 1) * group
+    return max(band for band in range(1, heads + 1) if heads % band == 0 and band <= most)
+
+
+def num_couriers(sent_bytes: int, computing_ms: float) -> int:
+    """Return how many programs send, after the first runs: few, but enough to be done early.
+
+    Args:
+        sent_bytes: bytes that go to all destinations.
+        computing_ms: how long the launch computes.
+    """
+    sending_ms = sent_bytes / _COURIER_GBPS / 1e6
+    couriers = math.ceil(sending_ms / (_SENDING_SHARE * computing_ms))
+    return min(max(couriers, _FEWEST_COURIERS), MOST_COURIERS)
+
+
+def computing_ms(q_shape: Sequence[int], spans: Sequence[KeySpan], causal: bool, num_sms: int) -> float:
+    """Estimate how long a launch computes, for queries [B, H, Lq, D]."""
+    batch, num_heads, q_len, head_dim = q_shape
+    pairs = sum((q_len - span.from_row) * span.k.shape[2] for span in spans)
+    if causal:
+        pairs -= q_len * (q_len - 1) / 2
+    return pair_flops(num_heads, head_dim, batch) * pairs / (_SM_TFLOPS * num_sms) / 1e9
