@@ -16,7 +16,7 @@ from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
 from ringexp.models.inputs import padded
 from ringexp.models.workload import Workload
-from ringexp.planning import HopCost, Plan, adaptive_planner, check_memory, plan_for
+from ringexp.planning import EqualLinks, Plan, adaptive_planner, check_memory, plan_for
 from ringexp.ring.context import RingContext
 from ringexp.tracking.results import References
 from ringexp.worker.caches import block_shape
@@ -64,7 +64,7 @@ class PreparedJob:
         references: the stored references that the job is compared with.
         max_tokens: the most tokens that each rank's memory holds; None for no limit.
         plan: who holds what.
-        hop_cost: the cost of one hop of a shard; None if it was not measured.
+        links: the links between the ranks; None if they were not measured.
         x: the whole prompt.
     """
 
@@ -77,7 +77,7 @@ class PreparedJob:
     references: References
     max_tokens: list[int | None]
     plan: Plan
-    hop_cost: HopCost | None
+    links: EqualLinks | None
     x: torch.Tensor
 
     @property
@@ -100,7 +100,7 @@ class PreparedJob:
         run, plan, planner = self.run, self.plan, None
         if run.partitioner.adapts:
             units = self.workload.shape.layers
-            planner = adaptive_planner(run.plan_request, self.source, units, self.max_tokens, self.hop_cost)
+            planner = adaptive_planner(run.plan_request, self.source, units, self.max_tokens, self.links)
             plan = planner.plan
         work = RingWork(self.workload, self.x, self.ring)
         return PromptLoop(self.session, run.settings.hetero, work, self.tools.graphs, plan, planner)
@@ -126,8 +126,8 @@ def prepare(session: Session, job: Job) -> PreparedJob:
     if is_run:
         source = replace(source, alone_ms=_alone_ms(session, run, references, workload.shape.layers))
     max_tokens = tools.memory.max_tokens(run.seq_len)
-    hop_cost = hop_cost_of(session, run, tools) if is_run else None
-    plan = plan_for(run.plan_request, source, max_tokens, hop_cost)
+    links = links_of(session, run, tools) if is_run else None
+    plan = plan_for(run.plan_request, source, max_tokens, links)
     if is_run and (wrong := check_memory(plan, max_tokens)):
         if any(limit is not None for limit in run.memory_limits_gib):
             raise UserError(wrong)
@@ -148,7 +148,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
         references=references,
         max_tokens=max_tokens,
         plan=plan,
-        hop_cost=hop_cost,
+        links=links,
         x=x,
     )
 
@@ -198,7 +198,7 @@ def speed_meter(session: Session, run: ResolvedRun, tools: JobTools) -> SpeedMet
     )
 
 
-def hop_cost_of(session: Session, run: ResolvedRun, tools: JobTools) -> HopCost | None:
+def links_of(session: Session, run: ResolvedRun, tools: JobTools) -> EqualLinks | None:
     """Return what a hop of a shard costs; None where nothing may be measured."""
     if run.settings.calibration.mode == "table":
         return None
