@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ringexp.atomic import no_link
 
@@ -39,7 +38,7 @@ class ProgressWriter:
         """Report a warning."""
         self._write({"warn": text})
 
-    def _write(self, event: dict[str, Any]) -> None:
+    def _write(self, event: dict[str, object]) -> None:
         if self._file:
             self._file.write(json.dumps(event) + "\n")
 
@@ -51,7 +50,7 @@ class ProgressReader:
         self._path = path
         self._offset = 0
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[dict[str, object]]:
         """Yield the events that were written since the last call."""
         if not self._path.exists():
             return
