@@ -37,8 +37,8 @@ def test_paced_ranks_take_up_every_profile_and_its_references(tmp_path):
     profiles = [[50.0, 100.0], [100.0, 20.0], [100.0, 100.0]]
     (ranks,) = sets_of(tmp_path, *(HeteroConfig(percentages) for percentages in profiles))
     runs = [job for job in ranks.jobs if job.role == "run"]
-    assert [job.config.hetero.percentages for job in runs] == profiles
-    assert [job.throttle for job in runs] == ["cpu_pacing", "cpu_pacing", "none"]
+    assert [job.run.percentages for job in runs] == profiles
+    assert [job.run.throttle for job in runs] == ["cpu_pacing", "cpu_pacing", "none"]
     roles = [job.role for job in ranks.jobs]
     assert roles[:4] == ["single", "homogeneous", "even", "run"]
     assert roles.count("single") == roles.count("homogeneous") == 1
