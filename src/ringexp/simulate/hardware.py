@@ -1,4 +1,4 @@
-"""Spec sheets of devices and links (hardware.yaml), and what they make work and hops cost."""
+"""Spec sheets of devices and links (hardware.yaml), and the costs of work and hops that follow from them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Hardware:
-    """All devices and links that are known by name."""
+    """All devices and links, by name."""
 
     devices: Mapping[str, Device]
     links: Mapping[str, Link]
@@ -108,7 +108,7 @@ def load_hardware(extra: Path | None = None) -> Hardware:
 def node_links(
     devices: Sequence[Device], hardware: Hardware, model: ModelShape, per_node: int, across: str
 ) -> NodeLinks:
-    """Nodes of `per_node` devices in the order of the ring."""
+    """Return the links of nodes that have `per_node` devices each, in the order of the ring."""
     within = {device: hardware.link(device.link).hop(model) for device in set(devices)}
     return NodeLinks(
         nodes=[rank // per_node for rank in range(len(devices))],

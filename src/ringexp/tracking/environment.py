@@ -1,4 +1,4 @@
-"""Where and with what a run was made."""
+"""The circumstances of a run: machine, versions, code and command."""
 
 from __future__ import annotations
 
@@ -150,6 +150,6 @@ def code_files() -> list[Path]:
 
 
 def command_line() -> list[str]:
-    """How the launcher was called."""
+    """Return the command that called the launcher."""
     program = "python -m ringexp" if os.path.basename(sys.argv[0]) == "__main__.py" else sys.argv[0]
     return [program, *sys.argv[1:]]

@@ -1,6 +1,6 @@
 """Every figure of merit, defined once: its formula and its unit. Console, wandb and CSV read from here.
 
-All times are milliseconds. Lists have one entry a rank unless the name says iterations.
+All times are milliseconds. Lists have one entry per rank unless the name says iterations.
 """
 
 from __future__ import annotations
@@ -137,12 +137,12 @@ def tflops(flops: float, latency: float) -> float:
 
 
 def with_last_plan(prompts: Sequence[Prompt]) -> int:
-    """How many of the last iterations ran with the last plan."""
+    """Count the last iterations that ran with the last plan."""
     return sum(1 for _ in takewhile(lambda prompt: prompt.tokens == prompts[-1].tokens, reversed(prompts)))
 
 
 def adaptation(prompts: Sequence[Prompt], latencies: Sequence[float]) -> Adaptation:
-    """The iterations of a run taken together."""
+    """Sum up the iterations of a run whose speeds or plans change."""
     replans = sum(before.tokens != prompt.tokens for before, prompt in pairwise(prompts))
     replan_ms = sum(prompt.replan_ms for prompt in prompts)
     known = [
@@ -155,7 +155,7 @@ def adaptation(prompts: Sequence[Prompt], latencies: Sequence[float]) -> Adaptat
 
 
 def per_rank_medians(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, list[float]]:
-    """busy_ms, its parts, wait_ms, comm_ms and idle_ms: medians over the iterations, one a rank."""
+    """Return busy_ms, its parts, wait_ms, comm_ms and idle_ms as medians over iterations, one per rank."""
     figures = {
         "busy_ms": lambda ranks, rank: ranks[rank].busy_ms,
         "linear_ms": lambda ranks, rank: linear_ms(ranks[rank]),
@@ -172,10 +172,10 @@ def per_rank_medians(iterations: Sequence[Sequence[IterationTiming]]) -> dict[st
 
 
 def by_layer(timing: IterationTiming) -> list[tuple[float, float, float]]:
-    """(linear_ms, attention_ms, wait_ms) of each layer, on one rank.
+    """Return (linear_ms, attention_ms, wait_ms) of each layer, on one rank.
 
-    linear_ms is what comes before the layer's attention: its own projections, and what the layer before still
-    had to do. A last entry has what follows the last attention, the model's head too.
+    linear_ms is the time before the layer's attention: its own projections, and the end of the layer before.
+    A last entry has the time after the last attention, with the model's head.
     """
     layers = [(linear, 0.0, 0.0) for linear in timing.linear_ms]
     for hop in timing.hops:

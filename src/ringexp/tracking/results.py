@@ -1,4 +1,4 @@
-"""What results.json says of a run, as dataclasses: how the run ended, and all its figures.
+"""The content of results.json as dataclasses: how a run ended, and all its figures.
 
 Everyone who reads results.json does it through `RunRecord.from_json` and `RunResult.from_json`.
 """
@@ -52,7 +52,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one timed iteration ran with. Lists have one entry per rank.
+    """The settings and speeds of one timed iteration. Lists have one entry per rank.
 
     Attributes:
         percentages: the speed that the profile gives each rank.
@@ -92,7 +92,7 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class References:
-    """What slowdown, speedup and capacity efficiency are measured against; None where not measured."""
+    """The reference times for slowdown, speedup and capacity efficiency; None where not measured."""
 
     homogeneous_ms: float | None = None
     even_ms: float | None = None
