@@ -5,8 +5,8 @@
 
 Scalars of results.json keep their names, nested ones are joined by a dot, and a list with one entry per
 rank becomes one column per rank: `busy_ms.0`, `busy_ms.1`. A figure that a run lacks, because the run failed
-or is of an older version, is empty. Columns that need other runs come from `with_comparisons`; docs/metrics.md
-lists them.
+or is of an older version, is empty. Columns that need other runs come from `with_comparisons`;
+docs/metrics.md lists them.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Device:
     link: str
 
     def cost(self, model: ModelShape) -> RankCost:
-        """Of one layer. Raises UserError for a model in another precision than the spec sheets'."""
+        """Return the cost of one layer. Raises UserError for a model in another precision than the spec sheets'."""
         if model.itemsize != 2:
             raise UserError("spec sheets are of 16-bit models; simulate others with --costs or --runs")
         pair_ms = model.pair_flops / self.attention_tflops / 1e9
@@ -54,13 +54,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Link:
-    """What hops reach, each way, with all ranks sending and receiving."""
+    """The speed of hops, each way, with all ranks sending and receiving."""
 
     gbps: float
     latency_us: float
 
     def bytes_ms(self, num_bytes: float) -> float:
-        """Of so many bytes, without the latency."""
+        """Return the time of so many bytes, without the latency."""
         return num_bytes / self.gbps / 1e6
 
     def hop(self, model: ModelShape) -> HopCost:

@@ -179,7 +179,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How a run ended, and the parsed results.json that says so.
+    """The end of a run, and the parsed results.json that tells it.
 
     Attributes:
         status: planned, complete, failed or interrupted.
