@@ -38,7 +38,7 @@ class Device:
     link: str
 
     def cost(self, model: ModelShape) -> RankCost:
-        """Return the cost of one layer. Raises UserError for a model in another precision than the spec sheets'."""
+        """Return the cost of one layer. Raises UserError for a model that is not in 16 bits."""
         if model.itemsize != 2:
             raise UserError("spec sheets are of 16-bit models; simulate others with --costs or --runs")
         pair_ms = model.pair_flops / self.attention_tflops / 1e9
