@@ -103,6 +103,7 @@ def _said(errors: tuple[float, float]) -> str:
 
 
 def outcomes_json(outcomes: Sequence[Outcome], ring: Ring) -> str:
+    """Return the simulated figures as JSON."""
     found = [asdict(one) | asdict(one.split) | {"members": one.members} for one in outcomes]
     for one in found:
         del one["split"]
@@ -110,6 +111,7 @@ def outcomes_json(outcomes: Sequence[Outcome], ring: Ring) -> str:
 
 
 def replay_json(runs: Sequence[Recorded]) -> str:
+    """Return simulated and measured latencies, and their errors, as JSON."""
     (middle, high), (busy_middle, busy_high) = _errors(runs)
     rows: list[dict[str, object]] = [
         {

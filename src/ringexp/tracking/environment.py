@@ -73,6 +73,7 @@ def environment(machine: JsonObject, command: Sequence[str]) -> JsonObject:
 
 
 def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from statistics import median, quantiles
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeVar
 
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking.results import Adaptation, Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Figure = TypeVar("Figure", float, "pd.Series")
+"""A number, or a column of a table with one number per run."""
 
 
 def latency_ms(ranks: Sequence[IterationTiming]) -> float:
@@ -70,40 +73,24 @@ def speedup_over_even(latency: float, even: float | None) -> float | None:
     return None if even is None else even / latency
 
 
-@overload
-def speedup(latency: float, base: float) -> float: ...
-
-
-@overload
-def speedup(latency: pd.Series, base: pd.Series) -> pd.Series: ...
-
-
-def speedup(latency, base):
+def speedup(latency: Figure, base: Figure) -> Figure:
     """Return how many times faster than `base` something is: base / latency.
 
     Args:
         latency: a number, or a column of a table with one number per run.
         base: the same, of what it is compared with.
     """
-    return base / latency
+    return base / latency  # type: ignore[return-value]
 
 
-@overload
-def prediction_error(predicted: float, latency: float) -> float: ...
-
-
-@overload
-def prediction_error(predicted: pd.Series, latency: pd.Series) -> pd.Series: ...
-
-
-def prediction_error(predicted, latency):
+def prediction_error(predicted: Figure, latency: Figure) -> Figure:
     """Return predicted latency / measured latency - 1. Above 0 the plan expected more time.
 
     Args:
         predicted: a number, or a column of a table with one number per run.
         latency: the same, as measured.
     """
-    return predicted / latency - 1
+    return predicted / latency - 1  # type: ignore[return-value]
 
 
 def absolute_errors(errors: Sequence[float]) -> tuple[float, float]:
