@@ -28,6 +28,7 @@ from ringexp.calibration.kernel_choice import BlockSize
 from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import relative_errors
+from ringexp.planning import BlockShape
 from ringexp.report.figures.style import below, length_axis, new_figure
 from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
@@ -42,13 +43,13 @@ class Case:
     """One block: as many queries as keys."""
 
     shape: BlockSize
-    causal: bool
+    block_shape: BlockShape
 
     @property
     def flops(self) -> float:
         """Matmul FLOPs: two products of 2 * head_dim operations a pair."""
         length = self.shape.length
-        pairs = length * (length + 1) // 2 if self.causal else length**2
+        pairs = length * (length + 1) // 2 if self.block_shape is BlockShape.CAUSAL else length**2
         return 4.0 * self.shape.num_heads * self.shape.head_dim * pairs
 
     @property
@@ -73,13 +74,13 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         return [int(item) for item in text.split(",")]
 
     return [
-        Case(BlockSize(1, 32, kv_heads, head_dim, getattr(torch, dtype), length), causal)
-        for dtype, head_dim, length, kv_heads, causal in product(
+        Case(BlockSize(1, 32, kv_heads, head_dim, getattr(torch, dtype), length), block_shape)
+        for dtype, head_dim, length, kv_heads, block_shape in product(
             arguments.dtypes.split(","),
             numbers(arguments.head_dims),
             numbers(arguments.lengths),
             numbers(arguments.kv_heads),
-            (False, True),
+            BlockShape,
         )
     ]
 
@@ -102,7 +103,7 @@ def times_ms(kernels: list[Kernel], case: Case, repeats: int) -> list[list[float
 
     def work(kernel: Kernel) -> None:
         for _ in range(calls):
-            kernel.block(q, k, v, case.causal, case.scale)
+            kernel.block(q, k, v, case.block_shape, case.scale)
 
     graphs = []
     for kernel in kernels:
@@ -128,7 +129,7 @@ def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
         shape = case.shape
         kernels = fitting(arguments.kernels, shape)
         inputs = shape.inputs(torch.device("cuda"))
-        errors = [relative_errors(each.block, *inputs, case.causal, case.scale) for each in kernels]
+        errors = [relative_errors(each.block, *inputs, case.block_shape, case.scale) for each in kernels]
         times = times_ms(kernels, case, arguments.repeats)
         medians = {kernel.name: median(found) for kernel, found in zip(kernels, times, strict=True)}
         for kernel, (error, lse_error), found in zip(kernels, errors, times, strict=True):
@@ -140,7 +141,7 @@ def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
                     "head_dim": shape.head_dim,
                     "heads": f"{shape.num_heads}/{shape.num_kv_heads}",
                     "tokens": shape.length,
-                    "mask": "causal" if case.causal else "full",
+                    "mask": case.block_shape.value,
                     "kernel": kernel.name,
                     "ms": round(time_ms, 4),
                     "tflops": round(case.flops / time_ms / 1e9, 1),

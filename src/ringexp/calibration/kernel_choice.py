@@ -13,6 +13,7 @@ import torch
 
 from ringexp.kernels import Kernel, KeySpan, OnlineSoftmax
 from ringexp.kernels.oracle import relative_errors
+from ringexp.planning import BlockShape
 from ringexp.ring.iteration import captured
 
 REPEATS = 7
@@ -64,8 +65,8 @@ def times_ms(kernels: Sequence[Kernel], shape: BlockSize, device: torch.device) 
             blocks=[(0, shape.length)] * 2,
             dtype=shape.dtype,
         )
-        state.attend(kernel, q, [KeySpan(k, v)], True, scale)
-        state.attend(kernel, q, [KeySpan(k, v)], False, scale)
+        state.attend(kernel, q, [KeySpan(k, v)], BlockShape.CAUSAL, scale)
+        state.attend(kernel, q, [KeySpan(k, v)], BlockShape.FULL, scale)
         return state.output(shape.dtype)
 
     right = [kernel for kernel in kernels if is_right(kernel, q, k, v, scale)]
@@ -97,7 +98,7 @@ def is_right(kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
     """Whether both kinds of block, of the first tokens, are as near to float64 as rounding once explains."""
     q, k, v = (x[:, :, :CHECKED] for x in (q, k, v))
     most = max(torch.finfo(q.dtype).eps, 1e-5)
-    errors = [relative_errors(kernel.block, q, k, v, causal, scale) for causal in (True, False)]
+    errors = [relative_errors(kernel.block, q, k, v, shape, scale) for shape in BlockShape]
     return all(out <= most and lse <= 1e-3 for out, lse in errors)  # False for NaN
 
 

@@ -38,6 +38,7 @@ from ringexp.kernels.hopper_tiles import (
     num_tiles,
 )
 from ringexp.kernels.hopper_tma import descriptor, fitting
+from ringexp.planning import BlockShape
 
 LIMITS = FusedLimits(spans=4, tile=128)
 _MOST_FURTHER = LIMITS.spans - 1
@@ -61,9 +62,12 @@ class Result(NamedTuple):
     done: Rows = (0, 0)
 
 
-def launch(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: float, result: Result) -> None:
+def launch(
+    q: Tensor, spans: Sequence[KeySpan], shape: BlockShape, softmax_scale: float, result: Result
+) -> None:
     """Launch the kernel on q and on spans that TMA can load; `contract` says what they are."""
-    _check(q, spans, causal, softmax_scale, result)
+    _check(q, spans, shape, softmax_scale, result)
+    causal = shape is BlockShape.CAUSAL
     (first, *further), sending = spans, spans[0].sending
     num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
     staggered = causal or any(span.from_row for span in further)
@@ -74,7 +78,7 @@ def launch(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: flo
     by_tma = causal and not result.merge and result.final is None
     load, destinations = _NO_LOAD, _NO_DESTINATIONS
     if sending:
-        load = _load(sending, first.k.shape[1] // pieces, computing_ms(q.shape, spans, causal, num_sms))
+        load = _load(sending, first.k.shape[1] // pieces, computing_ms(q.shape, spans, shape, num_sms))
         destinations = _destinations(sending)
     arguments = Arguments(
         inputs=_inputs(q, spans),
@@ -107,13 +111,15 @@ def launch(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: flo
         )
 
 
-def _check(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: float, result: Result) -> None:
+def _check(
+    q: Tensor, spans: Sequence[KeySpan], shape: BlockShape, softmax_scale: float, result: Result
+) -> None:
     """Assert the caller's half of the contract, and that further spans are whole tiles."""
     (first, *further), (out, lse, _, final, _) = spans, result
-    check_block(q, first.k, first.v, causal, softmax_scale)
+    check_block(q, first.k, first.v, shape, softmax_scale)
     assert len(spans) <= LIMITS.spans, len(spans)
     for span in further:
-        check_block(q[:, :, span.from_row :], span.k, span.v, False, softmax_scale)
+        check_block(q[:, :, span.from_row :], span.k, span.v, BlockShape.FULL, softmax_scale)
         ragged = span.from_row % LIMITS.tile or span.k.shape[2] % LIMITS.tile
         assert not ragged, (span.from_row, span.k.shape)
     batch, num_heads, q_len, head_dim = q.shape

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ringexp.kernels.contract import KeySpan
+from ringexp.planning import BlockShape
 
 ROWS = 64
 """Query rows of one consumer warpgroup: what one wgmma computes."""
@@ -81,10 +82,10 @@ def num_couriers(sent_bytes: int, computing_ms: float) -> int:
     return min(max(couriers, _FEWEST_COURIERS), MOST_COURIERS)
 
 
-def computing_ms(q_shape: Sequence[int], spans: Sequence[KeySpan], causal: bool, num_sms: int) -> float:
+def computing_ms(q_shape: Sequence[int], spans: Sequence[KeySpan], shape: BlockShape, num_sms: int) -> float:
     """Estimate how long a launch computes, for queries [B, H, Lq, D]."""
     batch, num_heads, q_len, head_dim = q_shape
     pairs = sum((q_len - span.from_row) * span.k.shape[2] for span in spans)
-    if causal:
+    if shape is BlockShape.CAUSAL:
         pairs -= q_len * (q_len - 1) / 2
     return 4 * batch * num_heads * head_dim * pairs / (_SM_TFLOPS * num_sms) / 1e9

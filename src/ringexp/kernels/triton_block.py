@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ringexp.kernels.contract import Kernel, check_block
 from ringexp.kernels.requirements import AMPERE, capability, needs_capability
+from ringexp.planning import BlockShape
 
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -54,12 +55,12 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
     return Kernel("triton", block)
 
 
-def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """One block as in `contract`: float16, bfloat16 or float32, head_dim <= 256.
 
     out is [B, L, H, D] contiguous in memory. float32 products are exact float32 (no TF32).
     """
-    check_block(q, k, v, causal, softmax_scale)
+    check_block(q, k, v, shape, softmax_scale)
     kernel = _kernel()
     interpreted = not q.is_cuda
     dtype = q.dtype
@@ -89,7 +90,7 @@ def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -
             q_len,
             kv_len,
             softmax_scale * math.log2(math.e),
-            CAUSAL=causal,
+            CAUSAL=shape is BlockShape.CAUSAL,
             HEAD_DIM=head_dim,
             BLOCK_D=block_d,
             BLOCK_M=tiles.block_m,
