@@ -11,10 +11,10 @@ from ringexp.config import AttentionModelConfig, Config, HeteroConfig, Partition
 from ringexp.errors import Interrupted, RunFailed, UserError
 from ringexp.report.console import Console
 from ringexp.tracking.completed import CompletedRuns, fingerprint
-from ringexp.tracking.files import begin, read_results, write_status
+from ringexp.tracking.files import begin, write_status
 from ringexp.tracking.outcomes import outcome_of
 from ringexp.tracking.references import ReferenceStore
-from support.results import whole_results
+from support.results import read_content, whole_results
 
 
 def sets_of(tmp_path, *heteros):
@@ -229,8 +229,8 @@ def test_a_rank_that_dies_after_the_results_loses_nothing(tmp_path):
         raise RunFailed("rank 1 was killed by SIGKILL")
 
     result = carry_out(config_of(tmp_path), tmp_path / "run", Ranks(run=die))
-    assert result["status"] == "complete"
-    assert read_results(tmp_path / "run")["latency_ms_median"] == 2.5
+    assert result.is_complete
+    assert read_content(tmp_path / "run")["latency_ms_median"] == 2.5
 
 
 def test_a_rank_that_dies_before_the_results_is_named(tmp_path):
@@ -249,7 +249,7 @@ def test_an_interrupt_after_the_results_loses_nothing(tmp_path):
 
     with pytest.raises(Interrupted):
         carry_out(config_of(tmp_path), tmp_path / "run", Ranks(run=stop))
-    assert read_results(tmp_path / "run")["status"] == "complete"
+    assert read_content(tmp_path / "run")["status"] == "complete"
 
 
 def test_ranks_that_cannot_start_leave_no_results_of_an_earlier_run(tmp_path):
@@ -258,7 +258,7 @@ def test_ranks_that_cannot_start_leave_no_results_of_an_earlier_run(tmp_path):
 
     carry_out(config_of(tmp_path), tmp_path / "run", Ranks(run=finish))
     assert isinstance(carry_out(config_of(tmp_path), tmp_path / "run", Ranks(run=refuse)), RunFailed)
-    assert read_results(tmp_path / "run")["status"] == "failed"
+    assert read_content(tmp_path / "run")["status"] == "failed"
     assert json.loads((tmp_path / "run" / "results.previous.json").read_text())["status"] == "complete"
 
 
@@ -266,7 +266,7 @@ def test_a_reference_that_is_off_is_measured_anew_before_the_run(tmp_path):
     config = config_of(tmp_path)
     remember(config, *ALL)
     ranks = Ranks(spot=lambda job, ranks: False, run=finish)
-    assert carry_out(config, tmp_path / "run", ranks)["status"] == "complete"
+    assert carry_out(config, tmp_path / "run", ranks).is_complete
     assert ranks.done == ["spot check of even", *ALL, "run"]
 
 
@@ -274,7 +274,7 @@ def test_a_reference_that_holds_is_followed_by_the_run(tmp_path):
     config = config_of(tmp_path)
     remember(config, *ALL)
     ranks = Ranks(run=finish)
-    assert carry_out(config, tmp_path / "run", ranks)["status"] == "complete"
+    assert carry_out(config, tmp_path / "run", ranks).is_complete
     assert ranks.done == ["spot check of even", "run"]
 
 
@@ -287,7 +287,7 @@ def test_an_equal_complete_run_is_not_made_again_in_a_sweep(tmp_path):
     second = Ranks(run=finish)
     result = carry_out(config, tmp_path / "second", second, sweep=True)
     assert second.done == []
-    assert result["resumed_from"] == str(tmp_path / "first")
+    assert result.resumed_from == str(tmp_path / "first")
     begin(tmp_path / "first")
     write_status(tmp_path / "first", "complete", whole_results(key="another-run"))
     carry_out(config, tmp_path / "third", second, sweep=True)

@@ -52,7 +52,7 @@ def dry_run(tmp_path, partitioner: str, rows) -> list[int]:
         tile=1,
     )
     SpeedTable(config.speeds_file).add(rows(config))
-    return run(config, tmp_path / "run")["tokens"]
+    return run(config, tmp_path / "run").tokens
 
 
 def test_a_dry_run_plans_by_what_was_measured_here(tmp_path, capsys):
@@ -96,4 +96,4 @@ def test_a_language_model_is_planned_as_causal(tmp_path, capsys):
         seq_len=4096,
     )
     run(config, tmp_path / "run")
-    assert "Attention work a rank: 25.0 %, 75.0 %" in capsys.readouterr().out
+    assert "Attention work per rank: 25.0 %, 75.0 %" in capsys.readouterr().out

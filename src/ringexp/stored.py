@@ -10,12 +10,17 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeAlias, TypeVar
 
 from ringexp.atomic import write_atomically
 from ringexp.printable import plain
 
 T = TypeVar("T")
+
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+"""A value as `json.loads` returns it."""
+
+JsonObject: TypeAlias = dict[str, JsonValue]
 
 Warn = Callable[[str], None]
 """A function that shows the user one line."""
@@ -68,7 +73,7 @@ def write_json(path: Path, value: object, indent: int | None = 2) -> None:
     write_atomically(path, strict_json(value, indent))
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes) -> JsonValue:
     """Read strict JSON. Raises ValueError for anything else, NaN and Infinity included."""
 
     def refuse(constant: str) -> NoReturn:
@@ -80,7 +85,7 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_checked(path: Path, check: Callable[[Any], T], warn: Warn = to_stderr) -> T | None:
+def read_checked(path: Path, check: Callable[[JsonValue], T], warn: Warn = to_stderr) -> T | None:
     """Read a JSON file of an earlier run. A damaged file is set aside, with one warning.
 
     Args:
@@ -144,7 +149,7 @@ def text(value: object, name: str) -> str:
     return value
 
 
-def an_object(value: object, name: str) -> dict[str, Any]:
+def an_object(value: object, name: str) -> JsonObject:
     """Return a JSON object. Raises ValueError for anything else."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} is no object")

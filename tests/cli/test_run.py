@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from ringexp.errors import UserError
 from ringexp.hetero.cgroup import own_group
 from ringexp.hetero.cpu_quota import quota_groups
-from ringexp.tracking.metrics import RunResult
+from ringexp.tracking.results import RunResult
 from support.command import QUICK, ranks_alive, ringexp, run_dirs
 from support.wandb_records import records, run_record, summary
 

@@ -9,7 +9,7 @@ from ringexp.report.figures import FIGURES, adaptation, comparisons, curves, sty
 from ringexp.report.figures.calibration import calibration_curves
 from ringexp.report.frame import contexts, load_runs
 from ringexp.report.headlines import headlines
-from ringexp.tracking.metrics import Prompt
+from ringexp.tracking.results import Prompt
 from support.run_folders import two_rank_iteration, write_iterations, write_run
 
 PERCENTS, LENGTHS = (10, 50, 100), (4096, 16384)

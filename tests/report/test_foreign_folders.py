@@ -188,7 +188,7 @@ def test_results_that_say_what_they_are_need_no_config(good):
     (run / "config.yaml").unlink()
     row = load_runs([good]).iloc[2]
     assert (row.model, row.seq_len, row.profile, row.partitioner) == ("m", 8192, "100/50", "lut")
-    assert (row.layout, row["shard"], row["shape"]) == ("zigzag", "kv", "s")
+    assert (row.layout, row["split"], row["shape"]) == ("zigzag", "kv", "s")
     assert sum(len(group) for _, group in contexts(load_runs([good]))) == 3
 
 
@@ -253,7 +253,17 @@ def test_no_damage_of_results_ends_the_tools(tmp_path_factory, capsys, damage):
 
 
 CONFIG_KEYS = ["hetero", "percentages", "seq_len", "layout", "partitioner", "model", "transport", "kernel"]
-CONFIG_KEYS += ["name", "tile", "drift", "shard", "prefetch_hops", "dtype", "batch_size", "num_heads"]
+CONFIG_KEYS += [
+    "name",
+    "tile",
+    "drift",
+    "split",
+    "shard",
+    "prefetch_hops",
+    "dtype",
+    "batch_size",
+    "num_heads",
+]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -166,7 +166,7 @@ def test_the_csv_has_every_run_and_every_scalar(tmp_path):
     write_run(tmp_path, 0, tokens=[3000, 1096])
     write_run(tmp_path, 1, status="failed", reason="a, b")
     header, *rows = csv_text(load_runs([tmp_path])).splitlines()
-    assert header.startswith("run,status,model,profile,seq_len,layout,partitioner,shard")
+    assert header.startswith("run,status,model,profile,seq_len,layout,partitioner,split")
     wanted = {
         "tokens.0",
         "tokens.1",

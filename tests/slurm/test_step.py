@@ -53,7 +53,7 @@ def carried_out(root: Path, config: Config) -> dict:
         [(config, root / "run")], Console(), site=ExecutionSite(run_ranks=SlurmJob(1).run_ranks)
     )
     assert not isinstance(outcome, Exception), outcome
-    return outcome
+    return outcome.content
 
 
 def settings(root: Path, **more) -> Config:

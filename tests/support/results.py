@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
-from ringexp.tracking.metrics import RunResult
+from ringexp.tracking.files import read_record
+from ringexp.tracking.results import RunResult
 
 
 def whole_results(**figures: Any) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def _value(hint: Any) -> Any:
     if hint in simple:
         return simple[hint]
     text = str(hint)
-    if text.startswith("list[dict"):
+    if text.startswith("list[ringexp"):
         return []
     if text.startswith("list[str"):
         return ["0:1", "1:2"]
@@ -40,3 +42,9 @@ def _value(hint: Any) -> Any:
     if text.startswith("list"):
         return [1.5, 1.5]
     return None
+
+
+def read_content(folder: Path) -> dict[str, Any] | None:
+    """Return what the results.json in a folder has; None if it cannot be read."""
+    record = read_record(folder)
+    return record.content if record else None

@@ -24,6 +24,7 @@ from ringexp.planning import make_plan
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.files import HOP_FIELDS, ITERATION_FIELDS
+from ringexp.tracking.results import Prompt
 
 ENVIRONMENT = {
     "time": "2026-03-01T10:00:00+00:00",
@@ -103,7 +104,7 @@ def write_run(
 
 
 def write_iterations(
-    folder: Path, iterations: list[list[IterationTiming]], prompts: list[metrics.Prompt] | None = None
+    folder: Path, iterations: list[list[IterationTiming]], prompts: list[Prompt] | None = None
 ) -> None:
     """iterations.csv and hops.csv of a run; those of a run before there were `prompts` are shorter."""
     with (

@@ -10,8 +10,7 @@ from ringexp.config import AttentionModelConfig, Config, FmsModelConfig
 from ringexp.tracking import completed
 from ringexp.tracking.completed import CompletedRuns, copy_results, fingerprint, run_key
 from ringexp.tracking.content import content_of
-from ringexp.tracking.files import read_results
-from support.results import whole_results
+from support.results import read_content, whole_results
 
 CONFIG = Config(model=AttentionModelConfig(name="tiny"), label="one")
 RUN = fingerprint(CONFIG, {})
@@ -153,12 +152,12 @@ def test_an_index_that_cannot_be_written_is_only_a_warning(tmp_path, done):
     assert not CompletedRuns(tmp_path / "completed", CPU, told.append).add(RUN, done)
     (line,) = told
     assert "is complete, but a later sweep will not find it" in line
-    assert read_results(done) == whole_results(key=run_key(RUN, CPU))
+    assert read_content(done) == whole_results(key=run_key(RUN, CPU))
 
 
 def test_a_copy_names_where_it_is_from(tmp_path, done):
     copy_results(done, tmp_path / "second")
-    assert read_results(tmp_path / "second") == {**read_results(done), "resumed_from": str(done)}
+    assert read_content(tmp_path / "second") == {**read_content(done), "resumed_from": str(done)}
     assert (tmp_path / "second" / "config.yaml").read_text() == "seq_len: 4096\n"
 
 

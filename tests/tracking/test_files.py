@@ -8,8 +8,9 @@ import stat
 import pytest
 
 from ringexp.ring.timing import HopTiming, IterationTiming
-from ringexp.tracking.files import RunFiles, begin, mark_ended, read_results, write_status
-from ringexp.tracking.metrics import Prompt
+from ringexp.tracking.files import RunFiles, begin, mark_ended, write_status
+from ringexp.tracking.results import Prompt
+from support.results import read_content
 
 
 def test_complete_is_final(tmp_path):
@@ -18,22 +19,22 @@ def test_complete_is_final(tmp_path):
     assert not write_status(tmp_path, "interrupted", {"reason": "SIGTERM"})
     for overrule in (False, True):
         mark_ended(tmp_path, "failed", "a rank was killed", overrule)
-    assert read_results(tmp_path) == {"status": "complete", "latency_ms_median": 2.0}
+    assert read_content(tmp_path) == {"status": "complete", "latency_ms_median": 2.0}
 
 
 def test_a_run_that_has_failed_is_overruled_only_by_who_saw_all_ranks(tmp_path):
     write_status(tmp_path, "failed", {"reason": "connection reset", "tokens": [1, 1]})
     mark_ended(tmp_path, "interrupted", "Ctrl-C")
-    assert read_results(tmp_path)["reason"] == "connection reset"
+    assert read_content(tmp_path)["reason"] == "connection reset"
     mark_ended(tmp_path, "failed", "rank 1 was killed", overrule=True)
-    assert read_results(tmp_path) == {"status": "failed", "reason": "rank 1 was killed", "tokens": [1, 1]}
+    assert read_content(tmp_path) == {"status": "failed", "reason": "rank 1 was killed", "tokens": [1, 1]}
 
 
 def test_a_new_run_keeps_what_was_complete_there(tmp_path):
     write_status(tmp_path, "complete", {"latency_ms_median": 2.0})
     (tmp_path / "trace.json").write_text("{}")
     begin(tmp_path)
-    assert read_results(tmp_path) is None
+    assert read_content(tmp_path) is None
     assert json.loads((tmp_path / "results.previous.json").read_text())["latency_ms_median"] == 2.0
     assert not (tmp_path / "trace.json").exists()  # it would be taken for the new run's
     assert write_status(tmp_path, "planned", {})
@@ -42,7 +43,7 @@ def test_a_new_run_keeps_what_was_complete_there(tmp_path):
 def test_what_an_interrupted_run_has_measured_stays_for_the_next_attempt(tmp_path):
     write_status(tmp_path, "interrupted", {"latency_ms_iterations": [1.0]})
     begin(tmp_path)
-    assert read_results(tmp_path)["latency_ms_iterations"] == [1.0]
+    assert read_content(tmp_path)["latency_ms_iterations"] == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -51,10 +52,10 @@ def test_what_an_interrupted_run_has_measured_stays_for_the_next_attempt(tmp_pat
 def test_damaged_results_are_none_and_set_aside_by_who_writes(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_bytes(content)
-    assert read_results(tmp_path) is None
+    assert read_content(tmp_path) is None
     assert path.read_bytes() == content
     mark_ended(tmp_path, "interrupted", "Ctrl-C")
-    assert read_results(tmp_path) == {"status": "interrupted", "reason": "Ctrl-C"}
+    assert read_content(tmp_path) == {"status": "interrupted", "reason": "Ctrl-C"}
     assert (tmp_path / "results.json.damaged").read_bytes() == content
 
 

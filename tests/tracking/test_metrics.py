@@ -6,7 +6,8 @@ import pytest
 
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking import metrics
-from ringexp.tracking.metrics import Accuracy, Prompt
+from ringexp.tracking.accuracy import Accuracy
+from ringexp.tracking.results import Prompt
 
 JUST = 1 + 1e-6
 FLOAT32 = {"error_max_abs": 0.0, "error_single_max_abs": 0.0, "error_token": 0.0, "error_single_token": 0.0}

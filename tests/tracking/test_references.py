@@ -14,8 +14,14 @@ from ringexp.config import (
     KernelConfig,
 )
 from ringexp.tracking import references
-from ringexp.tracking.metrics import References
-from ringexp.tracking.references import ReferenceStore, even_facts, homogeneous_facts, single_facts
+from ringexp.tracking.references import (
+    ReferenceRun,
+    ReferenceStore,
+    even_facts,
+    homogeneous_facts,
+    single_facts,
+)
+from ringexp.tracking.results import References
 
 CONFIG = Config(model=AttentionModelConfig(name="tiny"), hetero=HeteroConfig([50.0, 100.0]))
 GPUS = {"device": "cuda", "host": "a", "torch": "2.11", "triton": "3.5", "ibm-fms": "1.13.1", "driver": "580"}
@@ -132,7 +138,7 @@ def test_the_folder_of_a_checkpoint_does_not_count():
 def test_a_later_measurement_replaces_an_earlier_one(store):
     store.put("even", FACTS["even"], {"latency_ms_median": 166.17, "spread": 0.1})
     store.put("even", FACTS["even"], {"latency_ms_median": 114.88, "spread": 0.0})
-    assert store.get("even", FACTS["even"]) == {"latency_ms_median": 114.88, "spread": 0.0}
+    assert store.get("even", FACTS["even"]) == ReferenceRun(114.88)
 
 
 def test_only_what_this_call_measured_is_collected_for_a_sweep(store):
@@ -205,14 +211,14 @@ def test_only_the_reference_runs_of_one_machine_are_forgotten(store):
         store.put("kernel", facts, {"kernel": "sdpa", "times_ms": {"sdpa": 1.0}})
     assert store.forget(here["machine"]) == 2
     assert store.get("even", here) is None
-    assert store.get("kernel", here)
+    assert store.get_kernel(here)
     assert store.get("even", there)
 
 
 def test_facts_survive_the_file(store):
     facts = even_facts(CONFIG, GPUS, {"prompt": "a"})
     store.put("even", facts, RING)
-    assert store.get("even", json.loads(json.dumps(facts))) == RING
+    assert store.get("even", json.loads(json.dumps(facts))) == ReferenceRun(**RING)
     assert facts["model"].items() <= asdict(CONFIG.model).items()
 
 

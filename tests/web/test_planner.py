@@ -20,8 +20,8 @@ from ringexp.errors import UserError
 from ringexp.models.fms import facts
 from ringexp.planning import HopCost, Mask, PlanRequest, RankCost, plan_for
 from ringexp.report.build import write_report
-from ringexp.report.planner_runs import MeasuredRun
 from ringexp.web import FOLDER, planner_page
+from ringexp.web.measured_run import MeasuredRun
 from ringexp.web.shapes import SHAPES
 from support.browser import dom
 from support.run_folders import write_run

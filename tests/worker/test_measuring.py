@@ -4,7 +4,8 @@ import gc
 
 import pytest
 
-from ringexp.tracking.metrics import Prompt, capacity_efficiency, full_speed, with_last_plan
+from ringexp.tracking.metrics import capacity_efficiency, full_speed, with_last_plan
+from ringexp.tracking.results import Prompt
 from ringexp.worker.measure import MOST_WARM, enough_warmup, short_collections
 
 

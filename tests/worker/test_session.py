@@ -9,7 +9,8 @@ import pytest
 from ringexp.calibration.rows import SpeedRow
 from ringexp.errors import UserError
 from ringexp.ring.timing import HopTiming, IterationTiming
-from ringexp.tracking.metrics import Accuracy, References
+from ringexp.tracking.accuracy import Accuracy
+from ringexp.tracking.results import References
 from support.sessions import asked_rank_zero, attention_config, tell_in_turn
 
 

@@ -14,7 +14,7 @@ from ringexp.interrupts import undisturbed
 from ringexp.launch.supervision import Display, jobs_begun
 from ringexp.report.console import Console
 from ringexp.tracking.content import content_of
-from ringexp.tracking.files import begin, mark_ended, read_results
+from ringexp.tracking.files import begin, mark_ended, read_record
 from ringexp.tracking.outcomes import (
     RunOutcome,
     check_folders,
@@ -150,5 +150,5 @@ def _note_failure(
 
 
 def _is_complete(job: Job) -> bool:
-    results = read_results(job.run_dir) if job.run_dir else None
-    return bool(results) and results["status"] == "complete" and results.get("key") == job.key
+    record = read_record(job.run_dir) if job.run_dir else None
+    return record is not None and record.is_complete and record.key == job.key

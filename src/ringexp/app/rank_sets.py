@@ -7,12 +7,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ringexp.app.site import ExecutionSite
 from ringexp.config import Config
 from ringexp.configure.resolve import ResolvedRun
 from ringexp.hetero.throttle import starting_throttle, takes_any_profile
+from ringexp.stored import JsonObject
 from ringexp.tracking.completed import fingerprint, run_key
 from ringexp.tracking.content import content_of
 from ringexp.tracking.references import ReferenceStore, even_facts
@@ -46,7 +46,7 @@ class _RankSets:
         self._site = site
         self._measured_here: set[Path] = set()  # references that this call measures
         self._invocation = secrets.token_hex(8)
-        self._machines: dict[str, dict[str, Any]] = {}
+        self._machines: dict[str, JsonObject] = {}
 
     def add_run(self, config: Config, run_dir: Path, own_references: bool) -> None:
         """Add the references that a run lacks, then the run."""
@@ -77,7 +77,7 @@ class _RankSets:
         self._add(Job(run, "run", run_dir, key, facts, self._invocation if own_references else None))
 
     def _add_reference(
-        self, reference: Reference, store: ReferenceStore, machine: dict[str, Any], content: dict[str, str]
+        self, reference: Reference, store: ReferenceStore, machine: JsonObject, content: dict[str, str]
     ) -> None:
         kind, config = reference.kind, reference.config
         facts = {kind: reference.facts}
@@ -112,7 +112,7 @@ class _RankSets:
             invocation=self._invocation,
         )
 
-    def _machine(self, device: str) -> dict[str, Any]:
+    def _machine(self, device: str) -> JsonObject:
         if device not in self._machines:
             self._machines[device] = self._site.machine(device)
         return self._machines[device]

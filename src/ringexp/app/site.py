@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from ringexp.config import Config
 from ringexp.configure.preflight import Surroundings, check_before_start
@@ -11,6 +10,7 @@ from ringexp.configure.resolve import ResolvedRun, resolve
 from ringexp.launch.local import run_ranks
 from ringexp.launch.supervision import RunRanks
 from ringexp.machine import gpu_count
+from ringexp.stored import JsonObject, JsonValue
 from ringexp.tracking.environment import command_line, machine_facts
 
 
@@ -30,13 +30,14 @@ class ExecutionSite:
     num_nodes: int = 1
     run_ranks: RunRanks = run_ranks
     command: list[str] = field(default_factory=command_line)
-    nodes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    nodes: dict[str, list[JsonObject]] = field(default_factory=dict)
 
-    def machine(self, device: str) -> dict[str, Any]:
+    def machine(self, device: str) -> JsonObject:
         """Return what decides speed there, as `machine_facts`."""
         if self.num_nodes == 1:
             return machine_facts(device)
-        return {"device": device, "nodes": self.nodes[device]}
+        nodes: list[JsonValue] = [*self.nodes[device]]
+        return {"device": device, "nodes": nodes}
 
     def resolve(self, config: Config) -> ResolvedRun:
         """Decide what a run's settings leave open. Raises UserError for what cannot work here."""

@@ -11,6 +11,7 @@ from ringexp.calibration.formula import FormulaModel
 from ringexp.calibration.lookup_table import LookupTable
 from ringexp.calibration.measure import calibration_lengths
 from ringexp.calibration.rows import SpeedRow
+from ringexp.calibration.speed_fit import SpeedFit
 from ringexp.config import PartitionerConfig
 from ringexp.planning import Mask, RankCost
 
@@ -68,10 +69,10 @@ class TableSpeeds:
             for model, percentage in zip(self._formulas, self.percentages, strict=True)
         ]
 
-    def describe_formula(self) -> dict[str, str | float | int]:
-        """Return the regression of rank 0's hardware: its text, R^2 and number of rows."""
+    def describe_formula(self) -> SpeedFit:
+        """Describe the regression of rank 0's hardware."""
         model = self._formulas[0]
-        return {"formula": model.describe(), "r_squared": model.r_squared, "num_rows": model.num_rows}
+        return SpeedFit(model.describe(), model.r_squared, model.num_rows)
 
 
 @dataclass(frozen=True)

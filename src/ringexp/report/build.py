@@ -22,10 +22,11 @@ from ringexp.report.figures.style import drawing
 from ringexp.report.frame import Runs, complete, contexts, csv_text, described, load_runs
 from ringexp.report.headlines import headlines
 from ringexp.report.page import Drawn, page
-from ringexp.report.planner_runs import MeasuredRun, measured_runs
+from ringexp.report.planner_runs import measured_runs
 from ringexp.tracking.files import CONFIG, RESULTS
 from ringexp.tracking.wandb_run import WandbRun
 from ringexp.web import planner_page
+from ringexp.web.measured_run import MeasuredRun
 
 if TYPE_CHECKING:
     from ringexp.calibration.rows import SpeedRow

@@ -12,10 +12,12 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
 from ringexp.printable import plain
+from ringexp.stored import JsonObject, JsonValue
 from ringexp.tracking.files import CONFIG, RESULTS
+from ringexp.tracking.results import RunRecord, RunResult
+from ringexp.tracking.typed_json import FieldError
 
 MOST_BYTES = 256 * 2**20
 MOST_CONFIG_BYTES = 2**20
@@ -28,7 +30,7 @@ class Damaged(ValueError):
     """The error for a damaged file of a run. It names the file and the reason, and quotes no content."""
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
+def read_config(folder: Path) -> JsonObject | None:
     """Return the settings of a run: its own record, or what Hydra composed if it never began; None without.
 
     Interpolations such as `${oc.env:HOME}` stay the text that they are.
@@ -40,20 +42,32 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_results(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> RunRecord | None:
     """Return what the results.json of a run says, with null for NaN; None if there is no such file."""
     path = folder / RESULTS
     text = _text(path, folder)
     if text is None:
         return None
     try:
-        return _mapping(json.loads(text, parse_constant=lambda name: None), path)
+        content = _mapping(json.loads(text, parse_constant=lambda name: None), path)
     except Damaged:
         raise
     except RecursionError:
         raise Damaged(f"{path.name} is nested too deeply") from None
     except ValueError as error:
         raise Damaged(f"{path.name} is no JSON: {plain(error)}") from None
+    try:
+        return RunRecord.from_json(content)
+    except ValueError:
+        raise Damaged(f"{path.name} has no status that a run can have") from None
+
+
+def result_of(record: RunRecord) -> RunResult:
+    """Return the figures that a results.json has. Raises Damaged, which names the figure that is none."""
+    try:
+        return record.figures()
+    except FieldError as error:
+        raise Damaged(f"{RESULTS} has {error.field} that is not of its type") from None
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -88,35 +102,35 @@ def _text(path: Path, folder: Path, most_bytes: int = MOST_BYTES) -> str | None:
         raise Damaged(f"{path.name} cannot be read: {reason}") from None
 
 
-def _yaml(text: str, path: Path) -> Any:
+def _yaml(text: str, path: Path) -> JsonValue:
     from yaml import YAMLError, safe_load
 
     if text.count("[") + text.count("{") > MOST_BRACKETS:  # which take a parser minutes
         raise Damaged(f"{path.name} is nested too deeply")
     try:
-        found = safe_load(text)
+        content = safe_load(text)
     except RecursionError:
         raise Damaged(f"{path.name} is nested too deeply") from None
     except (YAMLError, ValueError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise Damaged(f"{path.name} is no YAML{where}") from None
-    if _has_more_values(found, MOST_CONFIG_VALUES):
+    if _has_more_values(content, MOST_CONFIG_VALUES):
         raise Damaged(f"{path.name} has more than {MOST_CONFIG_VALUES} values")
-    return found
+    return content
 
 
-def _has_more_values(value: Any, most: int) -> bool:
+def _has_more_values(value: JsonValue, most: int) -> bool:
     """Tell whether `value` contains more than `most` values. A repeated value counts every time."""
     waiting, seen = [value], 0
     while waiting and seen + len(waiting) <= most:
-        each = waiting.pop()
+        part = waiting.pop()
         seen += 1
-        waiting += each.values() if isinstance(each, dict) else each if isinstance(each, list | set) else ()
+        waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list | set) else ()
     return bool(waiting)
 
 
-def _mapping(found: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+def _mapping(value: JsonValue, path: Path) -> JsonObject:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise Damaged(f"{path.name} is no mapping of names to values")
-    return found
+    return value

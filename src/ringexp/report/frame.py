@@ -17,6 +17,7 @@ from typing import Any
 from ringexp.errors import UserError
 from ringexp.printable import plain
 from ringexp.report.identity import DRIFTING
+from ringexp.report.roles import baselines
 from ringexp.report.row import COMPLETE, FAILED, INTERRUPTED, NOT_RUN, read_row
 from ringexp.tracking import metrics
 from ringexp.tracking.files import RESULTS
@@ -35,7 +36,7 @@ IDENTITY = (
     "seq_len",
     "layout",
     "partitioner",
-    "shard",
+    "split",
     "kernel",
     "transport",
     "throttle",
@@ -117,7 +118,9 @@ def with_comparisons(frame: Runs) -> Runs:
     latency = frame["latency_ms_median"]
     keys = [*CONTEXT, "throttle", "profile", "seq_len"]
     in_a_row = frame["references.single_back_to_back_ms"] / frame["references.single_ms"]
-    is_base = (frame.layout == "contiguous") & (frame.partitioner == "even") & (frame["shard"] == "tokens")
+    is_base = (
+        (frame.layout == "contiguous") & frame.partitioner.isin(baselines()) & (frame["split"] == "tokens")
+    )
     base = frame[is_base & (frame.status == COMPLETE)].groupby(keys, dropna=False).latency_ms_median.last()
     base_ms = frame[keys].merge(base.rename("base_ms").reset_index(), on=keys, how="left").base_ms
     return frame.assign(
@@ -211,7 +214,7 @@ def _alike(frame: Runs, row: Run, keys: Sequence[str]) -> Runs:
 
 def _one_a_cell(group: Runs) -> Runs:
     """Of several runs of one thing the latest."""
-    cell = ["slow_percent", "profile", "seq_len", "layout", "partitioner", "shard"]
+    cell = ["slow_percent", "profile", "seq_len", "layout", "partitioner", "split"]
     if "environment.time" in group:
         group = group.sort_values("environment.time", key=lambda times: times.astype(str), kind="stable")
     return group.drop_duplicates(cell, keep="last").sort_index()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ringexp.report.frame import Run, Runs, ranks_of
+from ringexp.report.roles import adapting, balancing, baselines, rivals
 
 LONG_TOKENS = 16384
 """Capacity efficiency is summed up over prompts at least this long, where fixed costs are small."""
@@ -25,8 +26,8 @@ def headlines(runs: Runs) -> list[Headline]:
     runs = runs.reset_index(drop=True)
     if (runs.drift != "").any():
         return [*_adapted(runs), *_exactness(runs)]
-    tokens = runs[runs["shard"] == "tokens"]
-    recommended = tokens[(tokens.partitioner == "balanced") & (tokens.layout == "zigzag")]
+    tokens = runs[runs["split"] == "tokens"]
+    recommended = tokens[tokens.partitioner.isin(balancing()) & (tokens.layout == "zigzag")]
     return [
         *_best_speedups(tokens),
         *_capacity(recommended),
@@ -42,7 +43,7 @@ def headlines(runs: Runs) -> list[Headline]:
 
 def describe(run: Run) -> str:
     """Which run it is: partitioner, layout, profile, length, folder."""
-    split = ", keys/values only" if run["shard"] == "kv" else ""
+    split = ", keys/values only" if run["split"] == "kv" else ""
     where = f"ranks at {run.profile} %, {int(run.seq_len)} tokens: {run.run}"
     return f"{run.partitioner}, {run.layout}{split}, {where}"
 
@@ -51,8 +52,8 @@ def _adapted(runs: Runs) -> list[Headline]:
     """Time of all prompts of a drift, re-planning included: the balanced plan's over the adaptive one's."""
     keys = ["profile", "seq_len", "layout"]
     columns = [*keys, "adaptation.total_ms"]
-    static = runs[runs.partitioner == "balanced"][columns]
-    both = runs[runs.partitioner == "adaptive"].merge(static, on=keys, suffixes=("", ".static"))
+    static = runs[runs.partitioner.isin(balancing())][columns]
+    both = runs[runs.partitioner.isin(adapting())].merge(static, on=keys, suffixes=("", ".static"))
     found = []
     for _, run in both.iterrows():
         gain = run["adaptation.total_ms.static"] / run["adaptation.total_ms"]
@@ -74,7 +75,7 @@ def _best_speedups(runs: Runs) -> list[Headline]:
 
 
 def _is_base(runs: Runs) -> Run:
-    return (runs.layout == "contiguous") & (runs.partitioner == "even")
+    return (runs.layout == "contiguous") & runs.partitioner.isin(baselines())
 
 
 def _best(runs: Runs, column: str, name: str) -> Headline:
@@ -121,7 +122,7 @@ def _against_balanced(runs: Runs, recommended: Runs) -> list[Headline]:
     """The latency of lut and formula over that of balanced, at its worst; and whom they leave empty."""
     keys = ["profile", "seq_len"]
     found = []
-    for name in ("lut", "formula"):
+    for name in rivals(runs.partitioner):
         mine = runs[(runs.partitioner == name) & (runs.layout == "zigzag")]
         pairs = mine.merge(recommended[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_balanced"))
         if pairs.empty:
@@ -160,8 +161,8 @@ def _prediction(runs: Runs) -> list[Headline]:
 def _kv_only(runs: Runs) -> list[Headline]:
     """Splitting keys/values only against the even split of the same layout, measured in the same sweep."""
     keys = ["profile", "seq_len", "layout"]
-    even = runs[(runs.partitioner == "even") & (runs["shard"] == "tokens")]
-    kv = runs[runs["shard"] == "kv"].merge(
+    even = runs[runs.partitioner.isin(baselines()) & (runs["split"] == "tokens")]
+    kv = runs[runs["split"] == "kv"].merge(
         even[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_even")
     )
     if kv.empty:

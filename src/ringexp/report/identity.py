@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged
-from ringexp.report.values import MOST_TEXT, number, section, setting, word
+from ringexp.report.values import MOST_TEXT, Cell, number, section, setting, word
+from ringexp.stored import JsonObject, JsonValue
 
 DRIFTING = "speeds that change"
 """The pattern of profiles with a drift. Runs with such profiles are compared with each other only."""
@@ -15,7 +15,7 @@ DRIFTING = "speeds that change"
 MOST_RANKS = 4_096
 
 
-def identity(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+def identity(config: JsonObject, results: JsonObject) -> dict[str, Cell]:
     """Return what a run was, as far as its results.json or else its config says: columns of the table."""
     hetero, model = section(config, "hetero"), section(config, "model")
     percentages = _percentages(results.get("percentages") or hetero.get("percentages"))
@@ -26,12 +26,12 @@ def identity(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     asked |= {"cuda_graph": config.get("cuda_graph")}
     asked |= {"prompt_lengths": results.get("prompt_lengths") or config.get("prompt_lengths")}
     asked |= {"chunk_tokens": model.get("chunk_tokens")}
-    found: dict[str, Any] = {
+    columns: dict[str, Cell] = {
         "model": word(results.get("model"), word(model.get("name"))),
         "seq_len": _seq_len(results, config, model),
         "layout": word(results.get("layout"), word(section(config, "layout").get("name"))),
         "partitioner": word(results.get("partitioner"), word(section(config, "partitioner").get("name"))),
-        "shard": word(results.get("split"), word(config.get("split", config.get("shard")), "tokens")),
+        "split": word(results.get("split"), word(config.get("split", config.get("shard")), "tokens")),
         "kernel": word(kernel.get("name")),
         "transport": word(transport.get("name")),
         "throttle": word(hetero.get("throttle")),
@@ -41,17 +41,17 @@ def identity(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
         "world_size": _world_size(percentages, results),
     }
     if percentages:
-        found |= {
+        columns |= {
             "profile": f"{profile}, {drift}" if drift else profile,
             "drift": drift,
             "slow_percent": 100 * min(percentages) / max(percentages),
             "fast_percent": max(percentages),
             "pattern": DRIFTING if drift else _pattern(percentages),
         }
-    return found
+    return columns
 
 
-def _seq_len(results: dict[str, Any], config: dict[str, Any], model: dict[str, Any]) -> int | None:
+def _seq_len(results: JsonObject, config: JsonObject, model: JsonObject) -> int | None:
     """Return the prompt's length in tokens; if the run was only composed, maybe the model's default."""
     value = results.get("seq_len") or config.get("seq_len")
     if value == "${model.default_seq_len}":
@@ -63,7 +63,7 @@ def _seq_len(results: dict[str, Any], config: dict[str, Any], model: dict[str, A
     return value
 
 
-def _percentages(values: Any) -> list[float]:
+def _percentages(values: JsonValue) -> list[float]:
     """Return one percentage per rank; an empty list where they are not known or were only composed."""
     if values is None or (isinstance(values, str) and values.startswith("${")):
         return []
@@ -75,12 +75,12 @@ def _percentages(values: Any) -> list[float]:
     return [number for number in numbers if number is not None]
 
 
-def _world_size(percentages: Sequence[float], results: dict[str, Any]) -> int | None:
+def _world_size(percentages: Sequence[float], results: JsonObject) -> int | None:
     lists = (results.get(name) for name in ("tokens", "speeds", "shares", "busy_ms"))
     return len(percentages) or next((len(each) for each in lists if isinstance(each, list)), None)
 
 
-def _drift(drift: dict[str, Any]) -> str:
+def _drift(drift: JsonObject) -> str:
     """Return a drift in words, such as "ramp to 100/50 at 10 over 10"; "" without a drift."""
     kind = word(drift.get("kind"), "none")
     if kind == "none":
@@ -98,7 +98,7 @@ def _pattern(percentages: Sequence[float]) -> str:
     return "/".join("*" if rank == slowest else f"{value:g}" for rank, value in enumerate(percentages))
 
 
-def _shape(model: dict[str, Any]) -> str | None:
+def _shape(model: JsonObject) -> str | None:
     """Return the key of the model's calibration rows but for the kernel; None for an older config.
 
     The folder of a checkpoint, which the config may name anywhere, is not opened.

@@ -1,45 +1,28 @@
-"""The costs that a run's plan was made with, out of its results.json."""
+"""The costs that a run's plan was made with, checked before anything is computed from them."""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from math import isfinite
 
 from ringexp.planning import HopCost, RankCost
 from ringexp.report.folder import Damaged
-from ringexp.report.values import number
 from ringexp.tracking.files import RESULTS
+from ringexp.tracking.results import RunResult
 
-COSTS = tuple(field.name for field in fields(RankCost))
 
-
-def costs_of(results: dict[str, Any]) -> list[RankCost]:
+def costs_of(result: RunResult) -> list[RankCost]:
     """Return what work cost each rank; nothing where it is not known. Raises Damaged for what is no cost."""
-    found = results.get("costs") or []
-    if not isinstance(found, list):
-        raise Damaged(f"{RESULTS} has costs that are no list")
-    return [_cost(each) for each in found]
+    for cost in result.costs:
+        amounts = (getattr(cost, item.name) for item in fields(cost))
+        if any(amount is not None and not (isfinite(amount) and amount >= 0) for amount in amounts):
+            raise Damaged(f"{RESULTS} has costs that are not numbers of at least 0 by their names")
+    return result.costs
 
 
-def _cost(given: Any) -> RankCost:
-    values = given if isinstance(given, dict) else {}
-    amounts = {name: number(values.get(name)) for name in COSTS if values.get(name) is not None}
-    known = set(values) <= set(COSTS) and {"fixed_ms", "token_ms", "pair_ms"} <= set(amounts)
-    if not known or any(amount is None or amount < 0 for amount in amounts.values()):
-        raise Damaged(f"{RESULTS} has costs that are not numbers of at least 0 by their names")
-    parts: dict[str, Any] = {name: values[name] for name in amounts}
-    if not isinstance(parts.get("max_tokens"), int | None):
-        raise Damaged(f"{RESULTS} has costs whose max_tokens is no number of tokens")
-    return RankCost(**parts)
-
-
-def hop_of(results: dict[str, Any]) -> HopCost | None:
+def hop_of(result: RunResult) -> HopCost | None:
     """Return what a hop cost; None where it is not known. Raises Damaged for what is no cost."""
-    hop = results.get("hop")
-    if hop is None:
-        return None
-    values = hop if isinstance(hop, dict) else {}
-    latency_ms, token_ms = number(values.get("latency_ms")), number(values.get("token_ms"))
-    if latency_ms is None or token_ms is None or latency_ms < 0 or token_ms < 0:
+    hop = result.hop
+    if hop and not (0 <= hop.latency_ms < float("inf") and 0 <= hop.token_ms < float("inf")):
         raise Damaged(f"{RESULTS} has a hop that is not two times of at least 0")
-    return HopCost(latency_ms, token_ms, values.get("direct") is True)
+    return hop

@@ -15,7 +15,7 @@ from ringexp.report.frame import COMPLETE, FAILED, FIGURES, Run, Runs, csv_text,
 from ringexp.report.headlines import Headline
 from ringexp.web import STYLE
 
-FILTERS = ("status", "model", "profile", "seq_len", "layout", "partitioner", "shard", "kernel", "throttle")
+FILTERS = ("status", "model", "profile", "seq_len", "layout", "partitioner", "split", "kernel", "throttle")
 """Columns that come first and have a choice of their values above the table."""
 
 
@@ -97,7 +97,7 @@ def _figure(drawn: Drawn) -> str:
 
 
 def _head() -> str:
-    names = ["run", *FILTERS, "tokens a rank", *FIGURES, "exact"]
+    names = ["run", *FILTERS, "tokens per rank", *FIGURES, "exact"]
     return "".join(f"<th{' data-filter' if name in FILTERS else ''}>{escape(name)}</th>" for name in names)
 
 
@@ -106,7 +106,7 @@ def _row(run: Run) -> str:
     cells += [f"<td>{escape(_plain(run[name]))}</td>" for name in FILTERS]
     cells.append(f"<td>{'/'.join(f'{count:.0f}' for count in ranks_of(run, 'tokens'))}</td>")
     cells += [_number(run[name]) for name in FIGURES]
-    cells.append(f"<td>{ {True: 'yes', False: 'NO'}.get(run.exact, '') }</td>".replace(" ", "", 1))
+    cells.append(f"<td>{ {True: 'yes', False: 'NO'}.get(run.exact, '') }</td>")
     return f"<tr>{''.join(cells)}</tr>"
 
 

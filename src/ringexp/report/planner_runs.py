@@ -3,60 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+from ringexp.choices import TRANSPORTS
 from ringexp.config import DEFAULT_TILE
 from ringexp.planning import RankCost
 from ringexp.printable import plain
-from ringexp.report.folder import Damaged, read_config, read_results
+from ringexp.report.folder import Damaged, read_config, read_record, result_of
 from ringexp.report.frame import Run, Runs, complete, ranks_of
 from ringexp.report.measured_costs import costs_of
+from ringexp.report.roles import balancing
+from ringexp.stored import JsonObject, JsonValue
+from ringexp.web.measured_run import PARTITIONERS, MeasuredRun
 from ringexp.web.palette import RANK_COLOURS
 from ringexp.web.shapes import SHAPES, Shape
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
-PARTITIONERS = ("even", "lut", "balanced")
-"""Those of the page."""
-
-
-@dataclass(frozen=True)
-class MeasuredRun:
-    """Ranks, prompt and hops of some runs, as the page's settings; what it is not told is None.
-
-    costs: that the plans were made by, one a rank, or None: not known. measured: latency in ms by layout and
-    partitioner, of every run with these ranks and this prompt.
-    """
-
-    name: str
-    settings: dict[str, Any]
-    costs: list[RankCost] | None
-    measured: dict[str, dict[str, float]]
 
 
 def measured_runs(groups: Iterable[tuple[str, Runs]]) -> list[MeasuredRun]:
-    """One for each profile and length of each group (`frame.contexts`), in their order.
+    """Return a measured run for each profile and length of each group (`frame.contexts`), in their order.
 
-    Runs of shapes that the page cannot describe, without measured speeds, or with more ranks than it has room
-    for, are left out.
+    Left out are runs without measured speeds, runs whose shape the page cannot describe, and runs with more
+    ranks than the page can show.
     """
     return [run for context, group in groups for run in _of_group(context, group)]
 
 
 def _of_group(context: str, group: Runs) -> Iterator[MeasuredRun]:
     runs = complete(group)
-    runs = runs[(runs["shard"] == "tokens") & runs.partitioner.isin(PARTITIONERS)]
+    runs = runs[(runs["split"] == "tokens") & runs.partitioner.isin(PARTITIONERS)]
     for (profile, seq_len), alike in runs.groupby(["profile", "seq_len"], sort=False):
         ways = [way for _, way in alike.iterrows()]
-        run = max(ways, key=lambda way: (way.layout == "zigzag", way.partitioner == "balanced"))
+        run = max(ways, key=lambda way: (way.layout == "zigzag", way.partitioner in balancing()))
         config = _config(run)
         shape = _shape(config.get("model")) if run["shape"] else None
         speeds = ranks_of(run, "speeds")
         if shape is None or not 0 < len(speeds) <= len(RANK_COLOURS) or not min(speeds) > 0:
             continue
-        costs = _costs(run)
+        costs, transport = _costs(run), TRANSPORTS.get(run.transport)
         measured: dict[str, dict[str, float]] = {}
         for way in ways:
             measured.setdefault(way.layout, {})[way.partitioner] = float(way.latency_ms_median)
@@ -70,7 +57,7 @@ def _of_group(context: str, group: Runs) -> Iterator[MeasuredRun]:
                 "split": run.partitioner,
                 "gbps": _positive(run, "hop_gbps"),
                 "hopMs": _positive(run, "hop_latency_ms"),
-                "hops": "copy" if run.transport == "ipc" else "forward",
+                "hops": "copy" if transport and transport.direct else "forward",
                 "mask": "causal",
                 "tflops": max(speeds),
                 "fixedMs": median(cost.fixed_ms for cost in costs) or None if costs else None,
@@ -84,19 +71,19 @@ def _of_group(context: str, group: Runs) -> Iterator[MeasuredRun]:
 
 
 def _positive(run: Run, name: str) -> float | None:
-    """A figure of a run; None where it is missing or no longer a number that a slider has."""
+    """Return a figure of a run; None where it is missing or not above 0, as a slider needs it."""
     value = run.get(name)
     return float(value) if value is not None and value == value and value > 0 else None
 
 
-def _count(value: Any) -> int | None:
+def _count(value: JsonValue) -> int | None:
     """Return a whole number above 0, or None for any other value."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return value if whole and 0 < value < 2**31 else None
 
 
-def _shape(model: Any) -> Shape | None:
-    """Of a run's model config; None where the page cannot describe it."""
+def _shape(model: JsonValue) -> Shape | None:
+    """Return the shape of a run's model config; None where the page cannot describe it."""
     if not isinstance(model, dict):
         return None
     itemsize, batch = ITEMSIZE.get(str(model.get("dtype"))), _count(model.get("batch_size"))
@@ -111,22 +98,23 @@ def _shape(model: Any) -> Shape | None:
             return None
         emb_dim = emb_dim if model.get("projections") is True else 0
         return Shape(name, 1, batch, emb_dim, heads, kv_heads, head_dim, itemsize=itemsize)
-    known = {shape.name: shape for shape in SHAPES}.get(name)
+    offered = {shape.name: shape for shape in SHAPES}.get(name)
     as_named = not any(model.get(part) for part in ("chunk_tokens", "checkpoint", "overrides"))
-    return replace(known, batch=batch, itemsize=itemsize) if known and as_named else None
+    return replace(offered, batch=batch, itemsize=itemsize) if offered and as_named else None
 
 
 def _costs(run: Run) -> list[RankCost] | None:
-    """As the run's plan had them; the page knows of no measured time of one device."""
+    """Return the costs of the run's plan; the page does not use the measured time of one device alone."""
     try:
-        found = costs_of(read_results(Path(run.folder)) or {})
+        record = read_record(Path(run.folder))
+        costs = costs_of(result_of(record)) if record else []
     except Damaged:
         return None
-    fits = len(found) == run.world_size
-    return [replace(cost, alone_ms=None) for cost in found] if found and fits else None
+    fits = len(costs) == run.world_size
+    return [replace(cost, alone_ms=None) for cost in costs] if costs and fits else None
 
 
-def _config(run: Run) -> dict[str, Any]:
+def _config(run: Run) -> JsonObject:
     """Return the settings of a run, as far as the run has them."""
     try:
         return read_config(Path(run.folder)) or {}

@@ -71,12 +71,12 @@ def _table(console: Console, done: Runs) -> None:
     from rich.table import Table
 
     table = Table(title="Sweep", title_justify="left", title_style="bold")
-    for name in ("profile", "tokens", "layout", "partitioner", "tokens a rank"):
+    for name in ("profile", "tokens", "layout", "partitioner", "tokens per rank"):
         table.add_column(name)
     for name in ("latency ms", "over even", "capacity eff.", "slowdown", "max error"):
         table.add_column(name, justify="right")
     for _, run in done.iterrows():
-        split = " (kv only)" if run["shard"] == "kv" else ""
+        split = " (kv only)" if run["split"] == "kv" else ""
         table.add_row(
             shown(run.profile),
             number(run.seq_len, "{:.0f}"),

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedTable
@@ -19,52 +19,115 @@ from ringexp.models.model_shapes import attention_config, model_shape
 from ringexp.models.shapes import shape_of
 from ringexp.planning import HopCost, Mask, Plan, RankCost, make_plan
 from ringexp.printable import plain
-from ringexp.report.folder import Damaged, read_config, read_results, read_rows
+from ringexp.report.folder import Damaged, read_config, read_record, read_rows, result_of
 from ringexp.report.frame import complete, load_runs
 from ringexp.report.measured_costs import costs_of, hop_of
 from ringexp.report.row import COMPLETE, read_row
-from ringexp.report.values import LARGEST, section, setting
+from ringexp.report.values import LARGEST, number, section, setting
 from ringexp.simulate.hardware import Link
 from ringexp.simulate.rings import KnownSpeeds, Ring
+from ringexp.stored import JsonObject, JsonValue
 from ringexp.tracking import metrics
 from ringexp.tracking.files import RESULTS
+from ringexp.tracking.results import RunRecord, RunResult
+
+
+@dataclass(frozen=True)
+class RecordedSettings:
+    """The settings of a finished run that its plan depends on, as its config.yaml has them."""
+
+    model: str
+    seq_len: int
+    layout: str
+    mask: Mask
+    tile: int
+    percentages: list[float]
+    prefetch_hops: int | None
+    chunk_tokens: int | None
+
+    @classmethod
+    def of(cls, config: JsonObject, record: RunRecord) -> RecordedSettings:
+        """Check and collect the settings. Raises Damaged for a setting that allows no plan."""
+        model = section(config, "model")
+        layout = section(config, "layout").get("name")
+        if not isinstance(layout, str) or layout not in LAYOUTS:
+            raise Damaged("the layout is unknown")
+        percentages = section(config, "hetero").get("percentages")
+        if not isinstance(percentages, list):
+            raise Damaged("percentages are no list")
+        seq_len = _count(config.get("seq_len"), "seq_len")
+        if seq_len is None:
+            raise Damaged("seq_len is no number of tokens")
+        return cls(
+            model=str(model.get("name")),
+            seq_len=seq_len,
+            layout=layout,
+            mask=Mask.of(model.get("causal", True) is True),
+            tile=_count(config.get("tile"), "tile") or _default_tile(record),
+            percentages=[value for each in percentages if (value := number(each)) is not None],
+            prefetch_hops=_count(section(config, "transport").get("prefetch_hops"), "prefetch_hops"),
+            chunk_tokens=_count(model.get("chunk_tokens"), "chunk_tokens"),
+        )
+
+
+def _count(value: JsonValue, name: str) -> int | None:
+    """Return a whole number of at least 1, or None for null. Raises Damaged for another value."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise Damaged(f"{name} is {setting(value)}")
+    return value
+
+
+def _default_tile(record: RunRecord) -> int:
+    environment = record.content.get("environment")
+    machine = environment.get("machine") if isinstance(environment, dict) else None
+    device = machine.get("device") if isinstance(machine, dict) else None
+    if not isinstance(device, str) or device not in DEFAULT_TILE:
+        raise Damaged("the device is unknown")
+    return DEFAULT_TILE[device]
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A finished run: its settings, its results, what its plan was made with; busy_ms: [iteration][rank]."""
+    """A finished run.
+
+    Attributes:
+        folder: the run's folder.
+        settings: the settings of its plan.
+        result: its figures.
+        costs: what its plan expected work to cost, per rank.
+        hop: what its plan expected a hop to cost; None: not known.
+        busy_ms: measured compute time, [iteration][rank].
+    """
 
     folder: Path
-    config: dict[str, Any]
-    results: dict[str, Any]
+    settings: RecordedSettings
+    result: RunResult
     costs: list[RankCost]
     hop: HopCost | None
     busy_ms: list[list[float]]
 
     @property
     def layers(self) -> int:
-        return self.results["num_units"]
-
-    @property
-    def mask(self) -> Mask:
-        return Mask.of(self.config["model"].get("causal", True))
+        return self.result.num_units
 
     @cached_property
     def plan(self) -> Plan:
         """The plan that ran."""
-        chunk_tokens, seq_len = self.config["model"].get("chunk_tokens"), self.config["seq_len"]
+        settings = self.settings
         return make_plan(
-            seq_len,
-            self.results["tokens"],
-            self.config["layout"]["name"],
-            mask=self.mask,
-            tile=self.config.get("tile") or DEFAULT_TILE[self.results["environment"]["machine"]["device"]],
-            chunks=-(-seq_len // chunk_tokens) if chunk_tokens else 1,
+            settings.seq_len,
+            self.result.tokens,
+            settings.layout,
+            mask=settings.mask,
+            tile=settings.tile,
+            chunks=ceil(settings.seq_len / settings.chunk_tokens) if settings.chunk_tokens else 1,
         )
 
     @property
     def measured_ms(self) -> float:
-        return self.results["latency_ms_median"]
+        return self.result.latency_ms_median
 
     @property
     def simulated_ms(self) -> float:
@@ -73,9 +136,9 @@ class Recorded:
 
     @property
     def simulated_at_own_speeds_ms(self) -> float:
-        """The same with each rank slowed or sped up to what it took to compute in the run itself.
+        """Latency of the plan that ran, with each rank as fast as it was in the run itself.
 
-        Median over iterations. It is off by its waits alone, not by speeds that calibration got wrong.
+        This is the median over iterations. Its error comes from waits alone, not from calibrated speeds.
         """
         expected = [self.layers * ms for ms in self.plan.busy_ms(self.costs)]
         return median(
@@ -89,29 +152,33 @@ class Recorded:
         )
 
     def _latency_ms(self, costs: Sequence[RankCost]) -> float:
-        prefetch_hops = section(self.config, "transport").get("prefetch_hops")
-        return self.layers * self.plan.predicted_ms(costs, self.hop, prefetch_hops)
+        return self.layers * self.plan.predicted_ms(costs, self.hop, self.settings.prefetch_hops)
 
     @property
     def error(self) -> float:
-        """Simulated / measured - 1."""
+        """Simulated / measured latency - 1."""
         return metrics.prediction_error(self.simulated_ms, self.measured_ms)
 
     @property
     def error_at_own_speeds(self) -> float:
+        """The same at the speeds that ranks had in the run itself."""
         return metrics.prediction_error(self.simulated_at_own_speeds_ms, self.measured_ms)
 
 
 def read_recorded(folder: Path) -> Recorded:
-    """Raises UserError for a folder that is no complete run with costs."""
+    """Read a finished run. Raises UserError for a folder that is no complete run with costs."""
     row = read_row(folder.resolve())
-    if row["status"] != COMPLETE:
+    record = None
+    with suppress(Damaged):  # which the row tells
+        record = read_record(folder)
+    if row["status"] != COMPLETE or record is None:
         why = f": {row['reason']}" if row["reason"] else ""
         raise UserError(f"{folder} has no {RESULTS} of a complete run{why}")
     try:
-        config, results = read_config(folder) or {}, read_results(folder) or {}
-        costs, hop = costs_of(results), hop_of(results)
-        _check_settings(config, results, len(costs))
+        result = result_of(record)
+        costs, hop = costs_of(result), hop_of(result)
+        settings = RecordedSettings.of(read_config(folder) or {}, record)
+        _check_ranks(settings, result)
         busy_ms = _busy_ms(folder, len(costs)) if costs else []
     except Damaged as error:
         raise UserError(f"{folder} cannot be replayed: {error}") from error
@@ -119,28 +186,18 @@ def read_recorded(folder: Path) -> Recorded:
         raise UserError(
             f"{folder}/{RESULTS} has no costs: split=kv has none, nor have runs of an older version"
         )
-    return Recorded(folder, config, results, costs, hop, busy_ms)
+    return Recorded(folder, settings, result, costs, hop, busy_ms)
 
 
-def _check_settings(config: dict[str, Any], results: dict[str, Any], ranks: int) -> None:
-    """Raise Damaged unless the settings allow a plan. `read_row` has checked the rest."""
-    counts = [config.get("tile"), section(config, "model").get("chunk_tokens")]
-    counts += [section(config, "transport").get("prefetch_hops"), results.get("num_units", 0)]
-    for count in counts:
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise Damaged(f"tile, chunk_tokens, prefetch_hops or num_units is {setting(count)}")
-    tokens, percentages = results.get("tokens"), section(config, "hetero").get("percentages")
-    if not isinstance(tokens, list) or not all(isinstance(count, int) for count in tokens):
-        raise Damaged("tokens are no whole numbers")
-    if sum(tokens) != config.get("seq_len") or not isinstance(percentages, list):
+def _check_ranks(settings: RecordedSettings, result: RunResult) -> None:
+    """Raise Damaged unless tokens, percentages and costs are of the same ranks and prompt."""
+    if result.num_units < 1 and result.costs:
+        raise Damaged(f"num_units is {result.num_units}")
+    if sum(result.tokens) != settings.seq_len:
         raise Damaged("tokens are not those of the prompt")
-    if ranks and not len(tokens) == len(percentages) == ranks:
+    ranks = len(result.costs)
+    if ranks and not len(result.tokens) == len(settings.percentages) == ranks:
         raise Damaged("costs are of another number of ranks")
-    if section(config, "layout").get("name") not in LAYOUTS:
-        raise Damaged("the layout is unknown")
-    device = (results.get("environment") or {}).get("machine", {}).get("device")
-    if config.get("tile") is None and device not in DEFAULT_TILE:
-        raise Damaged("the device is unknown")
 
 
 def _busy_ms(folder: Path, ranks: int) -> list[list[float]]:
@@ -155,7 +212,7 @@ def _busy_ms(folder: Path, ranks: int) -> list[list[float]]:
 
 
 def find_recorded(folders: Sequence[Path]) -> list[Recorded]:
-    """All runs under some folders that can be replayed. Raises UserError if there is none."""
+    """Return all runs under some folders that can be replayed. Raises UserError if there is none."""
     found = []
     for row in complete(load_runs(folders)).itertuples():
         with suppress(UserError):
@@ -166,16 +223,18 @@ def find_recorded(folders: Sequence[Path]) -> list[Recorded]:
 
 
 def ring_of_run(folder: Path, seq_len: int, link: Link | None) -> Ring:
-    """The ranks of a finished run, for another split; its costs were fitted around its own length."""
+    """Return the ranks of a finished run, for another split. Its costs were fitted around its own length."""
     run = read_recorded(folder)
-    hop = link.hop(model_shape(run.config["model"]["name"])) if link else run.hop
+    hop = link.hop(model_shape(run.settings.model)) if link else run.hop
     if hop is None:
         raise UserError(
             f"{folder} has measured no hops (calibration.mode=table); give --hop MICROSECONDS:GBPS"
         )
-    percentages = run.config["hetero"]["percentages"]
+    percentages = run.settings.percentages
     names = [f"rank at {percentage:g} %" for percentage in percentages]
-    return Ring(names, KnownSpeeds(percentages, run.costs, seq_len), hop, run.layers, run.mask, run.costs)
+    return Ring(
+        names, KnownSpeeds(percentages, run.costs, seq_len), hop, run.layers, run.settings.mask, run.costs
+    )
 
 
 def ring_of_table(

@@ -10,7 +10,7 @@ from ringexp.config import Config
 from ringexp.slurm.step import SlurmJob
 from ringexp.tracking.completed import fingerprint
 from ringexp.tracking.content import content_of
-from ringexp.tracking.files import read_results
+from ringexp.tracking.files import read_record
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def done_before(config: Config, run_dir: Path) -> bool:
     """
     if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return False
-    results = read_results(run_dir) or {}
-    of_run = fingerprint(config, content_of(config))
-    return results.get("status") == "complete" and str(results.get("key")).startswith(f"{of_run}-")
+    record = read_record(run_dir)
+    if record is None or not record.is_complete:
+        return False
+    return (record.key or "").startswith(f"{fingerprint(config, content_of(config))}-")

@@ -26,7 +26,7 @@ from ringexp.slurm.step import SlurmJob
 from ringexp.tracking.completed import CompletedRuns, fingerprint
 from ringexp.tracking.content import content_of
 from ringexp.tracking.environment import command_line
-from ringexp.tracking.files import mark_ended, read_results
+from ringexp.tracking.files import mark_ended, read_record
 from ringexp.tracking.outcomes import (
     RunOutcome,
     check_folders,
@@ -221,11 +221,8 @@ def _show(each: _Submitted, state: str, display: Display) -> None:
 
 def _mark(each: _Submitted) -> None:
     """Runs of an ended job that nobody marked: it was cancelled while pending, or killed, or lost a node."""
-    unmarked = [
-        run_dir
-        for _, run_dir in each.runs
-        if (read_results(run_dir) or {}).get("status") not in ("complete", "failed", "interrupted")
-    ]
+    records = {run_dir: read_record(run_dir) for _, run_dir in each.runs}
+    unmarked = [run_dir for run_dir, record in records.items() if record is None or not record.has_ended]
     if unmarked:
         reason = f"SLURM job {each.job.job_id} ended ({each.job.state}); its log: {each.job.paths.stderr}"
         for run_dir in unmarked:

@@ -11,14 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ringexp.atomic import write_atomically
 from ringexp.config import Config
-from ringexp.stored import Warn, an_object, digest, read_checked, text, to_stderr, write_json
+from ringexp.stored import (
+    JsonObject,
+    JsonValue,
+    Warn,
+    an_object,
+    digest,
+    read_checked,
+    text,
+    to_stderr,
+    write_json,
+)
 from ringexp.tracking.environment import code_identity
-from ringexp.tracking.files import CONFIG, RESULTS, begin, read_results
-from ringexp.tracking.schema import check_complete
+from ringexp.tracking.files import CONFIG, RESULTS, begin, read_record
+from ringexp.tracking.schema import complete_record
 
 _DECIDES_NOTHING = ("label", "output_root", "tracker", "launch", "dry_run", "resume", "report")
 _PATHS = ("prompt_file", "prompt_text")
@@ -38,7 +47,7 @@ def fingerprint(config: Config, content: Mapping[str, str]) -> str:
     return digest({"settings": settings, "content": dict(content), "code": code_identity()})
 
 
-def run_key(of_run: str, machine: Mapping[str, Any]) -> str:
+def run_key(of_run: str, machine: JsonObject) -> str:
     """Return the key of a run on a machine: its fingerprint, and a digest of what decides speed there.
 
     The machine's name is left out, since containers get a new one each time.
@@ -46,17 +55,18 @@ def run_key(of_run: str, machine: Mapping[str, Any]) -> str:
     return f"{of_run}-{digest(_nameless(machine))}"
 
 
-def _nameless(machine: Mapping[str, Any]) -> dict[str, Any]:
+def _nameless(machine: JsonObject) -> JsonObject:
     facts = {name: value for name, value in machine.items() if name != "host"}
-    if "nodes" in facts:
-        facts["nodes"] = [_nameless(node) for node in facts["nodes"]]
+    nodes = facts.get("nodes")
+    if isinstance(nodes, list):
+        facts["nodes"] = [_nameless(node) for node in nodes if isinstance(node, dict)]
     return facts
 
 
 class CompletedRuns:
     """The index under one output root, of runs on one machine."""
 
-    def __init__(self, root: Path, machine: Mapping[str, Any], warn: Warn = to_stderr) -> None:
+    def __init__(self, root: Path, machine: JsonObject, warn: Warn = to_stderr) -> None:
         self._root, self._machine, self._warn = root, machine, warn
 
     def _path(self, of_run: str) -> Path:
@@ -68,14 +78,13 @@ class CompletedRuns:
         Nothing happens, and the next sweep measures the run anew, if its output is wrong, if a reference that
         it should be measured against failed, or if the index cannot be written, which the user is told.
         """
-        results = read_results(run_dir) or {}
-        key = results.get("key")
-        if results.get("status") != "complete" or results.get("exact") is False or not isinstance(key, str):
+        record = read_record(run_dir)
+        if record is None or not record.is_complete or not (record.key or "").startswith(f"{of_run}-"):
             return False
-        if results.get("missing_references") or not key.startswith(f"{of_run}-"):
+        if record.exact is False or record.content.get("missing_references"):
             return False
         try:
-            write_json(self._path(of_run), {"run_dir": str(run_dir.absolute()), "key": key})
+            write_json(self._path(of_run), {"run_dir": str(run_dir.absolute()), "key": record.key})
         except OSError as error:
             self._warn(
                 f"{self._root} cannot be written ({error.strerror}): {run_dir.name} is complete, but a later "
@@ -90,14 +99,14 @@ class CompletedRuns:
         if entry is None:
             return None
         run_dir = Path(entry["run_dir"])
-        results = read_checked(run_dir / RESULTS, check_complete, self._warn)
-        if not results or not (run_dir / CONFIG).is_file():
+        record = read_checked(run_dir / RESULTS, complete_record, self._warn)
+        if not record or not (run_dir / CONFIG).is_file():
             return None
-        same = results.get("key") == entry["key"] and entry["key"].startswith(f"{of_run}-")
+        same = record.key == entry["key"] and entry["key"].startswith(f"{of_run}-")
         return run_dir if same else None
 
 
-def _entry(value: Any) -> dict[str, str]:
+def _entry(value: JsonValue) -> dict[str, str]:
     entry = an_object(value, "the entry")
     return {name: text(entry[name], name) for name in ("run_dir", "key")}
 
@@ -111,5 +120,5 @@ def copy_results(source: Path, run_dir: Path) -> None:
         return
     begin(run_dir)
     write_atomically(run_dir / CONFIG, (source / CONFIG).read_bytes())
-    results = (read_results(source) or {}) | {"resumed_from": str(source)}
-    write_json(run_dir / RESULTS, results)
+    record = read_record(source)
+    write_json(run_dir / RESULTS, (record.content if record else {}) | {"resumed_from": str(source)})

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ringexp.config import Config, FmsModelConfig
 from ringexp.errors import UserError
-from ringexp.stored import Warn, an_object, digest, read_checked, to_stderr, write_json
+from ringexp.stored import JsonValue, Warn, an_object, digest, read_checked, to_stderr, write_json
 
 OF_A_CHECKPOINT = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".tiktoken")
 """The ends of the names of a checkpoint's files: its configuration, its tokenizer and its weights."""
@@ -108,11 +107,12 @@ def _sha256(path: Path, setting: str) -> str:
     return sha.hexdigest()
 
 
-def _cached(value: Any) -> dict[str, str]:
-    hashes = an_object(value, "the cache of hashes")
-    for key, sha in hashes.items():
+def _cached(value: JsonValue) -> dict[str, str]:
+    hashes: dict[str, str] = {}
+    for key, sha in an_object(value, "the cache of hashes").items():
         if not re.fullmatch(r"\d+(:\d+){4}", key):
             raise ValueError(f"{key!r} is no key")
         if not isinstance(sha, str) or not re.fullmatch(r"[0-9a-f]{64}", sha):
             raise ValueError(f"{sha!r} is no hash")
+        hashes[key] = sha
     return hashes

@@ -9,12 +9,13 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from ringexp.machine import cpu_cores, cpu_name, mig_parts, nvidia_driver, visible_gpus
+from ringexp.stored import JsonObject
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of the package, installed or in a source tree."""
@@ -26,12 +27,12 @@ PACKAGES = ("ringexp", "torch", "triton", "ibm-fms", "transformers", "hydra-core
 PACKAGES += ("wandb", "submitit")
 
 
-def machine_facts(device_type: str) -> dict[str, Any]:
+def machine_facts(device_type: str) -> JsonObject:
     """Return the facts that decide speed on this machine, without creating a CUDA context.
 
     The GPUs are those that CUDA_VISIBLE_DEVICES leaves, in order, by name and UUID.
     """
-    facts: dict[str, Any] = {"device": device_type, "host": platform.node()}
+    facts: JsonObject = {"device": device_type, "host": platform.node()}
     facts |= {name: version_of(name) for name in ("torch", "triton", "ibm-fms")}
     if device_type != "cuda":
         return facts | {"cpu": cpu_name(), "cores": cpu_cores()}
@@ -50,7 +51,7 @@ def gpu_names() -> list[str]:
     return [gpu.name for gpu in visible_gpus()]
 
 
-def environment(machine: dict[str, Any], command: list[str]) -> dict[str, Any]:
+def environment(machine: JsonObject, command: Sequence[str]) -> JsonObject:
     """Return versions, hardware, driver, commit, command and time of a run.
 
     Args:
@@ -67,7 +68,7 @@ def environment(machine: dict[str, Any], command: list[str]) -> dict[str, Any]:
         "cpu": cpu_name(),
         "commit": git_commit(),
         "code": code_identity(),
-        "command": command,
+        "command": [*command],
     }
 
 

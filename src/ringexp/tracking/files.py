@@ -10,23 +10,22 @@ import csv
 import errno
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from ringexp.atomic import no_link, write_atomically
 from ringexp.ring.timing import IterationTiming
 from ringexp.stored import parse_json, set_aside, write_json
 from ringexp.tracking import metrics
+from ringexp.tracking.results import Prompt, RunRecord
 from ringexp.tracking.trace import chrome_trace
 
 RESULTS = "results.json"
 PREVIOUS = "results.previous.json"
 TRACE = "trace.json"
 CONFIG = "config.yaml"
-ENDED = ("complete", "failed", "interrupted")
 ITERATION_FIELDS = (
     "iteration",
     "rank",
@@ -54,16 +53,15 @@ HOP_FIELDS = (
 )
 
 
-def read_results(run_dir: Path) -> dict[str, Any] | None:
-    """Return the results.json of a run folder; None without a readable one. Nothing is changed."""
+def read_record(run_dir: Path) -> RunRecord | None:
+    """Return what the results.json of a run folder says; None without a readable one. Nothing is changed."""
     try:
-        results = parse_json((run_dir / RESULTS).read_bytes())
+        return RunRecord.from_json(parse_json((run_dir / RESULTS).read_bytes()))
     except (OSError, ValueError):
         return None
-    return results if isinstance(results, dict) and isinstance(results.get("status"), str) else None
 
 
-def write_status(run_dir: Path, status: str, values: dict[str, Any]) -> bool:
+def write_status(run_dir: Path, status: str, values: Mapping[str, object]) -> bool:
     """Replace results.json; return whether that was done. Everything that writes a status goes through here.
 
     `complete` is final: a signal, an error or a full disk that comes later takes nothing back.
@@ -74,41 +72,47 @@ def write_status(run_dir: Path, status: str, values: dict[str, Any]) -> bool:
         values: everything else that results.json is to have.
     """
     path = run_dir / RESULTS
-    known = read_results(run_dir)
-    if known and known["status"] == "complete":
+    record = read_record(run_dir)
+    if record and record.is_complete:
         return False
-    if known is None and os.path.lexists(path):
+    if record is None and os.path.lexists(path):
         set_aside(path, ValueError("it is no results.json"))
     write_json(path, {"status": status, **values})
     return True
 
 
 def begin(run_dir: Path) -> None:
-    """Make a folder ready for a run. Results that an earlier one completed there: results.previous.json."""
+    """Make a folder ready for a run. Keep the results of a run that is complete as results.previous.json."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    known = read_results(run_dir)
-    if known and known["status"] == "complete":
+    record = read_record(run_dir)
+    if record and record.is_complete:
         os.replace(run_dir / RESULTS, run_dir / PREVIOUS)
     with suppress(FileNotFoundError):
         (run_dir / TRACE).unlink()
 
 
 def mark_ended(run_dir: Path, status: str, reason: str, overrule: bool = False) -> None:
-    """Say in results.json that a run `failed` or was `interrupted`, and why; what was measured stays.
+    """Say in results.json that a run `failed` or was `interrupted`, and why. Measured figures stay.
 
-    Nothing changes if the run itself did so, unless with `overrule`: who watched all ranks knows the cause.
-    A disk that is full stays as it is; the reason is told on the console too.
+    Nothing is written if the disk is full: the console has the reason too.
+
+    Args:
+        run_dir: the run's folder.
+        status: failed or interrupted.
+        reason: why, in one line.
+        overrule: replace also what the run itself said; for the process that watched all ranks.
     """
-    known = read_results(run_dir) or {}
-    if overrule or known.get("status") not in ENDED:
+    record = read_record(run_dir)
+    if overrule or record is None or not record.has_ended:
+        content = record.content if record else {}
         with suppress(OSError):
-            write_status(run_dir, status, known | {"status": status, "reason": reason})
+            write_status(run_dir, status, content | {"status": status, "reason": reason})
 
 
 class RunFiles:
     """Writes one run's folder."""
 
-    def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
+    def __init__(self, run_dir: Path, config: dict[str, object]) -> None:
         from omegaconf import OmegaConf
 
         self.run_dir = run_dir
@@ -118,11 +122,11 @@ class RunFiles:
         self._layers = _CsvFile(run_dir / "layers.csv", LAYER_FIELDS)
         self._hops = _CsvFile(run_dir / "hops.csv", HOP_FIELDS)
 
-    def write_results(self, status: str, values: dict[str, Any]) -> bool:
+    def write_results(self, status: str, values: Mapping[str, object]) -> bool:
         """Replace results.json unless it is complete, as `write_status` does."""
         return write_status(self.run_dir, status, values)
 
-    def add_iteration(self, iteration: int, ranks: Sequence[IterationTiming], prompt: metrics.Prompt) -> None:
+    def add_iteration(self, iteration: int, ranks: Sequence[IterationTiming], prompt: Prompt) -> None:
         latency = metrics.latency_ms(ranks)
         for rank, timing in enumerate(ranks):
             comm, idle = metrics.comm_ms(timing), metrics.idle_ms(ranks, rank)
@@ -154,7 +158,7 @@ class _CsvFile:
         self._file = open(path, "wb", buffering=0, opener=no_link)  # noqa: SIM115
         self.add(header)
 
-    def add(self, row: Sequence[Any]) -> None:
+    def add(self, row: Sequence[object]) -> None:
         text = io.StringIO()
         csv.writer(text).writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
         line, begin = text.getvalue().encode(), self._file.tell()

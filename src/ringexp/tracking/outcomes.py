@@ -1,31 +1,33 @@
-"""What runs came to, by what is in their folders."""
+"""How runs ended, by what is in their folders."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ringexp.config import Config
 from ringexp.errors import RunFailed, UserError
+from ringexp.stored import JsonObject
 from ringexp.tracking.completed import CompletedRuns, copy_results, fingerprint
 from ringexp.tracking.content import content_of
-from ringexp.tracking.files import mark_ended, read_results
+from ringexp.tracking.files import mark_ended, read_record
+from ringexp.tracking.results import INTERRUPTED, RunRecord
 
-RunOutcome = dict[str, Any] | UserError | RunFailed
-"""The content of a run's results.json, or why there is none worth having."""
+RunOutcome = RunRecord | UserError | RunFailed
+"""How a run ended: its complete results, or the error that says why there are none."""
 
 
 def outcome_of(run_dir: Path) -> RunOutcome:
-    """Return what the results.json in a run's folder says."""
-    results = read_results(run_dir)
-    if results is None or results["status"] != "complete":
-        reason = (results or {}).get("reason")
-        return RunFailed(str(reason) if reason else f"the ranks ended without results for {run_dir}")
-    if results.get("exact") not in (True, None):
-        return RunFailed(str(results.get("why_inexact") or "the output is not that of one process"))
-    return results
+    """Return how a run ended, by its results.json."""
+    record = read_record(run_dir)
+    if record is None or not record.is_complete:
+        reason = record.reason if record else None
+        return RunFailed(reason or f"the ranks ended without results for {run_dir}")
+    if record.exact is False:
+        why = record.content.get("why_inexact")
+        return RunFailed(str(why or "the output is not that of one process"))
+    return record
 
 
 def check_folders(folders: Sequence[Path]) -> None:
@@ -42,10 +44,10 @@ def check_folders(folders: Sequence[Path]) -> None:
 def mark_interrupted(runs: Sequence[tuple[Config, Path]], reason: str) -> None:
     """Say of every run that has not ended that it was interrupted, and whether it had begun."""
     for _, run_dir in runs:
-        mark_ended(run_dir, "interrupted", reason if read_results(run_dir) else f"not begun ({reason})")
+        mark_ended(run_dir, INTERRUPTED, reason if read_record(run_dir) else f"not begun ({reason})")
 
 
-def take_completed(config: Config, run_dir: Path, sweep: bool, machine: dict[str, Any]) -> bool:
+def take_completed(config: Config, run_dir: Path, sweep: bool, machine: JsonObject) -> bool:
     """Copy the results of an equal run that is complete into a folder.
 
     Args:

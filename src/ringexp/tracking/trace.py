@@ -7,7 +7,6 @@ so the ranks' clocks are put together there; each iteration follows the one befo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
@@ -15,9 +14,9 @@ from ringexp.tracking import metrics
 COMPUTE, TRANSFERS = 0, 1
 
 
-def chrome_trace(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, Any]:
+def chrome_trace(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, object]:
     """The trace event format's JSON object; `iterations` has an entry an iteration, of one timing a rank."""
-    events: list[dict[str, Any]] = []
+    events: list[dict[str, object]] = []
     for rank in range(len(iterations[0]) if iterations else 0):
         events.append(_name("process_name", rank, 0, f"rank {rank}"))
         events.append(_name("thread_name", rank, COMPUTE, "computing"))
@@ -56,5 +55,5 @@ def stretches(timing: IterationTiming, rank: int) -> Iterator[tuple[int, str, fl
             now += hop.compute_ms
 
 
-def _name(what: str, rank: int, track: int, name: str) -> dict[str, Any]:
+def _name(what: str, rank: int, track: int, name: str) -> dict[str, object]:
     return {"ph": "M", "pid": rank, "tid": track, "name": what, "args": {"name": name}}

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ringexp.config import Config
 from ringexp.errors import Interrupted
 from ringexp.hetero.drift import drift_label
 from ringexp.ring.timing import IterationTiming
+from ringexp.stored import JsonObject, Warn
 from ringexp.tracking import metrics
 from ringexp.tracking.files import CONFIG, RESULTS, RunFiles
-from ringexp.tracking.metrics import Prompt, RunResult
+from ringexp.tracking.results import COMPLETE, FAILED, INTERRUPTED, PLANNED, Prompt, RunResult
+from ringexp.tracking.schema import command_text
 from ringexp.tracking.wandb_run import WandbRun, summary_of
 
 FILES = (CONFIG, RESULTS, "iterations.csv", "layers.csv", "hops.csv", "trace.json")
@@ -33,8 +33,8 @@ class Tracker:
         self,
         run_dir: Path,
         config: Config,
-        warn: Callable[[str], None],
-        described: dict[str, Any] | None = None,
+        warn: Warn,
+        described: Mapping[str, object] | None = None,
     ) -> None:
         settings = asdict(config)
         self._run_dir, self._world_size = run_dir, config.world_size
@@ -46,24 +46,25 @@ class Tracker:
             config.partitioner.name,
             config.layout.name,
         )
-        self._described = described or {}
-        about = _about(self._described.get("environment") or {})
+        self._described = dict(described or {})
+        environment = self._described.get("environment")
+        about = _about(environment if isinstance(environment, dict) else {})
         self._wandb = WandbRun(run_dir, config.tracker, settings | about, tags, warn=warn)
-        self._planned: dict[str, Any] = {}
-        self._figures: dict[str, Any] = {}  # the results of the run, once they are known
+        self._planned: dict[str, object] = {}
+        self._figures: dict[str, object] = {}  # the results of the run, once they are known
         self._ended = False  # whether results.json has them
         self._latencies_ms: list[float] = []
 
-    def planned(self, values: dict[str, Any]) -> None:
-        self._planned = values
-        self._files.write_results("planned", self._described | values)
+    def planned(self, values: Mapping[str, object]) -> None:
+        self._planned = dict(values)
+        self._files.write_results(PLANNED, self._described | self._planned)
 
     def iteration(self, index: int, ranks: Sequence[IterationTiming], prompt: Prompt) -> None:
         self._files.add_iteration(index, ranks, prompt)
         if self._profiled is not None:
             self._profiled.append(ranks)
         self._latencies_ms.append(metrics.latency_ms(ranks))
-        values: dict[str, Any] = {"iteration": index, "latency_ms": self._latencies_ms[-1]}
+        values: dict[str, object] = {"iteration": index, "latency_ms": self._latencies_ms[-1]}
         values["capacity_efficiency"] = prompt.capacity_efficiency
         values["replan_ms"] = prompt.replan_ms
         for rank, timing in enumerate(ranks):
@@ -80,7 +81,7 @@ class Tracker:
         self._figures = asdict(result)
         values = self._described | self._figures
         wrong = {"reason": result.why_inexact or "its output is wrong"} if result.exact is False else {}
-        status = "failed" if wrong else "complete"
+        status = FAILED if wrong else COMPLETE
         self._files.write_results(status, values | wrong | {"wandb": self._wandb.where})
         self._ended = True
         self._close_files()
@@ -88,7 +89,7 @@ class Tracker:
 
     def fail(self, error: BaseException) -> None:
         """Keep the plan and the measurements, and say why there are no more. An ended run stays as it is."""
-        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        status = INTERRUPTED if isinstance(error, Interrupted) else FAILED
         reason = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
         measured = {"latency_ms_iterations": self._latencies_ms} | self._figures | {"reason": reason}
         values = self._described | self._planned | measured
@@ -101,7 +102,7 @@ class Tracker:
         else:
             self._end_record(values, exit_code=1)
 
-    def _end_record(self, values: dict[str, Any], exit_code: int = 0) -> None:
+    def _end_record(self, values: dict[str, object], exit_code: int = 0) -> None:
         """Give wandb the files and the figures that the run ends with."""
         self._wandb.log_files([self._run_dir / name for name in FILES])
         self._wandb.finish(summary_of(values, self._world_size), exit_code)
@@ -112,12 +113,10 @@ class Tracker:
         self._files.close()
 
 
-def _about(environment: dict[str, Any]) -> dict[str, Any]:
+def _about(environment: JsonObject) -> dict[str, object]:
     """Return the facts that the config pane of the wandb run shows beside the settings."""
-    program, *arguments = environment.get("command") or [""]
-    command = f"{program} {shlex.join(arguments)}".strip()
-    facts = {
-        "command": command,
+    facts: dict[str, object] = {
+        "command": command_text(environment),
         "hardware": environment.get("machine"),
         "versions": environment.get("versions"),
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringexp.config import TrackerConfig
 from ringexp.printable import plain
+from ringexp.stored import Warn, to_stderr
 from ringexp.tracking.wandb_choice import Choice, choose
 
 if TYPE_CHECKING:
@@ -30,13 +31,9 @@ NESTED_PER_RANK = ("decode.kept", "decode.cache_bytes")
 """Lists with an entry per rank that are parts of other figures."""
 
 
-def to_stderr(text: str) -> None:
-    print(f"ringexp: {plain(text)}", file=sys.stderr)
-
-
-def summary_of(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+def summary_of(values: Mapping[str, object], world_size: int) -> dict[str, object]:
     """Return figures as wandb's summary has them: a list with an entry per rank becomes `rank_N/NAME`."""
-    summary: dict[str, Any] = {}
+    summary: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             parts = {key: part for key, part in value.items() if f"{name}.{key}" not in OF_ITERATIONS}
@@ -51,8 +48,8 @@ def summary_of(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     return summary
 
 
-def _by_rank(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _by_rank(name: str, values: Sequence[object]) -> dict[str, object]:
+    found: dict[str, object] = {}
     for rank, value in enumerate(values):
         parts = value if isinstance(value, Mapping) else {"": value}
         found |= {f"rank_{rank}/{name}.{key}".removesuffix("."): part for key, part in parts.items()}
@@ -75,17 +72,17 @@ class WandbRun:
         self,
         folder: Path,
         tracker: TrackerConfig,
-        settings: dict[str, Any],
+        settings: dict[str, object],
         tags: Sequence[str] = (),
         job_type: str = "run",
-        warn: Callable[[str], None] = to_stderr,
+        warn: Warn = to_stderr,
     ) -> None:
         self._run: Any = None
         self._folder, self._job_type = folder, job_type
         self._warn, self._warned = warn, False
         self._guard(lambda: self._start(choose(tracker, folder, tags, job_type), settings))
 
-    def _start(self, choice: Choice, settings: dict[str, Any]) -> None:
+    def _start(self, choice: Choice, settings: dict[str, object]) -> None:
         if choice.mode == "disabled":
             return
         wandb = _imported(self._folder / "wandb" / "tmp")
@@ -104,7 +101,7 @@ class WandbRun:
         if self._job_type == "run":
             self._run.define_metric("*", step_metric="iteration")
 
-    def _init(self, wandb: Any, choice: Choice, settings: dict[str, Any], mode: str) -> Any:
+    def _init(self, wandb: Any, choice: Choice, settings: dict[str, object], mode: str) -> Any:
         return wandb.init(
             project=choice.project,
             entity=choice.entity,
@@ -132,7 +129,7 @@ class WandbRun:
             return None
         return self._run.url or str(Path(self._run.dir).parent)
 
-    def log(self, values: dict[str, Any]) -> None:
+    def log(self, values: dict[str, object]) -> None:
         if self._run is not None:
             self._guard(lambda: self._run.log(values))
 
@@ -145,7 +142,7 @@ class WandbRun:
     def _log_media(self, images: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> None:
         import wandb
 
-        media: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in images.items()}
+        media: dict[str, object] = {name: wandb.Image(str(path)) for name, path in images.items()}
         for name, table in tables.items():
             rows = table.astype(object).where(table.notna(), None)
             rows = rows.map(lambda value: plain(value) if isinstance(value, str) else value)
@@ -169,7 +166,7 @@ class WandbRun:
                 artifact.add_file(str(path), name=name, skip_cache=True, policy="immutable")
         self._run.log_artifact(artifact)
 
-    def finish(self, summary: dict[str, Any], exit_code: int = 0) -> None:
+    def finish(self, summary: dict[str, object], exit_code: int = 0) -> None:
         if self._run is not None:
             self._guard(lambda: self._run.summary.update(summary))
             self._guard(lambda: self._run.finish(exit_code=exit_code))

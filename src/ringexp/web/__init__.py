@@ -12,13 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
 
+from ringexp.web.measured_run import PARTITIONERS, MeasuredRun
 from ringexp.web.palette import BLACK, BLUE, COLOURS, GREEN, RANK_COLOURS, VERMILION
 from ringexp.web.shapes import SHAPES
-
-if TYPE_CHECKING:
-    from ringexp.report.planner_runs import MeasuredRun
 
 FOLDER = Path(__file__).parent
 STYLE = FOLDER / "page.css"
@@ -29,7 +26,12 @@ ON_DARK = {BLACK: "#B8C0C8"}
 
 
 def planner_page(runs: Sequence[MeasuredRun] = (), report: str | None = None) -> str:
-    """The page, with measured runs to choose from. report: the file beside it that it leads back to."""
+    """Return the page as HTML.
+
+    Args:
+        runs: measured runs to choose from.
+        report: the file beside the page that it links back to; None: no link.
+    """
     data = {"shapes": [asdict(shape) for shape in SHAPES], "runs": [asdict(run) for run in runs]}
     scripts = (f"<script>\n{_text(FOLDER / name)}</script>" for name in SCRIPTS)
     return Template(_text(FOLDER / "planner.html")).substitute(
@@ -50,8 +52,8 @@ def _in_script(data: object) -> str:
 
 
 def _colours() -> str:
-    """CSS variables: of partitioners, of ranks, and of what is written on a rank's colour."""
-    named = {name: COLOURS[name] for name in ("even", "lut", "balanced")}
+    """Return CSS variables: the colours of partitioners, of ranks, and of text on a rank's colour."""
+    named = {name: COLOURS[name] for name in PARTITIONERS}
     named |= {f"rank{rank}": colour for rank, colour in enumerate(RANK_COLOURS)}
     white = (BLACK, BLUE, GREEN, VERMILION)
     inks = {f"ink{rank}": "#fff" if colour in white else "#000" for rank, colour in enumerate(RANK_COLOURS)}

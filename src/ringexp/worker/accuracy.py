@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ringexp.config import Config
 from ringexp.models.workload import unpadded
-from ringexp.tracking.metrics import Accuracy
+from ringexp.tracking.accuracy import Accuracy
 from ringexp.worker.prepare import PreparedJob
 
 

@@ -13,7 +13,7 @@ from ringexp.config import ModelConfig
 from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.models.workload import Workload, make_workload
 from ringexp.tracking.environment import code_identity
-from ringexp.tracking.references import ReferenceStore
+from ringexp.tracking.references import KernelTimes, ReferenceStore
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.progress import ProgressWriter
 from ringexp.worker.rank_set import RankSet
@@ -72,18 +72,18 @@ class KernelCache:
             "kernels": names,
             "shape": {**asdict(shape), "dtype": str(shape.dtype).removeprefix("torch.")},
         }
-        choice = self._communicator.from_rank_zero(lambda: store.get("kernel", facts))
-        if choice is None or choice["kernel"] not in names:
+        choice = self._communicator.from_rank_zero(lambda: store.get_kernel(facts))
+        if choice is None or choice.kernel not in names:
             self._progress.stage(f"choosing a kernel: {', '.join(names)}")
             kernels = [get_kernel(name, self._device, shape.dtype, shape.head_dim) for name in names]
             self._communicator.barrier()
             times = self._communicator.gather(times_ms(kernels, shape, self._device))
             kernel, medians = fastest(times)
-            choice = {"kernel": kernel, "times_ms": medians}
+            choice = KernelTimes(kernel, medians)
             if self._communicator.rank == 0:
-                store.put("kernel", facts, choice)
-        self._chosen[shape] = choice["kernel"]
-        return choice["kernel"]
+                store.put("kernel", facts, asdict(choice))
+        self._chosen[shape] = choice.kernel
+        return choice.kernel
 
 
 def block_shape(workload: Workload, batch_size: int, seq_len: int, world_size: int) -> BlockSize:

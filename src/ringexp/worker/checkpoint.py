@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ringexp.models.fms.workload import FmsWorkload
 from ringexp.models.workload import unpadded
-from ringexp.tracking.metrics import RunResult
+from ringexp.tracking.results import RunResult
 from ringexp.worker.prepare import PreparedJob
 
 

@@ -12,7 +12,8 @@ from ringexp.errors import PeerFailed, UserError
 from ringexp.models.checkpoints.check import CheckpointCheck
 from ringexp.ring.messages import Messages
 from ringexp.ring.timing import HopTiming, IterationTiming
-from ringexp.tracking.metrics import Accuracy, References
+from ringexp.tracking.accuracy import Accuracy
+from ringexp.tracking.results import References
 
 T = TypeVar("T")
 

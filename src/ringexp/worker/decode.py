@@ -17,7 +17,7 @@ from ringexp.models.prompt import has_prompt
 from ringexp.models.workload import LocalInputs, Workload, local_inputs, unpadded
 from ringexp.planning import longest_context
 from ringexp.ring.context import RingContext
-from ringexp.tracking.metrics import Decoding
+from ringexp.tracking.results import Decoding
 from ringexp.worker.device import synchronize
 from ringexp.worker.measure import short_collections
 from ringexp.worker.prepare import PreparedJob

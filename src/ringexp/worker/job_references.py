@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ringexp.calibration.staleness import is_off
 from ringexp.choices import PARTITIONERS
-from ringexp.tracking.metrics import References
+from ringexp.stored import an_object
 from ringexp.tracking.references import ReferenceStore
+from ringexp.tracking.results import References
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.progress import ProgressWriter
 from ringexp.worker.rank_set import Job
@@ -56,7 +57,7 @@ class JobReferences:
         }
         return self.communicator.from_rank_zero(lambda: self.store.missing(awaited, job.invocation))
 
-    def remember(self, figures: dict[str, Any]) -> None:
+    def remember(self, figures: Mapping[str, object]) -> None:
         """Store the figures for every reference that this job measures."""
         if self.communicator.rank == 0:
             for kind, facts in self.job.references.items():
@@ -77,12 +78,12 @@ class JobReferences:
 
         def compare() -> bool:
             stored = self.store.get(kind, facts)
-            if stored is None:
+            if stored is None or stored.latency_ms_median is None:
                 return False
-            times = stored["latency_ms_median"], figures["latency_ms_median"]
-            if not is_off(*times, stored["spread"], figures["spread"], tolerance):
+            times = stored.latency_ms_median, figures["latency_ms_median"]
+            if not is_off(*times, stored.spread, figures["spread"], tolerance):
                 return True
-            count = self.store.forget(facts["machine"])
+            count = self.store.forget(an_object(facts["machine"], "machine"))
             self.progress.warn(
                 f"the stored {kind} reference is off, it takes {times[1] / times[0] - 1:+.0%}; "
                 f"{count} stored references of this machine are dropped, and those of this run measured anew"

@@ -16,7 +16,7 @@ from ringexp.hetero.drift import drift_label
 from ringexp.planning import Plan
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
-from ringexp.tracking.metrics import Prompt
+from ringexp.tracking.results import Prompt
 from ringexp.tracking.tracker import Tracker
 from ringexp.worker.device import peak_memory_bytes, reset_peak_memory
 from ringexp.worker.prepare import PreparedJob, has_whole_devices

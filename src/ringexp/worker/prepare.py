@@ -16,7 +16,7 @@ from ringexp.models.prompt import has_prompt, prompts
 from ringexp.models.workload import Workload, padded
 from ringexp.planning import HopCost, Plan, PlanRequest, adaptive_planner, check_memory, plan_for
 from ringexp.ring.context import RingContext
-from ringexp.tracking.metrics import References
+from ringexp.tracking.results import References
 from ringexp.worker.caches import block_shape
 from ringexp.worker.calibrate import software_versions
 from ringexp.worker.calibration_needs import CalibrationNeeds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from statistics import median
 from typing import TypedDict
 
@@ -10,7 +9,8 @@ from ringexp.choices import PARTITIONERS
 from ringexp.planning import Mask, RankCost
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
-from ringexp.tracking.metrics import Accuracy, Decoding, RunResult
+from ringexp.tracking.accuracy import Accuracy
+from ringexp.tracking.results import Adaptation, Decoding, RunResult
 from ringexp.worker.measure import Measured, capacity_efficiency
 from ringexp.worker.prepare import PreparedJob
 
@@ -35,13 +35,13 @@ def run_result(
         error_checkpoint=None,  # see `with_checkpoint_check`
         kernel=job.tools.kernel.name,
         transport=session.transport.name,
-        costs=[asdict(cost) for cost in costs],
-        hop=asdict(job.hop_cost) if job.hop_cost else None,
+        costs=costs,
+        hop=job.hop_cost,
         num_units=job.workload.num_units,
         decode=decoding,
         adaptation=adaptation if config.hetero.drift or partitioner.adapts else None,
-        references=asdict(references),
-        speed_model=job.source.describe_formula() if partitioner.needs_curve else {},
+        references=references,
+        speed_model=job.source.describe_formula() if partitioner.needs_curve else None,
         missing_references=job.tools.references.missing(),
     )
 
@@ -86,7 +86,7 @@ class _Merit(TypedDict):
     idle_ms: list[float]
 
 
-def _merit(job: PreparedJob, settled: list[list[IterationTiming]], adaptation: metrics.Adaptation) -> _Merit:
+def _merit(job: PreparedJob, settled: list[list[IterationTiming]], adaptation: Adaptation) -> _Merit:
     """Return the figures of merit, and how each rank spent the time of a prompt."""
     config, plan, references = job.config, job.plan, job.references
     latency_ms = median(metrics.latency_ms(ranks) for ranks in settled)

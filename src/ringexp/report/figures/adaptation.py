@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ringexp.report.figures import style
 from ringexp.report.folder import read_rows
 from ringexp.report.frame import Run, Runs
+from ringexp.report.roles import adapting
 
 MOST = 4
 """Profiles that are shown side by side."""
@@ -35,7 +36,7 @@ class Course:
 
 def adaptation(runs: Runs) -> Figure | None:
     """A column a profile that drifts, at the longest prompt, on the layout of most runs."""
-    runs = runs[(runs.drift != "") & (runs["shard"] == "tokens")]
+    runs = runs[(runs.drift != "") & (runs["split"] == "tokens")]
     if runs.empty:
         return None
     runs = runs[(runs.seq_len == runs.seq_len.max()) & (runs.layout == runs.layout.mode().iloc[0])]
@@ -71,8 +72,8 @@ def adaptation(runs: Runs) -> Figure | None:
 
 
 def _draw(upper: Axes, lower: Axes, name: str, course: Course) -> None:
-    width = 2.0 if name == "adaptive" else 1.2
-    look = {"color": style.colour(name), "linewidth": width, "zorder": 3 if name == "adaptive" else 2}
+    adapts = name in adapting()
+    look = {"color": style.colour(name), "linewidth": 2.0 if adapts else 1.2, "zorder": 3 if adapts else 2}
     prompts = range(len(course.latency_ms))
     upper.plot(prompts, course.latency_ms, label=name, **look)
     for rank, shares in enumerate(course.shares):
@@ -80,7 +81,7 @@ def _draw(upper: Axes, lower: Axes, name: str, course: Course) -> None:
         lower.plot(
             prompts, shares, label=f"{name}, rank {rank}", linestyle=line, drawstyle="steps-mid", **look
         )
-    if name == "adaptive" and course.shares:
+    if adapts and course.shares:
         prompt, ranks = widest(course.shares)
         left = prompt < prompts[-1] / 4
         for share, text in ranks:

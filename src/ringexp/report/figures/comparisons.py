@@ -22,7 +22,7 @@ BASELINE = ("contiguous", "even")
 
 def speedup_heatmaps(runs: Runs) -> Figure | None:
     """Speedup over contiguous even: a panel a layout and partitioner, percentage x length."""
-    runs = runs[runs.speedup_over_contiguous_even.notna() & (runs["shard"] == "tokens")]
+    runs = runs[runs.speedup_over_contiguous_even.notna() & (runs["split"] == "tokens")]
     ways = [
         (layout, partitioner)
         for layout in style.ordered_ways(runs.layout)
@@ -79,7 +79,7 @@ def _annotate(axis: Axes, values: np.ndarray, norm: colors.LogNorm) -> None:
 
 def speedup_bars(runs: Runs) -> Figure | None:
     """Speedup over contiguous even: a panel a profile and length; for few of those, six at most."""
-    runs = runs[runs.speedup_over_contiguous_even.notna() & (runs["shard"] == "tokens")]
+    runs = runs[runs.speedup_over_contiguous_even.notna() & (runs["split"] == "tokens")]
     cells = runs[["slow_percent", "profile", "seq_len"]].drop_duplicates()
     cells = cells.sort_values(["slow_percent", "seq_len"])
     if len(runs) < 2 or not 0 < len(cells) <= 6:
@@ -132,7 +132,7 @@ def _layout_legend(figure: Figure, layouts: list[str]) -> None:
 
 def token_distribution(runs: Runs) -> Figure | None:
     """Shares of the longest prompt's tokens, stacked by rank; marks where measured speeds would end them."""
-    runs = runs[(runs["shard"] == "tokens") & (runs.seq_len == runs.seq_len.max())]
+    runs = runs[(runs["split"] == "tokens") & (runs.seq_len == runs.seq_len.max())]
     runs = runs[[bool(ranks_of(row, "shares")) for _, row in runs.iterrows()]]
     if runs.empty:
         return None
@@ -180,7 +180,7 @@ def extreme_case(runs: Runs) -> Figure | None:
     cell = extreme_cell(runs)
     if len(cell) < 2:
         return None
-    ways = [style.way(run.layout, run["shard"]) for _, run in cell.iterrows()]
+    ways = [style.way(run.layout, run["split"]) for _, run in cell.iterrows()]
     cell = cell.assign(way=ways)
     places = {
         (way, partitioner): None

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ringexp.report.figures import style
 from ringexp.report.frame import Runs
+from ringexp.report.roles import balancing, baselines
 
 
 def latency_by_percentage(runs: Runs) -> Figure | None:
@@ -38,15 +39,15 @@ def efficiency_back_to_back(runs: Runs) -> Figure | None:
 
 def kv_only(runs: Runs) -> Figure | None:
     """Speedup over the even split of the same layout: splitting keys/values only, and splitting tokens."""
-    kv = runs[runs["shard"] == "kv"]
+    kv = runs[runs["split"] == "kv"]
     if kv.empty:
         return None
-    even = runs[(runs.partitioner == "even") & (runs["shard"] == "tokens")]
+    even = runs[runs.partitioner.isin(baselines()) & (runs["split"] == "tokens")]
     keys = ["profile", "seq_len", "layout"]
     rest = runs[runs.layout.isin(set(kv.layout)) & runs.seq_len.isin(set(kv.seq_len))]
     rest = rest.merge(even[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_even"))
     rest["over_even"] = rest.latency_ms_median_even / rest.latency_ms_median
-    rest = rest[rest.partitioner.isin({*kv.partitioner, "balanced"})]
+    rest = rest[rest.partitioner.isin({*kv.partitioner, *balancing()})]
     return _by_percentage(
         rest, "over_even", "speedup over the even split", style.log_y, _ideal_one, "no gain"
     )
@@ -114,7 +115,7 @@ def _by_length(
 def _lines(axis: Axes, runs: Runs, x: str, y: str) -> None:
     for partitioner in style.ordered(runs.partitioner):
         mine = runs[runs.partitioner == partitioner]
-        for (layout, shard), line in mine.groupby(["layout", "shard"]):
+        for (layout, shard), line in mine.groupby(["layout", "split"]):
             line = line.sort_values(x)
             name = f"{partitioner}, {layout}" + (", kv" if shard == "kv" else "")
             axis.plot(line[x], line[y], label=name, **style.style(partitioner, str(layout), str(shard)))
@@ -137,6 +138,6 @@ def _fraction(axis: Axes) -> None:
 
 
 def _legend(figure: Figure, runs: Runs, ideal: str | None) -> None:
-    ways = {style.way(row.layout, row["shard"]) for _, row in runs[["layout", "shard"]].iterrows()}
+    ways = {style.way(row.layout, row["split"]) for _, row in runs[["layout", "split"]].iterrows()}
     extra = [style.ideal_handle(ideal)] if ideal else []
     style.legend(figure, style.ordered(runs.partitioner), style.ordered_ways(ways), extra)

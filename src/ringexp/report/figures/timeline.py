@@ -44,7 +44,7 @@ def ring_timelines(runs: Runs) -> Figure | None:
         return None
     panels = []
     for run, iteration in found:
-        split = "keys/values only, " if run["shard"] == "kv" else ""
+        split = "keys/values only, " if run["split"] == "kv" else ""
         where = f"ranks at {run.profile} %, {style.tokens(run.seq_len)} tokens"
         panels.append((run.partitioner, f"{run.partitioner}, {split}{run.layout}: {where}", iteration))
     return timelines(panels)
@@ -70,7 +70,7 @@ def timelines(panels: Sequence[tuple[str, str, list[IterationTiming]]], names: S
 def _chosen(runs: Runs) -> list[Run]:
     found = []
     for layout, partitioner, shard in CHOSEN:
-        mine = runs[(runs.layout == layout) & (runs.partitioner == partitioner) & (runs["shard"] == shard)]
+        mine = runs[(runs.layout == layout) & (runs.partitioner == partitioner) & (runs["split"] == shard)]
         found += [mine.iloc[-1]] if len(mine) else []
     return (found or [row for _, row in runs.iterrows()])[:MOST]
 
