@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ringexp.kernels.arithmetic import ceil_div
 from ringexp.kernels.contract import KeySpan
 from ringexp.planning import BlockShape
 
@@ -27,11 +28,6 @@ _SENDING_SHARE = 0.5  # of a launch's time, so that no more SMs than necessary a
 _THIRD_CONSUMER = 1.1  # times as fast, as measured at 16,384 tokens
 
 
-def num_tiles(length: int, tile: int) -> int:
-    """Return how many tiles cover a length."""
-    return -(-length // tile)
-
-
 def num_consumers(q_len: int, heads: int, head_dim: int, staggered: bool, num_sms: int) -> int:
     """Return how many warpgroups compute, each ROWS query rows of a tile.
 
@@ -52,7 +48,7 @@ def num_consumers(q_len: int, heads: int, head_dim: int, staggered: bool, num_sm
     def busy(consumers: int) -> float:
         """Return the part of all SMs' time that goes to rows that exist."""
         rows = consumers * ROWS
-        waves = num_tiles(num_tiles(q_len, rows) * heads, num_sms)
+        waves = ceil_div(ceil_div(q_len, rows) * heads, num_sms)
         return q_len * heads / (waves * num_sms * rows)
 
     return 3 if _THIRD_CONSUMER * busy(3) > busy(2) else 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import math
 import os
 import sys
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ringexp.kernels.arithmetic import LOG2E, ceil_div
 from ringexp.kernels.contract import Kernel, check_block
 from ringexp.kernels.requirements import AMPERE, capability, needs_capability
 from ringexp.planning import BlockShape
@@ -73,7 +73,7 @@ def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: flo
     lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
     block_d = padded_head_dim(head_dim)
     tiles = _INTERPRETED if interpreted else choose_tiles(block_d, q.dtype, capability(q.device))
-    grid = (-(-q_len // tiles.block_m) * num_heads * batch,)
+    grid = (ceil_div(q_len, tiles.block_m) * num_heads * batch,)
     with torch.cuda.device_of(q):
         kernel.attention_block[grid](
             q,
@@ -89,7 +89,7 @@ def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: flo
             num_heads // num_kv_heads,
             q_len,
             kv_len,
-            softmax_scale * math.log2(math.e),
+            softmax_scale * LOG2E,
             CAUSAL=shape is BlockShape.CAUSAL,
             HEAD_DIM=head_dim,
             BLOCK_D=block_d,
