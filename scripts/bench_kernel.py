@@ -29,6 +29,7 @@ from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import relative_errors
 from ringexp.planning import BlockShape
+from ringexp.planning.flops import pair_flops
 from ringexp.report.figures.style import below, length_axis, new_figure
 from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
@@ -50,7 +51,7 @@ class Case:
         """Matmul FLOPs: two products of 2 * head_dim operations a pair."""
         length = self.shape.length
         pairs = length * (length + 1) // 2 if self.block_shape is BlockShape.CAUSAL else length**2
-        return 4.0 * self.shape.num_heads * self.shape.head_dim * pairs
+        return float(pair_flops(self.shape.num_heads, self.shape.head_dim) * pairs)
 
     @property
     def scale(self) -> float:

@@ -49,7 +49,7 @@ from ringexp.hetero.throttle import host_throttle, rank_throttle
 from ringexp.kernels import Kernel, candidates, get_kernel
 from ringexp.machine import gpu_count, hardware_queues
 from ringexp.models.attention.workload import BareAttentionWorkload
-from ringexp.models.workload import LocalInputs, local_inputs
+from ringexp.models.inputs import LocalInputs, local_inputs
 from ringexp.planning import make_plan
 from ringexp.report.figures.style import IDEAL, below, length_axis, panels
 from ringexp.ring.clock import CudaClock

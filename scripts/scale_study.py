@@ -19,8 +19,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ringexp.configure.named_models import named_shape
 from ringexp.errors import UserError
-from ringexp.models.model_shapes import model_shape
 from ringexp.report.figures import style
 from ringexp.simulate.hardware import Device, Hardware, load_hardware
 from ringexp.simulate.rings import Ring, Split, run
@@ -68,7 +68,7 @@ def ring_of(setting: Setting, hardware: Hardware) -> Ring:
     return ring_of_devices(
         devices_of(setting.mix, setting.ranks, hardware),
         hardware,
-        model_shape(MODEL),
+        named_shape(MODEL),
         setting.seq_len,
         per_node=PER_NODE,
         across=setting.across,
@@ -83,7 +83,7 @@ def row(setting: Setting, hardware: Hardware) -> dict[str, Any]:
         setting.partitioner, "zigzag", setting.seq_len, setting.prefetch_hops, chunks=setting.chunks
     )
     one = run(ring, split)
-    need = model_shape(MODEL).memory
+    need = named_shape(MODEL).memory
     shared = max(need.bytes(count, setting.seq_len) for count in one.tokens) - need.fixed
     most_gb = (need.fixed + shared / setting.heads_over) / 1e9 if setting.chunks == 1 else None
     kept = dict.fromkeys(MIXES[setting.mix], 0)

@@ -16,7 +16,7 @@ from ringexp.config import (
     PartitionerConfig,
 )
 from ringexp.machine import cores_per_rank, cpu_name
-from ringexp.models.shapes import shape_of
+from ringexp.models.registry import model_of
 
 
 def measured_here(config: Config, **other) -> list[SpeedRow]:
@@ -26,7 +26,7 @@ def measured_here(config: Config, **other) -> list[SpeedRow]:
         throttle="cpu_pacing",
         percentage=50.0,
         ranks_per_device=1,
-        shape=f"{shape_of(config.model)}-sdpa",
+        shape=f"{model_of(config.model).speed_key}-sdpa",
         length=config.seq_len,
         tokens=config.seq_len // 2,
         speed_tflops=1.0,

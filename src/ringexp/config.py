@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ class ModelConfig:
     dtype: str = "float32"
     batch_size: int = 1
     default_seq_len: int = 4096
+
+    def num_chunks(self, seq_len: int) -> int:
+        """Return the number of chunks in which prefill of a prompt is done."""
+        return 1
 
 
 @dataclass
@@ -54,6 +58,10 @@ class FmsModelConfig(ModelConfig):
     overrides: dict[str, Any] = field(default_factory=dict)  # fields of the FMS model config, e.g. nlayers: 2
     chunk_tokens: int | None = None  # prefill in chunks of about this many tokens, all ranks together
     checkpoint: str | None = None  # a Hugging Face folder; it decides architecture and shape
+
+    def num_chunks(self, seq_len: int) -> int:
+        """Return the number of chunks of about `chunk_tokens`; 1 without chunks."""
+        return -(-seq_len // self.chunk_tokens) if self.chunk_tokens else 1
 
 
 @dataclass
@@ -247,25 +255,3 @@ class Config:
     def completed_dir(self) -> Path:
         """The index of runs that are complete."""
         return Path(self.output_root) / "completed"
-
-
-def num_chunks(config: Config) -> int:
-    """Return the number of chunks in which prefill is done."""
-    size = config.model.chunk_tokens if isinstance(config.model, FmsModelConfig) else None
-    return -(-config.seq_len // size) if size else 1
-
-
-def from_dict(data: dict[str, Any]) -> Config:
-    """Return the `Config` that `dataclasses.asdict` turned into `data`; ranks get theirs as JSON."""
-    model_class = AttentionModelConfig if data["model"]["kind"] == "attention" else FmsModelConfig
-    return replace(_nested(Config, data), model=model_class(**data["model"]))
-
-
-def _nested(kind: type, data: dict[str, Any]) -> Any:
-    """Build a dataclass and the dataclasses in its fields; the model's own class is for the caller."""
-    values = {}
-    for item in fields(kind):
-        default = item.default_factory() if callable(item.default_factory) else None
-        is_nested = is_dataclass(default) and not isinstance(default, ModelConfig)
-        values[item.name] = _nested(type(default), data[item.name]) if is_nested else data[item.name]
-    return kind(**values)

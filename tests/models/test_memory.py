@@ -5,7 +5,8 @@ import torch
 
 from ringexp.config import AttentionModelConfig, FmsModelConfig
 from ringexp.kernels import get_kernel
-from ringexp.models.workload import local_inputs, make_workload
+from ringexp.models.inputs import local_inputs
+from ringexp.models.registry import build
 from ringexp.planning import make_plan
 from ringexp.ring.clock import NoClock
 from ringexp.ring.context import RingContext
@@ -22,6 +23,14 @@ def llama(**overrides: object) -> FmsModelConfig:
     return FmsModelConfig(name="llama", kind="fms", dtype="bfloat16", overrides={"nlayers": 2, **overrides})
 
 
+def mixtral(experts_per_token: int) -> FmsModelConfig:
+    sizes = {"src_vocab_size": 256, "dim": 192, "nheads": 4, "kvheads": 2, "hidden_dim": 512, "nlayers": 2}
+    overrides = sizes | {"num_experts": 4, "top_k_experts": experts_per_token}
+    return FmsModelConfig(
+        "mixtral", "fms", "bfloat16", architecture="mixtral", variant="8x7b", overrides=overrides
+    )
+
+
 def not_sent(workload, tokens: int) -> int:
     """What the loopback need not lay out for others to have."""
     return tokens * workload.memory.kv_token
@@ -29,9 +38,9 @@ def not_sent(workload, tokens: int) -> int:
 
 def forward_peak(config, seq_len: int, tokens: int) -> tuple[int, int]:
     """Bytes held at the peak of one rank's forward pass, without weights, and what the formula says."""
-    workload = make_workload(config, seq_len, torch.device("cpu"), 0)
+    workload = build(config, seq_len, torch.device("cpu"), 0)
     plan = make_plan(seq_len, [tokens, seq_len - tokens])
-    kernel = get_kernel("sdpa", "cpu", workload.dtype, workload.head_dim)
+    kernel = get_kernel("sdpa", "cpu", workload.dtype, workload.shape.head_dim)
     with torch.inference_mode():
         x = workload.inputs(seq_len, 0)
         ring = RingContext(plan, 0, LoopbackTransport(), kernel, NoClock())
@@ -54,8 +63,10 @@ def forward_peak(config, seq_len: int, tokens: int) -> tuple[int, int]:
         attention(dtype="bfloat16", projections=False, num_kv_heads=2),
         llama(),
         llama(hidden_grow_factor=16.0),
+        mixtral(2),
+        mixtral(3),
     ],
-    ids=["mha", "gqa batch", "float32", "ring alone", "llama", "wide llama"],
+    ids=["mha", "gqa batch", "float32", "ring alone", "llama", "wide llama", "two experts", "three experts"],
 )
 @pytest.mark.parametrize("tokens", [512, 128], ids=["half", "eighth"])
 def test_the_formula_is_near_what_a_forward_pass_holds(config, tokens):
@@ -70,9 +81,9 @@ def test_the_formula_is_near_what_cuda_allocates(tokens, num_kv_heads):
     device, seq_len = torch.device("cuda", 0), 16384
     config = attention(emb_dim=4096, num_heads=32, num_kv_heads=num_kv_heads, head_dim=128, dtype="bfloat16")
     before = torch.cuda.memory_allocated(device)
-    workload = make_workload(config, seq_len, device, 0)
+    workload = build(config, seq_len, device, 0)
     plan = make_plan(seq_len, [tokens, seq_len - tokens])
-    kernel = get_kernel("auto", device, workload.dtype, workload.head_dim)
+    kernel = get_kernel("auto", device, workload.dtype, workload.shape.head_dim)
     with torch.inference_mode():
         x = workload.inputs(seq_len, 0)
         ring = RingContext(plan, 0, LoopbackTransport(), kernel, NoClock())

@@ -8,7 +8,8 @@ from fms.models import get_model
 from omegaconf import OmegaConf
 
 from ringexp.errors import UserError
-from ringexp.models.fms.facts import check_supported, linear_flops_per_token
+from ringexp.models.fms.facts import check_supported
+from support.fms_work import linear_flops_per_token
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 BILLIONS = {"llama3_8b": 8.03, "granite_8b": 8.17, "mistral_7b": 7.25, "qwen3_8b": 8.19, "mixtral_8x7b": 46.7}

@@ -9,8 +9,8 @@ import pytest
 
 from ringexp.calibration.table import SpeedTable
 from ringexp.cli import simulate as command
-from ringexp.models.model_shapes import WHOLE_MODELS, attention_config, model_shape
-from ringexp.models.shapes import shape_of
+from ringexp.configure.named_models import named_model, named_shape
+from ringexp.models.registry import model_of
 from ringexp.planning import HopCost, Mask, RankCost, make_plan
 from ringexp.ring.timing import IterationTiming
 from ringexp.simulate.hardware import load_hardware
@@ -32,7 +32,7 @@ def simulated(monkeypatch, capsys, *arguments: object):
 
 def ring(devices: str, seq_len: int = 65536, model: str = "attention_mha_4096", **options):
     hardware = load_hardware()
-    return ring_of_devices(hardware.ring(devices), hardware, model_shape(model), seq_len, **options)
+    return ring_of_devices(hardware.ring(devices), hardware, named_shape(model), seq_len, **options)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_the_ranks_of_a_run_can_be_split_otherwise(monkeypatch, capsys, sweep):
 
 
 def test_costs_of_a_calibration_table(monkeypatch, capsys, tmp_path):
-    shape = f"{shape_of(attention_config('attention_mha_4096'))}-cudnn"
+    shape = f"{model_of(named_model('attention_mha_4096')).speed_key}-cudnn"
     for percentage, cost in ((100.0, COSTS[0]), (50.0, COSTS[1])):
         rows = cost_rows(cost, [4096], Mask.causal())
         SpeedTable(tmp_path / "speeds.csv").add(
@@ -138,7 +138,7 @@ def test_balanced_leaves_devices_out_of_a_short_prompt():
 
 def test_layers_follow_each_other():
     whole = run(ring("2xH100", model="llama3_8b"), Split("even", "zigzag", 65536))
-    assert whole.latency_ms / WHOLE_MODELS["llama3_8b"].layers == pytest.approx(
+    assert whole.latency_ms / named_shape("llama3_8b").layers == pytest.approx(
         ring("2xH100", model="llama3_8b").ideal_ms(65536), rel=0.05
     )
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import ringexp
-from ringexp import api
+from ringexp.calibration import group_speeds
 from ringexp.hetero.pacing import Pacer
 from ringexp.planning import make_plan
 from support.ring_ranks import Case
@@ -125,11 +125,11 @@ def close_and_go_on(rank: int, case: Case) -> tuple[list[int], list[torch.Tensor
 @torch.inference_mode()
 def measure(rank: int, percentages: list[float]) -> list[float]:
     """The ranks' measured speeds, each rank slowed to its percentage."""
-    unslowed = api.Pacer
-    api.Pacer = lambda _: Pacer(percentages[rank])  # type: ignore[misc,assignment]
+    unslowed = group_speeds.Pacer
+    group_speeds.Pacer = lambda _: Pacer(percentages[rank])  # type: ignore[misc,assignment]
     try:
         return ringexp.measure_speeds(
             256, num_heads=4, num_kv_heads=2, head_dim=32, dtype=torch.float32, max_seconds=0.3
         )
     finally:
-        api.Pacer = unslowed  # type: ignore[misc]
+        group_speeds.Pacer = unslowed  # type: ignore[misc]

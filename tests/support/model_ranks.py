@@ -243,7 +243,7 @@ def chunked_logits(
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Logits of this rank's last position in chunked prefill, those of one process, and which position."""
     from ringexp.models.fms.generation import prefill_with_cache
-    from ringexp.models.workload import local_inputs
+    from ringexp.models.inputs import local_inputs
     from ringexp.planning import make_plan
 
     model = ring_model(rank, architecture, TINY[architecture], tokens, "zigzag").model

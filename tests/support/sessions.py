@@ -16,7 +16,7 @@ from ringexp.configure.resolve import resolve
 from ringexp.hetero.applied import AppliedThrottle
 from ringexp.hetero.cpu_pacing import set_pace
 from ringexp.hetero.pacing import Pacer
-from ringexp.planning import HopCost, Mask, Plan, make_plan
+from ringexp.planning import HopCost, Plan, make_plan
 from ringexp.ring.context import RingContext
 from ringexp.ring.transport import resolved
 from ringexp.worker.communicator import Communicator
@@ -103,9 +103,7 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
     workload = tools.workload
     x = workload.inputs(config.seq_len, config.seed)
     exact = workload.reference(x, torch.float32)
-    plans = [
-        make_plan(config.seq_len, each, config.layout.name, mask=Mask.of(workload.causal)) for each in tokens
-    ]
+    plans = [make_plan(config.seq_len, each, config.layout.name, mask=workload.shape.mask) for each in tokens]
 
     def ring_of(plan: Plan) -> RingContext:
         return RingContext(plan, rank, session.transport, tools.kernel, session.throttle.clock())

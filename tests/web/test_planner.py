@@ -22,8 +22,9 @@ from ringexp.planning import HopCost, Mask, PlanRequest, RankCost, plan_for
 from ringexp.report.build import write_report
 from ringexp.web import FOLDER, planner_page
 from ringexp.web.measured_run import MeasuredRun
-from ringexp.web.shapes import SHAPES
+from ringexp.web.shapes import offered_shapes, page_shape
 from support.browser import dom
+from support.fms_work import attention_flops_per_pair, linear_flops_per_token
 from support.run_folders import write_run
 
 CASES = 600
@@ -154,11 +155,12 @@ def test_plans_in_the_browser_are_those_of_python(tmp_path):
 
 
 def test_shapes_are_those_of_the_models(tmp_path):
-    data = {"shapes": [asdict(shape) for shape in SHAPES], "runs": []}
+    offered = offered_shapes()
+    data = {"shapes": [page_shape(*named) for named in offered.items()], "runs": []}
     call = "DATA.shapes.map(matmulFlops)"
     found = results_of(tmp_path / "shapes.html", ["planning.js", "state.js"], data, call)
-    for shape, flops in zip(SHAPES, found, strict=True):
-        model = OmegaConf.load(f"conf/model/{shape.name}.yaml")
+    for (name, shape), flops in zip(offered.items(), found, strict=True):
+        model = OmegaConf.load(f"conf/model/{name}.yaml")
         if "architecture" in model:
             overrides = dict(model.get("overrides") or {})
             how = {"device_type": "meta", "distributed_strategy": "none", **overrides}
@@ -168,9 +170,9 @@ def test_shapes_are_those_of_the_models(tmp_path):
             sizes = (model.emb_dim, model.head_dim, model.head_dim, model.num_heads, model.num_kv_heads)
             layers = [MultiHeadAttention(*sizes)]
         attention = facts.first_attention(layers[0])
-        linear_flops = facts.linear_flops_per_token(layers[0]) if model.get("projections", True) else 0
+        linear_flops = linear_flops_per_token(layers[0]) if model.get("projections", True) else 0
         assert flops["token"] == pytest.approx(linear_flops, rel=1e-3), shape  # but for a router
-        assert flops["pair"] == facts.attention_flops_per_pair(attention), shape
+        assert flops["pair"] == attention_flops_per_pair(attention), shape
         assert (shape.layers, shape.num_kv_heads) == (len(layers), attention.kvheads), shape
 
 

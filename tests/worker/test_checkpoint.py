@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ringexp.models.checkpoints.check import CheckpointCheck
-from ringexp.models.fms.workload import FmsWorkload
 from ringexp.worker.checkpoint import with_checkpoint_check
 
 
@@ -32,14 +31,14 @@ class StandIn:
     warnings: list[str] = field(default_factory=list)
 
     def setting(self, checkpoint: str | None = "DIR", check: bool = True) -> Any:
-        workload = object.__new__(FmsWorkload)
-        workload.checkpoint_check = None
 
         def compare(x: torch.Tensor) -> CheckpointCheck:
             self.asked.append(x)
             return self.check
 
-        workload.compare_with_hugging_face = compare  # type: ignore[method-assign]
+        text_model = SimpleNamespace(
+            checkpoint=checkpoint, checkpoint_check=None, compare_with_hugging_face=compare
+        )
         session = SimpleNamespace(
             rank=0,
             communicator=SimpleNamespace(gather=lambda value: [value]),
@@ -47,8 +46,8 @@ class StandIn:
         )
         return SimpleNamespace(
             session=session,
-            config=SimpleNamespace(check=check, model=SimpleNamespace(checkpoint=checkpoint)),
-            workload=workload,
+            config=SimpleNamespace(check=check),
+            workload=SimpleNamespace(text_model=text_model),
             checker=0,
             x=torch.arange(6).view(2, 3),
             plan=SimpleNamespace(starts=(1, 0)),
@@ -82,7 +81,7 @@ def test_a_check_that_is_left_out_is_said_once():
     assert warning == "checkpoint DIR was not compared with Hugging Face's: too little memory"
 
 
-@pytest.mark.parametrize("how", [{"checkpoint": None}, {"checkpoint": ""}, {"check": False}])
+@pytest.mark.parametrize("how", [{"checkpoint": None}, {"check": False}])
 def test_without_checkpoint_or_check_nothing_changes(how):
     stand_in, result = StandIn(CheckpointCheck(error=0.5)), Result()
     assert with_checkpoint_check(stand_in.setting(**how), result) is result  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from ringexp.configure.resolve import ResolvedRun
 from ringexp.errors import UserError
 from ringexp.hetero.profiles import co_tenants
 from ringexp.machine import cores_per_rank, cpu_name, gpu_count
-from ringexp.models.shapes import shape_of
+from ringexp.models.registry import model_of
 from ringexp.planning import Plan, plan_for
 from ringexp.tracking.environment import gpu_names
 
@@ -38,7 +38,7 @@ def _stored_speeds(run: ResolvedRun) -> TableSpeeds | None:
     config, world_size = run.settings, run.world_size
     cpu = f"{cpu_name()} x{cores_per_rank(world_size)}"
     hardware = set(gpu_names()) if run.device == "cuda" else {cpu}
-    prefix = f"{shape_of(config.model)}-"  # the kernel's name follows, which only a rank can resolve
+    prefix = f"{model_of(config.model).speed_key}-"  # then the kernel's name, which only a rank can resolve
     rows = [
         row
         for row in SpeedTable(config.speeds_file).load()

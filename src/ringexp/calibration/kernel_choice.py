@@ -99,7 +99,7 @@ def in_the_running(times: Mapping[str, Sequence[float]]) -> list[str]:
 
 
 def is_right(kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> bool:
-    """Tell whether blocks of both shapes, of the first tokens, are as near to float64 as one rounding explains."""
+    """Tell whether first blocks of both shapes are as near to float64 as one rounding explains."""
     q, k, v = (x[:, :, :CHECKED] for x in (q, k, v))
     most = max(torch.finfo(q.dtype).eps, 1e-5)
     errors = [relative_errors(kernel.block, q, k, v, shape, scale) for shape in BlockShape]

@@ -10,8 +10,8 @@ from pathlib import Path
 from ringexp.choices import TRANSPORTS
 from ringexp.cli.terminal import keep_printing
 from ringexp.cli.token_counts import token_count
+from ringexp.configure.named_models import named_shape
 from ringexp.errors import UserError
-from ringexp.models.model_shapes import model_shape
 from ringexp.printable import plain
 from ringexp.simulate import show
 from ringexp.simulate.hardware import Link, load_hardware
@@ -139,7 +139,7 @@ def build_ring(options: argparse.Namespace, seq_len: int) -> Ring:
         if options.costs.is_dir():
             return ring_of_run(options.costs, seq_len, link)
         return ring_of_table(options.costs, options.model, options.percentages, seq_len, link)
-    hardware, model = load_hardware(options.hardware), model_shape(options.model)
+    hardware, model = load_hardware(options.hardware), named_shape(options.model)
     devices = hardware.ring(options.devices)
     return ring_of_devices(
         devices,

@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ringexp.choices import did_you_mean
 from ringexp.config import Config
+from ringexp.configure.prompts import with_prompt
 from ringexp.configure.validate import validate
 from ringexp.errors import UserError
-from ringexp.models.prompt import with_prompt
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ringexp.choices import AUTO, KERNELS, TRANSPORTS, TransportSpec
-from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config, FmsModelConfig
+from ringexp.config import DEFAULT_TILE, Config
 from ringexp.errors import UserError
 from ringexp.hetero.throttle import load_throttle
 from ringexp.machine import gpu_memory_bytes, memory_bytes
-from ringexp.models.model_shapes import is_stock, shape_of_config
+from ringexp.models.registry import model_of
 from ringexp.planning import MemoryNeed, check_enough_tiles
 from ringexp.planning.memory import GIB
 
@@ -44,7 +44,7 @@ def check_before_start(config: Config, transport: str, where: Surroundings) -> N
     _check_folders(config)
     _check_devices(config, transport, where)
     _check_kernel(config, where.device)
-    need = _check_model(config)
+    need = model_of(config.model).check_before_start(config.seq_len, config.decode_tokens)
     if need:
         _check_limits(config, need)
     if need and where.here:
@@ -121,8 +121,8 @@ def _check_kernel(config: Config, device: str) -> None:
 
         from ringexp.kernels import get_kernel
 
-        head_dim = model.head_dim if isinstance(model, AttentionModelConfig) else 128
-        get_kernel(spec.name, device, getattr(torch, model.dtype), head_dim)
+        shape = model_of(model).shape
+        get_kernel(spec.name, device, getattr(torch, model.dtype), shape.head_dim if shape else 128)
 
 
 def _shown(devices: Sequence[str]) -> str:
@@ -136,22 +136,6 @@ def _installed(package: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _check_model(config: Config) -> MemoryNeed | None:
-    """Check that the model can be built. Return the least memory that it needs per rank, or None."""
-    model = config.model
-    if isinstance(model, FmsModelConfig) and model.checkpoint:
-        from ringexp.models.checkpoints.folder import check_folder
-
-        check_folder(model.checkpoint, config.seq_len + config.decode_tokens)
-        return None
-    if not isinstance(model, FmsModelConfig) or is_stock(model):
-        shape = shape_of_config(model)
-        return shape.memory if shape else None
-    from ringexp.models.fms.outline import weight_bytes  # imports FMS
-
-    return MemoryNeed(fixed=weight_bytes(model, config.seq_len), prompt_token=0, own_token=1, kv_token=0)
 
 
 def _check_memory(config: Config, need: MemoryNeed, where: Surroundings) -> None:

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from ringexp.choices import KERNELS, LAYOUTS, PARTITIONERS, TRANSPORTS
 from ringexp.config import (
     CONF_DIR,
-    AttentionModelConfig,
     Config,
     DriftConfig,
     FmsModelConfig,
@@ -23,16 +22,16 @@ from ringexp.config import (
     TrackerConfig,
     TransportConfig,
 )
+from ringexp.configure.prompts import tokens_of
 from ringexp.errors import UserError
 from ringexp.hetero.drift import drift_label
 from ringexp.hetero.profiles import named_profiles
 from ringexp.machine import default_device, gpu_count
-from ringexp.models.prompt import tokens_of
+from ringexp.models.registry import KINDS, kind_named
 from ringexp.names import folder_part
 
 SCHEMAS: dict[str, type] = {
-    "attention_model": AttentionModelConfig,
-    "fms_model": FmsModelConfig,
+    **{f"{kind}_model": kind_named(kind).config_class for kind in KINDS},
     "hetero": HeteroConfig,
     "partitioner": PartitionerConfig,
     "layout": LayoutConfig,

@@ -7,10 +7,12 @@ from typing import Any
 
 from ringexp.choices import AUTO, PARTITIONERS, TRANSPORTS, TransportSpec
 from ringexp.choices.specs import PartitionerSpec
-from ringexp.config import DEFAULT_TILE, AttentionModelConfig, Config, DriftConfig, from_dict, num_chunks
+from ringexp.config import DEFAULT_TILE, Config, DriftConfig
+from ringexp.configure.prompts import starts_of
+from ringexp.configure.read_back import config_from_dict
 from ringexp.hetero.throttle import resolve_throttle
 from ringexp.machine import default_device, gpus_reach_each_other
-from ringexp.models.prompt import starts_of
+from ringexp.models.registry import model_of
 from ringexp.planning.masks import Mask
 from ringexp.planning.request import PlanRequest
 
@@ -89,7 +91,7 @@ class ResolvedRun:
     def from_dict(cls, data: dict[str, Any]) -> ResolvedRun:
         """Return the run that `to_dict` was called on."""
         decided = data | {
-            "settings": from_dict(data["settings"]),
+            "settings": config_from_dict(data["settings"]),
             "mask": Mask(**data["mask"]),
             "starts": tuple(data["starts"]),
             "memory_limits_gib": tuple(data["memory_limits_gib"]),
@@ -110,16 +112,16 @@ def resolve(config: Config, num_gpus: int, num_nodes: int = 1) -> ResolvedRun:
     """
     device = device_of(config)
     hetero, limit = config.hetero, config.memory_limit_gib
-    wanted = config.model.kind == "attention" if config.cuda_graph is None else config.cuda_graph
-    model = config.model
+    model = model_of(config.model)
+    wanted = not model.generates_text if config.cuda_graph is None else config.cuda_graph
     return ResolvedRun(
         settings=config,
         device=device,
         throttle=resolve_throttle(hetero.throttle, device, hetero.percentages, bool(hetero.drift)),
         transport=_transport(config, device, num_gpus, num_nodes),
         tile=config.tile or DEFAULT_TILE[device],
-        mask=Mask.of(model.causal if isinstance(model, AttentionModelConfig) else True),
-        chunks=num_chunks(config),
+        mask=model.mask,
+        chunks=config.model.num_chunks(config.seq_len),
         starts=starts_of(config),
         memory_limits_gib=tuple(limit if isinstance(limit, list) else [limit] * config.world_size),
         cuda_graph=wanted and device == "cuda",

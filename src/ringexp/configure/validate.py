@@ -14,15 +14,14 @@ from ringexp.config import (
     DTYPES,
     SPLITS,
     TRACKER_MODES,
-    AttentionModelConfig,
     Config,
-    FmsModelConfig,
 )
 from ringexp.configure.ranges import check_ranges
 from ringexp.configure.register import folder_name
 from ringexp.errors import UserError
 from ringexp.hetero.drift import validate_drift
 from ringexp.hetero.profiles import validate_percentages
+from ringexp.models.registry import model_of
 from ringexp.planning import validate_memory_limit
 
 INTERPOLATIONS = ("pchip", "linear")
@@ -39,14 +38,12 @@ def validate(config: Config) -> None:
     _check_drift(config)
     _check_partitioner(config)
     _at_least("calibration.max_seconds", config.calibration.max_seconds, config.calibration.min_seconds)
-    if config.decode_tokens and config.model.kind != "fms":
+    model = model_of(config.model)
+    if config.decode_tokens and not model.generates_text:
         raise UserError(f"decode_tokens is for whole models; model={config.model.name} is one layer")
     if config.decode_tokens:
         _at_least("decode_tokens", config.decode_tokens, 3)  # one by prefill, one to warm up
-    if isinstance(config.model, AttentionModelConfig):
-        _check_attention(config.model)
-    if isinstance(config.model, FmsModelConfig):
-        _check_whole_model(config, config.model)
+    model.check_settings(config.world_size, config.split)
 
 
 def _check_choices(config: Config) -> None:
@@ -88,29 +85,6 @@ def _check_partitioner(config: Config) -> None:
         raise UserError(
             f"partitioner={partitioner.name} splits by percentage, and hetero=measured has none; "
             f"use {', '.join(others[:-1])} or {others[-1]}"
-        )
-
-
-def _check_attention(model: AttentionModelConfig) -> None:
-    if model.num_heads % model.num_kv_heads:
-        raise UserError(
-            f"model.num_kv_heads={model.num_kv_heads} must divide model.num_heads={model.num_heads}"
-        )
-    if model.head_dim % 2:
-        raise UserError(f"model.head_dim={model.head_dim} must be even for RoPE")
-
-
-def _check_whole_model(config: Config, model: FmsModelConfig) -> None:
-    if model.chunk_tokens is not None:
-        _at_least("model.chunk_tokens", model.chunk_tokens, config.world_size)
-    if model.checkpoint == "":
-        raise UserError("model=checkpoint needs model.checkpoint=DIR, a Hugging Face folder")
-    if model.checkpoint and model.overrides:
-        raise UserError("model.overrides goes with random weights, not with model.checkpoint")
-    if config.split == "kv":
-        raise UserError(
-            "split=kv splits keys/values apart from queries and is for attention workloads only; "
-            f"model={model.name} needs split=tokens"
         )
 
 

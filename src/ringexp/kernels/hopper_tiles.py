@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ringexp.kernels.arithmetic import ceil_div
 from ringexp.kernels.contract import KeySpan
 from ringexp.planning import BlockShape
+from ringexp.planning.flops import pair_flops
 
 ROWS = 64
 """Query rows of one consumer warpgroup: what one wgmma computes."""
@@ -84,4 +85,4 @@ def computing_ms(q_shape: Sequence[int], spans: Sequence[KeySpan], shape: BlockS
     pairs = sum((q_len - span.from_row) * span.k.shape[2] for span in spans)
     if shape is BlockShape.CAUSAL:
         pairs -= q_len * (q_len - 1) / 2
-    return 4 * batch * num_heads * head_dim * pairs / (_SM_TFLOPS * num_sms) / 1e9
+    return pair_flops(num_heads, head_dim, batch) * pairs / (_SM_TFLOPS * num_sms) / 1e9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ringexp.errors import UserError
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged
 from ringexp.report.values import MOST_TEXT, Cell, number, section, setting, word
@@ -103,13 +104,11 @@ def _shape(model: JsonObject) -> str | None:
 
     The folder of a checkpoint, which the config may name anywhere, is not opened.
     """
-    from ringexp.config import AttentionModelConfig, FmsModelConfig
-    from ringexp.models.shapes import shape_of
+    from ringexp.models.registry import config_from, model_of
 
     if model.get("checkpoint"):
         return f"checkpoint {word(model['checkpoint'])}"
-    kind = AttentionModelConfig if model.get("kind") == "attention" else FmsModelConfig
     try:
-        return plain(shape_of(kind(**model)))[:MOST_TEXT]
-    except (TypeError, AttributeError, ValueError):
+        return plain(model_of(config_from(model)).speed_key)[:MOST_TEXT]
+    except (UserError, TypeError, AttributeError, ValueError):
         return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from ringexp.choices import TRANSPORTS
 from ringexp.config import DEFAULT_TILE
+from ringexp.models.shape import ITEMSIZE, ModelShape
 from ringexp.planning import RankCost
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged, read_config, read_record, result_of
@@ -18,9 +19,7 @@ from ringexp.report.roles import balancing
 from ringexp.stored import JsonObject, JsonValue
 from ringexp.web.measured_run import PARTITIONERS, MeasuredRun
 from ringexp.web.palette import RANK_COLOURS
-from ringexp.web.shapes import SHAPES, Shape
-
-ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
+from ringexp.web.shapes import PageShape, offered_shapes, page_shape
 
 
 def measured_runs(groups: Iterable[tuple[str, Runs]]) -> list[MeasuredRun]:
@@ -63,7 +62,7 @@ def _of_group(context: str, group: Runs) -> Iterator[MeasuredRun]:
                 "fixedMs": median(cost.fixed_ms for cost in costs) or None if costs else None,
                 "tile": _count(config.get("tile"))
                 or DEFAULT_TILE.get(str(run.get("environment.machine.device"))),
-                "shape": asdict(shape),
+                "shape": shape,
             },
             costs,
             measured,
@@ -82,7 +81,7 @@ def _count(value: JsonValue) -> int | None:
     return value if whole and 0 < value < 2**31 else None
 
 
-def _shape(model: JsonValue) -> Shape | None:
+def _shape(model: JsonValue) -> PageShape | None:
     """Return the shape of a run's model config; None where the page cannot describe it."""
     if not isinstance(model, dict):
         return None
@@ -96,11 +95,21 @@ def _shape(model: JsonValue) -> Shape | None:
         heads, kv_heads, head_dim = sizes
         if not (emb_dim and heads and kv_heads and head_dim) or model.get("causal") is not True:
             return None
-        emb_dim = emb_dim if model.get("projections") is True else 0
-        return Shape(name, 1, batch, emb_dim, heads, kv_heads, head_dim, itemsize=itemsize)
-    offered = {shape.name: shape for shape in SHAPES}.get(name)
+        module = ModelShape(
+            emb_dim=emb_dim,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            projections=model.get("projections") is True,
+            batch_size=batch,
+            itemsize=itemsize,
+        )
+        return page_shape(name, module)
+    offered = offered_shapes().get(name)
     as_named = not any(model.get(part) for part in ("chunk_tokens", "checkpoint", "overrides"))
-    return replace(offered, batch=batch, itemsize=itemsize) if offered and as_named else None
+    if not offered or not as_named:
+        return None
+    return page_shape(name, replace(offered, batch_size=batch, itemsize=itemsize))
 
 
 def _costs(run: Run) -> list[RankCost] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ringexp.choices import did_you_mean
 from ringexp.errors import UserError
-from ringexp.models.model_shapes import ModelShape
+from ringexp.models.shape import ModelShape
 from ringexp.planning import HopCost, NodeLinks, RankCost
 
 MOST_DEVICES = 65_536
@@ -40,7 +40,7 @@ class Device:
             raise UserError("spec sheets are of 16-bit models; simulate others with --costs or --runs")
         pair_ms = model.pair_flops / self.attention_tflops / 1e9
         return RankCost(
-            fixed_ms=self.layer_us / 1e3 + model.stored_weights * model.itemsize / self.memory_gbps / 1e6,
+            fixed_ms=self.layer_us / 1e3 + model.layer_parameters * model.itemsize / self.memory_gbps / 1e6,
             token_ms=model.token_flops / self.linear_tflops / 1e9,
             pair_ms=pair_ms,
             diagonal_ms=model.pair_flops / self.causal_tflops / 1e9 - pair_ms,

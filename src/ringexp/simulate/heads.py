@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ringexp.errors import UserError
-from ringexp.models.model_shapes import ModelShape
+from ringexp.models.shape import ModelShape
 from ringexp.planning import HopCost, NodeLinks, RankCost
 from ringexp.simulate.hardware import Device, Hardware
 

@@ -14,9 +14,9 @@ from ringexp.calibration.source import TableSpeeds
 from ringexp.calibration.table import SpeedTable
 from ringexp.choices import LAYOUTS
 from ringexp.config import DEFAULT_TILE
+from ringexp.configure.named_models import named_model, named_shape
 from ringexp.errors import UserError
-from ringexp.models.model_shapes import attention_config, model_shape
-from ringexp.models.shapes import shape_of
+from ringexp.models.registry import model_of
 from ringexp.planning import HopCost, Mask, Plan, RankCost, make_plan
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged, read_config, read_record, read_rows, result_of
@@ -225,7 +225,7 @@ def find_recorded(folders: Sequence[Path]) -> list[Recorded]:
 def ring_of_run(folder: Path, seq_len: int, link: Link | None) -> Ring:
     """Return the ranks of a finished run, for another split. Its costs were fitted around its own length."""
     run = read_recorded(folder)
-    hop = link.hop(model_shape(run.settings.model)) if link else run.hop
+    hop = link.hop(named_shape(run.settings.model)) if link else run.hop
     if hop is None:
         raise UserError(
             f"{folder} has measured no hops (calibration.mode=table); give --hop MICROSECONDS:GBPS"
@@ -244,14 +244,14 @@ def ring_of_table(
 
     Raises UserError if the table has no rows of it, or several kinds.
     """
-    config = attention_config(model)
-    if config is None:
+    module = model_of(named_model(model))
+    if module.generates_text:
         raise UserError(
             f"--costs {path} with --model {model}: a table is read for attention modules; give a run's folder"
         )
     if link is None:
         raise UserError(f"--costs {path} has no hops; give --hop MICROSECONDS:GBPS")
-    shape = shape_of(config)
+    shape = module.speed_key
     rows = [row for row in SpeedTable(path).load() if row.shape.startswith(f"{shape}-")]
     kinds = sorted(
         {(row.hardware, row.throttle, row.ranks_per_device, row.co_tenants, row.shape) for row in rows}
@@ -264,5 +264,5 @@ def ring_of_table(
         raise UserError(f"--costs {path} has no rows at {missing[0]:g} %")
     source = TableSpeeds(seq_len, list(percentages), [rows] * len(percentages))
     names = [f"{kinds[0][0]} at {percentage:g} %" for percentage in percentages]
-    hop = link.hop(model_shape(model))
-    return Ring(names, source, hop, 1, Mask.of(config.causal), source.costs(Mask.of(config.causal)))
+    hop = link.hop(named_shape(model))
+    return Ring(names, source, hop, 1, module.mask, source.costs(module.mask))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ringexp.errors import UserError
-from ringexp.models.model_shapes import ModelShape
-from ringexp.planning import Links, Mask
+from ringexp.models.shape import ModelShape
+from ringexp.planning import Links
 from ringexp.simulate.hardware import Device, Hardware, Link, node_links
 from ringexp.simulate.heads import group_costs, group_links
 from ringexp.simulate.rings import KnownSpeeds, Ring
@@ -50,6 +50,6 @@ def ring_of_devices(
         KnownSpeeds(percentages, costs, seq_len),
         links,
         model.layers,
-        Mask.of(model.causal),
+        model.mask,
         [alone[device] for device in devices],
     )

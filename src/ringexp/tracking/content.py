@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from ringexp.config import Config, FmsModelConfig
+from ringexp.config import Config
 from ringexp.errors import UserError
+from ringexp.models.registry import model_of
 from ringexp.stored import JsonValue, Warn, an_object, digest, read_checked, to_stderr, write_json
 
 OF_A_CHECKPOINT = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".tiktoken")
@@ -44,10 +45,10 @@ def content_of(config: Config, warn: Warn = to_stderr) -> dict[str, str]:
         found["prompt"] = _sha256(Path(config.prompt_file), "prompt_file")
     elif config.prompt_text:
         found["prompt"] = hashlib.sha256(config.prompt_text.encode("utf-8", "surrogatepass")).hexdigest()
-    model = config.model
-    if isinstance(model, FmsModelConfig) and model.checkpoint:
+    folder = model_of(config.model).checkpoint
+    if folder:
         cache = Path(config.output_root) / "hashes.json"
-        found["checkpoint"] = checkpoint_hash(Path(model.checkpoint), cache, warn)
+        found["checkpoint"] = checkpoint_hash(Path(folder), cache, warn)
     return found
 
 

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import asdict
 
 from ringexp.config import Config
-from ringexp.models.shapes import shape_of
+from ringexp.models.registry import model_of
 from ringexp.stored import JsonObject, JsonValue
 from ringexp.tracking.results import RunRecord, RunResult
 
@@ -27,7 +27,7 @@ def described(config: Config, key: str | None, environment: JsonObject) -> dict[
         "schema_version": SCHEMA_VERSION,
         "key": key,
         "model": config.model.name,
-        "shape": shape_of(config.model),
+        "shape": model_of(config.model).speed_key,
         "dtype": config.model.dtype,
         "batch_size": config.model.batch_size,
         "seq_len": config.seq_len,

@@ -15,7 +15,7 @@ from string import Template
 
 from ringexp.web.measured_run import PARTITIONERS, MeasuredRun
 from ringexp.web.palette import BLACK, BLUE, COLOURS, GREEN, RANK_COLOURS, VERMILION
-from ringexp.web.shapes import SHAPES
+from ringexp.web.shapes import offered_shapes, page_shape
 
 FOLDER = Path(__file__).parent
 STYLE = FOLDER / "page.css"
@@ -32,7 +32,8 @@ def planner_page(runs: Sequence[MeasuredRun] = (), report: str | None = None) ->
         runs: measured runs to choose from.
         report: the file beside the page that it links back to; None: no link.
     """
-    data = {"shapes": [asdict(shape) for shape in SHAPES], "runs": [asdict(run) for run in runs]}
+    shapes = [page_shape(name, shape) for name, shape in offered_shapes().items()]
+    data = {"shapes": shapes, "runs": [asdict(run) for run in runs]}
     scripts = (f"<script>\n{_text(FOLDER / name)}</script>" for name in SCRIPTS)
     return Template(_text(FOLDER / "planner.html")).substitute(
         style=_text(STYLE),

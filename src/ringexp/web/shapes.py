@@ -1,55 +1,50 @@
-"""Shapes of models that the planner's page offers."""
+"""Shapes of models as the planner's page has them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
 
-from ringexp.models.model_shapes import WHOLE_MODELS, model_shape
+from ringexp.configure.named_models import named_shape
+from ringexp.models.shape import ModelShape
 
-
-@dataclass(frozen=True)
-class Shape:
-    """What decides a layer's work. emb_dim=0: attention without projections; ffn_dim=0: no feed-forward part.
-
-    ffn_dim: of the gated part with three matrices that one token meets, all its experts together. itemsize:
-    bytes of a number in the cache.
-    """
-
-    name: str
-    layers: int = 1
-    batch: int = 1
-    emb_dim: int = 4096
-    num_heads: int = 32
-    num_kv_heads: int = 8
-    head_dim: int = 128
-    ffn_dim: int = 0
-    itemsize: int = 2
-
-
-def offered(name: str) -> Shape:
-    """The shape under the name of a model config."""
-    shape = model_shape(name)
-    return Shape(
-        name,
-        shape.layers,
-        shape.batch_size,
-        shape.emb_dim if shape.projections else 0,
-        shape.num_heads,
-        shape.num_kv_heads,
-        shape.head_dim,
-        shape.experts_a_token * shape.hidden_dim,
-        shape.itemsize,
-    )
-
-
-SHAPES = tuple(
-    offered(name)
-    for name in (
-        "attention_mha_4096",
-        "attention_gqa_4096",
-        "ring_mha_4096",
-        "ring_gqa_4096",
-        "attention_tiny",
-        *WHOLE_MODELS,
-    )
+OFFERED = (
+    "attention_mha_4096",
+    "attention_gqa_4096",
+    "ring_mha_4096",
+    "ring_gqa_4096",
+    "attention_tiny",
+    "llama3_8b",
+    "granite_8b",
+    "mistral_7b",
+    "qwen3_8b",
+    "mixtral_8x7b",
 )
+"""The models of conf/model that the page offers."""
+
+PageShape = dict[str, str | int]
+"""A shape as state.js reads it.
+
+emb_dim is 0 for attention without projections. ffn_dim is the width of the gated feed-forward part, of three
+matrices, that computes one token: all its experts together, and 0 without such a part.
+"""
+
+
+def page_shape(name: str, shape: ModelShape) -> PageShape:
+    """Return what the page needs of a shape."""
+    return {
+        "name": name,
+        "layers": shape.layers,
+        "batch": shape.batch_size,
+        "emb_dim": shape.emb_dim if shape.projections else 0,
+        "num_heads": shape.num_heads,
+        "num_kv_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "ffn_dim": shape.experts_per_token * shape.hidden_dim,
+        "itemsize": shape.itemsize,
+    }
+
+
+@cache
+def offered_shapes() -> dict[str, ModelShape]:
+    """Return the shapes of the models that the page offers, by name."""
+    return {name: named_shape(name) for name in OFFERED}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ringexp.config import Config
-from ringexp.models.workload import unpadded
+from ringexp.models.inputs import unpadded
 from ringexp.tracking.accuracy import Accuracy
 from ringexp.worker.prepare import PreparedJob
 

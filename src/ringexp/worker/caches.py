@@ -11,7 +11,8 @@ from ringexp.calibration.kernel_choice import BlockSize, fastest, local_length, 
 from ringexp.choices import AUTO
 from ringexp.config import ModelConfig
 from ringexp.kernels import Kernel, candidates, get_kernel
-from ringexp.models.workload import Workload, make_workload
+from ringexp.models.registry import build
+from ringexp.models.workload import Workload
 from ringexp.tracking.environment import code_identity
 from ringexp.tracking.references import KernelTimes, ReferenceStore
 from ringexp.worker.communicator import Communicator
@@ -33,7 +34,7 @@ class WorkloadCache:
             return self._cached[3]
         self._cached = None  # free the old one first
         self._progress.stage(f"building {model.name}")
-        workload = make_workload(model, longest, self._device, seed)
+        workload = build(model, longest, self._device, seed)
         self._cached = model, seed, longest, workload
         return workload
 
@@ -90,9 +91,9 @@ def block_shape(workload: Workload, batch_size: int, seq_len: int, world_size: i
     """Return the shape of blocks by which a kernel is chosen for a workload."""
     return BlockSize(
         batch_size,
-        workload.num_heads,
-        workload.num_kv_heads,
-        workload.head_dim,
+        workload.shape.num_heads,
+        workload.shape.num_kv_heads,
+        workload.shape.head_dim,
         workload.dtype,
         local_length(seq_len, world_size),
     )

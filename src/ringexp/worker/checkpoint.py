@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ringexp.models.fms.workload import FmsWorkload
-from ringexp.models.workload import unpadded
+from ringexp.models.inputs import unpadded
 from ringexp.tracking.results import RunResult
 from ringexp.worker.prepare import PreparedJob
 
@@ -17,18 +16,17 @@ def with_checkpoint_check(job: PreparedJob, result: RunResult) -> RunResult:
     with the same model did. If they differ by more than rounding, the result is not exact. Without a
     checkpoint or with check=false nothing changes.
     """
-    session, config, workload = job.session, job.config, job.workload
-    folder = getattr(config.model, "checkpoint", None)
-    if not config.check or not folder or not isinstance(workload, FmsWorkload):
+    session, text_model = job.session, job.workload.text_model
+    if not job.config.check or text_model is None or text_model.checkpoint is None:
         return result
-    check = workload.checkpoint_check
+    folder, check = text_model.checkpoint, text_model.checkpoint_check
     if check is None:
         session.progress.stage("checking the checkpoint against Hugging Face's own model")
         if session.rank == job.checker:
-            check = workload.compare_with_hugging_face(unpadded(job.x, job.plan)[0][:1])
+            check = text_model.compare_with_hugging_face(unpadded(job.x, job.plan)[0][:1])
         check = session.communicator.gather(check)[job.checker]
         assert check is not None
-        workload.checkpoint_check = check
+        text_model.checkpoint_check = check
         if check.left_out:
             session.progress.warn(
                 f"checkpoint {folder} was not compared with Hugging Face's: {check.left_out}"

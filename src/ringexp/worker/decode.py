@@ -6,24 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 import torch
 
-from ringexp.config import Config, FmsModelConfig
+from ringexp.config import Config
+from ringexp.configure.prompts import has_prompt
 from ringexp.models.checkpoints.folder import end_tokens, load_tokenizer
-from ringexp.models.fms.generation import Decoder
-from ringexp.models.prompt import has_prompt
-from ringexp.models.workload import LocalInputs, Workload, local_inputs, unpadded
+from ringexp.models.inputs import LocalInputs, local_inputs, unpadded
+from ringexp.models.registry import model_of
+from ringexp.models.workload import Generator, TextModel, Workload
 from ringexp.planning import longest_context
-from ringexp.ring.context import RingContext
 from ringexp.tracking.results import Decoding
 from ringexp.worker.device import synchronize
 from ringexp.worker.measure import short_collections
 from ringexp.worker.prepare import PreparedJob
-
-if TYPE_CHECKING:
-    from ringexp.models.fms.workload import FmsWorkload
 
 
 @dataclass(frozen=True)
@@ -67,63 +63,43 @@ def decode_together(job: PreparedJob) -> list[Decoded | None]:
     decoded, ring = None, job.ring()
     if ring.plan.tokens[session.rank]:
         local = local_inputs(job.x, ring.plan, session.rank)
-        decoder = decoder_of(job.workload, ring, job.speeds, job.max_tokens)
-        decoded = decode(session.device, decoder, local, count)
+        generator = text_model_of(job.workload).generator(ring, job.speeds, job.max_tokens)
+        decoded = decode(session.device, generator, local, count)
     of_ranks = session.communicator.gather(asdict(decoded) if decoded else None)
     return [Decoded(**fields) if fields else None for fields in of_ranks]
 
 
-def decode(device: torch.device, decoder: Decoder, local: LocalInputs, count: int) -> Decoded:
+def decode(device: torch.device, generator: Generator, local: LocalInputs, count: int) -> Decoded:
     """Prefill once more, now with a cache, and decode `count` tokens. All members of the ring call this.
 
     The first token is prefill's, the second warms up (and is captured as a graph), the others are timed.
     """
-    ring = decoder.ring
-    ring.clock.start()
-    logits, cache = decoder.prefill(local.x, local.positions, count)
-    tokens = [decoder.choose(logits)]
-    ring.clock.stop()
+    clock = generator.ring.clock
+    clock.start()
+    tokens = [generator.prefill(local, count)]
+    clock.stop()
     began = 0.0
     for index in range(1, count):
-        ring.clock.start()
-        tokens.append(decoder.step(tokens[-1], cache)[1].clone())
-        ring.clock.stop()
+        clock.start()
+        tokens.append(generator.next_token(tokens[-1]).clone())
+        clock.stop()
         if index == 1:
             synchronize(device)
             began = time.perf_counter()
     synchronize(device)
     elapsed_ms = (time.perf_counter() - began) * 1e3
-    filled = cache.held[ring.rank]
     return Decoded(
         tokens=torch.cat(tokens, dim=1).tolist(),
         ms_per_token=elapsed_ms / (count - 2),
-        kept=filled - ring.plan.tokens[ring.rank],
-        cache_bytes=sum(x[:, :filled].nbytes for layer in cache for x in layer),
+        kept=generator.kept,
+        cache_bytes=generator.cache_bytes,
     )
 
 
-def decoder_of(
-    workload: Workload,
-    ring: RingContext,
-    speeds: Sequence[float] = (),
-    max_tokens: Sequence[int | None] = (),
-) -> Decoder:
-    """Return what decodes after prefill in a ring.
-
-    Args:
-        workload: the model.
-        ring: this rank's end of the ring.
-        speeds: the speed of each rank, which decides who keeps a new token.
-        max_tokens: the tokens that each rank's memory holds; the same.
-    """
-    return _generating(workload).decoder(ring, speeds, max_tokens)
-
-
-def _generating(workload: Workload) -> FmsWorkload:
-    from ringexp.models.fms.workload import FmsWorkload  # a second of imports, for whole models alone
-
-    assert isinstance(workload, FmsWorkload), "a single layer generates nothing"
-    return workload
+def text_model_of(workload: Workload) -> TextModel:
+    """Return what decodes text in a workload that can."""
+    assert workload.text_model is not None, "a single layer generates nothing"
+    return workload.text_model
 
 
 def _checked_tokens(job: PreparedJob, ranks: Sequence[Decoded | None]) -> int:
@@ -134,7 +110,7 @@ def _checked_tokens(job: PreparedJob, ranks: Sequence[Decoded | None]) -> int:
         assert decoded is not None
         parts = unpadded(job.x, job.plan)
         tokens = torch.tensor(decoded.tokens, device=session.device).split([len(x) for x in parts])
-        agreeing = sum(map(_generating(job.workload).agreeing, parts, tokens))
+        agreeing = sum(map(text_model_of(job.workload).agreeing, parts, tokens))
     agreeing = session.communicator.gather(agreeing)[job.checker]
     total = job.config.decode_tokens * job.x.shape[0]
     if agreeing < total and job.workload.dtype == torch.float32:
@@ -181,11 +157,11 @@ def continuations(config: Config, ranks: Sequence[Decoded | None]) -> list[str]:
 
     Only the text ends there: every sequence was decoded, timed and checked to its full length.
     """
-    assert isinstance(config.model, FmsModelConfig)
-    assert config.model.checkpoint is not None
-    tokenizer = load_tokenizer(config.model.checkpoint)
+    checkpoint = model_of(config.model).checkpoint
+    assert checkpoint is not None, "text needs a tokenizer"
+    tokenizer = load_tokenizer(checkpoint)
     sequences = next(decoded for decoded in ranks if decoded).tokens
-    ends = end_tokens(config.model.checkpoint, tokenizer.eos_token_id)
+    ends = end_tokens(checkpoint, tokenizer.eos_token_id)
     return [
         tokenizer.decode(list(takewhile(lambda token: token not in ends, tokens))) for tokens in sequences
     ]

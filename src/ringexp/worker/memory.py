@@ -29,7 +29,7 @@ def memory_need(workload: Workload, transport: Transport, chunks: int, decodes: 
     """
     need = workload.memory
     if decodes or chunks > 1:
-        cache = workload.num_units * need.kv_token
+        cache = workload.shape.layers * need.kv_token
         # The ring sends all keys and values of a layer; all else is there for one chunk at a time.
         activations = need.kv_token + -(-(need.own_token - need.kv_token) // chunks)
         need = replace(need, own_token=cache + activations)

@@ -8,12 +8,14 @@ import torch
 
 from ringexp.calibration.source import TableSpeeds
 from ringexp.choices import PARTITIONERS, measures_each_device
-from ringexp.config import DEFAULT_TILE, Config, num_chunks
+from ringexp.config import DEFAULT_TILE, Config
+from ringexp.configure.prompts import has_prompt, prompts
 from ringexp.errors import UserError
 from ringexp.hetero.drift import levels
 from ringexp.kernels import Kernel
-from ringexp.models.prompt import has_prompt, prompts
-from ringexp.models.workload import Workload, padded
+from ringexp.models.inputs import padded
+from ringexp.models.registry import model_of
+from ringexp.models.workload import Workload
 from ringexp.planning import HopCost, Plan, PlanRequest, adaptive_planner, check_memory, plan_for
 from ringexp.ring.context import RingContext
 from ringexp.tracking.results import References
@@ -87,14 +89,14 @@ class PreparedJob:
     def ring(self, plan: Plan | None = None) -> RingContext:
         """Return this rank's end of the ring for a plan; for the job's own plan by default."""
         session, prefetch_hops = self.session, self.config.transport.prefetch_hops
-        plan, clock = plan or self.plan, session.throttle.clock(self.workload.only_attention)
+        plan, clock = plan or self.plan, session.throttle.clock(self.workload.shape.only_attention)
         return RingContext(plan, session.rank, session.transport, self.tools.kernel, clock, prefetch_hops)
 
     def prompt_loop(self) -> PromptLoop:
         """Return what runs the job's prompts, one after the other."""
         config, plan, planner, request = self.config, self.plan, None, self.request
         if PARTITIONERS[request.partitioner].adapts:
-            units = self.workload.num_units
+            units = self.workload.shape.layers
             planner = adaptive_planner(request, self.source, units, self.max_tokens, self.hop_cost)
             plan = planner.plan
         work = RingWork(self.workload, self.x, self.ring)
@@ -119,7 +121,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
     source = session.calibrator.speeds(needs, meter, tools.memory)
     references = tools.references.stored()
     if is_run:
-        source = replace(source, alone_ms=_alone_ms(session, config, references, workload.num_units))
+        source = replace(source, alone_ms=_alone_ms(session, config, references, workload.shape.layers))
     max_tokens = tools.memory.max_tokens(config.seq_len)
     hop_cost = hop_cost_of(session, config, tools) if is_run else None
     plan = plan_for(job.run.plan_request, source, max_tokens, hop_cost)
@@ -158,7 +160,8 @@ def job_tools(session: Session, job: Job, longest: int) -> JobTools:
     workload = session.workloads.get(config.model, config.seed, longest)
     shape = block_shape(workload, config.model.batch_size, config.seq_len, ranks.world_size)
     kernel = session.kernels.get(config.kernel.name, shape, references.store)
-    need = memory_need(workload, session.transport, num_chunks(config), config.decode_tokens > 0)
+    chunks = config.model.num_chunks(config.seq_len)
+    need = memory_need(workload, session.transport, chunks, config.decode_tokens > 0)
     memory = RankMemory(
         session.communicator, session.device, ranks.ranks_per_device, config.memory_limit_gib, need
     )
@@ -167,7 +170,7 @@ def job_tools(session: Session, job: Job, longest: int) -> JobTools:
 
 def _cuda_graphs(session: Session, config: Config) -> CudaGraphs:
     """Decide whether prompts are CUDA graphs: by the setting, else for attention modules only."""
-    wanted = config.model.kind == "attention" if config.cuda_graph is None else config.cuda_graph
+    wanted = not model_of(config.model).generates_text if config.cuda_graph is None else config.cuda_graph
     return CudaGraphs(wanted and session.device.type == "cuda")
 
 

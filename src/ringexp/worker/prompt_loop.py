@@ -20,7 +20,8 @@ import torch
 
 from ringexp.config import HeteroConfig
 from ringexp.hetero.drift import percentages_at
-from ringexp.models.workload import Workload, local_inputs
+from ringexp.models.inputs import local_inputs
+from ringexp.models.workload import Workload
 from ringexp.planning import AdaptivePlanner, Plan
 from ringexp.ring.context import RingContext
 from ringexp.ring.iteration import Iteration

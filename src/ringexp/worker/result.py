@@ -6,7 +6,7 @@ from statistics import median
 from typing import TypedDict
 
 from ringexp.choices import PARTITIONERS
-from ringexp.planning import Mask, RankCost
+from ringexp.planning import RankCost
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.accuracy import Accuracy
@@ -37,7 +37,7 @@ def run_result(
         transport=session.transport.name,
         costs=costs,
         hop=job.hop_cost,
-        num_units=job.workload.num_units,
+        num_units=job.workload.shape.layers,
         decode=decoding,
         adaptation=adaptation if config.hetero.drift or partitioner.adapts else None,
         references=references,
@@ -65,7 +65,7 @@ def _latencies(job: PreparedJob, measured: Measured, settled_ms: list[float]) ->
         "latency_ms_spread": metrics.spread_ms(settled_ms),
         "latency_ms_iterations": measured.latencies_ms,
         "settled_iterations": len(settled_ms),
-        "time_to_first_token_ms": latency_ms if job.config.model.kind == "fms" else None,
+        "time_to_first_token_ms": latency_ms if job.workload.text_model else None,
         "latency_ms_back_to_back": measured.back_to_back_ms,
         "hop_latency_ms": link.latency_ms if link else None,
         "hop_gbps": link.gbps if link else None,
@@ -175,7 +175,7 @@ def _errors(accuracy: Accuracy | None) -> _Errors:
 
 def _costs(job: PreparedJob) -> list[RankCost]:
     """Return what the plan expects work to cost; nothing where queries and keys are split differently."""
-    return list(job.source.costs(Mask.of(job.workload.causal))) if job.plan.aligned else []
+    return list(job.source.costs(job.workload.shape.mask)) if job.plan.aligned else []
 
 
 def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:
@@ -183,4 +183,4 @@ def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:
     if not costs or job.config.hetero.drift:
         return None
     prefetch_hops = job.config.transport.prefetch_hops
-    return job.workload.num_units * job.plan.predicted_ms(costs, job.hop_cost, prefetch_hops)
+    return job.workload.shape.layers * job.plan.predicted_ms(costs, job.hop_cost, prefetch_hops)

@@ -7,13 +7,12 @@ from statistics import median
 
 import torch
 
-from ringexp.config import num_chunks
-from ringexp.models.prompt import starts_of
-from ringexp.models.workload import local_inputs
-from ringexp.planning import Mask, Plan, make_plan
+from ringexp.configure.prompts import starts_of
+from ringexp.models.inputs import local_inputs
+from ringexp.planning import Plan, make_plan
 from ringexp.ring.context import RingContext
 from ringexp.ring.loopback import LoopbackTransport
-from ringexp.worker.decode import decode, decoder_of
+from ringexp.worker.decode import decode, text_model_of
 from ringexp.worker.measure import enough_warmup
 from ringexp.worker.prepare import PreparedJob
 
@@ -54,7 +53,7 @@ def measure_single_device(job: PreparedJob) -> SingleDevice:
     """
     session, config, workload = job.session, job.config, job.workload
     session.progress.stage(f"reference (one device): {config.seq_len} tokens", config.repeats)
-    clock = session.throttle.clock(workload.only_attention)
+    clock = session.throttle.clock(workload.shape.only_attention)
     ring = RingContext(_whole_plan(job), 0, LoopbackTransport(), job.tools.kernel, clock)
     local = local_inputs(job.x, ring.plan, 0)
     times, decode_ms = [], None
@@ -68,8 +67,8 @@ def measure_single_device(job: PreparedJob) -> SingleDevice:
             session.progress.advance()
         back_to_back_ms = iteration.back_to_back_ms(config.repeats)
         if config.decode_tokens:
-            decoder = decoder_of(workload, ring)
-            decode_ms = decode(session.device, decoder, local, config.decode_tokens).ms_per_token
+            generator = text_model_of(workload).generator(ring, (), ())
+            decode_ms = decode(session.device, generator, local, config.decode_tokens).ms_per_token
     except torch.OutOfMemoryError:
         session.progress.warn(f"{config.seq_len} tokens do not fit one device: no capacity efficiency")
         return SingleDevice()
@@ -82,7 +81,7 @@ def _whole_plan(job: PreparedJob) -> Plan:
     return make_plan(
         config.seq_len,
         [config.seq_len],
-        mask=Mask.of(job.workload.causal),
-        chunks=num_chunks(config),
+        mask=job.workload.shape.mask,
+        chunks=config.model.num_chunks(config.seq_len),
         starts=starts_of(config),
     )

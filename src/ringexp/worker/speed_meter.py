@@ -14,8 +14,9 @@ from ringexp.calibration.measure import SpeedSample, StoppingRule, measure_speed
 from ringexp.calibration.rows import Point, SpeedRow
 from ringexp.choices import KERNELS
 from ringexp.kernels import Kernel
-from ringexp.models.workload import Workload, local_inputs
-from ringexp.planning import Mask, Plan, apportion, make_plan
+from ringexp.models.inputs import local_inputs
+from ringexp.models.workload import Workload
+from ringexp.planning import Plan, apportion, make_plan
 from ringexp.ring.context import RingContext
 from ringexp.ring.loopback import LoopbackTransport
 from ringexp.worker.communicator import Communicator
@@ -76,7 +77,7 @@ class SpeedMeter:
             "throttle": self.throttle.applied.name,
             "ranks_per_device": self.ranks_per_device,
             "co_tenants": self.throttle.co_tenants,
-            "shape": f"{self.workload.shape}-{KERNELS[self.kernel.name].stored_as or self.kernel.name}",
+            "shape": f"{self.workload.speed_key}-{KERNELS[self.kernel.name].stored_as or self.kernel.name}",
         }
 
     def measure(self, point: Point, rule: StoppingRule) -> SpeedRow:
@@ -89,7 +90,8 @@ class SpeedMeter:
         plan = self._plan(point)
         ring = self._ring(plan)
         local = local_inputs(self.workload.inputs(plan.seq_len, self.seed), plan, 0)
-        sample = self._sample(self.workload.unit(local, ring), ring, self.workload.unit_flops(plan, 0), rule)
+        flops = self.workload.shape.layer_flops(plan, 0)
+        sample = self._sample(self.workload.unit(local, ring), ring, flops, rule)
         self.communicator.barrier()
         length, tokens, others = point
         return SpeedRow(
@@ -112,13 +114,13 @@ class SpeedMeter:
         rest = length - tokens
         tile = self.tile if rest >= others * self.tile else 1
         peers = apportion([1.0] * others, rest, tile) if rest else [0]
-        return make_plan(length, [tokens, *peers], mask=Mask.of(self.workload.causal))
+        return make_plan(length, [tokens, *peers], mask=self.workload.shape.mask)
 
     def _ring(self, plan: Plan) -> RingContext:
         """Return a ring in which this rank takes rank 0's place and gets back its own shards."""
         shares_gpu = bool(self.throttle.co_tenants)  # which need copies of keys and values
         transport = LoopbackTransport(announces=self.announces, lays_out=shares_gpu)
-        clock = self.throttle.clock(self.workload.only_attention)
+        clock = self.throttle.clock(self.workload.shape.only_attention)
         return RingContext(plan, 0, transport, self.kernel, clock)
 
     def _sample(
@@ -148,7 +150,7 @@ class SpeedMeter:
         layers waits only once, so several of its layers are timed together.
         """
         eager_cuda = self.device.type == "cuda" and not self.graphs.enabled
-        return min(self.workload.num_units, MOST_IN_A_ROW) if eager_cuda else 1
+        return min(self.workload.shape.layers, MOST_IN_A_ROW) if eager_cuda else 1
 
 
 def enough_in_a_row(unit_ms: float, most: int) -> int:

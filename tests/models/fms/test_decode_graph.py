@@ -17,7 +17,7 @@ from ringexp.kernels import Slots, get_decode_kernel, get_kernel
 from ringexp.kernels.decode import DecodeKernel, merge
 from ringexp.models.fms import cache as cache_module
 from ringexp.models.fms.generation import Decoder
-from ringexp.models.workload import local_inputs
+from ringexp.models.inputs import local_inputs
 from ringexp.planning import make_plan
 from ringexp.ring import iteration
 from ringexp.ring.clock import NoClock

@@ -66,7 +66,7 @@ def test_tokens_of_logits_that_are_nan_never_agree():
     workload = FmsWorkload(config, 16, torch.device("cpu"), 0)
     prompt = workload.inputs(8, 0)[:1]
     token = workload.reference(prompt, torch.float32).argmax(-1).view(1, 1)
-    assert workload.agreeing(prompt, token) == 1
+    assert workload.text_model.agreeing(prompt, token) == 1
     workload._model.get_parameter("head.weight")[5] = math.nan
     assert workload.reference(prompt, torch.float32).argmax(-1).item() == 5  # what argmax takes NaN for
-    assert workload.agreeing(prompt, torch.tensor([[5]])) == 0
+    assert workload.text_model.agreeing(prompt, torch.tensor([[5]])) == 0

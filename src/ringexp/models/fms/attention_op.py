@@ -2,7 +2,7 @@
 
 FMS passes unknown forward keywords to the attention op of every layer, so one call suffices:
 
-    model(ids[:, mine], position_ids=mine, last_n_tokens=1, attn_name=ATTN_NAME, ring=RingContext(...))
+    model(ids[:, slots], position_ids=slots, last_n_tokens=1, attn_name=ATTN_NAME, ring=RingContext(...))
 
 With use_cache=True it also returns the rank's part of the cache, over which tokens are then decoded:
 
@@ -34,9 +34,9 @@ def _store(
     ring: RingContext | DecodeContext,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The cache of a rank is the K/V of its own slots, [B, slots, Hkv, D], some of them still free.
+    """Store keys and values in this rank's cache [B, slots, Hkv, D], whose last slots are still free.
 
-    A token that is decoded is written by all ranks; only its owner counts it as filled.
+    All ranks write a token that is decoded; only its owner counts the slot as filled.
     """
     if isinstance(ring, DecodeContext):
         assert key_cache is not None

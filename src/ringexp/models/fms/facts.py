@@ -1,15 +1,17 @@
-"""Facts about an FMS module that the ring needs: shapes, work, and whether it can be sharded at all."""
+"""Facts about an FMS module that the ring needs: its shape, and whether it can be sharded at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from fms.modules.attention import MultiHeadAttention
-from fms.modules.feedforward import MOEFeedForward
+from fms.modules.feedforward import GatedLinearUnit, MOEFeedForward
 from fms.modules.positions import RotaryEmbedding
 from torch import nn
 
 from ringexp.errors import UserError
+from ringexp.models.shape import ModelShape
 
 FAMILIES = {
     "llama": "LLaMA",
@@ -22,51 +24,55 @@ FAMILIES = {
 
 
 def attentions(module: nn.Module) -> Iterator[MultiHeadAttention]:
-    """Every attention module inside `module`, itself included."""
+    """Yield every attention module inside `module`, itself included."""
     return (part for part in module.modules() if isinstance(part, MultiHeadAttention))
 
 
 def first_attention(module: nn.Module) -> MultiHeadAttention:
-    found = next(attentions(module), None)
-    if found is None:
+    """Return the first attention module inside `module`. Raises UserError if there is none."""
+    attention = next(attentions(module), None)
+    if attention is None:
         raise UserError(f"{type(module).__name__} has no FMS MultiHeadAttention, so it cannot join the ring")
-    return found
+    return attention
 
 
-def linear_flops_per_token(module: nn.Module) -> int:
-    """Matmul FLOPs of the linear layers for one token: 2 x weights, of experts those that one token meets."""
-    flops = sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
-    for part in module.modules():
-        if isinstance(part, MOEFeedForward):
-            experts = part.cond_ffn
-            weights = experts.w13.numel() + experts.w2.numel()
-            flops += 2 * weights * part.num_activated_experts // experts.num_experts
-    return flops
+def layers(model: nn.Module) -> nn.ModuleList:
+    """Return the equal layers of an FMS language model."""
+    stack = model.get_submodule("base_model.layers")
+    assert isinstance(stack, nn.ModuleList)
+    return stack
+
+
+def shape_of(layers: nn.ModuleList, batch_size: int, dtype: torch.dtype) -> ModelShape:
+    """Return the shape of a causal model that consists of these equal layers."""
+    attention, hidden_dim, experts, experts_per_token = first_attention(layers), 0, 1, 1
+    for part in layers[0].modules():
+        if isinstance(part, GatedLinearUnit):
+            hidden_dim = part.hidden_dim
+        elif isinstance(part, MOEFeedForward):
+            hidden_dim, experts_per_token = part.intermediate_size, part.num_activated_experts
+            experts = part.cond_ffn.num_experts
+    return ModelShape(
+        layers=len(layers),
+        emb_dim=attention.emb_dim,
+        num_heads=attention.nheads,
+        num_kv_heads=attention.kvheads,
+        head_dim=attention.emb_kq_per_head,
+        hidden_dim=hidden_dim,
+        experts=experts,
+        experts_per_token=experts_per_token,
+        batch_size=batch_size,
+        itemsize=dtype.itemsize,
+    )
 
 
 def weight_bytes(module: nn.Module) -> int:
+    """Return the bytes of all parameters."""
     return sum(part.numel() * part.itemsize for part in module.parameters())
 
 
-def feed_forward_token_bytes(layer: nn.Module, emb_dim: int, itemsize: int) -> int:
-    """Bytes of one token at the peak of a layer's feed-forward part: gates, values, activation and product.
-
-    They are as much again as what its linear layers put out on the way.
-    """
-    inner = {id(part) for attention in attentions(layer) for part in attention.modules()}
-    widths = (
-        part.out_features for part in layer.modules() if isinstance(part, nn.Linear) and id(part) not in inner
-    )
-    return 2 * itemsize * sum(width for width in widths if width != emb_dim)
-
-
-def attention_flops_per_pair(attention: MultiHeadAttention) -> int:
-    """FLOPs of one query-key pair over all heads: 2 D for the score, 2 D for the value."""
-    return 2 * attention.nheads * (attention.emb_kq_per_head + attention.emb_v_per_head)
-
-
 def check_supported(model: nn.Module, seq_len: int) -> None:
-    """Raises UserError for what sharding by position would silently get wrong."""
+    """Raise UserError for a model that sharding by position would silently get wrong."""
     family = type(model).__name__
     if family not in FAMILIES.values():
         raise UserError(f"FMS's {family} is not proved on the ring; use one of {', '.join(FAMILIES)}")

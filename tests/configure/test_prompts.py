@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ringexp.config import Config, FmsModelConfig
+from ringexp.configure.prompts import prompts, starts_of, with_prompt
 from ringexp.errors import UserError
 from ringexp.models.checkpoints.folder import load_tokenizer
-from ringexp.models.prompt import prompts, starts_of, with_prompt
 from support.checkpoints import CHECKPOINTS, greedy, save_checkpoint
 from support.command import QUICK, ringexp, run_dirs
 
@@ -142,7 +142,7 @@ def test_a_prompt_is_utf_8_whatever_the_locale(folder, tmp_path):
 READ = """
 import sys
 from ringexp.config import Config, FmsModelConfig
-from ringexp.models.prompt import prompts
+from ringexp.configure.prompts import prompts
 
 print(prompts(Config(model=FmsModelConfig(checkpoint=sys.argv[1]), prompt_file=sys.argv[2])))
 """
