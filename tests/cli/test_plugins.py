@@ -57,6 +57,7 @@ first_more = their_ringexp.specs:PARTITIONER
 SETTINGS = """# @package _global_
 defaults:
   - override /model: attention_tiny
+  - override /kernel: plain
   - override /partitioner: thrice
 seq_len: 1024
 """

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from ringexp.calibration.link import LinkCost, measure_link
+from ringexp.calibration.link import measure_link
 from ringexp.kernels import Kernel, get_kernel
-from ringexp.planning import Mask, Plan, make_plan
+from ringexp.planning import Link, Mask, Plan, make_plan
 from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import CpuClock, CudaClock, NoClock
 from ringexp.ring.context import RingContext
@@ -92,6 +92,26 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
     transfers = [transfer(clock.origin) for transfer in transport().transfers.take()]
     assert all(start >= 0 and duration >= 0 for start, duration in transfers)
     return out, len(clock.read().hops), len(transfers)
+
+
+@torch.inference_mode()
+def attend_with_transport_of(rank: int, code: str, case: Case) -> torch.Tensor:
+    """This rank's attention output, over the transport class that Python code defines."""
+    from ringexp.ring.transport import Connection, Transport
+
+    defined: dict[str, object] = {}
+    exec(code, defined)
+    (kind,) = (
+        x for x in defined.values() if isinstance(x, type) and issubclass(x, Transport) and x is not Transport
+    )
+    transport = kind.connect(Connection(torch.device("cpu")))
+    plan = case.plan()
+    ring = RingContext(plan, rank, transport, case.attention_kernel(rank), NoClock())
+    mine = torch.tensor(plan.q_shards[rank].positions())
+    out = ring_attention(*(x[:, mine] for x in case.qkv()), ring)
+    transport.barrier()
+    transport.close()
+    return out
 
 
 @torch.inference_mode()
@@ -178,7 +198,7 @@ def sent_over_stand_ins(rank: int, case: Case, nvlink: bool = True) -> tuple[int
 
 
 @torch.inference_mode()
-def link_over_stand_ins(rank: int, name: str) -> tuple[LinkCost, LinkCost]:
+def link_over_stand_ins(rank: int, name: str) -> tuple[Link, Link]:
     """What hops cost over a CUDA transport with stand-ins for CUDA: measured twice."""
     from ringexp.ring.transport import make_transport
 
@@ -221,6 +241,18 @@ def gather_over_stand_ins(rank: int, name: str, held: list[int], dtype: str) -> 
         transport.close()
     dist.barrier()
     return gathered
+
+
+def slots_over_stand_ins(rank: int, devices: int) -> int:
+    """The number of slots that IPC has per shard, on so many devices; with stand-ins for CUDA."""
+    from ringexp.ring.ipc import IpcTransport
+
+    with stand_ins.cuda(devices):
+        transport = IpcTransport(torch.device("cpu"))
+        transport.barrier()
+        transport.close()
+    dist.barrier()
+    return transport.memory.slots_per_shard
 
 
 def epochs_over_stand_ins(rank: int) -> list[int]:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from functools import cache
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from ringexp.choices import did_you_mean
 from ringexp.errors import UserError
 from ringexp.models.shape import ModelShape
-from ringexp.planning import HopCost, NodeLinks, RankCost
+from ringexp.planning import Link, NodeLinks, RankCost
+from ringexp.stored import an_object
+
+T = TypeVar("T")
 
 MOST_DEVICES = 65_536
 SHIPPED = Path(__file__).with_name("hardware.yaml")
@@ -47,21 +50,6 @@ class Device:
             hop_ms=self.hop_us / 1e3,
             hop_token_ms=model.merged_token_bytes / self.memory_gbps / 1e6,
         )
-
-
-@dataclass(frozen=True)
-class Link:
-    """What hops reach, each way, with all ranks sending and receiving."""
-
-    gbps: float
-    latency_us: float
-
-    def bytes_ms(self, num_bytes: float) -> float:
-        """Of so many bytes, without the latency."""
-        return num_bytes / self.gbps / 1e6
-
-    def hop(self, model: ModelShape) -> HopCost:
-        return HopCost(self.latency_us / 1e3, self.bytes_ms(model.kv_token_bytes))
 
 
 @dataclass(frozen=True)
@@ -106,11 +94,11 @@ def node_links(
     devices: Sequence[Device], hardware: Hardware, model: ModelShape, per_node: int, across: str
 ) -> NodeLinks:
     """Nodes of `per_node` devices in the order of the ring."""
-    within = {device: hardware.link(device.link).hop(model) for device in set(devices)}
+    within = {device: hardware.link(device.link).scaled(model.kv_token_bytes) for device in set(devices)}
     return NodeLinks(
         nodes=[rank // per_node for rank in range(len(devices))],
         within=[within[device] for device in devices],
-        across=hardware.link(across).hop(model),
+        across=hardware.link(across).scaled(model.kv_token_bytes),
     )
 
 
@@ -138,8 +126,8 @@ def _read(path: Path) -> tuple[dict[str, Device], dict[str, Link]]:
     return devices, links
 
 
-def _device(name: str, given: dict[str, Any]) -> Device:
-    sheet, fraction = given["datasheet"], given["fraction"]
+def _device(name: str, given: Mapping[str, object]) -> Device:
+    sheet, fraction = an_object(given["datasheet"], "datasheet"), an_object(given["fraction"], "fraction")
     peak = _positive(sheet["bf16_tflops"])
     return Device(
         name=str(name),
@@ -155,22 +143,26 @@ def _device(name: str, given: dict[str, Any]) -> Device:
     )
 
 
-def _link(given: dict[str, Any]) -> Link:
-    return Link(_positive(given["gbps"]) * _positive(given["fraction"]), _finite(given["latency_us"]))
+def _link(given: Mapping[str, object]) -> Link:
+    gbps = _positive(given["gbps"]) * _positive(given["fraction"])
+    return Link.of_bandwidth(_finite(given["latency_us"]), gbps)
 
 
-def _positive(value: Any) -> float:
+def _positive(value: object) -> float:
     return _finite(value, above=True)
 
 
-def _finite(value: Any, above: bool = False) -> float:
+def _finite(value: object, above: bool = False) -> float:
     """Return a finite number that is at least 0, or above 0 with `above`."""
-    if isinstance(value, bool) or not 0 <= float(value) < inf or (above and not float(value) > 0):
-        raise ValueError(f"{value} must be {'above' if above else 'at least'} 0, and finite")
-    return float(value)
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        number = float(value)
+        if 0 <= number < inf and not (above and number == 0):
+            return number
+    raise ValueError(f"{value} must be {'above' if above else 'at least'} 0, and finite")
 
 
-def _known(what: str, name: str, known: Mapping[str, Any]) -> Any:
+def _known(what: str, name: str, known: Mapping[str, T]) -> T:
+    """Return the device or link of a name. Raises UserError, with a suggestion, for another name."""
     if name not in known:
         hint = did_you_mean(name, list(known))
         raise UserError(f"{what} {name} is unknown; choose one of {', '.join(known)}{hint}")
