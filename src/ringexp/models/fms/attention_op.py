@@ -44,9 +44,9 @@ def _store(
         key_cache.index_copy_(1, ring.slots.next_slot, keys)
         value_cache.index_copy_(1, ring.slots.next_slot, values)
         return key_cache, value_cache, key_cache, value_cache
-    filled = ring.held + keys.shape[1]
-    key_cache = stored(key_cache, keys, ring.held, ring.capacity or 0)
-    value_cache = stored(value_cache, values, ring.held, ring.capacity or 0)
+    filled = ring.filled + keys.shape[1]
+    key_cache = stored(key_cache, keys, ring.filled, ring.capacity or 0)
+    value_cache = stored(value_cache, values, ring.filled, ring.capacity or 0)
     return key_cache[:, :filled], value_cache[:, :filled], key_cache, value_cache
 
 
@@ -104,7 +104,7 @@ def _validate(
                 f"{input_ids.shape[1]} tokens"
             )
         return
-    if past_key_value_states and not ring.held:
+    if past_key_value_states and not ring.filled:
         raise UserError("ring=RingContext(...) is for prefill, past_key_value_states must be empty")
     tokens = ring.plan.q_shards[ring.rank].num_tokens
     if input_ids.shape[1] != tokens:

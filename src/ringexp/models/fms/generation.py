@@ -159,7 +159,7 @@ def prefill_with_cache(
             last_n_tokens=last_n_tokens,
             use_cache=True,
             attn_name=ATTN_NAME,
-            ring=replace(ring, plan=plan, held=held, capacity=ring.capacity or ids.shape[1]),
+            ring=replace(ring, plan=plan, filled=held, capacity=ring.capacity or ids.shape[1]),
         )
         held = tokens.stop
     return logits, layers
