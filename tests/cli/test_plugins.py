@@ -37,7 +37,7 @@ def block(q, k, v, shape, softmax_scale):
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scores = q @ k.mT * softmax_scale
-    if getattr(shape, "is_causal", shape is True):
+    if getattr(shape, "value", shape) in ("causal", True):
         scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
     return scores.softmax(-1) @ v, scores.logsumexp(-1)
 """
@@ -56,6 +56,7 @@ first_more = their_ringexp.specs:PARTITIONER
 SETTINGS = """# @package _global_
 defaults:
   - override /model: attention_tiny
+  - override /kernel: plain
   - override /partitioner: thrice
 seq_len: 1024
 """
@@ -93,7 +94,7 @@ def test_a_kernel_and_a_partitioner_from_outside_run(theirs, tmp_path):
     assert done.returncode == 0, done.stderr
     (run_dir,) = run_dirs(tmp_path)
     results = json.loads((run_dir / "results.json").read_text())
-    assert results["partitioner"] == "first_more"
+    assert (results["kernel"], results["partitioner"]) == ("plain", "first_more")
     assert results["tokens"] == [768, 256]
     assert results["exact"] is True
 

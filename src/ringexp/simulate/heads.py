@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ringexp.errors import UserError
 from ringexp.models.shape import ModelShape
-from ringexp.planning import HopCost, NodeLinks, RankCost
+from ringexp.planning import NodeLinks, RankCost
 from ringexp.simulate.hardware import Device, Hardware
 
 
@@ -47,8 +47,8 @@ def _group_cost(device: Device, hardware: Hardware, model: ModelShape, size: int
     swapped_bytes = model.batch_size * heads * model.head_dim * model.itemsize * (size - 1) / size
     return replace(
         cost,
-        fixed_ms=cost.fixed_ms + 2 * link.latency_us / 1e3,
-        token_ms=(cost.token_ms + link.bytes_ms(swapped_bytes)) / size,
+        fixed_ms=cost.fixed_ms + 2 * link.latency_ms,
+        token_ms=(cost.token_ms + link.unit_ms * swapped_bytes) / size,
         pair_ms=cost.pair_ms / size,
         diagonal_ms=cost.diagonal_ms / size,
         hop_token_ms=cost.hop_token_ms / size,
@@ -57,12 +57,8 @@ def _group_cost(device: Device, hardware: Hardware, model: ModelShape, size: int
 
 def group_links(links: NodeLinks, size: int) -> NodeLinks:
     """Of a ring of such groups: a shard goes over `size` links at a time."""
-
-    def shared(hop: HopCost) -> HopCost:
-        return replace(hop, token_ms=hop.token_ms / size)
-
     return NodeLinks(
         nodes=links.nodes[::size],
-        within=[shared(hop) for hop in links.within[::size]],
-        across=shared(links.across),
+        within=[link.scaled(1 / size) for link in links.within[::size]],
+        across=links.across.scaled(1 / size),
     )

@@ -16,7 +16,9 @@ from ringexp.planning import (
     PlanRequest,
     RankCost,
     SpeedSource,
+    busy_ms,
     carried_ms,
+    predicted_ms,
     simulate,
 )
 from ringexp.ring.timing import HopTiming, IterationTiming
@@ -132,8 +134,8 @@ def plan_for(ring: Ring, split: Split) -> Plan:
 def run(ring: Ring, split: Split) -> Outcome:
     """Plan and simulate. Raises UserError for a split that is none."""
     plan, costs = plan_for(ring, split), ring.source.costs(ring.mask)
-    latency = plan.predicted_ms(costs, ring.links, split.prefetch_hops)
-    busy = plan.busy_ms(costs)
+    latency = predicted_ms(plan, costs, ring.links, split.prefetch_hops)
+    busy = busy_ms(plan, costs)
     return Outcome(
         split,
         plan.tokens,
@@ -151,7 +153,7 @@ def timings(ring: Ring, split: Split) -> list[IterationTiming]:
     costs = ring.source.costs(ring.mask)
     found = simulate(plan_for(ring, split), costs, ring.links, split.prefetch_hops)
     ranks = [IterationTiming(found.latency_ms, 0.0) for _ in ring.names]
-    for place, (rank, busy_ms) in enumerate(zip(found.members, found.busy_ms(), strict=True)):
+    for place, (rank, spent_ms) in enumerate(zip(found.members, found.busy_ms(), strict=True)):
         hops = [
             HopTiming(
                 source=hop.source,
@@ -162,5 +164,5 @@ def timings(ring: Ring, split: Split) -> list[IterationTiming]:
             )
             for hop in found.hops(place)
         ]
-        ranks[rank] = IterationTiming(found.latency_ms, busy_ms, hops, [found.transfers[0][place]])
+        ranks[rank] = IterationTiming(found.latency_ms, spent_ms, hops, [found.transfers[0][place]])
     return ranks

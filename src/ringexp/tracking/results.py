@@ -9,13 +9,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ringexp.calibration.speed_fit import SpeedFit
-from ringexp.planning import HopCost, RankCost
+from ringexp.planning import EqualLinks, Link, RankCost
 from ringexp.stored import NOT_FINITE, JsonObject, JsonValue, an_object
 from ringexp.tracking.typed_json import Reader
 
 COMPLETE, FAILED, INTERRUPTED, PLANNED = "complete", "failed", "interrupted", "planned"
 STATUSES = (PLANNED, COMPLETE, FAILED, INTERRUPTED)
 ENDED = (COMPLETE, FAILED, INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class Hop:
+    """The cost of one hop, as the plan expected it.
+
+    Attributes:
+        latency_ms: ms per hop.
+        token_ms: ms per token of the shard.
+        direct: whether shards came straight from their owners.
+    """
+
+    latency_ms: float
+    token_ms: float
+    direct: bool = False
+
+    @classmethod
+    def of(cls, links: EqualLinks) -> Hop:
+        """Return what is recorded of the links between the ranks."""
+        return cls(links.link.latency_ms, links.link.unit_ms, links.direct)
+
+    @property
+    def links(self) -> EqualLinks:
+        """The links between the ranks."""
+        return EqualLinks(Link(self.latency_ms, self.token_ms), self.direct)
 
 
 @dataclass(frozen=True)
@@ -145,7 +170,7 @@ class RunResult:
     transport: str
     plan: list[str]
     costs: list[RankCost]
-    hop: HopCost | None
+    hop: Hop | None
     num_units: int
     decode: Decoding | None = None
     adaptation: Adaptation | None = None
