@@ -1,9 +1,10 @@
-"""What IPC decides by itself: how a shard comes."""
+"""Decisions of IPC: how a shard is cut, and which memory it keeps."""
 
 import pytest
 import torch
 
 from ringexp.ring.ipc_pieces import pieces_of
+from support.ring_ranks import slots_over_stand_ins
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,8 @@ from ringexp.ring.ipc_pieces import pieces_of
 def test_copies_are_neither_narrow_nor_short(tokens, kv_heads, head_dim, pieces, copies):
     k = torch.empty(1, 3, kv_heads, head_dim, dtype=torch.bfloat16)
     assert pieces_of(k, tokens) == (pieces, copies)
+
+
+@pytest.mark.parametrize(("devices", "slots"), [(1, 1), (2, 2), (3, 2)])
+def test_shards_have_slots_besides_where_gpus_differ(pools, devices, slots):
+    assert pools[3].run(slots_over_stand_ins, devices) == [slots] * 3

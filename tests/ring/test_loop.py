@@ -1,8 +1,11 @@
 """The ring against the float64 oracle, in real processes over gloo."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from ringexp.choices import TRANSPORTS
 from ringexp.kernels.oracle import block_fp64
 from ringexp.planning import make_plan
 from support.ring_ranks import (
@@ -10,10 +13,12 @@ from support.ring_ranks import (
     attend,
     attend_in_chunks_over_stand_ins,
     attend_over_stand_ins,
+    attend_with_transport_of,
     fail_at_the_first_block,
     sent_over_stand_ins,
 )
 
+ON_GPUS = [spec.name for spec in TRANSPORTS if "cpu" not in spec.devices]
 TOKENS = {
     1: [(37,)],
     2: [(16, 16), (5, 40), (1, 30), (33, 1)],
@@ -66,6 +71,14 @@ def test_ring_equals_the_oracle(pools, case):
     assert error < 2e-6
 
 
+@pytest.mark.parametrize("case", [Case((5, 12, 9)), Case((7, 30), shard="kv")], ids=name)
+def test_the_transport_of_the_how_to_works(pools, case):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-transport.md"
+    code = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    outputs = pools[len(case.tokens)].run(attend_with_transport_of, code, case)
+    assert (assembled(case, outputs) - oracle(case)).abs().max() < 2e-6
+
+
 def test_output_is_contiguous_and_every_hop_is_timed(pools):
     for out, hops, transfers in pools[3].run(attend, Case((5, 6, 7))):
         assert out.is_contiguous()
@@ -91,7 +104,7 @@ def test_bfloat16_error_does_not_grow_with_ranks(pools):
 @pytest.mark.parametrize("prefetch_hops", [None, 1, 2])
 @pytest.mark.parametrize("shard", ["tokens", "kv"])
 @pytest.mark.parametrize("tokens", [(5, 40), (17, 3, 8), (19, 1, 5, 10)], ids=str)
-@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+@pytest.mark.parametrize("transport", ON_GPUS)
 def test_cuda_transports_hand_on_the_right_shards(pools, transport, tokens, shard, prefetch_hops):
     """After a shorter prompt and twice in a row: IPC outboxes grow, and are filled anew in time."""
     case = Case(tokens, shard=shard, prefetch_hops=prefetch_hops)
@@ -101,7 +114,7 @@ def test_cuda_transports_hand_on_the_right_shards(pools, transport, tokens, shar
     assert [transfers for _, transfers in results] == [len(tokens) - 1] * len(tokens)
 
 
-@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+@pytest.mark.parametrize("transport", ON_GPUS)
 def test_cuda_transports_pass_over_ranks_that_hold_nothing(pools, transport):
     cases = [Case((4, 5, 6, 7)), Case((19, 0, 5, 10)), Case((0, 30, 4, 0)), Case((9, 1, 2, 3))]
     for count in range(1, len(cases) + 1):

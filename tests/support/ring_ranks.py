@@ -95,6 +95,26 @@ def attend(rank: int, case: Case) -> tuple[torch.Tensor, int, int]:
 
 
 @torch.inference_mode()
+def attend_with_transport_of(rank: int, code: str, case: Case) -> torch.Tensor:
+    """This rank's attention output, over the transport class that Python code defines."""
+    from ringexp.ring.transport import Connection, Transport
+
+    defined: dict[str, object] = {}
+    exec(code, defined)
+    (kind,) = (
+        x for x in defined.values() if isinstance(x, type) and issubclass(x, Transport) and x is not Transport
+    )
+    transport = kind.connect(Connection(torch.device("cpu")))
+    plan = case.plan()
+    ring = RingContext(plan, rank, transport, case.attention_kernel(rank), NoClock())
+    mine = torch.tensor(plan.q_shards[rank].positions())
+    out = ring_attention(*(x[:, mine] for x in case.qkv()), ring)
+    transport.barrier()
+    transport.close()
+    return out
+
+
+@torch.inference_mode()
 def fail_at_the_first_block(rank: int, case: Case) -> str:
     """What a kernel raised in mid-ring. After it the thread that forwards shards is free, or this raises."""
 
@@ -221,6 +241,18 @@ def gather_over_stand_ins(rank: int, name: str, held: list[int], dtype: str) -> 
         transport.close()
     dist.barrier()
     return gathered
+
+
+def slots_over_stand_ins(rank: int, devices: int) -> int:
+    """The number of slots that IPC has per shard, on so many devices; with stand-ins for CUDA."""
+    from ringexp.ring.ipc import IpcTransport
+
+    with stand_ins.cuda(devices):
+        transport = IpcTransport(torch.device("cpu"))
+        transport.barrier()
+        transport.close()
+    dist.barrier()
+    return transport.memory.slots_per_shard
 
 
 def epochs_over_stand_ins(rank: int) -> list[int]:

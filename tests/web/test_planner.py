@@ -6,8 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from html import unescape
 
 import pytest
@@ -15,98 +14,20 @@ from fms.models import get_model
 from fms.modules.attention import MultiHeadAttention
 from omegaconf import OmegaConf
 
-from ringexp.choices import LAYOUTS
-from ringexp.errors import UserError
 from ringexp.models.fms import facts
-from ringexp.planning import HopCost, Mask, PlanRequest, RankCost, plan_for
+from ringexp.planning import HopCost, RankCost
 from ringexp.report.build import write_report
 from ringexp.web import FOLDER, planner_page
 from ringexp.web.measured_run import MeasuredRun
 from ringexp.web.shapes import offered_shapes, page_shape
 from support.browser import dom
 from support.fms_work import attention_flops_per_pair, linear_flops_per_token
+from support.planner_settings import Setting, some_setting
 from support.run_folders import write_run
 
 CASES = 600
 COSTS = (RankCost(0.1, 2.4e-4, 3e-8), RankCost(0.1, 5e-4, 7e-8))
 """Of the report's two ranks."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the page plans from; it is a SpeedSource too."""
-
-    split: str
-    layout: str
-    seq_len: int
-    tile: int
-    speeds: Sequence[float]
-    rank_costs: Sequence[RankCost]
-    hop: HopCost
-    causal: bool = True
-
-    @property
-    def percentages(self):
-        return self.speeds
-
-    def lut(self):
-        return self.speeds
-
-    formula = lut
-
-    def costs(self, mask):
-        return self.rank_costs
-
-    def planned(self):
-        """Token counts and predicted ms, or None: there are too few tokens."""
-        mask = Mask.of(self.causal)
-        request = PlanRequest(self.seq_len, self.tile, self.layout, mask, partitioner=self.split)
-        try:
-            plan = plan_for(request, self, links=self.hop)
-        except UserError:
-            return None
-        return plan.tokens, plan.predicted_ms(self.rank_costs, self.hop)
-
-    def for_the_page(self):
-        given = asdict(self) | {"seqLen": self.seq_len, "costs": [asdict(cost) for cost in self.rank_costs]}
-        names = ("split", "layout", "seqLen", "tile", "speeds", "costs", "hop", "causal")
-        return {name: given[name] for name in names}
-
-
-def some_setting(rng):
-    """Any ranks, or ranks whose speeds are round numbers, so that shares and times tie."""
-    count, scale = rng.randint(1, 8), 10 ** rng.uniform(-2, 2)
-    if rng.random() < 0.3:
-        speeds = [rng.choice((5, 10, 20, 25, 50, 75, 100)) for _ in range(count)]
-        fixed_ms = rng.choice((0.0, 0.15))
-        costs = [RankCost(fixed_ms, 0.1 * scale / speed, 1e-5 * scale / speed) for speed in speeds]
-        per_hop = [(rng.choice((0.0, 0.25)), 0.0)] * count
-    else:
-        speeds = [rng.uniform(1, 600) for _ in range(count)]
-        fixed = [10 ** rng.uniform(-3, 2) for _ in range(count)]
-        rest = [[scale * x * rng.uniform(0.5, 2) / speed for x in (1, 1e-4, 1e-5)] for speed in speeds]
-        costs = [RankCost(fixed_ms, *parts) for fixed_ms, parts in zip(fixed, rest, strict=True)]
-        per_hop = [(10 ** rng.uniform(-3, 2), scale * 10 ** rng.uniform(-5, -2)) for _ in speeds]
-    if rng.random() < 0.5:
-        costs = [
-            replace(cost, hop_ms=once, hop_token_ms=each)
-            for cost, (once, each) in zip(costs, per_hop, strict=True)
-        ]
-    tile = rng.choice((1, 16, 128))
-    return Setting(
-        split=rng.choice(("even", "lut", "balanced", "balanced")),
-        layout=rng.choice(sorted(LAYOUTS.names)),
-        seq_len=rng.choice((tile * rng.randint(1, 300), rng.randint(1, 3000), 2 ** rng.randint(10, 20))),
-        tile=tile,
-        speeds=speeds,
-        rank_costs=costs,
-        hop=HopCost(
-            latency_ms=rng.choice((0.0, 10 ** rng.uniform(-3, 2))),
-            token_ms=scale * 10 ** rng.uniform(-7, 1),
-            direct=rng.random() < 0.4,
-        ),
-        causal=rng.random() < 0.7,
-    )
 
 
 def results_of(path, scripts, data, call):

@@ -13,7 +13,7 @@ from ringexp.choices import did_you_mean
 from ringexp.cli.terminal import keep_printing
 from ringexp.errors import UserError
 from ringexp.printable import plain, shown
-from ringexp.report.frame import COMPLETE, CONTEXT, IDENTITY, Runs, load_runs
+from ringexp.report.frame import COMPLETE, CONTEXT, IDENTITY, Run, Runs, each_run, load_runs, number_in, where
 
 DESCRIPTION = """\
 List the runs under some folders that match all KEY=VALUE, one row per run; or compare them.
@@ -68,7 +68,7 @@ def select(runs: Runs, conditions: list[str]) -> Runs:
     for condition in conditions:
         key, _, wanted = condition.partition("=")
         values = {_plain(value) for value in wanted.split(",")}
-        runs = runs[runs[column(runs, key)].map(lambda value, values=values: _plain(value) in values)]
+        runs = where(runs, [_plain(value) in values for value in runs[column(runs, key)]])
     return runs
 
 
@@ -107,14 +107,14 @@ def compare(runs: Runs, key: str, figure: str) -> Comparison:
     others = [name for name in others if done[name].nunique(dropna=False) > 1] or ["model"]
     others = [name for name in others if name != key] or [IDENTITY[1]]
     done = done.sort_values([*others, key], key=lambda values: values.map(_order), kind="stable")
-    cells: dict[tuple[str, ...], list[Runs]] = {}
-    for _, run in done.iterrows():
+    cells: dict[tuple[str, ...], list[Run]] = {}
+    for run in each_run(done):
         cells.setdefault(tuple(_plain(run[name]) for name in (*others, key)), []).append(run)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for (*way, value), same in cells.items():
         row = rows.setdefault(tuple(way), dict(zip(others, way, strict=True)))
         row[f"{value} "] = _cell(
-            [float(run[figure]) for run in same]
+            [number_in(run, figure) or 0.0 for run in same]
         )  # the space keeps it apart from names of columns
     values = [f"{_plain(value)} " for value in sorted(done[key].unique(), key=_order)]
     table = pd.DataFrame(list(rows.values()), columns=pd.Index([*others, *values])).fillna("")
@@ -141,18 +141,20 @@ def _order(value: object) -> tuple[int, float, str]:
 def in_order(runs: Runs, key: str) -> Runs:
     """Sort runs by a figure or choice, downwards for -KEY; runs that lack it come last."""
     name, down = column(runs, key.removeprefix("-")), key.startswith("-")
-    places = runs[name].map(_order)
-    lacking = places.map(lambda place: place[0] == 2)
-    order = places[~lacking].sort_values(ascending=not down, kind="stable")
-    return runs.loc[[*order.index, *places[lacking].index]]
+    places = [_order(value) for value in runs[name]]
+    present = [at for at, place in enumerate(places) if place[0] != 2]
+    lacking = [at for at, place in enumerate(places) if place[0] == 2]
+    present.sort(key=lambda at: places[at], reverse=down)
+    return runs.iloc[[*present, *lacking]]
 
 
 def show(table: Runs) -> None:
     """Print a table, with figures to four digits."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    from ringexp.report.terminal import text_console
+
+    console = text_console()
     drawn = Table()
     for name in table.columns:
         drawn.add_column(shown(name), justify="right" if table[name].dtype.kind in "fi" else "left")
@@ -198,7 +200,7 @@ def main() -> None:
             show_comparison(compare(runs, arguments.compare, arguments.figure))
         else:
             names = arguments.columns.split(",") if arguments.columns else SHOWN
-            show(runs[list(dict.fromkeys(column(runs, name) for name in names))])
+            show(runs.loc[:, list(dict.fromkeys(column(runs, name) for name in names))])
     except UserError as error:
         print(f"ringexp results: error: {plain(error)}", file=sys.stderr)
         sys.exit(2)

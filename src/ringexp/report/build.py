@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ringexp.atomic import write_together
 from ringexp.config import TrackerConfig
@@ -29,6 +29,8 @@ from ringexp.web import planner_page
 from ringexp.web.measured_run import MeasuredRun
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ringexp.calibration.rows import SpeedRow
 
 MOST_CONTEXTS = 4
@@ -141,7 +143,7 @@ class _Attempt:
     title: str
     caption: str
     context: str
-    draw: Callable[[], Any]
+    draw: Callable[[], Figure | None]
 
     def drawn(self) -> list[Drawn]:
         """The figure; nothing where the runs do not have its axes."""

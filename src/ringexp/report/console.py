@@ -25,6 +25,7 @@ from ringexp.config import Config
 from ringexp.hetero.drift import drift_label
 from ringexp.planning import Plan
 from ringexp.printable import plain_lines, shown
+from ringexp.report.terminal import text_console
 from ringexp.tracking.results import Decoding, RunRecord, RunResult
 
 EMULATED = "emulated by pacing: ranks wait, the hardware is not slower"
@@ -34,9 +35,7 @@ class Console:
     """Prints to standard output; plain text where that is not a terminal."""
 
     def __init__(self) -> None:
-        import sys
-
-        self._out = RichConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 118)
+        self._out = text_console()
 
     def heading(self, config: Config, device: str, throttle: str) -> None:
         note = f" ({EMULATED})" if THROTTLES[throttle].emulated else ""

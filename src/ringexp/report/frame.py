@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ringexp.errors import UserError
 from ringexp.printable import plain
@@ -22,13 +22,16 @@ from ringexp.report.row import COMPLETE, FAILED, INTERRUPTED, NOT_RUN, read_row
 from ringexp.tracking import metrics
 from ringexp.tracking.files import RESULTS
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["COMPLETE", "FAILED", "INTERRUPTED", "NOT_RUN"]
 
-Runs = Any
-"""A pandas.DataFrame with a row a run; Any, since pandas has no types that say what a selection is."""
+Runs: TypeAlias = "pd.DataFrame"
+"""A table with one row per run."""
 
-Run = Any
-"""A row of it, a pandas.Series."""
+Run: TypeAlias = "pd.Series"
+"""A row of it."""
 
 IDENTITY = (
     "model",
@@ -133,9 +136,20 @@ def with_comparisons(frame: Runs) -> Runs:
     )
 
 
+def where(runs: Runs, mask: object) -> Runs:
+    """Return the runs for which a column or list of truth values is true."""
+    return cast("Runs", runs.loc[mask])  # type: ignore[index]
+
+
+def each_run(runs: Runs) -> Iterator[Run]:
+    """Yield the runs one by one."""
+    for _, run in runs.iterrows():
+        yield run
+
+
 def complete(frame: Runs) -> Runs:
     """The runs that ended with a right result."""
-    return frame[frame.status == COMPLETE]
+    return where(frame, frame.status == COMPLETE)
 
 
 def described(frame: Runs) -> Runs:
@@ -144,7 +158,7 @@ def described(frame: Runs) -> Runs:
     known = done.seq_len.notna() & done.world_size.notna()
     for name in ("profile", "layout", "partitioner"):
         known &= done[name] != ""
-    return done[known]
+    return where(done, known)
 
 
 def contexts(frame: Runs) -> list[tuple[str, Runs]]:
@@ -158,7 +172,7 @@ def contexts(frame: Runs) -> list[tuple[str, Runs]]:
     import pandas as pd
 
     done = described(frame)
-    equal = done[(done.slow_percent == 100) & (done.pattern != DRIFTING)]
+    equal = where(done, (done.slow_percent == 100) & (done.pattern != DRIFTING))
     keys, shared = [*CONTEXT, "throttle", "pattern"], [*CONTEXT, "fast_percent"]
     groups = [
         group for _, group in done[~done.index.isin(equal.index)].groupby(keys, dropna=False, sort=False)
@@ -182,23 +196,27 @@ def contexts(frame: Runs) -> list[tuple[str, Runs]]:
 
 
 def ranks_of(row: Run, name: str) -> list[float]:
-    """The entries of a figure with one a rank, in rank order; empty where the run lacks it."""
-    import pandas as pd
+    """Return a figure that has one entry per rank, in rank order; nothing where the run lacks it."""
+    world_size = number_in(row, "world_size")  # missing in a run that never began
+    values = [number_in(row, f"{name}.{rank}") for rank in range(int(world_size or 0))]
+    present = [value for value in values if value is not None]
+    return present if len(present) == len(values) else []
 
-    world_size = row["world_size"]  # missing in a run that never began
-    columns = [f"{name}.{rank}" for rank in range(0 if world_size != world_size else int(world_size))]
-    values = [row.get(column) for column in columns]
-    return [] if any(pd.isna(value) for value in values) else [float(value) for value in values]
+
+def number_in(row: Run, column: str) -> float | None:
+    """Return a number of a row; None where the run lacks it."""
+    value = cast("float | None", row.get(column))
+    return None if value is None or value != value else float(value)
 
 
 def csv_text(frame: Runs) -> str:
-    """All columns as CSV: what a run was, how it ended, its figures, then everything else."""
+    """Return all columns as CSV: what a run was, how it ended, its figures, then everything else."""
     first = ["run", "status", *IDENTITY, "world_size", "slow_percent", *FIGURES, "exact"]
     rest = [name for name in frame.columns if name not in first and name not in ("reason", "folder")]
     return frame[[*first, *rest, "reason", "folder"]].map(_cell).to_csv(index=False)
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     """Return a text as one that can be written and that no spreadsheet takes for a formula."""
     if not isinstance(value, str):
         return value
@@ -208,19 +226,19 @@ def _cell(value: Any) -> Any:
 
 def _alike(frame: Runs, row: Run, keys: Sequence[str]) -> Runs:
     for key in keys:
-        frame = frame[frame[key] == row[key]]
+        frame = where(frame, frame[key] == row[key])
     return frame
 
 
 def _one_a_cell(group: Runs) -> Runs:
-    """Of several runs of one thing the latest."""
+    """Return the latest of runs that are equal in everything that figures show."""
     cell = ["slow_percent", "profile", "seq_len", "layout", "partitioner", "split"]
     if "environment.time" in group:
         group = group.sort_values("environment.time", key=lambda times: times.astype(str), kind="stable")
     return group.drop_duplicates(cell, keep="last").sort_index()
 
 
-def _named(key: str, value: Any) -> str:
+def _named(key: str, value: object) -> str:
     at = "{}" if value == DRIFTING else "ranks at {} %"
     words = {"kernel_asked": "kernel {}", "pattern": at, "world_size": "{:.0f} ranks"}
     return words.get(key, "{}").format(value)

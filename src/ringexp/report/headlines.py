@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ringexp.report.frame import Run, Runs, ranks_of
+from ringexp.report.frame import Run, Runs, each_run, ranks_of, where
 from ringexp.report.roles import adapting, balancing, baselines, rivals
 
 LONG_TOKENS = 16384
@@ -26,8 +26,8 @@ def headlines(runs: Runs) -> list[Headline]:
     runs = runs.reset_index(drop=True)
     if (runs.drift != "").any():
         return [*_adapted(runs), *_exactness(runs)]
-    tokens = runs[runs["split"] == "tokens"]
-    recommended = tokens[tokens.partitioner.isin(balancing()) & (tokens.layout == "zigzag")]
+    tokens = where(runs, runs["split"] == "tokens")
+    recommended = where(tokens, tokens.partitioner.isin(balancing()) & (tokens.layout == "zigzag"))
     return [
         *_best_speedups(tokens),
         *_capacity(recommended),
@@ -52,11 +52,11 @@ def _adapted(runs: Runs) -> list[Headline]:
     """Time of all prompts of a drift, re-planning included: the balanced plan's over the adaptive one's."""
     keys = ["profile", "seq_len", "layout"]
     columns = [*keys, "adaptation.total_ms"]
-    static = runs[runs.partitioner.isin(balancing())][columns]
-    both = runs[runs.partitioner.isin(adapting())].merge(static, on=keys, suffixes=("", ".static"))
+    static = where(runs, runs.partitioner.isin(balancing()))[columns]
+    both = where(runs, runs.partitioner.isin(adapting())).merge(static, on=keys, suffixes=("", ".static"))
     found = []
-    for _, run in both.iterrows():
-        gain = run["adaptation.total_ms.static"] / run["adaptation.total_ms"]
+    for run in each_run(both):
+        gain = float(run["adaptation.total_ms.static"] / run["adaptation.total_ms"])
         name = f"Adaptive over balanced, {run.drift}"
         found.append(Headline(name, gain, f"{gain:.2f}x", f"time of all prompts; {describe(run)}"))
     return found
@@ -64,11 +64,11 @@ def _adapted(runs: Runs) -> list[Headline]:
 
 def _best_speedups(runs: Runs) -> list[Headline]:
     """Over contiguous even: the best of all, and the best with the slowest rank at half speed."""
-    runs = runs[runs.speedup_over_contiguous_even.notna()]
+    runs = where(runs, runs.speedup_over_contiguous_even.notna())
     if runs[~_is_base(runs)].empty:
         return []
     found = [_best(runs, "speedup_over_contiguous_even", "Best speedup over contiguous even")]
-    half = runs[runs.slow_percent == 50]
+    half = where(runs, runs.slow_percent == 50)
     if len(half) and runs.slow_percent.nunique() > 1:
         found.append(_best(half, "speedup_over_contiguous_even", "Best speedup over contiguous even at 50 %"))
     return found
@@ -84,7 +84,7 @@ def _best(runs: Runs, column: str, name: str) -> Headline:
 
 
 def _worst(runs: Runs, column: str, against: str) -> list[Headline]:
-    runs = runs[runs[column].notna()]
+    runs = where(runs, runs[column].notna())
     if runs.empty:
         return []
     run = runs.loc[runs[column].idxmin()]
@@ -100,11 +100,11 @@ def _capacity(runs: Runs) -> list[Headline]:
         ("capacity_efficiency", "isolated"),
         ("capacity_efficiency_back_to_back", "back to back"),
     ):
-        known = runs[runs[column].notna()]
+        known = where(runs, runs[column].notna())
         if known.empty:
             continue
         shortest = min(LONG_TOKENS, known.seq_len.max())
-        known = known[known.seq_len >= shortest]
+        known = where(known, known.seq_len >= shortest)
         run = known.loc[known[column].idxmin()]
         found.append(
             Headline(
@@ -123,13 +123,13 @@ def _against_balanced(runs: Runs, recommended: Runs) -> list[Headline]:
     keys = ["profile", "seq_len"]
     found = []
     for name in rivals(runs.partitioner):
-        mine = runs[(runs.partitioner == name) & (runs.layout == "zigzag")]
+        mine = where(runs, (runs.partitioner == name) & (runs.layout == "zigzag"))
         pairs = mine.merge(recommended[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_balanced"))
         if pairs.empty:
             continue
         ratio = pairs.latency_ms_median / pairs.latency_ms_median_balanced
         run, value = pairs.loc[ratio.idxmax()], ratio.max() - 1
-        empty = sum(0 in ranks_of(row, "tokens") for _, row in mine.iterrows())
+        empty = sum(0 in ranks_of(row, "tokens") for row in each_run(mine))
         found.append(
             Headline(
                 f"{name} against balanced, zigzag, at its worst",
@@ -161,8 +161,8 @@ def _prediction(runs: Runs) -> list[Headline]:
 def _kv_only(runs: Runs) -> list[Headline]:
     """Splitting keys/values only against the even split of the same layout, measured in the same sweep."""
     keys = ["profile", "seq_len", "layout"]
-    even = runs[runs.partitioner.isin(baselines()) & (runs["split"] == "tokens")]
-    kv = runs[runs["split"] == "kv"].merge(
+    even = where(runs, runs.partitioner.isin(baselines()) & (runs["split"] == "tokens"))
+    kv = where(runs, runs["split"] == "kv").merge(
         even[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_even")
     )
     if kv.empty:
@@ -174,7 +174,7 @@ def _kv_only(runs: Runs) -> list[Headline]:
 
 
 def _exactness(runs: Runs) -> list[Headline]:
-    checked = runs[runs.exact.isin([True]) & runs.error_max_abs.notna()]
+    checked = where(runs, runs.exact.isin([True]) & runs.error_max_abs.notna())
     if checked.empty:
         return []
     run = checked.loc[checked.error_max_abs.idxmax()]

@@ -8,10 +8,20 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from ringexp.printable import plain
-from ringexp.report.frame import COMPLETE, FAILED, FIGURES, Run, Runs, csv_text, ranks_of
+from ringexp.report.frame import (
+    COMPLETE,
+    FAILED,
+    FIGURES,
+    Run,
+    Runs,
+    csv_text,
+    each_run,
+    number_in,
+    ranks_of,
+    where,
+)
 from ringexp.report.headlines import Headline
 from ringexp.web import STYLE
 
@@ -47,14 +57,14 @@ def page(
         summary="\n".join(_summary(found, runs, notes)),
         figures="\n".join(map(_figure, figures)) or '<p class="dim">The runs have no axis to draw over.</p>',
         head=_head(),
-        rows="\n".join(_row(run) for _, run in runs.iterrows()),
+        rows="\n".join(_row(run) for run in each_run(runs)),
         environment=_environment(runs),
     )
 
 
 def counts(runs: Runs) -> str:
     """How many runs ended how: `4 of 5 runs complete (1 taken from earlier ones), 1 failed`."""
-    done = runs[runs.status == COMPLETE]
+    done = where(runs, runs.status == COMPLETE)
     resumed = int(done.resumed_from.notna().sum())
     earlier = f" ({resumed} taken from earlier ones)" if resumed else ""
     parts = [f"{len(done)} of {len(runs)} runs complete{earlier}"]
@@ -83,7 +93,7 @@ def _summary(
         yield "<p>Throttle cpu_pacing is emulated: ranks wait, the hardware is not slower.</p>"
     for note in notes:
         yield f'<p class="bad">{escape(note)}</p>'
-    for _, run in runs[runs.status == FAILED].iterrows():
+    for _, run in where(runs, runs.status == FAILED).iterrows():
         yield f'<p class="bad">failed: {escape(run.run)}: {escape(str(run.reason))}</p>'
 
 
@@ -105,20 +115,20 @@ def _row(run: Run) -> str:
     cells = [f'<td title="{escape(plain(run.folder))}">{escape(run.run)}</td>']
     cells += [f"<td>{escape(_plain(run[name]))}</td>" for name in FILTERS]
     cells.append(f"<td>{'/'.join(f'{count:.0f}' for count in ranks_of(run, 'tokens'))}</td>")
-    cells += [_number(run[name]) for name in FIGURES]
+    cells += [_number(number_in(run, name)) for name in FIGURES]
     cells.append(f"<td>{ {True: 'yes', False: 'NO'}.get(run.exact, '') }</td>")
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _number(value: float) -> str:
-    """A cell that sorts by the whole number and shows four digits of it."""
-    if value is None or value != value:
+def _number(value: float | None) -> str:
+    """Return a cell that sorts by the whole number and shows four digits of it."""
+    if value is None:
         return '<td class="n"></td>'
     return f'<td class="n" data-v="{value!r}">{value:.4g}</td>'
 

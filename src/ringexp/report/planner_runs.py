@@ -13,7 +13,7 @@ from ringexp.models.shape import ITEMSIZE, ModelShape
 from ringexp.planning import RankCost
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged, read_config, read_record, result_of
-from ringexp.report.frame import Run, Runs, complete, ranks_of
+from ringexp.report.frame import Run, Runs, complete, each_run, ranks_of, where
 from ringexp.report.measured_costs import costs_of
 from ringexp.report.roles import balancing
 from ringexp.stored import JsonObject, JsonValue
@@ -33,12 +33,12 @@ def measured_runs(groups: Iterable[tuple[str, Runs]]) -> list[MeasuredRun]:
 
 def _of_group(context: str, group: Runs) -> Iterator[MeasuredRun]:
     runs = complete(group)
-    runs = runs[(runs["split"] == "tokens") & runs.partitioner.isin(PARTITIONERS)]
-    for (profile, seq_len), alike in runs.groupby(["profile", "seq_len"], sort=False):
-        ways = [way for _, way in alike.iterrows()]
+    runs = where(runs, (runs["split"] == "tokens") & runs.partitioner.isin(PARTITIONERS))
+    for profile, seq_len in dict.fromkeys(zip(runs.profile, runs.seq_len, strict=True)):
+        ways = list(each_run(where(runs, (runs.profile == profile) & (runs.seq_len == seq_len))))
         run = max(ways, key=lambda way: (way.layout == "zigzag", way.partitioner in balancing()))
         config = _config(run)
-        shape = _shape(config.get("model")) if run["shape"] else None
+        shape = _shape(config.get("model")) if bool(run["shape"]) else None
         speeds = ranks_of(run, "speeds")
         if shape is None or not 0 < len(speeds) <= len(RANK_COLOURS) or not min(speeds) > 0:
             continue
@@ -77,8 +77,9 @@ def _positive(run: Run, name: str) -> float | None:
 
 def _count(value: JsonValue) -> int | None:
     """Return a whole number above 0, or None for any other value."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 < value < 2**31 else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 < value < 2**31 else None
 
 
 def _shape(model: JsonValue) -> PageShape | None:

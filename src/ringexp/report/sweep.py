@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING
 from ringexp.errors import RunFailed, UserError
 from ringexp.printable import plain, shown
 from ringexp.report.console import EMULATED, number, sync_command
-from ringexp.report.frame import FAILED, INTERRUPTED, Runs, complete, contexts, load_runs, ranks_of
+from ringexp.report.frame import (
+    FAILED,
+    INTERRUPTED,
+    Runs,
+    complete,
+    contexts,
+    each_run,
+    load_runs,
+    ranks_of,
+    where,
+)
 from ringexp.report.page import counts
+from ringexp.report.terminal import text_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,9 +40,7 @@ def summarize(sweep_dir: Path, report: bool, config: Config | None = None) -> No
         report: whether to write the report.
         config: of one of the runs, which says how the report is logged to wandb; None: it is not.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 132)
+    console = text_console()
     try:
         runs = load_runs([sweep_dir])
     except UserError as error:  # nothing was composed
@@ -43,10 +52,10 @@ def summarize(sweep_dir: Path, report: bool, config: Config | None = None) -> No
     elif len(done):
         _headlines(console, done)
     for name, emulated in sorted(
-        {(str(run.throttle), run.get("throttle_emulated") is True) for _, run in done.iterrows()}
+        {(str(run.throttle), run.get("throttle_emulated") is True) for run in each_run(done)}
     ):
         console.print(f"throttle {shown(name)}" + (f" ({EMULATED})" if emulated else ""))
-    for _, run in runs[runs.status.isin((FAILED, INTERRUPTED))].iterrows():
+    for _, run in where(runs, runs.status.isin((FAILED, INTERRUPTED))).iterrows():
         console.print(f"[red]{run.status}[/red] {shown(run.run)}: {shown(run.reason)}", soft_wrap=True)
     console.print(f"{counts(runs)}; everything lies in {shown(sweep_dir)}", soft_wrap=True)
     if report:
@@ -75,7 +84,7 @@ def _table(console: Console, done: Runs) -> None:
         table.add_column(name)
     for name in ("latency ms", "over even", "capacity eff.", "slowdown", "max error"):
         table.add_column(name, justify="right")
-    for _, run in done.iterrows():
+    for run in each_run(done):
         split = " (kv only)" if run["split"] == "kv" else ""
         table.add_row(
             shown(run.profile),

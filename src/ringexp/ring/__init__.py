@@ -1,5 +1,6 @@
-"""The ring: pass-KV prefill over any number of ranks, and the transports that carry it.
+"""The ring: attention and decoding over any number of ranks, and the transports that carry it.
 
-`prefill.ring_attention` is the algorithm. `transport` says what moves shards; `nccl`, `ipc` and `gloo` do it.
-`clock` tells busy time from waiting, `iteration` runs the whole again and again, as a CUDA graph if wanted.
+`attention.ring_attention` is the entry and `loop` the algorithm; `fused` does the same with kernels that take
+several blocks at once. `transport` says what a transport does; `nccl`, `ipc` and `gloo` do it. `clock` splits
+time into compute and waiting, `iteration` repeats work, as a CUDA graph if wanted.
 """

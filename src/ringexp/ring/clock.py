@@ -1,20 +1,20 @@
-"""Clocks: split one iteration of a rank into linear layers, attention and waiting for keys/values.
+"""Clocks split the time of one iteration into linear layers, attention and waiting for keys/values.
 
     clock.start()
     ... linear layers ...
-    clock.computes_with([rank])                 # keys/values that nothing is to be waited for
+    clock.computes_with([rank])         # keys/values that are there already
     ... attention ...
-    with clock.waiting(source): ...     # not counted as busy
+    with clock.waiting(source): ...     # does not count as busy
     ... attention ...
-    clock.attended()                    # what follows is linear layers again, up to the next wait
+    clock.attended()                    # linear layers follow, up to the next wait
     ... linear layers ...
     clock.stop()
     timing = clock.read()
 
-On CUDA both are read from events on the compute stream, so nothing is synchronised before `read`; each takes
-2 to 3 us between kernels, so there are no more than have to be. On CPU the clock also is where an emulated
-slow rank takes its extra time: after each stretch of compute the pacer waits until the stretch has lasted as
-long as it would on a slower rank.
+On CUDA times are read from events on the compute stream, so nothing is synchronised before `read`. An event
+takes 2 to 3 us between kernels, so the clock records as few as possible. On the CPU the clock also slows an
+emulated rank: after each stretch of compute the pacer waits until the stretch has lasted as long as on a
+slower rank.
 """
 
 from __future__ import annotations
@@ -31,31 +31,37 @@ from ringexp.ring.events import recorded
 from ringexp.ring.timing import HopTiming, IterationTiming, Origin
 
 
-class Pacer(Protocol):
+class ComputePacer(Protocol):
+    """Slows the compute of an emulated rank."""
+
     def settle(self, elapsed_s: float) -> None:
-        """Wait until `elapsed_s` of compute has taken as long as on the emulated rank."""
+        """Wait until compute that took `elapsed_s` has lasted as long as on the emulated rank."""
         ...
 
 
 class Clock(Protocol):
+    """Times the parts of an iteration between `start` and `stop`."""
+
     @property
     def origin(self) -> Origin:
-        """When the clock was started, as transfers are told of it."""
+        """The start of the iteration, from which the begin of transfers is counted."""
         ...
 
     def start(self) -> None: ...
 
     def computes_with(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
-        """What follows computes with these shards together.
+        """Begin a stretch of attention with these shards together.
 
-        waited: how long it will have waited for them by itself, int32 [1], us.
+        waited: Where kernels leave how long they waited for the shards by themselves, int32 [1], in us.
         """
         ...
 
-    def waiting(self, source: int) -> AbstractContextManager[None]: ...
+    def waiting(self, source: int) -> AbstractContextManager[None]:
+        """Count the time inside as waiting for a source's shard. A stretch of attention with it follows."""
+        ...
 
     def attended(self) -> None:
-        """The attention of a layer is over."""
+        """End the attention of a layer."""
         ...
 
     def stop(self) -> None: ...
@@ -64,21 +70,21 @@ class Clock(Protocol):
 
 
 class _Stretches:
-    """What an iteration consists of: after each wait attention, and linear layers around the attentions."""
+    """The parts of an iteration in order: linear layers, and between them pairs of a wait and attention."""
 
     def __init__(self) -> None:
-        self._sources: list[int | None] = []  # whose shard was waited for; None: computing
+        self._sources: list[int | None] = []  # per stretch whose shard it waited for; None: compute
         self._linear: list[bool] = []
-        self._inside: list[torch.Tensor | None] = []  # waiting that a stretch of compute includes
+        self._inside: list[torch.Tensor | None] = []  # per stretch how long its kernels waited
         self.attending = False
-        self._awaits: torch.Tensor | None = None
+        self._waited: torch.Tensor | None = None
 
     def computed(self) -> None:
-        """A stretch of compute is over."""
+        """End a stretch of compute."""
         self._sources.append(None)
         self._linear.append(not self.attending)
-        self._inside.append(self._awaits)
-        self._awaits = None
+        self._inside.append(self._waited)
+        self._waited = None
 
     def waited(self, source: int) -> None:
         self._sources.append(source)
@@ -86,13 +92,13 @@ class _Stretches:
         self._inside.append(None)
         self.attending = True
 
-    def taken(self, sources: Sequence[int], waited: torch.Tensor | None) -> int:
-        """Work with these shards begins; returns how many stretches of no length that is."""
+    def begin_with(self, sources: Sequence[int], waited: torch.Tensor | None) -> int:
+        """Begin attention with these shards. Return the number of stretches of no length that this adds."""
         for number, source in enumerate(sources):
             if number:
                 self.computed()
             self.waited(source)
-        self._awaits = waited
+        self._waited = waited
         return 2 * len(sources) - 1
 
     def attended(self) -> None:
@@ -100,7 +106,7 @@ class _Stretches:
         self.attending = False
 
     def timing(self, durations_ms: Sequence[float]) -> IterationTiming:
-        """durations_ms: of each stretch, in order."""
+        """Return the timing of the iteration, given the duration of each stretch in order."""
         hops: list[HopTiming] = []
         linear: list[float] = []
         wait_ms, waited_for = 0.0, 0
@@ -121,7 +127,7 @@ class _Stretches:
 class CpuClock:
     """Wall clock; `pacer` slows the compute of an emulated rank."""
 
-    def __init__(self, pacer: Pacer) -> None:
+    def __init__(self, pacer: ComputePacer) -> None:
         self._pacer = pacer
 
     @property
@@ -145,7 +151,7 @@ class CpuClock:
     def computes_with(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
         self._settle()
         self._stretches.computed()
-        self._durations_ms += [0.0] * self._stretches.taken(sources, waited)
+        self._durations_ms += [0.0] * self._stretches.begin_with(sources, waited)
 
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
@@ -170,8 +176,8 @@ class CpuClock:
 class CudaClock:
     """CUDA events on the current stream; `read` synchronises with the last one.
 
-    Started and stopped while a graph is captured, it reads the graph's latest replay, which has to be over.
-    only_attention: nothing is computed outside of it. Then no event is recorded there: each takes 2 to 3 us.
+    A clock that was started and stopped while a graph was captured reads the graph's latest replay, which has
+    to be over. only_attention: the iteration has no linear layers, so no event is recorded outside attention.
     """
 
     def __init__(self, only_attention: bool = False) -> None:
@@ -187,14 +193,14 @@ class CudaClock:
         self._events = [recorded()]
 
     def _computed(self) -> None:
-        """A stretch of compute is over."""
+        """End a stretch of compute."""
         nothing = self._only_attention and not self._stretches.attending
         self._events.append(self._events[-1] if nothing else recorded())
         self._stretches.computed()
 
     def computes_with(self, sources: Sequence[int], waited: torch.Tensor | None = None) -> None:
         self._computed()
-        self._events += [self._events[-1]] * self._stretches.taken(sources, waited)
+        self._events += [self._events[-1]] * self._stretches.begin_with(sources, waited)
 
     @contextmanager
     def waiting(self, source: int) -> Iterator[None]:
@@ -217,7 +223,7 @@ class CudaClock:
 
 
 class NoClock:
-    """For runs nobody times."""
+    """A clock for runs that nobody times."""
 
     origin = Origin(0.0)
 
@@ -237,5 +243,6 @@ class NoClock:
         return IterationTiming(0.0, 0.0)
 
 
-def make_clock(device: torch.device, pacer: Pacer, only_attention: bool = False) -> Clock:
+def make_clock(device: torch.device, pacer: ComputePacer, only_attention: bool = False) -> Clock:
+    """Return the clock for a device. pacer: as in `CpuClock`; only_attention: as in `CudaClock`."""
     return CudaClock(only_attention) if device.type == "cuda" else CpuClock(pacer)

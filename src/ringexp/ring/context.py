@@ -17,7 +17,7 @@ class RingContext:
     Attributes:
         prefetch_hops: The number of hops that are posted ahead of compute; None: all of them.
         capacity: The number of slots of the cache that a model is asked for; None: as many as are filled.
-        held: The number of those slots that earlier chunks have filled already.
+        filled: The number of those slots that earlier chunks have filled already.
     """
 
     plan: Plan
@@ -27,4 +27,4 @@ class RingContext:
     clock: Clock
     prefetch_hops: int | None = None
     capacity: int | None = None
-    held: int = 0
+    filled: int = 0

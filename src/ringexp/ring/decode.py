@@ -1,9 +1,9 @@
-"""Decoding over a cache that lies where prefill left it: here partial results go round, not keys/values.
+"""Decoding over a cache that stays where prefill left it: partial results go round, not keys/values.
 
 Every rank has the new token's query and the keys/values of its own slots. It attends to those, and the ranks'
-results over disjoint keys are merged by their log-sum-exps. One rank, the owner, keeps the token's own keys
-and values. Results are merged in rank order, so all ranks have the same bits; no host waits for a device.
-Shapes are the same for every token, and what differs is in device memory, so a CUDA graph can do it.
+results over disjoint keys are merged by their log-sum-exps. One rank, the owner, keeps the new token's keys
+and values. All ranks merge in rank order, so they have the same bits. No host waits for a device. Shapes are
+the same for every token, and what differs is in device memory, so a CUDA graph can hold the work.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ringexp.ring.transport import RingPass, Transport
 
 @dataclass(frozen=True)
 class DecodeContext:
-    """What one rank needs to decode tokens, the same for all of them but for what `slots` say.
+    """Everything that one rank needs to decode tokens. Only the content of `slots` differs between tokens.
 
-    tokens: what each rank holds of the prompt, 0 for ranks that are not in the ring.
+    tokens: The number of the prompt's tokens per rank, 0 for ranks that are not in the ring.
     """
 
     tokens: Sequence[int]
@@ -42,10 +42,17 @@ def decode_attention(
     decode: DecodeContext,
     softmax_scale: float | None = None,
 ) -> torch.Tensor:
-    """Exact attention of one token over the caches of all ranks.
+    """Compute exact attention of one token over the caches of all ranks.
 
-    q: [B, 1, H, D], the same on all ranks. k and v: [B, capacity, Hkv, D], this rank's cache, token included.
-    Returns [B, 1, H, D] in q's dtype. `softmax_scale` as in `ring_attention`.
+    Args:
+        q: The token's query, [B, 1, H, D], the same on all ranks.
+        k: The keys of this rank's cache, [B, capacity, Hkv, D], the token's own included.
+        v: The values, like k.
+        decode: The surroundings of this rank.
+        softmax_scale: Multiplies the scores; None means 1/sqrt(D).
+
+    Returns:
+        The output [B, 1, H, D] in q's dtype.
     """
     batch, _, heads, dim = q.shape
     kv_heads = k.shape[2]
@@ -58,7 +65,7 @@ def decode_attention(
 
 
 def gather(x: torch.Tensor, tokens: Sequence[int], transport: Transport, clock: Clock) -> torch.Tensor:
-    """The x of every member of the ring, stacked in rank order, on each of them: [members, *x.shape]."""
+    """Return the x of every member of the ring, stacked in rank order: [members, *x.shape]."""
     members = ring_members(tokens)
     if len(members) == 1:
         return x.unsqueeze(0)
@@ -80,13 +87,20 @@ def gather(x: torch.Tensor, tokens: Sequence[int], transport: Transport, clock: 
     return gathered
 
 
-def stored(cache: torch.Tensor | None, new: torch.Tensor, held: int, capacity: int) -> torch.Tensor:
-    """The cache [B, slots, Hkv, D] with `new` [B, L, Hkv, D] behind the `held` slots that are filled.
+def stored(cache: torch.Tensor | None, new: torch.Tensor, filled: int, capacity: int) -> torch.Tensor:
+    """Write keys or values into the first free slots of a cache.
 
-    Without a cache, one of `capacity` slots is made, or of as many as are needed.
+    Args:
+        cache: [B, slots, Hkv, D]; None or empty: a new one of `capacity` slots, or of as many as are needed.
+        new: What is written, [B, L, Hkv, D].
+        filled: The number of slots that are filled already.
+        capacity: The number of slots of a new cache.
+
+    Returns:
+        The cache.
     """
-    needed = held + new.shape[1]
+    needed = filled + new.shape[1]
     if cache is None or not cache.numel():
         cache = new.new_empty((new.shape[0], max(needed, capacity), *new.shape[2:]))
-    cache[:, held:needed] = new
+    cache[:, filled:needed] = new
     return cache

@@ -1,7 +1,7 @@
-"""Functions that talk to other ranks run as they are where torch.compile meets them: a graph breaks there.
+"""Functions that talk to other ranks are not compiled: a graph of torch.compile breaks where it meets one.
 
-torch.compiler.disable does it, but imports the compiler, which takes seconds. So it is asked only where the
-compiler has been imported already.
+torch.compiler.disable does this, but imports the compiler, which takes seconds. So it is called only after
+somebody else has imported the compiler.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ R = TypeVar("R")
 
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function that torch.compile leaves alone, and everything that it calls."""
-    uncompiled: dict[str, Callable[..., Any]] = {}
+    """Return the function so that torch.compile leaves it alone, with everything that it calls."""
+    uncompiled: dict[str, Callable[P, R]] = {}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

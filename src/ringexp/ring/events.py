@@ -8,19 +8,20 @@ from ringexp.ring.timing import Origin
 
 
 def since(begun: torch.cuda.Event, ended: torch.cuda.Event, origin: Origin) -> tuple[float, float]:
-    """A `Transfer`, but for the origin."""
+    """Return when a hop began and how long it took, in ms; with an `Origin` left open, a `Transfer`."""
+    assert origin.event is not None
     return origin.event.elapsed_time(begun), begun.elapsed_time(ended)
 
 
 def nothing(origin: Origin) -> tuple[float, float]:
-    """As `since`, of a hop for which nothing was carried."""
+    """Return the times of a hop for which nothing was carried; a `Transfer`."""
     return 0.0, 0.0
 
 
 def recorded() -> torch.cuda.Event:
-    """A timed event, recorded on the current stream; in a graph at every replay.
+    """Return a timed event, recorded on the current stream; in a graph at every replay.
 
-    Whoever asks for one while a graph is captured must keep it as long as the graph, which keeps a pointer.
+    An event that is recorded while a graph is captured must live as long as the graph, which points to it.
     """
     event = torch.cuda.Event(enable_timing=True, external=True)
     event.record()

@@ -7,11 +7,12 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
+from ringexp.ring.links import Links
 from ringexp.ring.pending import PendingShard
 from ringexp.ring.ring_group import PeerLost
 from ringexp.ring.route import Route
@@ -29,9 +30,9 @@ class GlooTransport(Transport):
 
     name = "gloo"
 
-    def __init__(self, links: dist.ProcessGroup | dist.ProcessGroupGloo | None = None) -> None:
+    def __init__(self, links: Links | dist.ProcessGroup | None = None) -> None:
         """Take connections to all ranks, in rank order, as `links`; None: those of the default group."""
-        self._links: Any = resolved(None) if links is None else links
+        self._links = cast("Links", resolved(None) if links is None else links)
         super().__init__(self._links.rank())
         self._forwarder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring-forwarder")
 

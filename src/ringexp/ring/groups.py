@@ -1,4 +1,4 @@
-"""Process groups as rings: the transport of each, kept from call to call.
+"""Process groups as rings: each group's transports, kept from call to call.
 
 A transport is made at a group's first ring and kept until `close`, with a thread (gloo) or device memory that
 peers have mapped (ipc), and it keeps the group alive.
@@ -83,7 +83,7 @@ def broadcast(x: torch.Tensor, source: int, group: dist.ProcessGroup | None = No
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a CUDA device the current one, which events and the driver's calls are about."""
+    """Make a CUDA device the current one, to which events and the driver's calls refer."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

@@ -22,7 +22,7 @@ from ringexp.ring.transport import RingPass, shard_shape
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What stays the same from pass to pass on one rank.
+    """Everything that stays the same from pass to pass on one rank.
 
     Attributes:
         near: The peers on this rank's own GPU.

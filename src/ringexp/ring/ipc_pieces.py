@@ -1,4 +1,4 @@
-"""How a shard is cut into pieces of heads, so that its first heads arrive long before its last."""
+"""Cutting a shard into pieces of heads, so that its first heads arrive long before its last."""
 
 from __future__ import annotations
 

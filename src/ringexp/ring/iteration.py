@@ -1,4 +1,4 @@
-"""One iteration of a rank's work, run again and again: eagerly, or as one CUDA graph.
+"""Repeating one iteration of this rank's work, eagerly or as one CUDA graph.
 
     iteration = Iteration(lambda: workload.forward(local, ring), ring)
     iteration.capture()                      # optional: from here on the graph is replayed
@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -25,11 +25,11 @@ from ringexp.ring.transport import Transport
 T = TypeVar("T")
 
 HEAD_START_CYCLES = 300_000
-"""Of the GPU, .15 ms: longer than hosts take from a barrier among them until each has launched its graph."""
+"""0.15 ms on the GPU. Hosts need less from a barrier among them until each has launched its graph."""
 
 
 class Iteration:
-    """`work` is what `ring` takes part in; all ranks call `capture` and `run` in step."""
+    """Times `work`, which uses `ring`. All ranks call `capture` and `run` in step."""
 
     def __init__(self, work: Callable[[], torch.Tensor], ring: RingContext) -> None:
         self._work, self._ring = work, ring
@@ -37,16 +37,16 @@ class Iteration:
         self._captured: tuple[torch.Tensor, list[Transfer]] | None = None
 
     def line_up(self) -> None:
-        """Have no rank begin what comes next, `run` for one, before all are there; call it after a barrier.
+        """Let all ranks begin what follows, such as `run`, at one time. Call it after a barrier.
 
-        A graph is launched while the GPU still waits: so the ranks begin together, whenever their hosts do.
+        The GPU waits while hosts launch their graphs, so the ranks begin together, whenever their hosts do.
         """
         if self._graph is not None:
             torch.cuda._sleep(HEAD_START_CYCLES)
         self._ring.transport.barrier()
 
     def run(self) -> tuple[torch.Tensor, IterationTiming]:
-        """The output, which the next run may overwrite, and what the clock and the transport saw."""
+        """Return the output, which the next run may overwrite, and the timing with all transfers."""
         if self._graph is None or self._captured is None:
             output, transfers = self._perform()
         else:
@@ -58,9 +58,9 @@ class Iteration:
         return output, timing.with_transfers([transfer(origin) for transfer in transfers], self._ring.rank)
 
     def capture(self, warm: bool = False) -> None:
-        """Replay a CUDA graph in later runs.
+        """Capture the work as a CUDA graph, which later runs replay.
 
-        warm: the work has been done before. Else it is done twice here: once to warm up, once to try.
+        warm: The work has been done before. If not, it is done twice here: to warm up, and to try the graph.
         """
         if not warm:
             self.run()
@@ -70,9 +70,9 @@ class Iteration:
             self.run()
 
     def back_to_back_ms(self, count: int) -> float:
-        """Time of one of `count` runs that nothing separates, as the layers of a model follow each other.
+        """Return the time per run of `count` runs in a row, as the layers of a model follow each other.
 
-        Lined up before the first.
+        The ranks are lined up before the first.
         """
         self.line_up()
         stop = _stopwatch()
@@ -91,41 +91,44 @@ class Iteration:
 
 
 class Repeated:
-    """Work on one tensor, done again and again on the same memory: eagerly, or as a CUDA graph.
+    """Repeats work on one tensor, always in the same memory: eagerly, or as a CUDA graph.
 
-    A graph is captured right after the first time, and anew once what it points to has moved or the transport
-    is another one.
+    The graph is captured right after the first call, and again when memory that it points to has moved or
+    another transport is used.
     """
 
     def __init__(self) -> None:
         self._input: torch.Tensor | None = None
-        self._graph: tuple[torch.cuda.CUDAGraph, Any] | None = None
+        self._graph: tuple[torch.cuda.CUDAGraph, object] | None = None
         self._made_for: tuple[Transport, int] | None = None  # and its epoch
 
     def __call__(self, x: torch.Tensor, work: Callable[[torch.Tensor], T], transport: Transport | None) -> T:
-        """`work(x)`, which the next call may overwrite; in a graph if the transport of the work is given.
+        """Return `work(x)`, which the next call may overwrite.
 
-        All work has to be the same, but for what is in device memory.
+        Args:
+            x: The input; its content may differ from call to call.
+            work: The same work in every call, except for the content of device memory.
+            transport: The transport that the work uses, to run it as a graph; None: run it eagerly.
         """
         if self._input is None:
             self._input = torch.empty_like(x)
-        mine = self._input.copy_(x)
+        x = self._input.copy_(x)
         if transport and self._graph and self._made_for == (transport, transport.memory.epoch):
             graph, output = self._graph
             graph.replay()
-            return output
-        output = work(mine)
+            return cast("T", output)
+        output = work(x)
         if transport:
-            self._graph, self._made_for = captured(lambda: work(mine)), (transport, transport.memory.epoch)
+            self._graph, self._made_for = captured(lambda: work(x)), (transport, transport.memory.epoch)
         return output
 
     def renew(self) -> None:
-        """Memory that the work points to has moved."""
+        """Capture the graph again at the next call: memory that the work points to has moved."""
         self._made_for = None
 
 
 def captured(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """`work` as a CUDA graph, and what it returned while it was captured; do it once before."""
+    """Capture `work`, which has run before, as a CUDA graph. Return the graph and what `work` returned."""
     graph = torch.cuda.CUDAGraph()
     # A green context's stream is current where it limits this rank, and only on it is a graph limited.
     current = torch.cuda.current_stream()
@@ -142,7 +145,7 @@ def captured(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 
 
 def _stopwatch() -> Callable[[], float]:
-    """Starts timing; the call that stops it returns milliseconds, after waiting for the current stream."""
+    """Start timing. Return a function that waits for the current stream and returns the time in ms."""
     began = time.perf_counter()
     begun = recorded() if torch.cuda.is_initialized() else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ class LoopbackTransport(Transport):
     def __init__(self, rank: int = 0, announces: bool = False, lays_out: bool = False) -> None:
         super().__init__(rank)
         self.announces, self._lays_out = announces, lays_out
-        self._repeated: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._repeated: dict[tuple[object, ...], torch.Tensor] = {}
 
     def circulate(self, k: torch.Tensor, v: torch.Tensor, ring_pass: RingPass) -> Generator[PendingShard]:
         sources = self.arrival_order(ring_pass.tokens)

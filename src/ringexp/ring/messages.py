@@ -1,8 +1,8 @@
-"""Small values that ranks tell each other: JSON over a process group, never code.
+"""Small values that ranks exchange, as JSON over a process group, never as code.
 
     messages = Messages(group, kinds=(IterationTiming, HopTiming), key=secret)
     timings = messages.all_gather(timing)                # every rank's, on every rank
-    known = messages.broadcast(table, source=0)          # that of rank 0
+    table = messages.broadcast(table, source=0)          # that of rank 0
 
 A value is None, a bool, a number (NaN and infinity too), text, bytes, a list, tuple or dict of values, or an
 instance of one of the dataclasses `kinds`. It arrives as it was, floats bit by bit. With a key each message
@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -57,16 +57,16 @@ class Messages:
     def all_gather(self, value: T) -> list[T]:
         """Return every rank's value. Raises RunFailed for a message that no rank of this run sent."""
         self._count += 1
-        mine = self._signed(value)
+        message = self._signed(value)
         sizes = torch.empty(self._world, dtype=torch.int64, device="cpu")
-        dist.all_gather(list(sizes.split(1)), torch.tensor([len(mine)], device="cpu"), self._group)
+        dist.all_gather(list(sizes.split(1)), torch.tensor([len(message)], device="cpu"), self._group)
         longest = self._checked(int(sizes.max()), int(sizes.argmax()))
         padded = torch.zeros(longest, dtype=torch.uint8, device="cpu")
-        padded[: len(mine)] = mine
+        padded[: len(message)] = message
         everyone = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(everyone, padded, self._group)
         return [
-            value if rank == self._rank else self._opened(bytes(raw[:size].numpy()), rank)
+            value if rank == self._rank else cast("T", self._opened(bytes(raw[:size].numpy()), rank))
             for rank, (raw, size) in enumerate(zip(everyone, sizes.tolist(), strict=True))
         ]
 
@@ -82,7 +82,7 @@ class Messages:
         dist.broadcast(size, group=self._group, group_src=source)
         raw = torch.empty(self._checked(int(size), source), dtype=torch.uint8, device="cpu")
         dist.broadcast(raw, group=self._group, group_src=source)
-        return self._opened(bytes(raw.numpy()), source)
+        return cast("T", self._opened(bytes(raw.numpy()), source))
 
     def _signed(self, value: object) -> torch.Tensor:
         text = self._codec.encode(value)
@@ -94,7 +94,7 @@ class Messages:
         about = f"{self._channel} {self._count} {sender}\n".encode()
         return hmac.digest(self._key, about + text, "sha256")
 
-    def _opened(self, raw: bytes, sender: int) -> Any:
+    def _opened(self, raw: bytes, sender: int) -> object:
         length = CODE_BYTES if self._key else 0
         code, text = raw[:length], raw[length:]
         if not hmac.compare_digest(code, self._code(text, sender)):
@@ -129,7 +129,7 @@ class Codec:
         """Return the JSON text of a value. Raises TypeError for a type that is not in `kinds`."""
         return json.dumps(self._plain(value), separators=(",", ":")).encode()
 
-    def decode(self, text: bytes) -> Any:
+    def decode(self, text: bytes) -> object:
         """Return the value of a text. Raises ValueError or TypeError for what `encode` does not write."""
         return json.loads(text, object_hook=self._typed)
 
@@ -137,8 +137,8 @@ class Codec:
         kind = type(value)
         if kind in _SCALARS:
             return value
-        if known := self._of_type.get(kind):
-            return {known.name: self._row(known, value)}
+        if entry := self._of_type.get(kind):
+            return {entry.name: self._row(entry, value)}
         if kind is list:
             first = self._of_type.get(type(value[0])) if value else None
             if first and all(type(item) is first.kind for item in value):
@@ -157,15 +157,15 @@ class Codec:
     def _items(self, values: Iterable[object]) -> list[object]:
         return [item if type(item) in _SCALARS else self._plain(item) for item in values]
 
-    def _row(self, known: _Kind, value: object) -> object:
-        return known.values_of(value) if known.flat else self._items(known.values_of(value))
+    def _row(self, kind: _Kind, value: object) -> object:
+        return kind.values_of(value) if kind.flat else self._items(kind.values_of(value))
 
     def _typed(self, members: dict[str, Any]) -> object:
         ((name, content),) = members.items()
-        if known := self._kinds.get(name):
-            return known.make(content)
-        if name.endswith("*") and (known := self._kinds.get(name[:-1])):
-            return [known.make(row) for row in content]
+        if kind := self._kinds.get(name):
+            return kind.make(content)
+        if name.endswith("*") and (kind := self._kinds.get(name[:-1])):
+            return [kind.make(row) for row in content]
         if name == "tuple":
             return tuple(content)
         if name == "dict":

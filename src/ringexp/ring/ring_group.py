@@ -1,4 +1,4 @@
-"""The ranks of a process group as one ring: if one rank fails in a call that all make, the others are told.
+"""The ranks of a process group as one ring: if one rank fails in a call that all make, the others hear of it.
 
     with ring_group_of(group) as ring_group:    # in every such call
         ...
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from ringexp.choices import TRANSPORTS
 from ringexp.errors import RingError, UserError
+from ringexp.ring.links import Links
 from ringexp.ring.transport import Transport
 
 _UNUSED_TAG = 1 << 20
@@ -52,7 +53,7 @@ class RingGroup:
         self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
         self.linked = self.size > 1 and backends(group).get("cpu") == "gloo"
         self.transports: dict[tuple[torch.device, str], Transport] = {}
-        self._links: Any = None
+        self._links: Links | None = None
         self._met = self.size == 1
         self._depth = self._calls = 0
         self.ended, self._refused = "", False
@@ -64,7 +65,7 @@ class RingGroup:
         """Raise UserError if a plan is for another number of ranks."""
         if world_size != self.size:
             raise UserError(
-                f"the plan is for {world_size} ranks, but the group has {self.size}; plan one speed a rank"
+                f"the plan is for {world_size} ranks, but the group has {self.size}; plan one speed per rank"
             )
 
     def __enter__(self) -> RingGroup:
@@ -108,12 +109,13 @@ class RingGroup:
         return after
 
     @property
-    def links(self) -> Any:
-        """Connections to all ranks, if linked: a ProcessGroupGloo, whose stub lacks its methods."""
+    def links(self) -> Links:
+        """The connections to all ranks, if linked; made at the first use."""
         if self._links is None:
             self.meet()
             store = dist.PrefixStore("links", self._store)
-            self._links = dist.ProcessGroupGloo(store, self.rank, self.size, _timeout(self._group))
+            gloo = dist.ProcessGroupGloo(store, self.rank, self.size, _timeout(self._group))
+            self._links = cast("Links", gloo)
             # To be freed by let_go alone: an interpreter that frees it while it ends does not return.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._links))
         return self._links
@@ -146,23 +148,23 @@ class RingGroup:
             with torch.no_grad():
                 x.copy_(staged)
 
-    def all_reduce(self, x: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> None:
+    def all_reduce(self, x: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
         """Reduce x, which lies where `place` says, over all ranks of the group."""
         if self.size > 1:
             _finish(lambda: self.begin_all_reduce(x, op))
 
-    def begin_all_reduce(self, x: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> dist.Work:
+    def begin_all_reduce(self, x: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> dist.Work:
         """Begin to reduce x over all ranks of the group, more than one."""
         if self.linked:
             options = dist.AllreduceOptions()
-            options.reduceOp = op
+            options.reduceOp = dist.ReduceOp(op)
             return self.links.allreduce([x], options)
         work = dist.all_reduce(x, op, group=self._group, async_op=True)
         assert work is not None
         return work
 
     def place(self, device: torch.device) -> torch.device:
-        """Return where the few numbers lie that ranks tell each other: on the host if it has connections."""
+        """Return where small tensors that ranks exchange lie: on the CPU if ranks are connected there."""
         return torch.device("cpu") if self.linked else device
 
     def let_go(self) -> None:
@@ -173,8 +175,8 @@ class RingGroup:
 
     def _first_failure(self) -> str:
         """Return the group's first failure: the one in the store, or else this rank's, which is put there."""
-        mine = json.dumps(self.ended)
-        first = self._store.compare_set("failure", "", mine)
+        text = json.dumps(self.ended)
+        first = self._store.compare_set("failure", "", text)
         text = json.loads(first)
         return text if isinstance(text, str) else self.ended
 
@@ -197,10 +199,10 @@ class RingGroup:
         """
         try:
             self._wait_for(f"refused/{self._calls}", "broken", _PATIENCE)
-            mine = "go on"
+            answer = "go on"
         except PeerLost:
-            mine = "ended"
-        decision = self._store.compare_set("decision", "", mine)
+            answer = "ended"
+        decision = self._store.compare_set("decision", "", answer)
         self._refused = decision in ("go on", b"go on")
         return self._refused
 
@@ -274,8 +276,8 @@ def _timeout(group: dist.ProcessGroup | None) -> timedelta:
     """Return how long the group's ranks wait for each other."""
     assert group is not None
     device = torch.device("cpu" if "cpu" in backends(group) else "cuda")
-    found = getattr(group._get_backend(device).options, "_timeout", None)
-    return found if isinstance(found, timedelta) else default_pg_timeout
+    timeout = getattr(group._get_backend(device).options, "_timeout", None)
+    return timeout if isinstance(timeout, timedelta) else default_pg_timeout
 
 
 def _described(error: BaseException) -> str:

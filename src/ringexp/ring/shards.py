@@ -1,4 +1,4 @@
-"""Between a whole prompt and the parts of it that ranks hold, for tensors of any shape and dtype."""
+"""Cutting a tensor into the parts that ranks hold, and joining them, for any shape and dtype."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ def shard(x: torch.Tensor, plan: Plan, rank: int, dim: int = 1) -> torch.Tensor:
 def unshard(
     local: torch.Tensor, plan: Plan, group: dist.ProcessGroup | None = None, dim: int = 1
 ) -> torch.Tensor:
-    """The whole of what every rank has its part of, on all ranks of the group, which call it together.
+    """Join the parts of all ranks into the whole tensor, on each of them. All ranks call it together.
 
-    local: this rank's, `dim` its tokens; alike on all ranks in all other dimensions and in dtype.
+    Args:
+        local: This rank's part. All ranks' parts are alike in dtype and in all dimensions but `dim`.
+        plan: The plan that says which positions each rank holds.
+        group: The process group; None is the default one.
+        dim: The dimension of the tokens.
     """
     with ring_group_of(group) as ring_group:
         return _gathered(local, plan, ring_group, dim)

@@ -1,29 +1,35 @@
-"""What a clock reads: plain numbers, free of torch."""
+"""The timings that a clock reads: plain numbers, free of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Origin:
-    """When an iteration began: by `time.perf_counter`, and on CUDA also as an event."""
+    """The begin of an iteration: by `time.perf_counter`, and on CUDA also as an event."""
 
     host_s: float
-    event: Any = None
+    event: torch.cuda.Event | None = None
 
 
 @dataclass(frozen=True)
 class HopTiming:
     """One arrival of keys/values, and the blocks computed with them.
 
-    wait_ms: computing stood still for it. compute_ms: attention, from its arrival to the next wait or the
-    end of the layer's attention. transfer_ms: how long the hop was in flight on this rank, hidden or
-    not; over IPC, where shards are sent to all, that of what the rank sent; 0 for its own shard.
-    transfer_start_ms: when that began, from the start of the iteration. layer: whose attention it was for,
-    counted from 0.
+    Attributes:
+        source: The rank whose keys/values arrived.
+        wait_ms: How long compute stood still for them.
+        compute_ms: The attention from their arrival to the next wait, or to the end of the layer's attention.
+        transfer_ms: How long the hop was in flight on this rank, hidden or not; 0 for the rank's own shard.
+            Over IPC, where a rank sends its shard to all others, this is what the rank sent.
+        transfer_start_ms: The begin of that transfer, from the start of the iteration.
+        layer: The layer whose attention the hop was for, counted from 0.
     """
 
     source: int
@@ -38,8 +44,10 @@ class HopTiming:
 class IterationTiming:
     """One rank's view of one iteration; all in milliseconds.
 
-    linear_ms: computing outside attention, before the first layer's, between two, after the last layer's.
-    busy = linear + attention; busy + waits = latency.
+    Attributes:
+        latency_ms: The whole iteration: busy_ms and all waits.
+        busy_ms: Linear layers and attention.
+        linear_ms: Compute outside attention: before the first layer's, between two, and after the last one's.
     """
 
     latency_ms: float
@@ -48,9 +56,9 @@ class IterationTiming:
     linear_ms: list[float] = field(default_factory=list)
 
     def with_transfers(self, transfers: Sequence[tuple[float | None, float]], rank: int) -> IterationTiming:
-        """The same with the hops' transfers filled in, (start, duration) in order; own shards have none.
+        """Return the timing with the hops' transfers filled in; the rank's own shards have none.
 
-        A start of None is that of the layer's attention.
+        transfers: (start, duration) in order; a start of None means that of the layer's attention.
         """
         remaining = iter(transfers)
         hops: list[HopTiming] = []

@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
 
 from ringexp.choices import TRANSPORTS
+from ringexp.ring.links import Links
 from ringexp.ring.pending import PendingShard
 from ringexp.ring.route import Route
 from ringexp.ring.transfers import Transfers
@@ -63,18 +64,18 @@ class TransportMemory:
 
 @dataclass(frozen=True)
 class Connection:
-    """What a transport is made from, on each rank of a process group.
+    """Everything that a rank makes its end of a transport from.
 
     Attributes:
         group: None is the default group.
         key: The run's secret, for messages between its ranks; empty if they have none.
-        links: Connections of a ring group to all ranks, in place of the group's own (a ProcessGroupGloo).
+        links: Connections of a ring group to all ranks, in place of the group's own.
     """
 
     device: torch.device
     group: dist.ProcessGroup | None = None
     key: bytes = b""
-    links: Any = None
+    links: Links | None = None
 
 
 class Transport(ABC):
@@ -156,7 +157,7 @@ def make_transport(
     device: torch.device,
     group: dist.ProcessGroup | None = None,
     key: bytes = b"",
-    links: Any = None,
+    links: Links | None = None,
 ) -> Transport:
     """Return the transport of a resolved name. The group is initialised; the rest is as in `Connection`."""
     kind: type[Transport] = TRANSPORTS[name].load()

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from functools import cache
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from ringexp.choices import did_you_mean
 from ringexp.errors import UserError
 from ringexp.models.shape import ModelShape
 from ringexp.planning import HopCost, NodeLinks, RankCost
+from ringexp.stored import an_object
+
+T = TypeVar("T")
 
 MOST_DEVICES = 65_536
 SHIPPED = Path(__file__).with_name("hardware.yaml")
@@ -138,8 +141,8 @@ def _read(path: Path) -> tuple[dict[str, Device], dict[str, Link]]:
     return devices, links
 
 
-def _device(name: str, given: dict[str, Any]) -> Device:
-    sheet, fraction = given["datasheet"], given["fraction"]
+def _device(name: str, given: Mapping[str, object]) -> Device:
+    sheet, fraction = an_object(given["datasheet"], "datasheet"), an_object(given["fraction"], "fraction")
     peak = _positive(sheet["bf16_tflops"])
     return Device(
         name=str(name),
@@ -155,22 +158,25 @@ def _device(name: str, given: dict[str, Any]) -> Device:
     )
 
 
-def _link(given: dict[str, Any]) -> Link:
+def _link(given: Mapping[str, object]) -> Link:
     return Link(_positive(given["gbps"]) * _positive(given["fraction"]), _finite(given["latency_us"]))
 
 
-def _positive(value: Any) -> float:
+def _positive(value: object) -> float:
     return _finite(value, above=True)
 
 
-def _finite(value: Any, above: bool = False) -> float:
+def _finite(value: object, above: bool = False) -> float:
     """Return a finite number that is at least 0, or above 0 with `above`."""
-    if isinstance(value, bool) or not 0 <= float(value) < inf or (above and not float(value) > 0):
-        raise ValueError(f"{value} must be {'above' if above else 'at least'} 0, and finite")
-    return float(value)
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        number = float(value)
+        if 0 <= number < inf and not (above and number == 0):
+            return number
+    raise ValueError(f"{value} must be {'above' if above else 'at least'} 0, and finite")
 
 
-def _known(what: str, name: str, known: Mapping[str, Any]) -> Any:
+def _known(what: str, name: str, known: Mapping[str, T]) -> T:
+    """Return the device or link of a name. Raises UserError, with a suggestion, for another name."""
     if name not in known:
         hint = did_you_mean(name, list(known))
         raise UserError(f"{what} {name} is unknown; choose one of {', '.join(known)}{hint}")

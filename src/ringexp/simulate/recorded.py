@@ -20,7 +20,7 @@ from ringexp.models.registry import model_of
 from ringexp.planning import HopCost, Mask, Plan, RankCost, make_plan
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged, read_config, read_record, read_rows, result_of
-from ringexp.report.frame import complete, load_runs
+from ringexp.report.frame import complete, each_run, load_runs
 from ringexp.report.measured_costs import costs_of, hop_of
 from ringexp.report.row import COMPLETE, read_row
 from ringexp.report.values import LARGEST, number, section, setting
@@ -214,7 +214,7 @@ def _busy_ms(folder: Path, ranks: int) -> list[list[float]]:
 def find_recorded(folders: Sequence[Path]) -> list[Recorded]:
     """Return all runs under some folders that can be replayed. Raises UserError if there is none."""
     found = []
-    for row in complete(load_runs(folders)).itertuples():
+    for row in each_run(complete(load_runs(folders))):
         with suppress(UserError):
             found.append(read_recorded(Path(row.folder)))
     if not found:

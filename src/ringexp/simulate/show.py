@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ringexp.atomic import write_atomically
 from ringexp.errors import UserError
 from ringexp.printable import plain, shown
+from ringexp.report.terminal import text_console
 from ringexp.ring.timing import IterationTiming
 from ringexp.simulate.recorded import Recorded
 from ringexp.simulate.rings import Outcome, Ring, Split
@@ -49,7 +47,7 @@ def outcomes_table(outcomes: Sequence[Outcome], ring: Ring) -> None:
             by,
         )
     _print(table)
-    shares = Table(title="Tokens a rank", title_justify="left")
+    shares = Table(title="Tokens per rank", title_justify="left")
     for name in ("tokens", "partitioner", "layout", *dict.fromkeys(ring.names)):
         shares.add_column(name, justify="right" if name in ring.names else "left")
     for one in outcomes:
@@ -113,7 +111,7 @@ def outcomes_json(outcomes: Sequence[Outcome], ring: Ring) -> str:
 
 def replay_json(runs: Sequence[Recorded]) -> str:
     (middle, high), (busy_middle, busy_high) = _errors(runs)
-    rows: list[dict[str, Any]] = [
+    rows: list[dict[str, object]] = [
         {
             "run": plain(run.folder),
             "measured_ms": run.measured_ms,
@@ -143,7 +141,7 @@ def draw_timelines(
         (
             split.partitioner,
             f"{split.partitioner}, {split.layout}: simulated, {tokens(split.seq_len)} tokens, "
-            f"{ranks[0].latency_ms:.4g} ms a layer",
+            f"{ranks[0].latency_ms:.4g} ms per layer",
             ranks,
         )
         for split, ranks in timed
@@ -168,4 +166,4 @@ def draw_timelines(
 
 
 def _print(table: Table) -> None:
-    Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160).print(table)
+    text_console().print(table)

@@ -1,4 +1,4 @@
-"""Who has which colour: Okabe and Ito's (Color Universal Design, 2008), told apart by the colour-blind."""
+"""Colours that colour-blind readers can tell apart: Okabe and Ito, Color Universal Design, 2008."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ COLOURS = {
     "balanced": GREEN,
     "adaptive": VERMILION,
 }
-"""Of partitioners."""
+"""The colours of partitioners, in the order of the study."""
 
-OTHER_COLOUR = "#999999"
+OTHER_COLOURS = ("#999999", "#8C6D31", "#7B4173")
+"""For partitioners from plug-ins."""
 
 RANK_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK)
-"""Of ranks, in rank order."""
+"""The colours of ranks, in rank order."""

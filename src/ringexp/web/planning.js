@@ -1,8 +1,8 @@
 "use strict";
-// What ringexp/planning/ and ringexp/launch/planning.py compute, for the browser: without chunks, padding and
-// memory limits, and with all hops posted ahead of compute.
+// The planner of ringexp/planning/ for the browser: without chunks, padding and memory limits, and with all hops
+// posted ahead of compute. It needs no DOM, so node can run it.
 // Costs, hops and their names are those of Python; a span is [start, stop], a shard a sorted list of spans.
-// tests/report/test_planner.py holds both against each other.
+// tests/web/test_golden.py compares it with the Python planner.
 
 function sum(values) {
   let total = 0;
@@ -316,3 +316,5 @@ function capacityIdealMs({ seqLen, costs, speeds, causal }) {
   const fastest = best(speeds);
   return (aloneMs(costs[fastest], seqLen, causal) * speeds[fastest]) / sum(speeds);
 }
+
+if (typeof module !== "undefined") module.exports = { planned, capacityIdealMs, aloneMs };

@@ -35,7 +35,7 @@ class CheckpointCheck:
 
     @property
     def exact(self) -> bool:
-        """Tell if nothing but rounding was found; a NaN is not rounding."""
+        """Tell whether the models differ by rounding only; a NaN is not rounding."""
         return self.error is None or self.error <= CHECKPOINT_BOUND
 
     def why_inexact(self, folder: object) -> str | None:
@@ -75,7 +75,7 @@ def compare_with_hugging_face(model: nn.Module, folder: str | Path, ids: torch.T
     ids = ids[:, :PROMPT].to(device)
     try:
         expected = _their_logits(folder, ids, dtype, precise)
-    except Exception as error:  # whatever transformers raises, nothing is known of our model then
+    except Exception as error:  # whatever transformers raises, it says nothing about our model
         _free_memory()
         reason = " ".join(str(error).split()) or type(error).__name__
         return CheckpointCheck(left_out=f"transformers cannot compute it: {reason}")
@@ -114,8 +114,8 @@ def _their_logits(
 def _our_logits(model: nn.Module, ids: torch.Tensor, precise: torch.dtype) -> torch.Tensor:
     """Return logits [1, L, V] of a copy of our model, computed with FMS's own attention."""
     shared = {
-        id(each): nn.Parameter(each.detach().to(ids.device, precise), requires_grad=False)
-        for each in model.parameters()
+        id(weight): nn.Parameter(weight.detach().to(ids.device, precise), requires_grad=False)
+        for weight in model.parameters()
     }
     ours = copy.deepcopy(model, {**shared})  # everything but the weights, which are there already
     positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape[0], -1)

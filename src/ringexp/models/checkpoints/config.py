@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ringexp.errors import UserError
 from ringexp.models.checkpoints.keys import IGNORED, SWITCHED_OFF, Family, family_of
@@ -49,9 +48,12 @@ SPECIAL = {
 class CheckpointConfig:
     """The model of a checkpoint, in Hugging Face's meaning, with its defaults filled in.
 
-    activation: FMS's name. llama3: the four settings of Llama 3's rope scaling, if the rope is scaled.
-    window: the shortest sliding window that any layer attends to, None without one. max_position: the context
-    that the model was made for. Multipliers are Granite's.
+    Attributes:
+        activation: FMS's name.
+        max_position: the context that the model was made for.
+        llama3: the four settings of Llama 3's rope scaling; None if the rope is not scaled.
+        window: the shortest sliding window that any layer attends to; None without one.
+        attention_multiplier: Granite's, as are the other multipliers and logits_scaling.
     """
 
     family: Family
@@ -88,11 +90,11 @@ class CheckpointConfig:
 
     @property
     def longest(self) -> int:
-        """The longest context that can be computed, where no other is asked for."""
+        """Return the longest context that can be computed, which is the default."""
         return self.max_position if self.window is None else min(self.window, self.max_position)
 
 
-def parse_config(folder: object, raw: Mapping[str, Any]) -> CheckpointConfig:
+def parse_config(folder: object, raw: Mapping[str, object]) -> CheckpointConfig:
     """Read the settings of a config.json.
 
     Raises UserError for a family, a key or a value that is not known to be computed as Hugging Face does.
@@ -166,7 +168,7 @@ def _head_dim(values: ConfigValues, family: Family, hidden: int, heads: int) -> 
 def _activation(values: ConfigValues, family: Family) -> str:
     allowed = family.activations or tuple(ACTIVATIONS)
     name = values.get("hidden_act")
-    if name not in allowed:
+    if not isinstance(name, str) or name not in allowed:
         raise values.refusal("hidden_act", f"FMS's {family.model_type} computes {', '.join(allowed)}")
     return ACTIVATIONS[name]
 
@@ -174,11 +176,11 @@ def _activation(values: ConfigValues, family: Family) -> str:
 def _window(values: ConfigValues, family: Family) -> int | None:
     """Return the window that some layer has, by the rules of Hugging Face's class of the family."""
     layers = values.count("num_hidden_layers")
-    types = values.get("layer_types")
-    if types is not None and not (isinstance(types, list) and len(types) == layers):
+    types = values.get("layer_types") or []
+    if not isinstance(types, list) or (values.get("layer_types") is not None and len(types) != layers):
         raise values.refusal("layer_types", f"it needs one entry for each of {layers} layers")
     allowed = ["full_attention"] + ["sliding_attention"] * family.mixed_layers
-    if any(kind not in allowed for kind in types or ()):
+    if any(kind not in allowed for kind in types):
         raise values.refusal("layer_types", f"FMS's {family.model_type} takes {' and '.join(allowed)}")
     if not family.windows:
         return None

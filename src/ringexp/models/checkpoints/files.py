@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ringexp.errors import UserError
 
@@ -31,9 +30,13 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 class WeightFiles:
     """The files of one checkpoint.
 
-    kind: SAFETENSORS or TORCH. paths: the files, in order. shapes: of each tensor, by name; None for TORCH,
-    whose files have to be loaded to know them. file_of: the file of each tensor, as far as it is known.
-    named: tensors that an index lists; they have to be in its files.
+    Attributes:
+        folder: the checkpoint.
+        kind: SAFETENSORS or TORCH.
+        paths: the files, in order.
+        shapes: the shape of each tensor, by name; None for TORCH, whose files have to be loaded for it.
+        file_of: the file of each tensor; empty for TORCH.
+        named: tensors that an index lists; they have to be in its files.
     """
 
     folder: Path
@@ -86,7 +89,7 @@ def why_no_content(path: Path) -> str | None:
     return "is empty; fetch it again" if not start else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """Read a table from a JSON file. Raises UserError if it cannot be read or is something else."""
     try:
         wrong = why_no_content(path)
@@ -141,9 +144,9 @@ def _checked(folder: Path, kind: str, paths: tuple[Path, ...], named: frozenset[
     return WeightFiles(folder, kind, paths, shapes, file_of, named)
 
 
-def check_named(folder: Path, kind: str, named: frozenset[str], there: frozenset[str]) -> None:
+def check_named(folder: Path, kind: str, named: frozenset[str], names: frozenset[str]) -> None:
     """Raise UserError if a tensor that the index names is in none of its files."""
-    missing = sorted(named - there)
+    missing = sorted(named - names)
     if missing:
         raise UserError(
             f"checkpoint {folder}: {INDEX[kind]} names {missing[0]}, which is in none of its files "

@@ -45,7 +45,7 @@ def open_folder(folder: str | Path, seq_len: int | None = None) -> tuple[Checkpo
     return config, files
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def read_config(folder: str | Path) -> dict[str, object]:
     """Return the folder's config.json. Raises UserError if there is none."""
     folder = Path(folder)
     if not folder.exists():

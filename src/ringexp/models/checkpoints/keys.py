@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from ringexp.errors import UserError
 
@@ -32,7 +31,7 @@ COMMON = (
 )
 """Keys that are read for every family."""
 
-COMMON_DEFAULTS: Mapping[str, Any] = {
+COMMON_DEFAULTS: Mapping[str, object] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -75,7 +74,7 @@ class Family:
 
     model_type: str
     architecture: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, object] = field(default_factory=dict)
     any_head_dim: bool = False
     scales_rope: bool = False
     activations: tuple[str, ...] = ()
@@ -89,7 +88,7 @@ class Family:
     multipliers: tuple[str, ...] = ()
 
     @property
-    def defaults(self) -> Mapping[str, Any]:
+    def defaults(self) -> Mapping[str, object]:
         """Values that Hugging Face's class of the family has where config.json has none."""
         return MappingProxyType({**COMMON_DEFAULTS, **self.changes})
 
@@ -203,7 +202,7 @@ IGNORED = _words(
 )
 """Keys that change no logits of these families in Hugging Face's models, whatever their values are."""
 
-SWITCHED_OFF: Mapping[str, tuple[Any, ...]] = {
+SWITCHED_OFF: Mapping[str, tuple[object, ...]] = {
     "is_causal": (True,),
     "is_encoder_decoder": (False,),
     "tie_encoder_decoder": (False,),
@@ -232,20 +231,20 @@ SWITCHED_OFF: Mapping[str, tuple[Any, ...]] = {
 """Keys that are allowed as long as their feature is off, and the values that mean off."""
 
 
-def family_of(folder: object, raw: Mapping[str, Any]) -> Family:
+def family_of(folder: object, raw: Mapping[str, object]) -> Family:
     """Return the family of a config.json, as Hugging Face picks its class: by model_type.
 
     Raises UserError for a family that is not known, and for a checkpoint that is no language model of it.
     """
-    known = {family.model_type: family for family in FAMILIES}
+    families = {family.model_type: family for family in FAMILIES}
     listed = raw.get("architectures") or []
     names = [str(name) for name in listed] if isinstance(listed, list) else [str(listed)]
     kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in known:
+    if not isinstance(kind, str) or kind not in families:
         has = names[0] if names else f"model of type {json.dumps(kind)}"
         allowed = ", ".join(family.architecture for family in FAMILIES)
         raise UserError(f"checkpoint {folder} has a {has}; use one of {allowed}")
-    family = known[kind]
+    family = families[kind]
     if names not in ([], [family.architecture]):
         raise UserError(
             f"checkpoint {folder} has a {', '.join(names)} of model_type {kind}; use a {family.architecture}"

@@ -1,8 +1,7 @@
 """Checkpoints: a folder or hub id of Hugging Face as an FMS model that computes what Hugging Face's computes.
 
-The settings are checked by `checkpoint_config`, the files by `checkpoint_files`. FMS's model is built without
-memory of its own, and every parameter is made of the file's tensors as `checkpoint_tensors` says, so nothing
-is left as it was allocated.
+The settings are checked by `config`, the files by `files`. FMS's model is built without
+memory of its own, and every parameter is filled from the file's tensors as `tensors.parameters_of` says.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def from_pretrained(
     max_expected_seq_len: int | None = None,
     **others: Any,
 ) -> nn.Module:
-    """Load a checkpoint, asked for as FMS's `get_model("hf_pretrained", ...)` is.
+    """Load a checkpoint by the arguments of FMS's `get_model("hf_pretrained", ...)`.
 
     Args:
         variant: folder or hub id; either this or model_path.
@@ -108,8 +107,8 @@ def load_checkpoint(
     config, files = open_folder(folder, seq_len)
     model = _empty_model(config, config.longest if seq_len is None else seq_len)
     with ExitStack() as stack, torch.no_grad():
-        there, read = _reader(config, files, stack)
-        parameters = {parameter.name: parameter for parameter in parameters_of(config, there)}
+        names, read = _reader(config, files, stack)
+        parameters = {parameter.name: parameter for parameter in parameters_of(config, names)}
         assert parameters.keys() == dict(model.named_parameters()).keys(), "a parameter has no tensors"
         _fill(model, parameters, read, device, dtype)
         if config.tied:
@@ -243,6 +242,6 @@ def _paired(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 def _dtype(data_type: str | torch.dtype | None) -> torch.dtype:
     dtype = getattr(torch, data_type, None) if isinstance(data_type, str) else data_type or torch.float32
     if dtype not in FLOATS:
-        allowed = ", ".join(str(each).removeprefix("torch.") for each in FLOATS)
+        allowed = ", ".join(str(float_type).removeprefix("torch.") for float_type in FLOATS)
         raise UserError(f"data_type={data_type} cannot be computed with; use one of {allowed}")
     return dtype

@@ -1,4 +1,4 @@
-"""Which of Hugging Face's tensors make up each parameter of FMS's model. Free of torch."""
+"""The parameters of FMS's model, each made of Hugging Face's tensors. Free of torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ Shape = tuple[int, ...]
 class Piece:
     """One of Hugging Face's tensors, and where it goes in a parameter of FMS.
 
-    at: indices of the parameter's first axes. heads: so many heads, whose halves become neighbouring pairs; 0
-    to take the tensor as it is.
+    Attributes:
+        name: the tensor.
+        shape: its shape.
+        at: indices of the parameter's first axes.
+        heads: the number of heads, whose halves become neighbouring pairs; 0 to copy the tensor as it is.
     """
 
     name: str
@@ -40,15 +43,15 @@ class Parameter:
     pieces: tuple[Piece, ...]
 
 
-def parameters_of(config: CheckpointConfig, there: Container[str]) -> list[Parameter]:
-    """List FMS's parameters with their pieces, of a file that has the tensors `there`.
+def parameters_of(config: CheckpointConfig, names: Container[str]) -> list[Parameter]:
+    """List FMS's parameters with their pieces, of a file that has the tensors `names`.
 
     A tied model's head is listed as its embedding, unless the file has both.
     """
     embedding, head, norm = EMBEDDING, HEAD, "model.norm.weight"
-    if config.tied and HEAD not in there:
+    if config.tied and HEAD not in names:
         head = EMBEDDING
-    elif config.tied and EMBEDDING not in there:
+    elif config.tied and EMBEDDING not in names:
         embedding = HEAD
     words = (config.vocab_size, config.hidden_size)
     outer = [
@@ -56,7 +59,7 @@ def parameters_of(config: CheckpointConfig, there: Container[str]) -> list[Param
         _whole("base_model.dec_norm.weight", norm, (config.hidden_size,)),
         _whole("head.weight", head, words),
     ]
-    layers = (_layer(config, index, there) for index in range(config.num_layers))
+    layers = (_layer(config, index, names) for index in range(config.num_layers))
     return outer + [parameter for layer in layers for parameter in layer]
 
 
@@ -102,14 +105,14 @@ def _rows(name: str, *pieces: Piece) -> Parameter:
     return Parameter(name, (row, *pieces[0].shape[1:]), tuple(placed))
 
 
-def _layer(config: CheckpointConfig, index: int, there: Container[str]) -> Iterator[Parameter]:
+def _layer(config: CheckpointConfig, index: int, names: Container[str]) -> Iterator[Parameter]:
     ours, theirs = f"base_model.layers.{index}.", f"model.layers.{index}."
     width = (config.hidden_size,)
     yield _whole(ours + "ln.weight", theirs + "input_layernorm.weight", width)
     yield _whole(ours + "ff_ln.weight", theirs + "post_attention_layernorm.weight", width)
     yield from _attention(config, ours + "attn.", theirs + "self_attn.")
     if config.num_experts:
-        yield from _experts(config, ours + "ff_sub_layer.", theirs, there)
+        yield from _experts(config, ours + "ff_sub_layer.", theirs, names)
     else:
         yield from _feed_forward(config, ours + "ff_sub_layer.", theirs + "mlp.")
 
@@ -149,10 +152,10 @@ def _feed_forward(config: CheckpointConfig, ours: str, theirs: str) -> Iterator[
         yield _whole(f"{ours}w2.{kind}", f"{theirs}down_proj.{kind}", shape)
 
 
-def _experts(config: CheckpointConfig, ours: str, theirs: str, there: Container[str]) -> Iterator[Parameter]:
+def _experts(config: CheckpointConfig, ours: str, theirs: str, names: Container[str]) -> Iterator[Parameter]:
     """Yield a layer's experts. A file has them one by one, or stacked as in Hugging Face's own model."""
     width, inner, experts = config.hidden_size, config.intermediate_size, config.num_experts
-    stacked = f"{theirs}mlp.experts.gate_up_proj" in there
+    stacked = f"{theirs}mlp.experts.gate_up_proj" in names
     moe = f"{theirs}mlp." if stacked else f"{theirs}block_sparse_moe."
     yield _whole(f"{ours}gate.weight", f"{moe}gate.weight", (experts, width))
     in_shape, out_shape = (experts, 2 * inner, width), (experts, width, inner)

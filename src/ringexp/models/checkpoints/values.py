@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ringexp.errors import UserError
 
@@ -18,16 +17,19 @@ LONGEST = 80
 class ConfigValues:
     """The settings of a table in config.json.
 
-    folder: the checkpoint, for messages. raw: the table. defaults: what a missing key means; a key without a
-    default has to be there. within: what the table is called, such as "rope_scaling.".
+    Attributes:
+        folder: the checkpoint, for messages.
+        raw: the table.
+        defaults: the value of each key that may be missing; every other key is required.
+        within: the table's name for messages, such as "rope_scaling.".
     """
 
     folder: object
-    raw: Mapping[str, Any]
-    defaults: Mapping[str, Any]
+    raw: Mapping[str, object]
+    defaults: Mapping[str, object]
     within: str = ""
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> object:
         """Return the value; if it is missing, its default, or None without a default."""
         return self.raw.get(key, self.defaults.get(key))
 
@@ -49,7 +51,7 @@ class ConfigValues:
     def number(self, key: str) -> float:
         """Return a number above 0. Raises UserError for another value."""
         value = self._given(key)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise self.refusal(key, "it has to be a number above 0")
         return value
 
@@ -74,7 +76,7 @@ class ConfigValues:
             )
         return UserError(f"checkpoint {self.folder}: config.json has {what}, but {reason}")
 
-    def _given(self, key: str) -> Any:
+    def _given(self, key: str) -> object:
         if key not in self.raw and key not in self.defaults:
             raise UserError(
                 f"checkpoint {self.folder}: config.json has no {self.within}{key}, which is needed"

@@ -2,7 +2,7 @@
 
 FMS passes unknown forward keywords to the attention op of every layer, so one call suffices:
 
-    model(ids[:, mine], position_ids=mine, last_n_tokens=1, attn_name=ATTN_NAME, ring=RingContext(...))
+    model(ids[:, slots], position_ids=slots, last_n_tokens=1, attn_name=ATTN_NAME, ring=RingContext(...))
 
 With use_cache=True it also returns the rank's part of the cache, over which tokens are then decoded:
 
@@ -34,9 +34,9 @@ def _store(
     ring: RingContext | DecodeContext,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The cache of a rank is the K/V of its own slots, [B, slots, Hkv, D], some of them still free.
+    """Store keys and values in this rank's cache [B, slots, Hkv, D], whose last slots are still free.
 
-    A token that is decoded is written by all ranks; only its owner counts it as filled.
+    All ranks write a token that is decoded; only its owner counts the slot as filled.
     """
     if isinstance(ring, DecodeContext):
         assert key_cache is not None
@@ -44,9 +44,9 @@ def _store(
         key_cache.index_copy_(1, ring.slots.next_slot, keys)
         value_cache.index_copy_(1, ring.slots.next_slot, values)
         return key_cache, value_cache, key_cache, value_cache
-    filled = ring.held + keys.shape[1]
-    key_cache = stored(key_cache, keys, ring.held, ring.capacity or 0)
-    value_cache = stored(value_cache, values, ring.held, ring.capacity or 0)
+    filled = ring.filled + keys.shape[1]
+    key_cache = stored(key_cache, keys, ring.filled, ring.capacity or 0)
+    value_cache = stored(value_cache, values, ring.filled, ring.capacity or 0)
     return key_cache[:, :filled], value_cache[:, :filled], key_cache, value_cache
 
 
@@ -104,7 +104,7 @@ def _validate(
                 f"{input_ids.shape[1]} tokens"
             )
         return
-    if past_key_value_states and not ring.held:
+    if past_key_value_states and not ring.filled:
         raise UserError("ring=RingContext(...) is for prefill, past_key_value_states must be empty")
     tokens = ring.plan.q_shards[ring.rank].num_tokens
     if input_ids.shape[1] != tokens:

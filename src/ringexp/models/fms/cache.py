@@ -1,4 +1,4 @@
-"""A rank's part of a cache while tokens are decoded over it."""
+"""One rank's part of a cache while tokens are decoded over it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from ringexp.planning import Plan
 from ringexp.ring.iteration import Repeated
 
 GROWTH = 256
-"""Slots added at once to a cache that is full, and spare ones of a cache that nothing is said about."""
+"""Slots that are added to a full cache, and spare slots of a cache for an unknown number of new tokens."""
 
 
 class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
-    """A rank's cache as FMS hands it on: keys and values [B, slots, Hkv, D] of every layer.
+    """One rank's cache as FMS hands it on: keys and values [B, slots, Hkv, D] of every layer.
 
-    A rank that is not in the ring has no layers. plan: the prompt's. held: how many slots each rank has
-    filled; `slots` are this rank's, with one more at least behind them. length: slots of the sequence so far.
-    starts: of each sequence the first slot that is no padding. positions: the next token's in its own
-    sequence, [B, 1] on the device. step: decodes it.
+    A rank that is not in the ring has no layers.
+
+    Attributes:
+        plan: the prompt's plan.
+        held: the number of slots that each rank has filled.
+        length: slots of the sequence by now.
+        starts: the first slot of each sequence that is no padding.
+        slots: this rank's slots; at least one more is free behind them.
+        positions: the next token's position in each sequence, [B, 1] on the device.
+        step: decodes the next token.
     """
 
     def __init__(self, layers: Any, plan: Plan, starts: Sequence[int], slots: Slots) -> None:
@@ -33,14 +39,14 @@ class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
         self.step = Repeated()
 
     def admit(self, owner: int, rank: int) -> None:
-        """Make ready for the next token, which `owner` keeps; this cache is that of `rank`."""
+        """Prepare for the next token, which the rank `owner` keeps; this cache belongs to `rank`."""
         if self and self.slots.filled == self[0][0].shape[1]:
             self._grow()
         self.slots.admit(keep=owner == rank)
         self.held[owner] += 1
 
     def advance(self) -> None:
-        """The token has been decoded."""
+        """Count a token that has been decoded."""
         self.length += 1
         self.positions += 1
 

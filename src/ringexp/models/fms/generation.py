@@ -10,7 +10,7 @@ On CUDA all of a step, down to the choice of the next token, is one replay of a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeGuard
 
@@ -31,26 +31,31 @@ from ringexp.ring.ring_group import ring_group_of
 
 @dataclass(frozen=True)
 class Decoder:
-    """A whole FMS model on one rank. All members of the ring call `prefill` and `step` alike.
+    """A whole FMS model on one rank. All members of the ring call `prefill` and `step` together.
 
-    speeds and room decide which rank keeps a token, see `planning.next_owner`; the default speeds are the
-    plan's token counts.
+    Attributes:
+        model: FMS's model.
+        ring: the prompt's ring.
+        kernel: what attends to the cache.
+        speeds: one per rank; with max_tokens they decide which rank keeps a new token, see
+            `planning.next_owner`. Empty: the plan's token counts.
+        max_tokens: the most tokens that each rank's memory holds; None for any number.
     """
 
     model: nn.Module
     ring: RingContext
     kernel: DecodeKernel
     speeds: Sequence[float] = ()
-    room: Sequence[int | None] = field(default=())
+    max_tokens: Sequence[int | None] = ()
 
     @cached_property
     def _capacities(self) -> tuple[Sequence[float], Sequence[int | None]]:
         tokens = self.ring.plan.tokens
-        return self.speeds or tokens, self.room or [None] * len(tokens)
+        return self.speeds or tokens, self.max_tokens or [None] * len(tokens)
 
     @property
     def captures(self) -> bool:
-        """Whether steps are captured in a CUDA graph."""
+        """Tell whether steps are captured in a CUDA graph."""
         return self.kernel.replayable and self.ring.transport.capturable
 
     @property
@@ -60,14 +65,20 @@ class Decoder:
     def prefill(
         self, ids: torch.Tensor, positions: torch.Tensor, new_tokens: int = 0, last_n_tokens: int = 1
     ) -> tuple[torch.Tensor, RingCache]:
-        """Logits of this rank's last tokens, or of all with last_n_tokens=0, and the cache of its slots.
+        """Compute this rank's part of the prompt, and keep it in a cache.
 
-        ids and positions: [B, L], this rank's. Memory for its part of `new_tokens` is taken at once. The
-        prompt's next token is what the rank that holds the last position has.
+        Args:
+            ids: this rank's token ids [B, L].
+            positions: their positions [B, L].
+            new_tokens: memory for this rank's part of so many new tokens is allocated at once.
+            last_n_tokens: 1 for the logits of this rank's last token, 0 for those of all its tokens.
+
+        Returns:
+            The logits and the cache. The rank with the last position has those that decide the next token.
         """
         plan, rank = self.ring.plan, self.ring.rank
-        mine = owners(plan.tokens, *self._capacities, new_tokens).count(rank)
-        spare = mine + 1 if new_tokens else GROWTH  # a token of another rank needs a slot too, for a while
+        kept = owners(plan.tokens, *self._capacities, new_tokens).count(rank)
+        spare = kept + 1 if new_tokens else GROWTH  # a token of another rank needs a slot too, for a while
         ring = replace(self.ring, capacity=plan.tokens[rank] + spare)
         logits, layers = prefill_with_cache(self.model, ids, positions, ring, last_n_tokens)
         starts = plan.starts or [0] * ids.shape[0]
@@ -81,9 +92,9 @@ class Decoder:
         return RingCache([], plan, plan.starts or [0] * batch, Slots([0] * batch, 0, device))
 
     def step(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, 1, V] after token [B, 1], and the token [B, 1] that `choose` takes by them.
+        """Return the logits [B, 1, V] after token [B, 1], and the token [B, 1] that `choose` takes by them.
 
-        All ranks pass the same token; the cache grows by it. The next step may overwrite what is returned.
+        All ranks pass the same token; the cache grows by it. The next step may overwrite both results.
         """
         self._admit(cache)
         captured_with = self.ring.transport if self.captures else None
@@ -92,7 +103,7 @@ class Decoder:
         return logits, chosen
 
     def pass_by(self, cache: RingCache) -> None:
-        """Take account of a token that the members of the ring decode; for a rank that is not one of them."""
+        """Count a token that the ring's members decode, on a rank that is not one of them."""
         self._admit(cache)
         cache.advance()
 
@@ -100,7 +111,7 @@ class Decoder:
         cache.admit(next_owner(cache.held, *self._capacities), self.ring.rank)
 
     def _forward(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """A step but for the host's account of it, and its transfers: a graph points to their events."""
+        """Compute a step. Return its transfers too: a graph points to their events, which must live on."""
         ring = self.ring
         logits, _ = self.model(
             token,
@@ -113,9 +124,9 @@ class Decoder:
         return logits, self.choose(logits), ring.transport.transfers.take()
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """The most likely next token [B, 1], on all members as the rank with the last position sees it.
+        """Return the most likely next token [B, 1], on all members the choice of the last position's rank.
 
-        Linear layers may round differently on different hardware, so ranks do not choose each for itself.
+        Linear layers may round differently on different hardware, so a rank does not choose for itself.
         """
         ring = self.ring
         token = logits[:, -1:].argmax(-1)
@@ -126,33 +137,41 @@ class Decoder:
 def prefill_with_cache(
     model: nn.Module, ids: torch.Tensor, positions: torch.Tensor, ring: RingContext, last_n_tokens: int = 1
 ) -> tuple[torch.Tensor, Any]:
-    """Logits of this rank's last tokens and its cache, chunk by chunk if the plan has chunks.
+    """Compute this rank's part of the prompt, chunk by chunk if the plan has chunks.
 
-    ids and positions: [B, L]. With chunks, the logits are of the last one only.
+    Args:
+        model: FMS's model.
+        ids: this rank's token ids [B, L].
+        positions: their positions [B, L].
+        ring: the prompt's ring.
+        last_n_tokens: 1 for the logits of this rank's last token, 0 for those of all its tokens.
+
+    Returns:
+        The logits, with chunks those of the last chunk only, and the cache of every layer.
     """
     logits, layers, held = torch.empty(0), None, 0
     for plan in ring.plan.chunks or (ring.plan,):
-        mine = slice(held, held + plan.tokens[ring.rank])
+        tokens = slice(held, held + plan.tokens[ring.rank])
         logits, layers = model(
-            ids[:, mine],
-            position_ids=positions[:, mine],
+            ids[:, tokens],
+            position_ids=positions[:, tokens],
             past_key_value_states=layers,
             last_n_tokens=last_n_tokens,
             use_cache=True,
             attn_name=ATTN_NAME,
-            ring=replace(ring, plan=plan, held=held, capacity=ring.capacity or ids.shape[1]),
+            ring=replace(ring, plan=plan, filled=held, capacity=ring.capacity or ids.shape[1]),
         )
-        held = mine.stop
+        held = tokens.stop
     return logits, layers
 
 
 class _Generating(Protocol):
-    """A ring model, as far as `generate` knows it."""
+    """The part of a ring model that `generate` uses."""
 
     model: nn.Module
     distributed_strategy: Any
 
-    def __call__(self, x: torch.Tensor, **how: Any) -> Any: ...
+    def __call__(self, x: torch.Tensor, **settings: Any) -> Any: ...
 
     def next_token(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor: ...
 

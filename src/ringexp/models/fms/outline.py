@@ -41,15 +41,15 @@ def outline(config: FmsModelConfig, seq_len: int) -> nn.Module:
                 **{"max_expected_seq_len": seq_len, **config.overrides},
             )
     except Exception as error:  # FMS checks little: whatever it raises is about these values
-        said = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"model.architecture={config.architecture} model.variant={config.variant} "
-            f"model.overrides={config.overrides}: FMS says {said}"
+            f"model.overrides={config.overrides}: FMS says {reason}"
         ) from error
-    known = sorted(vars(model.config))
-    unknown = [name for name in config.overrides if name not in known]
+    settings = sorted(vars(model.config))
+    unknown = [name for name in config.overrides if name not in settings]
     if unknown:  # FMS itself ignores them
         raise UserError(
-            f"model.overrides.{unknown[0]} is no setting of FMS's model; it has {', '.join(known)}"
+            f"model.overrides.{unknown[0]} is no setting of FMS's model; it has {', '.join(settings)}"
         )
     return model

@@ -61,8 +61,8 @@ class RingModel(nn.Module):
     ) -> Any:
         """Return the logits of a prompt, or of the token after a cache, on every rank alike.
 
-        All ranks pass the same tokens; if they do not, all of them are told. Each rank's default random
-        generators take the state of rank 0's, so that all ranks draw the same token from the logits.
+        All ranks pass the same tokens; if they do not, the call fails on all of them. The default random
+        generators of each rank take the state of rank 0's, so that all ranks draw the same token.
 
         Args:
             x: the whole prompt [B, S]; with past_key_value_states the token [B, 1] after those.
@@ -72,7 +72,7 @@ class RingModel(nn.Module):
             use_cache: return the cache, too.
             last_n_tokens: 0 for all logits [B, S, V], 1 for those of the last token [B, 1, V].
             only_last_token: FMS's other name for last_n_tokens=1.
-            new_tokens: how many tokens the cache has room for at once; it grows if need be.
+            new_tokens: tokens for which the cache has memory from the start; it grows if need be.
             mask: not read. It goes with position_ids, which say the same.
 
         Returns:
@@ -140,13 +140,13 @@ class RingModel(nn.Module):
         if ring_group.rank not in plan.members:
             cache = decoder.empty_cache(x.shape[0], x.device)
         else:
-            mine = shard(x, plan, ring_group.rank)
+            ids = shard(x, plan, ring_group.rank)
             where = rope_positions(positions(plan, ring_group.rank, x.device), starts)
             if use_cache:
-                local, cache = decoder.prefill(mine, where, new_tokens, last_n_tokens)
+                local, cache = decoder.prefill(ids, where, new_tokens, last_n_tokens)
             else:
                 local = self.model(
-                    mine,
+                    ids,
                     position_ids=where,
                     last_n_tokens=last_n_tokens,
                     attn_name=ATTN_NAME,
@@ -155,7 +155,9 @@ class RingModel(nn.Module):
         if last_n_tokens:
             logits = self._from_owner_of_last(local, x, plan, ring_group)
         else:
-            logits = unshard(self._known(local, x, plan, ring_group), plan, self.distributed_strategy.group)
+            logits = unshard(
+                self._on_every_rank(local, x, plan, ring_group), plan, self.distributed_strategy.group
+            )
         decoder.ring.transport.transfers.take()  # nobody reads the times of hops
         return logits, cache
 
@@ -186,11 +188,11 @@ class RingModel(nn.Module):
         self, logits: torch.Tensor | None, x: torch.Tensor, plan: Plan, ring_group: RingGroup
     ) -> torch.Tensor:
         """Return the logits of the rank with the last position, on every rank."""
-        known = self._known(logits, x, plan, ring_group, num_tokens=1).contiguous()
-        ring_group.broadcast(known, plan.owner_of_last)
-        return known
+        shared = self._on_every_rank(logits, x, plan, ring_group, num_tokens=1).contiguous()
+        ring_group.broadcast(shared, plan.owner_of_last)
+        return shared
 
-    def _known(
+    def _on_every_rank(
         self,
         logits: torch.Tensor | None,
         x: torch.Tensor,
@@ -198,13 +200,13 @@ class RingModel(nn.Module):
         ring_group: RingGroup,
         num_tokens: int = 0,
     ) -> torch.Tensor:
-        """Return the logits, or on a rank that is not in the ring ones of the same kind, for `num_tokens`."""
+        """Return the logits; on a rank outside the ring an empty tensor like them for `num_tokens`."""
         if not _has_others(plan):
             assert logits is not None
             return logits
         kinds = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-        facts = [0, 0] if logits is None else [logits.shape[-1], kinds.index(logits.dtype)]
-        shared = torch.tensor(facts, device=ring_group.place(x.device))
+        form = [0, 0] if logits is None else [logits.shape[-1], kinds.index(logits.dtype)]
+        shared = torch.tensor(form, device=ring_group.place(x.device))
         ring_group.broadcast(shared, plan.owner_of_last)
         vocabulary, kind = shared.tolist()
         if logits is not None:
@@ -213,7 +215,7 @@ class RingModel(nn.Module):
 
 
 def _has_others(plan: Plan) -> bool:
-    """Tell whether some ranks are not in the ring."""
+    """Tell whether there are ranks outside the ring."""
     return len(plan.members) < plan.world_size
 
 

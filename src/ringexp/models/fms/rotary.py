@@ -1,6 +1,6 @@
 """FMS's rotary embedding, computed by our kernel where that can run.
 
-Nothing in FMS is patched: a module is given its position encoder, and here is given one that does the same.
+Nothing in FMS is patched: a module gets its position encoder from outside, and here it gets another one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class FusedRotaryEmbedding(PositionEncoder):
-    """As the `RotaryEmbedding` it is made of; float32, CPU tensors and special scalings stay FMS's own."""
+    """The same as the `RotaryEmbedding` that it wraps and that computes float32, CPU and special scalings."""
 
     def __init__(self, rotary: RotaryEmbedding) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class FusedRotaryEmbedding(PositionEncoder):
         past_kv_state: tuple[torch.Tensor | None, torch.Tensor | None] | None = None,
         use_cache: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """q and k [B, L, H, D] turned by position_ids [B, L]."""
+        """Return q and k [B, L, H, D] turned by position_ids [B, L]."""
         rotary = self._rotary
         if position_ids is None or position_ids.shape != q.shape[:2] or not self._fits(q):
             return rotary.adjusted_qk(q, k, position_ids, past_kv_state, use_cache)

@@ -66,7 +66,7 @@ KNOWN = (
 def known_shape(config: FmsModelConfig) -> ModelShape | None:
     """Return the shape of a model with random weights; None if FMS has to be asked for it."""
     named = (config.architecture, config.variant, config.overrides)
-    for known in KNOWN:
-        if not config.checkpoint and named == (known.architecture, known.variant, known.overrides):
-            return replace(known.shape, batch_size=config.batch_size, itemsize=ITEMSIZE[config.dtype])
+    for model in KNOWN:
+        if not config.checkpoint and named == (model.architecture, model.variant, model.overrides):
+            return replace(model.shape, batch_size=config.batch_size, itemsize=ITEMSIZE[config.dtype])
     return None

@@ -1,4 +1,4 @@
-"""FMS models on a ring, asked for the FMS way: `get_model(..., distributed_strategy="ring", speeds=...)`.
+"""FMS models on a ring, made as FMS makes models: `get_model(..., distributed_strategy="ring", speeds=...)`.
 
 model = get_model("llama", "micro", distributed_strategy="ring", speeds=[1.0, 0.5])
 logits = model(ids)     # every rank passes the whole prompt and gets the whole result
@@ -29,7 +29,7 @@ from ringexp.ring.ring_group import RingGroup, ring_group_of
 FMS_STRATEGIES = (None, "none", "tp", "mp", "fsdp", "hsdp", "ddp")
 
 MEASURED_TOKENS = 2048
-"""Per rank, where speeds are measured: enough for attention to be most of the time, and soon done."""
+"""Tokens per rank for measuring speeds: attention is most of the time, and it takes a moment only."""
 
 
 def get_model(
@@ -53,8 +53,8 @@ def get_model(
         architecture: FMS's name, or "hf_pretrained" for a Hugging Face folder, see `checkpoint`.
         variant: as for FMS.
         distributed_strategy: "ring", or one of FMS's.
-        speeds: the ranks' speeds or costs, as `ringexp.plan` takes them: every prompt is planned by them,
-            whatever its length. "measured": those of attention, measured now.
+        speeds: speeds or costs of the ranks, as `ringexp.plan` takes them: every prompt is planned by them,
+            whatever its length. "measured": speeds of attention, measured now.
         block_lens: in place of speeds the token count of every rank, for prompts of that length alone.
         layout: zigzag or contiguous.
         group: the ranks of the ring. None: the default group.
@@ -66,16 +66,11 @@ def get_model(
         A `RingModel`, or FMS's own model without the ring.
 
     Raises:
-        UserError: for a strategy that nobody has (FMS itself ignores those), or settings that do not fit.
+        UserError: for an unknown strategy (FMS itself ignores those), or settings that do not fit.
         RingError: where another rank has failed.
     """
     if distributed_strategy != "ring":
-        if distributed_strategy not in FMS_STRATEGIES:
-            known = ", ".join(str(name) for name in FMS_STRATEGIES if name)
-            raise UserError(f"distributed_strategy={distributed_strategy} is unknown; use ring, {known}")
-        for name, value in (("block_lens", block_lens), ("speeds", speeds)):
-            if value is not None:
-                raise UserError(f"{name} goes with distributed_strategy=ring")
+        _check_without_ring(distributed_strategy, block_lens, speeds)
         return fms_get_model(
             architecture, variant, distributed_strategy=distributed_strategy, group=group, **kwargs
         )
@@ -84,15 +79,7 @@ def get_model(
         strategy = RingAttentionStrategy(
             block_lens, group, layout, speeds=[1.0] * ring_group.size if measures else speeds
         )
-        if architecture == "hf_pretrained":
-            model = from_pretrained(variant, **kwargs)
-        elif architecture == "hf_configured" or _names_a_checkpoint(kwargs):
-            raise UserError(
-                f"{architecture} of Hugging Face goes round the checks of a checkpoint; "
-                'on a ring use "hf_pretrained"'
-            )
-        else:
-            model = fms_get_model(architecture, variant, distributed_strategy="none", **kwargs)
+        model = _whole_model(architecture, variant, kwargs)
         check_same_settings(f"{speeds} {block_lens} {layout} {kernel} {transport}", ring_group)
         broadcast_weights(model, ring_group.broadcast)
         if measures:
@@ -102,10 +89,32 @@ def get_model(
         return RingModel(model.eval(), strategy, kernel, transport)
 
 
+def _check_without_ring(strategy: str | None, block_lens: object, speeds: object) -> None:
+    """Raise UserError for a strategy that FMS does not have, and for arguments that only a ring reads."""
+    if strategy not in FMS_STRATEGIES:
+        names = ", ".join(str(name) for name in FMS_STRATEGIES if name)
+        raise UserError(f"distributed_strategy={strategy} is unknown; use ring, {names}")
+    for name, value in (("block_lens", block_lens), ("speeds", speeds)):
+        if value is not None:
+            raise UserError(f"{name} goes with distributed_strategy=ring")
+
+
+def _whole_model(architecture: str, variant: str | None, kwargs: dict[str, Any]) -> nn.Module:
+    """Return FMS's model as a whole. Raise UserError for one that would skip a checkpoint's checks."""
+    if architecture == "hf_pretrained":
+        return from_pretrained(variant, **kwargs)
+    if architecture == "hf_configured" or _names_a_checkpoint(kwargs):
+        raise UserError(
+            f"{architecture} of Hugging Face goes round the checks of a checkpoint; "
+            'on a ring use "hf_pretrained"'
+        )
+    return fms_get_model(architecture, variant, distributed_strategy="none", **kwargs)
+
+
 def _measured_speeds(
     model: nn.Module, ring_group: RingGroup, group: dist.ProcessGroup | None, kernel: str
 ) -> list[float]:
-    """Return how fast each rank is at the model's attention."""
+    """Return the speed of each rank at the model's attention."""
     attention, weight = first_attention(model), next(model.parameters())
     longest = getattr(getattr(model, "config", None), "max_expected_seq_len", MEASURED_TOKENS)
     return measure_speeds(

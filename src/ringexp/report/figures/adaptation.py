@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ringexp.report.figures import style
 from ringexp.report.folder import read_rows
-from ringexp.report.frame import Run, Runs
+from ringexp.report.frame import Run, Runs, where
 from ringexp.report.roles import adapting
 
 MOST = 4
@@ -36,20 +36,20 @@ class Course:
 
 def adaptation(runs: Runs) -> Figure | None:
     """A column a profile that drifts, at the longest prompt, on the layout of most runs."""
-    runs = runs[(runs.drift != "") & (runs["split"] == "tokens")]
+    runs = where(runs, (runs.drift != "") & (runs["split"] == "tokens"))
     if runs.empty:
         return None
-    runs = runs[(runs.seq_len == runs.seq_len.max()) & (runs.layout == runs.layout.mode().iloc[0])]
+    runs = where(runs, (runs.seq_len == runs.seq_len.max()) & (runs.layout == runs.layout.mode().iloc[0]))
     profiles = list(dict.fromkeys(runs.profile))[:MOST]
     figure, (above, below) = style.new_figure(2, len(profiles), width=4.6, height=2.7, sharex="col")
     drawn: set[str] = set()
     ideal: list[Artist] = []
     for upper, lower, profile in zip(above, below, profiles, strict=True):
-        mine = runs[runs.profile == profile]
+        mine = where(runs, runs.profile == profile)
         ideal_ms: list[float] = []
         latencies_ms: list[float] = []
         for name in style.ordered(mine.partitioner):
-            course = read_course(mine[mine.partitioner == name].iloc[-1])
+            course = read_course(where(mine, mine.partitioner == name).iloc[-1])
             if course:
                 _draw(upper, lower, name, course)
                 ideal_ms = ideal_ms or course.ideal_ms

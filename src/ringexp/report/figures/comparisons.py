@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ringexp.report.figures import style
-from ringexp.report.frame import Run, Runs, ranks_of
+from ringexp.report.frame import Run, Runs, each_run, ranks_of, where
 from ringexp.tracking import metrics
 from ringexp.web.palette import VERMILION
 
@@ -22,7 +22,7 @@ BASELINE = ("contiguous", "even")
 
 def speedup_heatmaps(runs: Runs) -> Figure | None:
     """Speedup over contiguous even: a panel a layout and partitioner, percentage x length."""
-    runs = runs[runs.speedup_over_contiguous_even.notna() & (runs["split"] == "tokens")]
+    runs = where(runs, runs.speedup_over_contiguous_even.notna() & (runs["split"] == "tokens"))
     ways = [
         (layout, partitioner)
         for layout in style.ordered_ways(runs.layout)
@@ -39,7 +39,7 @@ def speedup_heatmaps(runs: Runs) -> Figure | None:
     image = None
     for row, layout in zip(grid, layouts, strict=True):
         for axis, partitioner in zip(row, partitioners, strict=True):
-            mine = runs[(runs.layout == layout) & (runs.partitioner == partitioner)]
+            mine = where(runs, (runs.layout == layout) & (runs.partitioner == partitioner))
             table = mine.pivot_table(
                 index="slow_percent", columns="seq_len", values="speedup_over_contiguous_even"
             )
@@ -79,19 +79,19 @@ def _annotate(axis: Axes, values: np.ndarray, norm: colors.LogNorm) -> None:
 
 def speedup_bars(runs: Runs) -> Figure | None:
     """Speedup over contiguous even: a panel a profile and length; for few of those, six at most."""
-    runs = runs[runs.speedup_over_contiguous_even.notna() & (runs["split"] == "tokens")]
-    cells = runs[["slow_percent", "profile", "seq_len"]].drop_duplicates()
-    cells = cells.sort_values(["slow_percent", "seq_len"])
+    runs = where(runs, runs.speedup_over_contiguous_even.notna() & (runs["split"] == "tokens"))
+    cells = runs.drop_duplicates(["slow_percent", "profile", "seq_len"])
+    cells = cells.sort_values(by=["slow_percent", "seq_len"])
     if len(runs) < 2 or not 0 < len(cells) <= 6:
         return None
     layouts, partitioners = style.ordered_ways(runs.layout), style.ordered(runs.partitioner)
     figure, axes = style.panels(len(cells), width=0.9 * len(partitioners) + 0.9)
     width = 0.84 / len(layouts)
     for axis, (_, cell) in zip(axes, cells.iterrows(), strict=True):
-        here = runs[(runs.profile == cell.profile) & (runs.seq_len == cell.seq_len)]
+        here = where(runs, (runs.profile == cell.profile) & (runs.seq_len == cell.seq_len))
         for place, partitioner in enumerate(partitioners):
             for offset, layout in enumerate(layouts):
-                mine = here[(here.layout == layout) & (here.partitioner == partitioner)]
+                mine = where(here, (here.layout == layout) & (here.partitioner == partitioner))
                 if mine.empty:
                     continue
                 bars = axis.bar(
@@ -132,8 +132,8 @@ def _layout_legend(figure: Figure, layouts: list[str]) -> None:
 
 def token_distribution(runs: Runs) -> Figure | None:
     """Shares of the longest prompt's tokens, stacked by rank; marks where measured speeds would end them."""
-    runs = runs[(runs["split"] == "tokens") & (runs.seq_len == runs.seq_len.max())]
-    runs = runs[[bool(ranks_of(row, "shares")) for _, row in runs.iterrows()]]
+    runs = where(runs, (runs["split"] == "tokens") & (runs.seq_len == runs.seq_len.max()))
+    runs = where(runs, [bool(ranks_of(run, "shares")) for run in each_run(runs)])
     if runs.empty:
         return None
     layouts, partitioners = style.ordered_ways(runs.layout), style.ordered(runs.partitioner)
@@ -144,8 +144,8 @@ def token_distribution(runs: Runs) -> Figure | None:
     )
     for axes, layout in zip(grid, layouts, strict=True):
         for axis, partitioner in zip(axes, partitioners, strict=True):
-            mine = runs[(runs.layout == layout) & (runs.partitioner == partitioner)]
-            for _, run in mine.iterrows():
+            mine = where(runs, (runs.layout == layout) & (runs.partitioner == partitioner))
+            for run in each_run(mine):
                 _stack(axis, run, percents.index(run.slow_percent), partitioner)
             axis.set_title(f"{partitioner}, {layout}", fontsize=10)
             axis.set_xticks(range(len(percents)), [f"{p:g}" for p in percents], fontsize=8)
@@ -180,7 +180,7 @@ def extreme_case(runs: Runs) -> Figure | None:
     cell = extreme_cell(runs)
     if len(cell) < 2:
         return None
-    ways = [style.way(run.layout, run["split"]) for _, run in cell.iterrows()]
+    ways = [style.way(layout, split) for layout, split in zip(cell.layout, cell["split"], strict=True)]
     cell = cell.assign(way=ways)
     places = {
         (way, partitioner): None
@@ -192,7 +192,7 @@ def extreme_case(runs: Runs) -> Figure | None:
     figure, ((axis,),) = style.new_figure(1, 1, width=8.5, height=height)
     labels = []
     for place, (way, partitioner) in enumerate(places):
-        run = cell[(cell.way == way) & (cell.partitioner == partitioner)].iloc[-1]
+        run = where(cell, (cell.way == way) & (cell.partitioner == partitioner)).iloc[-1]
         labels.append(f"{partitioner}, {run.layout}" + (", keys/values only" if way == "kv" else ""))
         axis.barh(place, run.latency_ms_median, height=0.8, label=labels[-1], **_bar(partitioner, way))
         text = f"{run.latency_ms_median:.4g} ms"
@@ -224,20 +224,20 @@ def extreme_case(runs: Runs) -> Figure | None:
 
 def extreme_cell(runs: Runs) -> Runs:
     """The runs with the slowest rank and, of those, the longest prompt."""
-    slowest = runs[runs.slow_percent == runs.slow_percent.min()]
-    longest = slowest[slowest.seq_len == slowest.seq_len.max()]
-    return longest[longest.profile == longest.profile.iloc[0]] if len(longest) else longest
+    slowest = where(runs, runs.slow_percent == runs.slow_percent.min())
+    longest = where(slowest, slowest.seq_len == slowest.seq_len.max())
+    return where(longest, longest.profile == longest.profile.iloc[0]) if len(longest) else longest
 
 
 def predicted_and_measured(runs: Runs) -> Figure | None:
     """The plan's simulated latency against the measured one, and its error; a band of 5 % about equality."""
-    runs = runs[runs.latency_ms_predicted.notna()]
+    runs = where(runs, runs.latency_ms_predicted.notna())
     if runs.empty:
         return None
     figure, ((axis, errors),) = style.new_figure(1, 2, width=6.2, height=4.6)
     for partitioner in style.ordered(runs.partitioner):
         for layout in style.ordered_ways(runs.layout):
-            mine = runs[(runs.partitioner == partitioner) & (runs.layout == layout)]
+            mine = where(runs, (runs.partitioner == partitioner) & (runs.layout == layout))
             look = style.style(partitioner, layout) | {"linestyle": "", "alpha": 0.75}
             name = f"{partitioner}, {layout}"
             axis.plot(mine.latency_ms_median, mine.latency_ms_predicted, label=name, **look)

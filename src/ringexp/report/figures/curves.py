@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ringexp.report.figures import style
-from ringexp.report.frame import Runs
+from ringexp.report.frame import Runs, where
 from ringexp.report.roles import balancing, baselines
 
 
@@ -39,15 +39,15 @@ def efficiency_back_to_back(runs: Runs) -> Figure | None:
 
 def kv_only(runs: Runs) -> Figure | None:
     """Speedup over the even split of the same layout: splitting keys/values only, and splitting tokens."""
-    kv = runs[runs["split"] == "kv"]
+    kv = where(runs, runs["split"] == "kv")
     if kv.empty:
         return None
-    even = runs[runs.partitioner.isin(baselines()) & (runs["split"] == "tokens")]
+    even = where(runs, runs.partitioner.isin(baselines()) & (runs["split"] == "tokens"))
     keys = ["profile", "seq_len", "layout"]
-    rest = runs[runs.layout.isin(set(kv.layout)) & runs.seq_len.isin(set(kv.seq_len))]
+    rest = where(runs, runs.layout.isin(set(kv.layout)) & runs.seq_len.isin(set(kv.seq_len)))
     rest = rest.merge(even[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_even"))
     rest["over_even"] = rest.latency_ms_median_even / rest.latency_ms_median
-    rest = rest[rest.partitioner.isin({*kv.partitioner, *balancing()})]
+    rest = where(rest, rest.partitioner.isin({*kv.partitioner, *balancing()}))
     return _by_percentage(
         rest, "over_even", "speedup over the even split", style.log_y, _ideal_one, "no gain"
     )
@@ -65,14 +65,14 @@ def _by_percentage(
     ideal: Ideal | None = None,
     ideal_label: str = "capacity ideal",
 ) -> Figure | None:
-    """A panel a length, the percentage to the right; None with fewer than two percentages."""
-    runs = runs[runs[column].notna()]
+    """Draw a panel per length, with the percentage to the right; None with fewer than two percentages."""
+    runs = where(runs, runs[column].notna())
     if runs.slow_percent.nunique() < 2:
         return None
     lengths = sorted(runs.seq_len.unique())
     figure, axes = style.panels(len(lengths), sharey=len(lengths) > 1 and scale is _fraction)
     for axis, length in zip(axes, lengths, strict=True):
-        part = runs[runs.seq_len == length]
+        part = where(runs, runs.seq_len == length)
         _lines(axis, part, "slow_percent", column)
         if ideal:
             ideal(axis, part, "slow_percent")
@@ -88,18 +88,18 @@ def _by_percentage(
 def _by_length(
     runs: Runs, column: str, label: str, scale: Scale, ideal: Ideal | None = None
 ) -> Figure | None:
-    """A panel for the smallest, a middle and the largest percentage; None with fewer than two lengths."""
-    runs = runs[runs[column].notna()]
+    """Draw a panel for the smallest, a middle and the largest percentage; None without two lengths."""
+    runs = where(runs, runs[column].notna())
     if runs.seq_len.nunique() < 2:
         return None
     percents = sorted(runs.slow_percent.unique())
     unequal = [percent for percent in percents if percent < 100] or percents
     middle = min(unequal, key=lambda percent: abs(percent - 50))
     chosen = sorted({unequal[0], middle, unequal[-1]})
-    runs = runs[runs.slow_percent.isin(chosen)]
+    runs = where(runs, runs.slow_percent.isin(chosen))
     figure, axes = style.panels(len(chosen))
     for axis, percent in zip(axes, chosen, strict=True):
-        part = runs[runs.slow_percent == percent]
+        part = where(runs, runs.slow_percent == percent)
         _lines(axis, part, "seq_len", column)
         if ideal:
             ideal(axis, part, "seq_len")
@@ -114,11 +114,12 @@ def _by_length(
 
 def _lines(axis: Axes, runs: Runs, x: str, y: str) -> None:
     for partitioner in style.ordered(runs.partitioner):
-        mine = runs[runs.partitioner == partitioner]
-        for (layout, shard), line in mine.groupby(["layout", "split"]):
-            line = line.sort_values(x)
-            name = f"{partitioner}, {layout}" + (", kv" if shard == "kv" else "")
-            axis.plot(line[x], line[y], label=name, **style.style(partitioner, str(layout), str(shard)))
+        mine = where(runs, runs.partitioner == partitioner)
+        ways = sorted(set(zip(mine.layout, mine["split"], strict=True)))
+        for layout, split in ways:
+            line = where(mine, (mine.layout == layout) & (mine["split"] == split)).sort_values(x)
+            name = f"{partitioner}, {layout}" + (", kv" if split == "kv" else "")
+            axis.plot(line[x], line[y], label=name, **style.style(partitioner, str(layout), str(split)))
 
 
 def _ideal_latency(axis: Axes, runs: Runs, x: str) -> None:

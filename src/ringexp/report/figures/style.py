@@ -1,27 +1,32 @@
-"""How every figure looks: one colour a partitioner, one line style and marker a layout, readable sizes."""
+"""The looks of all figures: a colour per partitioner, a line style and marker per layout, readable sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
-from typing import Any
+from typing import Any, Literal
+from zlib import crc32
 
 import matplotlib
 from matplotlib import ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ringexp.web.palette import COLOURS, OTHER_COLOUR, SKY
+from ringexp.web.palette import COLOURS, OTHER_COLOURS, SKY
 
-LINES: dict[str, Any] = {"contiguous": "--", "zigzag": "-", "kv": ":"}
+LINES = {"contiguous": "--", "zigzag": "-", "kv": ":"}
 MARKERS = {"contiguous": "s", "zigzag": "o", "kv": "^"}
 IDEAL = {"color": SKY, "linewidth": 2.5, "zorder": 1.5}
-"""Line of what the ranks' summed speed would allow."""
+"""The line of what the ranks' summed speed would allow."""
+
+Sharing = bool | Literal["none", "all", "row", "col"]
+"""Which panels share an axis, as `Figure.subplots` takes it."""
 
 DPI = 110
 LEGEND_HEIGHT = 0.7
@@ -32,23 +37,27 @@ LENGTH_AXIS = "prompt, tokens"
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Have matplotlib's own defaults for a block, not the user's, and names drawn as they are written."""
-    own: dict[Any, Any] = {
-        name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name
-    }
-    own["text.parse_math"] = False
-    with matplotlib.rc_context(own):
+    """Use matplotlib's own defaults in a block, not the user's, and draw names as they are written."""
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name}
+    defaults["text.parse_math"] = False
+    with matplotlib.rc_context(defaults):
         yield
 
 
 def new_figure(
-    rows: int, columns: int, *, width: float = 4.4, height: float = 3.3, **options: Any
+    rows: int,
+    columns: int,
+    *,
+    width: float = 4.4,
+    height: float = 3.3,
+    sharex: Sharing = False,
+    sharey: Sharing = False,
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of rows x columns panels, each `width` x `height` inches."""
+    """Make a figure of rows x columns panels, each `width` x `height` inches."""
     figure = Figure(figsize=(width * columns, height * rows + LEGEND_HEIGHT), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)  # whatever backend the environment names
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr]
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_axisbelow(True)
@@ -56,10 +65,10 @@ def new_figure(
     return figure, [list(row) for row in axes]
 
 
-def panels(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, at most three side by side."""
+def panels(count: int, *, width: float = 4.4, sharey: Sharing = False) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` panels, at most three side by side."""
     columns = min(count, 3)
-    figure, grid = new_figure(-(-count // columns), columns, **options)
+    figure, grid = new_figure(ceil(count / columns), columns, width=width, sharey=sharey)
     axes = [axis for row in grid for axis in row]
     for axis in axes[count:]:
         axis.remove()
@@ -70,17 +79,19 @@ def panels(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
 
 
 def colour(partitioner: str) -> str:
-    return COLOURS.get(partitioner, OTHER_COLOUR)
+    """Return a partitioner's colour; that of a plug-in follows from its name."""
+    other = OTHER_COLOURS[crc32(partitioner.encode()) % len(OTHER_COLOURS)]
+    return COLOURS.get(partitioner, other)
 
 
-def way(layout: str, shard: str) -> str:
-    """Which line style and marker: the layout's, or that of splitting keys/values only."""
-    return "kv" if shard == "kv" else layout
+def way(layout: str, split: str) -> str:
+    """Return the name of the line style and marker: the layout, or kv where only keys/values are split."""
+    return "kv" if split == "kv" else layout
 
 
-def style(partitioner: str, layout: str, shard: str = "tokens") -> dict[str, Any]:
-    """Of a line: keyword arguments of Axes.plot."""
-    kind = way(layout, shard)
+def style(partitioner: str, layout: str, split: str = "tokens") -> dict[str, Any]:
+    """Return the look of a line, as keyword arguments of Axes.plot."""
+    kind = way(layout, split)
     return {
         "color": colour(partitioner),
         "linestyle": LINES.get(kind, "-."),
@@ -91,7 +102,7 @@ def style(partitioner: str, layout: str, shard: str = "tokens") -> dict[str, Any
 
 
 def shade(partitioner: str, rank: int, world_size: int) -> tuple[float, float, float]:
-    """The partitioner's colour for rank 0, paler for each rank after it."""
+    """Return the partitioner's colour for rank 0, paler for each rank after it."""
     pale = 0.75 * rank / max(world_size - 1, 1)
     red, green, blue = (part + (1 - part) * pale for part in to_rgb(colour(partitioner)))
     return red, green, blue
@@ -100,7 +111,7 @@ def shade(partitioner: str, rank: int, world_size: int) -> tuple[float, float, f
 def legend(
     figure: Figure, partitioners: Iterable[str], ways: Sequence[str], extra: Sequence[Artist] = ()
 ) -> None:
-    """Below the panels: colours for the partitioners, then styles for the layouts."""
+    """Put a legend below the panels: colours of partitioners, then styles of layouts."""
     handles: list[Artist] = [
         Line2D([], [], color=colour(name), linewidth=3, label=name) for name in partitioners
     ]
@@ -122,8 +133,8 @@ def legend(
     below(figure, handles)
 
 
-def below(figure: Figure, handles: Sequence[Any]) -> None:
-    """A legend under all panels, in as few rows as its width allows; the figure grows for many."""
+def below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Put a legend under all panels, in as few rows as its width allows. The figure grows if it is tall."""
     for rows in range(1, len(handles) + 1):
         columns = ceil(len(handles) / rows)
         legend = figure.legend(
@@ -141,7 +152,7 @@ def ideal_handle(label: str) -> Line2D:
 
 
 def tokens(length: float) -> str:
-    """16384 -> 16k, 1000 -> 1000."""
+    """Return a short text for a count of tokens: 16k for 16384, 1000 for 1000."""
     return f"{int(length) // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{int(length)}"
 
 
@@ -158,7 +169,7 @@ def percent_axis(axis: Axes, percents: Sequence[float]) -> None:
 
 
 def log_y(axis: Axes) -> None:
-    """Logarithmic, with plain numbers; call it when everything is drawn."""
+    """Make the y axis logarithmic, with plain numbers. Call it when everything is drawn."""
     axis.set_yscale("log")
     axis.autoscale_view()
     _plain_log(axis.yaxis, *axis.get_ylim())
@@ -166,15 +177,15 @@ def log_y(axis: Axes) -> None:
 
 
 def log_x(axis: Axes) -> None:
-    """The same for x."""
+    """Do the same for the x axis."""
     axis.set_xscale("log")
     axis.autoscale_view()
     _plain_log(axis.xaxis, *axis.get_xlim())
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
 
 
-def _plain_log(axis: Any, low: float, high: float) -> None:
-    """Ticks at 1, 2 and 5 of each decade; more of them where there are few decades."""
+def _plain_log(axis: Axis, low: float, high: float) -> None:
+    """Put ticks at 1, 2 and 5 of each decade, and at more places where there are few decades."""
     subs = (1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 4, 5, 6, 8) if high > 3 * low else None
     axis.set_major_locator(
         ticker.LogLocator(subs=subs) if subs else ticker.MaxNLocator(6, steps=[1, 2, 5, 10])
@@ -184,7 +195,7 @@ def _plain_log(axis: Any, low: float, high: float) -> None:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Partitioners in the order of the study, others after them."""
+    """Return partitioners in the order of the study, others after them."""
     present = set(names)
     return [name for name in COLOURS if name in present] + sorted(present - set(COLOURS))
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from ringexp.report.figures import style
 from ringexp.report.figures.comparisons import extreme_cell
 from ringexp.report.folder import read_rows
-from ringexp.report.frame import Run, Runs
+from ringexp.report.frame import Run, Runs, each_run, where
 from ringexp.report.values import LARGEST
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking.trace import COMPUTE, stretches
@@ -70,9 +70,11 @@ def timelines(panels: Sequence[tuple[str, str, list[IterationTiming]]], names: S
 def _chosen(runs: Runs) -> list[Run]:
     found = []
     for layout, partitioner, shard in CHOSEN:
-        mine = runs[(runs.layout == layout) & (runs.partitioner == partitioner) & (runs["split"] == shard)]
+        mine = where(
+            runs, (runs.layout == layout) & (runs.partitioner == partitioner) & (runs["split"] == shard)
+        )
         found += [mine.iloc[-1]] if len(mine) else []
-    return (found or [row for _, row in runs.iterrows()])[:MOST]
+    return (found or list(each_run(runs)))[:MOST]
 
 
 def median_iteration(run_dir: Path) -> list[IterationTiming] | None:
