@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Block kernels side by side: their error against float64 first, then interleaved times, then one table.
+"""Compare block kernels: first their errors against float64, then their times, in one table.
 
     python scripts/bench_kernel.py --out docs/benchmarks/kernels-h200
 
-Writes kernels.csv and kernels.md (with hardware, versions and the command) to --out, and where cuDNN is
-among the kernels kernels.png: speed over cuDNN's in the first of --dtypes. A kernel that is not installed or
-does not fit a shape is left out of it. Kernels run as CUDA graphs, as they do in the ring. Times are medians
-of CUDA events, the kernels taking turns; `over cudnn` is the ratio of cuDNN's median to the kernel's.
+Writes kernels.csv and kernels.md (with hardware, versions and the command) to --out. If cuDNN is among the
+kernels it also writes kernels.png, with speeds relative to cuDNN's in the first of --dtypes. For each shape
+the table has the kernels that are installed and support it. Kernels run as CUDA graphs, as they do in the
+ring, and take turns. Times are medians of CUDA events; `over cudnn` is cuDNN's median over the kernel's.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ COLOURS = {"hopper": BLUE, "flash": VERMILION, "sdpa": GREEN}
 
 @dataclass(frozen=True)
 class Case:
-    """One block: as many queries as keys."""
+    """One block, with equal numbers of queries and keys."""
 
     shape: BlockSize
     causal: bool
 
     @property
     def flops(self) -> float:
-        """Matmul FLOPs: two products of 2 * head_dim operations a pair."""
+        """The FLOPs of matrix products: two products of 2 * head_dim operations per query-key pair."""
         length = self.shape.length
         pairs = length * (length + 1) // 2 if self.causal else length**2
         return float(pair_flops(self.shape.num_heads, self.shape.head_dim) * pairs)
@@ -86,19 +86,20 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def fitting(names: str, shape: BlockSize) -> list[Kernel]:
-    found = []
+    """Return the kernels that are installed and support a shape."""
+    kernels = []
     for name in names.split(","):
         try:
-            found.append(get_kernel(name, "cuda", shape.dtype, shape.head_dim))
+            kernels.append(get_kernel(name, "cuda", shape.dtype, shape.head_dim))
         except UserError:
             continue
-    return found
+    return kernels
 
 
 def times_ms(kernels: list[Kernel], case: Case, repeats: int) -> list[list[float]]:
-    """One list of times a kernel; the kernels take turns."""
+    """Return a list of times per kernel, ms. The kernels take turns."""
     q, k, v = case.shape.inputs(torch.device("cuda"))
-    # Several calls a sample where one is too short for the clock of the events.
+    # Several calls per sample if one is too short for the clock of CUDA events.
     calls = max(1, min(50, round(2e-3 * 500e12 / case.flops)))
 
     def work(kernel: Kernel) -> None:
@@ -112,14 +113,14 @@ def times_ms(kernels: list[Kernel], case: Case, repeats: int) -> list[list[float
         graphs.append(captured(lambda kernel=kernel: work(kernel))[0])
     times: list[list[float]] = [[] for _ in kernels]
     for turn in range(repeats + 2):
-        for graph, found in zip(graphs, times, strict=True):
+        for graph, samples in zip(graphs, times, strict=True):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             graph.replay()
             end.record()
             end.synchronize()
             if turn >= 2:
-                found.append(begin.elapsed_time(end) / calls)
+                samples.append(begin.elapsed_time(end) / calls)
     return times
 
 
@@ -129,12 +130,12 @@ def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
         shape = case.shape
         kernels = fitting(arguments.kernels, shape)
         inputs = shape.inputs(torch.device("cuda"))
-        errors = [relative_errors(each.block, *inputs, case.causal, case.scale) for each in kernels]
+        errors = [relative_errors(kernel.block, *inputs, case.causal, case.scale) for kernel in kernels]
         times = times_ms(kernels, case, arguments.repeats)
-        medians = {kernel.name: median(found) for kernel, found in zip(kernels, times, strict=True)}
-        for kernel, (error, lse_error), found in zip(kernels, errors, times, strict=True):
+        medians = {kernel.name: median(samples) for kernel, samples in zip(kernels, times, strict=True)}
+        for kernel, (error, lse_error), samples in zip(kernels, errors, times, strict=True):
             assert lse_error < 1e-3, (kernel.name, case, lse_error)
-            time_ms = median(found)
+            time_ms = median(samples)
             rows.append(
                 {
                     "dtype": str(shape.dtype).removeprefix("torch."),
@@ -154,7 +155,7 @@ def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
 
 
 def speed_figure(table: pandas.DataFrame) -> Figure:
-    """Speed over cuDNN's by length, in the table's first dtype: a panel for each head dim and mask."""
+    """Draw the speed relative to cuDNN's by length, one panel per head dim and mask, in the first dtype."""
     dtype = table["dtype"].iloc[0]
     table = table.loc[(table["dtype"] == dtype) & (table["kernel"] != BASELINE)].sort_values(by="tokens")
     head_dims, lengths = sorted(set(table["head_dim"]), reverse=True), sorted(set(table["tokens"]))

@@ -9,10 +9,10 @@ from pathlib import Path
 TASK = """
 import json, sys
 from pathlib import Path
-from ringexp.slurm.task import _node_throttle
+from ringexp.slurm.task import node_throttle
 from ringexp.worker.rank_set import RankSet
 ranks = RankSet("cuda", "mps", "nccl", [100.0, 50.0], 2, {}, [])
-with _node_throttle(ranks, Path(sys.argv[1])) as environments:
+with node_throttle(ranks, Path(sys.argv[1])) as environments:
     print(json.dumps(environments), flush=True)
     sys.stdin.read()
 """

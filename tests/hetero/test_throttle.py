@@ -5,10 +5,19 @@ import time
 import pytest
 import torch
 
+from ringexp.choices import THROTTLES
 from ringexp.errors import UserError
+from ringexp.hetero.applied import Throttle
 from ringexp.hetero.cgroup import OwnGroup
 from ringexp.hetero.sm_count import SM_TOTAL_ENV
-from ringexp.hetero.throttle import host_throttle, rank_throttle, resolve_throttle
+from ringexp.hetero.throttle import (
+    host_throttle,
+    load_throttle,
+    rank_throttle,
+    resolve_throttle,
+    starting_throttle,
+    takes_any_profile,
+)
 
 FULL, UNEVEN = [100, 100], [100, 50]
 
@@ -184,3 +193,24 @@ def test_a_quota_is_written_anew(tmp_path, monkeypatch):
         assert applied.changed(25).percentage == 25
         share = 0.25 * torch.get_num_threads()
         assert (tmp_path / "cpu.max").read_text() == f"{round(share * 20_000)} 20000"
+
+
+@pytest.mark.parametrize("spec", THROTTLES, ids=THROTTLES.names)
+def test_every_throttle_has_code_and_says_if_fixed(spec):
+    assert isinstance(load_throttle(spec.name), Throttle)
+    assert bool(spec.why_fixed) != spec.changes_in_mid_run
+
+
+@pytest.mark.parametrize(
+    ("name", "device_type", "start"),
+    [
+        ("none", "cpu", "cpu_pacing"),
+        ("cpu_pacing", "cpu", "cpu_pacing"),
+        ("cpu_quota", "cpu", "cpu_quota"),
+        ("none", "cuda", "none"),
+        ("mps", "cuda", "mps"),
+    ],
+)
+def test_ranks_of_any_profile_start_with_pacing(name, device_type, start):
+    assert starting_throttle(name, device_type) == start
+    assert takes_any_profile(name, device_type) == (start == "cpu_pacing")

@@ -38,7 +38,7 @@ def main() -> None:
     path, rank = Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
     ranks = RankSet.from_json(path.read_text(encoding="utf-8"))
     try:
-        with _node_throttle(ranks, path.parent) as environments:
+        with node_throttle(ranks, path.parent) as environments:
             code = _watch(path, rank, _environment(ranks, rank) | environments[rank])
     except (UserError, RunFailed) as error:
         write_error(path, rank, type(error).__name__, str(error), time.time())
@@ -88,8 +88,8 @@ def interface_towards(address: str) -> str | None:
 
 
 @contextmanager
-def _node_throttle(ranks: RankSet, workdir: Path) -> Iterator[list[dict[str, str]]]:
-    """The launcher's side of the throttle, once a node; yields the environment of each rank."""
+def node_throttle(ranks: RankSet, workdir: Path) -> Iterator[list[dict[str, str]]]:
+    """Run the launcher's side of the throttle, once per node. Yield the variables of each rank."""
     if not THROTTLES[ranks.throttle].shared_on_node:
         with host_throttle(ranks.throttle, ranks.percentages, workdir, ranks.drifting) as environments:
             yield environments

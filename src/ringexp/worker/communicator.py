@@ -13,11 +13,12 @@ from ringexp.models.checkpoints.check import CheckpointCheck
 from ringexp.ring.messages import Messages
 from ringexp.ring.timing import HopTiming, IterationTiming
 from ringexp.tracking.accuracy import Accuracy
+from ringexp.tracking.references import KernelTimes
 from ringexp.tracking.results import References
 
 T = TypeVar("T")
 
-EXCHANGED = (IterationTiming, HopTiming, SpeedRow, Accuracy, References, CheckpointCheck)
+EXCHANGED = (IterationTiming, HopTiming, SpeedRow, Accuracy, References, CheckpointCheck, KernelTimes)
 """The dataclasses that ranks send to each other; any other type is refused."""
 
 
