@@ -2,7 +2,7 @@
 
 import pytest
 
-from ringexp.calibration.link import LinkCost
+from ringexp.planning import Link
 from support.ring_ranks import link_over_stand_ins
 
 
@@ -13,10 +13,10 @@ def test_all_ranks_agree_on_a_link_that_costs_something(pools, transport, world_
     assert len(set(results)) == 1
     for link in results[0]:
         assert link.latency_ms >= 0
-        assert link.byte_ms >= 0
-        assert link.latency_ms + link.byte_ms > 0
+        assert link.unit_ms >= 0
+        assert link.latency_ms + link.unit_ms > 0
 
 
 def test_bandwidth_is_the_other_side_of_the_time_a_byte():
-    assert LinkCost(0.1, 1e-5).gbps == pytest.approx(0.1)  # 1e5 bytes a ms
-    assert LinkCost(0.1, 0.0).gbps is None
+    assert Link(0.1, 1e-5).gbps == pytest.approx(0.1)  # 1e5 bytes a ms
+    assert Link(0.1, 0.0).gbps is None

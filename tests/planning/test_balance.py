@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ringexp.choices import LAYOUTS
 from ringexp.errors import UserError
-from ringexp.planning import Mask, RankCost, balance, make_plan, waterfill
+from ringexp.planning import Mask, RankCost, balance, make_plan, predicted_ms, waterfill
 from ringexp.planning.masks import CAUSAL
 
 costs_of_a_rank = st.builds(
@@ -24,7 +24,7 @@ layouts = st.sampled_from(sorted(LAYOUTS.names))
 
 
 def slowest_ms(costs, tokens, layout, mask=CAUSAL):
-    return make_plan(sum(tokens), tokens, layout, mask=mask).predicted_ms(costs)
+    return predicted_ms(make_plan(sum(tokens), tokens, layout, mask=mask), costs)
 
 
 def splits(seq_len, tile, ranks):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.errors import UserError
-from ringexp.planning import BlockShape, HopCost, RankCost, make_plan
+from ringexp.planning import BlockShape, EqualLinks, Link, RankCost, make_plan, predicted_ms
 
 counts = st.lists(st.integers(6, 20), min_size=1, max_size=4)
 
@@ -41,13 +41,13 @@ def test_each_chunk_is_split_as_the_prompt_is():
     plan = make_plan(4096, [3072, 1024], tile=128, chunks=4)
     assert [chunk.tokens for chunk in plan.chunks] == [[768, 256]] * 4
     costs = [RankCost(1.0, 1.0, 0.0), RankCost(1.0, 3.0, 0.0)]
-    assert plan.predicted_ms(costs) == 4 * (1 + 768)
+    assert predicted_ms(plan, costs) == 4 * (1 + 768)
 
 
 def test_each_chunk_passes_on_all_up_to_it():
     plan = make_plan(4096, [3072, 1024], tile=128, chunks=4)
     nothing_else = [RankCost(0.0, 0.0, 0.0)] * 2
-    assert plan.predicted_ms(nothing_else, HopCost(5.0, 1.0)) == 4 * 5 + 768 * (1 + 2 + 3 + 4)
+    assert predicted_ms(plan, nothing_else, EqualLinks(Link(5.0, 1.0))) == 4 * 5 + 768 * (1 + 2 + 3 + 4)
 
 
 def test_a_rank_with_fewer_tokens_than_chunks_is_refused():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.choices import LAYOUTS
-from ringexp.planning import RankCost, make_plan
+from ringexp.planning import RankCost, make_plan, predicted_ms
 
 counts = st.lists(st.integers(3, 12), min_size=1, max_size=5)
 starts = st.lists(st.integers(0, 14), min_size=1, max_size=4)
@@ -28,5 +28,5 @@ def test_what_is_computed_of_padding_is_linear_layers(tokens, start, layout):
     padded = make_plan(sum(tokens), tokens, layout, starts=[start % sum(tokens)])
     alone = make_plan(sum(tokens), tokens, layout)
     linear, attention = [RankCost(1.0, 1.0, 0.0)] * len(tokens), [RankCost(0.0, 0.0, 1.0, 0.5)] * len(tokens)
-    assert padded.predicted_ms(linear) == alone.predicted_ms(linear)
-    assert padded.predicted_ms(attention) <= alone.predicted_ms(attention)
+    assert predicted_ms(padded, linear) == predicted_ms(alone, linear)
+    assert predicted_ms(padded, attention) <= predicted_ms(alone, attention)

@@ -3,7 +3,7 @@
 import pytest
 
 from ringexp.errors import UserError
-from ringexp.planning import HopCost, Mask, PlanRequest, RankCost, plan_for
+from ringexp.planning import EqualLinks, Link, Mask, PlanRequest, RankCost, plan_for
 
 
 class Costs:
@@ -29,21 +29,21 @@ def tokens(source, **known):
 
 
 def test_cheap_hops_leave_all_ranks_in_the_ring():
-    assert min(tokens(EQUAL, links=HopCost(0.01, 0.0))) > 0
+    assert min(tokens(EQUAL, links=EqualLinks(Link(0.01, 0.0)))) > 0
 
 
 def test_ranks_whose_hops_do_not_pay_are_left_out():
-    assert sorted(tokens(EQUAL, links=HopCost(1000.0, 0.0))) == [0, 0, 4096]
+    assert sorted(tokens(EQUAL, links=EqualLinks(Link(1000.0, 0.0)))) == [0, 0, 4096]
 
 
 def test_the_slowest_rank_is_left_out_first():
     costs = Costs(RankCost(0.0, 0.0, 2e-6), RankCost(0.0, 0.0, 9e-6), RankCost(0.0, 0.0, 2e-6))
-    assert tokens(costs, links=HopCost(2.5, 0.0))[1] == 0
+    assert tokens(costs, links=EqualLinks(Link(2.5, 0.0)))[1] == 0
 
 
 def test_a_rank_stays_where_the_others_have_no_memory():
     room = [2048, 2048, 0]
-    assert tokens(EQUAL, links=HopCost(1000.0, 0.0), max_tokens=room) == room
+    assert tokens(EQUAL, links=EqualLinks(Link(1000.0, 0.0)), max_tokens=room) == room
 
 
 def test_memory_is_kept_to_and_its_lack_named():

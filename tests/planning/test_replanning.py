@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringexp.config import AdaptiveConfig
-from ringexp.planning import AdaptivePlanner, HopCost, RankCost, make_plan
+from ringexp.planning import AdaptivePlanner, EqualLinks, Link, RankCost, make_plan
 from support.drifting import COST, SEQ_LEN, TILE, busy_ms, planned
 
 SLOWER = [1.0, 1.0, 1.0, 1.3, 1.3, 1.3]
@@ -51,14 +51,14 @@ def test_units_of_a_workload_change_no_plan(units):
 
 def test_a_gain_that_hops_drown_is_not_followed():
     """Hops that come late belong to a prompt's time, so the same gain is a smaller part of it."""
-    costs, dear = [COST, COST], HopCost(2000.0, 0.0)
+    costs, dear = [COST, COST], EqualLinks(Link(2000.0, 0.0))
     free, late = planner(costs)[0], planner(costs, links=dear)[0]
     assert play(free, costs, SLOWER)[-1].tokens != play(late, costs, SLOWER)[-1].tokens == [SEQ_LEN // 2] * 2
 
 
 @pytest.mark.parametrize("units", [1, 4])
 def test_hops_weigh_as_much_whatever_the_units(units):
-    costs, hop = [COST, COST], HopCost(150.0, 0.0)
+    costs, hop = [COST, COST], EqualLinks(Link(150.0, 0.0))
     one, several = planner(costs, links=hop)[0], planner(costs, units, hop)[0]
     assert [plan.tokens for plan in play(one, costs, SLOWER)] == [
         plan.tokens for plan in play(several, costs, SLOWER, units)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ringexp.planning import (
     BlockShape,
-    HopCost,
+    EqualLinks,
+    Link,
     Mask,
     NodeLinks,
     Plan,
@@ -19,6 +20,7 @@ from ringexp.planning import (
     balanced_plan,
     carried_ms,
     make_plan,
+    predicted_ms,
     simulate,
 )
 from ringexp.planning.work import compute_ms
@@ -32,7 +34,7 @@ costs_of_a_rank = st.builds(
     hop_ms=st.floats(0, 2),
     hop_token_ms=st.floats(0, 0.1),
 )
-hop_costs = st.builds(HopCost, st.floats(0, 20), st.floats(0, 2), st.booleans())
+equal_links = st.builds(EqualLinks, st.builds(Link, st.floats(0, 20), st.floats(0, 2)), st.booleans())
 
 
 @st.composite
@@ -43,12 +45,11 @@ def rings(draw, causal=None):
     is_causal = draw(st.booleans()) if causal is None else causal
     plan = make_plan(sum(tokens), tokens, layout, mask=Mask.of(is_causal))
     costs = [draw(costs_of_a_rank) for _ in tokens]
-    links = draw(hop_costs)
+    links = draw(equal_links)
     if draw(st.booleans()):
-        sent_on = replace(links, direct=False)
         nodes = [draw(st.integers(0, 1)) for _ in tokens]
-        within = [HopCost(draw(st.floats(0, 5)), draw(st.floats(0, 1))) for _ in tokens]
-        links = NodeLinks(nodes, within, sent_on)
+        within = [Link(draw(st.floats(0, 5)), draw(st.floats(0, 1))) for _ in tokens]
+        links = NodeLinks(nodes, within, links.link)
     return plan, costs, links
 
 
@@ -125,7 +126,7 @@ def test_a_timeline_is_what_happens_event_by_event(ring, prefetch_hops):
     plan, costs, links = ring
     found = simulate(plan, costs, links, prefetch_hops)
     assert found.compute_ends[-1] == pytest.approx(event_by_event(plan, costs, links, prefetch_hops))
-    assert plan.predicted_ms(costs, links, prefetch_hops) == found.latency_ms
+    assert predicted_ms(plan, costs, links, prefetch_hops) == found.latency_ms
 
 
 @given(rings(), prefetches)
@@ -149,7 +150,7 @@ def test_no_rank_is_done_before_it_has_computed_all_nor_before_all_shards_have_c
     assert found.latency_ms >= carried_ms(plan, links) * (1 - 1e-9)
 
 
-@given(st.lists(costs_of_a_rank, min_size=1, max_size=6), st.integers(16, 400), hop_costs, prefetches)
+@given(st.lists(costs_of_a_rank, min_size=1, max_size=6), st.integers(16, 400), equal_links, prefetches)
 def test_a_balanced_plan_is_no_later_than_water_filling_among_any_number_of_the_fastest(
     costs, seq_len, links, prefetch_hops
 ):
@@ -162,46 +163,46 @@ def test_a_balanced_plan_is_no_later_than_water_filling_among_any_number_of_the_
             [costs[rank].with_hops(count - 1) for rank in ranks], seq_len, 4, "zigzag", Mask.causal()
         )
         tokens = [some[ranks.index(rank)] if rank in ranks else 0 for rank in range(len(costs))]
-        other_ms = make_plan(seq_len, tokens).predicted_ms(costs, links, prefetch_hops)
-        assert found.predicted_ms(costs, links, prefetch_hops) <= other_ms
+        other_ms = predicted_ms(make_plan(seq_len, tokens), costs, links, prefetch_hops)
+        assert predicted_ms(found, costs, links, prefetch_hops) <= other_ms
 
 
 @given(rings(), prefetches, st.floats(0, 1))
 def test_a_faster_link_makes_no_ring_later(ring, prefetch_hops, part):
     plan, costs, links = ring
 
-    def quicker(hop: HopCost) -> HopCost:
-        return replace(hop, latency_ms=part * hop.latency_ms, token_ms=part * hop.token_ms)
+    def quicker(link: Link) -> Link:
+        return Link(part * link.latency_ms, part * link.unit_ms)
 
     if isinstance(links, NodeLinks):
-        better = NodeLinks(links.nodes, [quicker(hop) for hop in links.within], quicker(links.across))
+        better = NodeLinks(links.nodes, [quicker(link) for link in links.within], quicker(links.across))
     else:
-        better = quicker(links)
-    slower_ms = plan.predicted_ms(costs, links, prefetch_hops)
-    assert plan.predicted_ms(costs, better, prefetch_hops) <= slower_ms * (1 + 1e-9)
+        better = replace(links, link=quicker(links.link))
+    slower_ms = predicted_ms(plan, costs, links, prefetch_hops)
+    assert predicted_ms(plan, costs, better, prefetch_hops) <= slower_ms * (1 + 1e-9)
 
 
 @given(rings(), st.integers(0, 4))
 def test_posting_fewer_hops_ahead_makes_no_ring_earlier(ring, prefetch_hops):
     plan, costs, links = ring
-    later = plan.predicted_ms(costs, links, prefetch_hops)
-    assert later >= plan.predicted_ms(costs, links, prefetch_hops + 1)
-    assert later >= plan.predicted_ms(costs, links)
+    later = predicted_ms(plan, costs, links, prefetch_hops)
+    assert later >= predicted_ms(plan, costs, links, prefetch_hops + 1)
+    assert later >= predicted_ms(plan, costs, links)
 
 
 @given(rings(causal=False), st.integers(0, 5), prefetches)
 def test_where_a_ring_begins_to_be_counted_changes_nothing(ring, turn, prefetch_hops):
     plan, costs, links = ring
     if isinstance(links, NodeLinks):
-        links = links.across
+        links = EqualLinks(links.across)
     turn %= len(costs)
     tokens = plan.tokens[turn:] + plan.tokens[:turn]
     turned = make_plan(plan.seq_len, tokens, plan.layout, mask=Mask.full())
-    turned_ms = turned.predicted_ms(costs[turn:] + costs[:turn], links, prefetch_hops)
-    assert turned_ms == pytest.approx(plan.predicted_ms(costs, links, prefetch_hops))
+    turned_ms = predicted_ms(turned, costs[turn:] + costs[:turn], links, prefetch_hops)
+    assert turned_ms == pytest.approx(predicted_ms(plan, costs, links, prefetch_hops))
 
 
-@given(st.integers(2, 8), costs_of_a_rank, hop_costs, prefetches)
+@given(st.integers(2, 8), costs_of_a_rank, equal_links, prefetches)
 def test_equal_ranks_with_equal_shards_do_the_same_whatever_their_place(ranks, cost, links, prefetch_hops):
     plan = make_plan(24 * ranks, [24] * ranks, mask=Mask.full())
     found = simulate(plan, [cost] * ranks, links, prefetch_hops)
@@ -216,17 +217,17 @@ def test_a_barrier_at_each_hop_caps_capacity_efficiency(speeds, bound):
     seq_len = 110_000
     plan = make_plan(seq_len, balance(costs, seq_len, 1, "zigzag", Mask.causal()))
     ideal_ms = seq_len * (seq_len + 1) / 2 / sum(speeds)
-    free = HopCost(0.0, 0.0)
-    assert ideal_ms / plan.predicted_ms(costs, free, prefetch_hops=0) == pytest.approx(bound, abs=0.005)
-    assert ideal_ms / plan.predicted_ms(costs, free) == pytest.approx(1.0, abs=0.001)
+    free = EqualLinks(Link(0.0, 0.0))
+    assert ideal_ms / predicted_ms(plan, costs, free, prefetch_hops=0) == pytest.approx(bound, abs=0.005)
+    assert ideal_ms / predicted_ms(plan, costs, free) == pytest.approx(1.0, abs=0.001)
 
 
 def test_one_hop_ahead_loses_less_than_a_barrier():
     """A rank waits for the hop before the one that its neighbours are at."""
     costs = [RankCost(0.0, 0.0, 1 / speed) for speed in (1, 1, 0.5, 0.25)]
     plan = make_plan(110_000, balance(costs, 110_000, 1, "zigzag", Mask.causal()))
-    free = HopCost(0.0, 0.0)
-    slower = plan.predicted_ms(costs, free, 1) / plan.predicted_ms(costs, free)
+    free = EqualLinks(Link(0.0, 0.0))
+    slower = predicted_ms(plan, costs, free, 1) / predicted_ms(plan, costs, free)
     assert slower == pytest.approx(12 / 11, rel=1e-3)
 
 
@@ -234,7 +235,7 @@ def test_direct_copies_make_no_detour_over_a_slow_rank():
     """The shard of a rank next but one waits for nobody between."""
     plan = make_plan(300, [100] * 3, mask=Mask.full())
     costs = [RankCost(0.0, 0.0, 1e-3), RankCost(500.0, 0.0, 1e-3), RankCost(0.0, 0.0, 1e-3)]
-    sent_on, direct = HopCost(1.0, 0.0), HopCost(1.0, 0.0, direct=True)
+    sent_on, direct = EqualLinks(Link(1.0, 0.0)), EqualLinks(Link(1.0, 0.0), direct=True)
     arrival = {
         hop.direct: {each.source: each.arrival for each in simulate(plan, costs, hop).hops(2)}
         for hop in (sent_on, direct)
@@ -249,8 +250,8 @@ def test_a_large_ring_needs_no_lists_of_blocks(monkeypatch, layout):
     """There would be as many as ranks squared."""
     monkeypatch.setattr(Plan, "blocks", lambda *_: pytest.fail("blocks were listed"))
     costs = [RankCost(0.1, 1e-5, 1e-7 * (1 + rank % 3), hop_ms=0.01) for rank in range(100)]
-    plan = balanced_plan(PlanRequest(1 << 16, 16, layout), costs, HopCost(0.02, 1e-4))
-    assert simulate(plan, costs, HopCost(0.02, 1e-4)).latency_ms > 0
+    plan = balanced_plan(PlanRequest(1 << 16, 16, layout), costs, EqualLinks(Link(0.02, 1e-4)))
+    assert simulate(plan, costs, EqualLinks(Link(0.02, 1e-4))).latency_ms > 0
 
 
 @pytest.mark.slow
@@ -259,6 +260,6 @@ def test_a_ring_of_a_thousand_ranks_is_planned_and_played_in_seconds(layout):
     """5 s of a core, and room for a slow one."""
     costs = [RankCost(0.1, 1e-5, 1e-7 * (1 + rank % 3), hop_ms=0.01) for rank in range(1024)]
     began = time.process_time()
-    plan = balanced_plan(PlanRequest(1 << 20, 16, layout), costs, HopCost(0.02, 1e-4))
-    simulate(plan, costs, HopCost(0.02, 1e-4))
+    plan = balanced_plan(PlanRequest(1 << 20, 16, layout), costs, EqualLinks(Link(0.02, 1e-4)))
+    simulate(plan, costs, EqualLinks(Link(0.02, 1e-4)))
     assert time.process_time() - began < 20

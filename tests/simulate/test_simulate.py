@@ -11,7 +11,7 @@ from ringexp.calibration.table import SpeedTable
 from ringexp.cli import simulate as command
 from ringexp.configure.named_models import named_model, named_shape
 from ringexp.models.registry import model_of
-from ringexp.planning import HopCost, Mask, RankCost, make_plan
+from ringexp.planning import EqualLinks, Link, Mask, RankCost, make_plan, predicted_ms
 from ringexp.ring.timing import IterationTiming
 from ringexp.simulate.hardware import load_hardware
 from ringexp.simulate.rings import Split, run, timings
@@ -20,7 +20,12 @@ from support.calibration_rows import cost_rows
 from support.run_folders import write_iterations, write_run
 
 COSTS = [RankCost(0.1, 1e-4, 1e-6, 1e-7), RankCost(0.2, 2e-4, 2e-6, 2e-7)]
-HOP = HopCost(0.05, 1e-4)
+HOP = EqualLinks(Link(0.05, 1e-4))
+
+
+def recorded(links: EqualLinks) -> dict[str, object]:
+    """Return links as results record them."""
+    return {"latency_ms": links.link.latency_ms, "token_ms": links.link.unit_ms, "direct": links.direct}
 
 
 def simulated(monkeypatch, capsys, *arguments: object):
@@ -40,7 +45,7 @@ def sweep(tmp_path):
     """Two finished runs that took exactly what they cost, and one without costs."""
     for number, partitioner in enumerate(("even", "lut")):
         tokens = [2048, 2048] if partitioner == "even" else [2688, 1408]
-        latency_ms = make_plan(4096, tokens).predicted_ms(COSTS, HOP)
+        latency_ms = predicted_ms(make_plan(4096, tokens), COSTS, HOP)
         plan = make_plan(4096, tokens)
         busy = [
             cost.time_ms(count, plan.pairs(rank), plan.causal_pairs(rank))
@@ -53,7 +58,7 @@ def sweep(tmp_path):
             latency_ms=latency_ms,
             tokens=tokens,
             costs=[asdict(cost) for cost in COSTS],
-            hop=asdict(HOP),
+            hop=recorded(HOP),
             num_units=1,
         )
         write_iterations(folder, [[IterationTiming(latency_ms, busy_ms) for busy_ms in busy]])
@@ -74,8 +79,8 @@ def test_what_calibration_got_wrong_is_told_from_what_the_timeline_got_wrong(mon
     plan, slow = make_plan(4096, tokens), [cost.slower(2.0) for cost in COSTS]
     busy = [cost.time_ms(2048, plan.pairs(rank), plan.causal_pairs(rank)) for rank, cost in enumerate(slow)]
     costs = [asdict(cost) for cost in COSTS]
-    latency_ms = plan.predicted_ms(slow, HOP)
-    figures = {"costs": costs, "hop": asdict(HOP), "num_units": 1, "tokens": tokens}
+    latency_ms = predicted_ms(plan, slow, HOP)
+    figures = {"costs": costs, "hop": recorded(HOP), "num_units": 1, "tokens": tokens}
     folder = write_run(tmp_path, latency_ms=latency_ms, **figures)
     write_iterations(folder, [[IterationTiming(latency_ms, busy_ms) for busy_ms in busy]])
     (row,) = simulated(monkeypatch, capsys, "--runs", tmp_path)["runs"]
@@ -87,7 +92,7 @@ def test_the_ranks_of_a_run_can_be_split_otherwise(monkeypatch, capsys, sweep):
     (folder,) = sweep.glob("0_*")
     arguments = ("--costs", folder, "--seq-len", 4096, "--partitioner", "even,balanced", "--tile", 16)
     even, balanced = simulated(monkeypatch, capsys, *arguments)["simulated"]
-    assert even["latency_ms"] == pytest.approx(make_plan(4096, [2048, 2048]).predicted_ms(COSTS, HOP))
+    assert even["latency_ms"] == pytest.approx(predicted_ms(make_plan(4096, [2048, 2048]), COSTS, HOP))
     assert balanced["latency_ms"] < even["latency_ms"]
     assert balanced["capacity_efficiency"] > even["capacity_efficiency"]
 
@@ -103,8 +108,8 @@ def test_costs_of_a_calibration_table(monkeypatch, capsys, tmp_path):
     (one,) = simulated(monkeypatch, capsys, *arguments, "--hop", "50:163.84", "--partitioner", "even")[
         "simulated"
     ]
-    hop = HopCost(0.05, 2 * 32 * 128 * 2 / 163.84e6)
-    assert one["latency_ms"] == pytest.approx(make_plan(4096, [2048] * 2).predicted_ms(COSTS, hop), rel=1e-3)
+    hop = EqualLinks(Link(0.05, 2 * 32 * 128 * 2 / 163.84e6))
+    assert one["latency_ms"] == pytest.approx(predicted_ms(make_plan(4096, [2048] * 2), COSTS, hop), rel=1e-3)
 
 
 def test_one_device_alone_has_nothing_to_lose():

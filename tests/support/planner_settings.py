@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ringexp.choices import LAYOUTS
 from ringexp.errors import UserError
-from ringexp.planning import HopCost, Mask, PlanRequest, RankCost, plan_for
+from ringexp.planning import EqualLinks, Link, Mask, PlanRequest, RankCost, plan_for, predicted_ms
 
 GOLDEN = Path(__file__).parents[1] / "web" / "golden" / "plans.json"
 VECTORS = 40
@@ -29,7 +29,7 @@ class Setting:
     tile: int
     speeds: Sequence[float]
     rank_costs: Sequence[RankCost]
-    hop: HopCost
+    hop: EqualLinks
     causal: bool = True
 
     @property
@@ -52,11 +52,13 @@ class Setting:
             plan = plan_for(request, self, links=self.hop)
         except UserError:
             return None
-        return plan.tokens, plan.predicted_ms(self.rank_costs, self.hop)
+        return plan.tokens, predicted_ms(plan, self.rank_costs, self.hop)
 
     def for_the_page(self):
         """Return the setting as planning.js takes it."""
         given = asdict(self) | {"seqLen": self.seq_len, "costs": [asdict(cost) for cost in self.rank_costs]}
+        link = self.hop.link
+        given["hop"] = {"latency_ms": link.latency_ms, "token_ms": link.unit_ms, "direct": self.hop.direct}
         names = ("split", "layout", "seqLen", "tile", "speeds", "costs", "hop", "causal")
         return {name: given[name] for name in names}
 
@@ -88,9 +90,8 @@ def some_setting(rng):
         tile=tile,
         speeds=speeds,
         rank_costs=costs,
-        hop=HopCost(
-            latency_ms=rng.choice((0.0, 10 ** rng.uniform(-3, 2))),
-            token_ms=scale * 10 ** rng.uniform(-7, 1),
+        hop=EqualLinks(
+            Link(rng.choice((0.0, 10 ** rng.uniform(-3, 2))), scale * 10 ** rng.uniform(-7, 1)),
             direct=rng.random() < 0.4,
         ),
         causal=rng.random() < 0.7,

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from ringexp.calibration.link import LinkCost, measure_link
+from ringexp.calibration.link import measure_link
 from ringexp.kernels import Kernel, get_kernel
-from ringexp.planning import Mask, Plan, make_plan
+from ringexp.planning import Link, Mask, Plan, make_plan
 from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import CpuClock, CudaClock, NoClock
 from ringexp.ring.context import RingContext
@@ -198,7 +198,7 @@ def sent_over_stand_ins(rank: int, case: Case, nvlink: bool = True) -> tuple[int
 
 
 @torch.inference_mode()
-def link_over_stand_ins(rank: int, name: str) -> tuple[LinkCost, LinkCost]:
+def link_over_stand_ins(rank: int, name: str) -> tuple[Link, Link]:
     """What hops cost over a CUDA transport with stand-ins for CUDA: measured twice."""
     from ringexp.ring.transport import make_transport
 

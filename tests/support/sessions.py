@@ -16,12 +16,12 @@ from ringexp.configure.resolve import resolve
 from ringexp.hetero.applied import AppliedThrottle
 from ringexp.hetero.cpu_pacing import set_pace
 from ringexp.hetero.pacing import Pacer
-from ringexp.planning import HopCost, Plan, make_plan
+from ringexp.planning import EqualLinks, Plan, make_plan
 from ringexp.ring.context import RingContext
 from ringexp.ring.transport import resolved
 from ringexp.worker.communicator import Communicator
 from ringexp.worker.cuda_graphs import CudaGraphs
-from ringexp.worker.prepare import calibration_needs, hop_cost_of, job_tools, speed_meter
+from ringexp.worker.prepare import calibration_needs, job_tools, links_of, speed_meter
 from ringexp.worker.progress import ProgressWriter
 from ringexp.worker.prompt_loop import PromptLoop, RingWork
 from ringexp.worker.rank_set import Job, RankSet
@@ -123,11 +123,11 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
     return seen
 
 
-def hop_cost(rank: int, config: Config) -> HopCost | None:
+def hop_cost(rank: int, config: Config) -> EqualLinks | None:
     """What the session measures hops to cost."""
     session = session_of(rank, config, [100.0] * config.world_size)
     tools = job_tools(session, Job(resolve(config, num_gpus=0), "run"), 2 * config.seq_len)
-    return hop_cost_of(session, config, tools)
+    return links_of(session, config, tools)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from fms.modules.attention import MultiHeadAttention
 from omegaconf import OmegaConf
 
 from ringexp.models.fms import facts
-from ringexp.planning import HopCost, RankCost
+from ringexp.planning import EqualLinks, Link, RankCost
 from ringexp.report.build import write_report
 from ringexp.web import FOLDER, planner_page
 from ringexp.web.measured_run import MeasuredRun
@@ -66,7 +66,7 @@ def test_plans_in_the_browser_are_those_of_python(tmp_path):
         assert plan[0] == expected[0], setting
         assert plan[1] == pytest.approx(expected[1], rel=1e-9), setting
         left_out += 0 in plan[0]
-        exposed += replace(setting, hop=HopCost(0.0, 0.0)).planned()[1] < expected[1]
+        exposed += replace(setting, hop=EqualLinks(Link(0.0, 0.0))).planned()[1] < expected[1]
         copied += (
             expected != replace(setting, hop=replace(setting.hop, direct=not setting.hop.direct)).planned()
         )
@@ -133,7 +133,7 @@ def test_an_address_is_a_view(page, choices, layout, causal, direct):
     costs = "tflops=500&fixedMs=0.3&gbps=5&hopMs=0.2&tile=64&shape=1,1,4096,32,32,128,0,2"
     token_flops, pair_flops, speeds = 2 * 4 * 4096 * 4096, 4 * 32 * 128, (500, 200, 300)
     rank_costs = [RankCost(0.3, token_flops / (s * 1e9), pair_flops / (s * 1e9)) for s in speeds]
-    hop = HopCost(0.2, 2 * 32 * 128 * 2 / 5e6, direct)
+    hop = EqualLinks(Link(0.2, 2 * 32 * 128 * 2 / 5e6), direct=direct)
     setting = Setting("lut", layout, 8192, 64, speeds, rank_costs, hop, causal)
     check_shown(dom(page, f"#{settings}&{costs}"), setting)
     other_way = replace(setting, hop=replace(hop, direct=not direct)).planned()
@@ -190,7 +190,7 @@ def test_a_report_has_the_planner_set_to_its_runs(report):
     html = dom(report / "planner.html")
     assert "Costs are those measured for run 100/50 %, 4096 tokens" in html
     assert cards_of(html)["Measured in this run"] == "2 ms"
-    hop = HopCost(0.02, 2 * 32 * 128 * 2 / 340e6, direct=True)
+    hop = EqualLinks(Link(0.02, 2 * 32 * 128 * 2 / 340e6), direct=True)
     check_shown(html, Setting("balanced", "zigzag", 4096, 128, (600, 240), COSTS, hop))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 
 import torch
 
+from ringexp.planning import Link
 from ringexp.ring.context import RingContext
 from ringexp.ring.iteration import Iteration
 from ringexp.ring.transport import RingPass
@@ -17,21 +17,8 @@ SHARD_BYTES = {"cpu": (1 << 14, 1 << 22), "cuda": (1 << 16, 1 << 26)}
 """Bytes of a small and a large shard per device type. The line through their times has latency and slope."""
 
 
-@dataclass(frozen=True)
-class LinkCost:
-    """A hop of n bytes takes latency_ms + byte_ms * n, while all ranks send and receive."""
-
-    latency_ms: float
-    byte_ms: float
-
-    @property
-    def gbps(self) -> float | None:
-        """GB/s each way; None if a large shard was as quick as a small one."""
-        return 1e-6 / self.byte_ms if self.byte_ms else None
-
-
-def measure_link(ring: RingContext, device: torch.device, slowest: Callable[[float], float]) -> LinkCost:
-    """Measure the link between the ranks. All ranks call this together.
+def measure_link(ring: RingContext, device: torch.device, slowest: Callable[[float], float]) -> Link:
+    """Measure the link per byte between the ranks. All ranks call this together.
 
     Args:
         ring: a ring of all ranks with one token each.
@@ -41,7 +28,7 @@ def measure_link(ring: RingContext, device: torch.device, slowest: Callable[[flo
     small, large = SHARD_BYTES[device.type]
     times = [slowest(_hop_ms(ring, device, size)) for size in (small, large)]
     byte_ms = max(times[1] - times[0], 0.0) / (large - small)
-    return LinkCost(max(times[0] - byte_ms * small, 0.0), byte_ms)
+    return Link(max(times[0] - byte_ms * small, 0.0), byte_ms)
 
 
 def _hop_ms(ring: RingContext, device: torch.device, num_bytes: int) -> float:

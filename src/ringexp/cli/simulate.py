@@ -12,9 +12,10 @@ from ringexp.cli.terminal import keep_printing
 from ringexp.cli.token_counts import token_count
 from ringexp.configure.named_models import named_shape
 from ringexp.errors import UserError
+from ringexp.planning import Link
 from ringexp.printable import plain
 from ringexp.simulate import show
-from ringexp.simulate.hardware import Link, load_hardware
+from ringexp.simulate.hardware import load_hardware
 from ringexp.simulate.recorded import find_recorded, ring_of_run, ring_of_table
 from ringexp.simulate.rings import TILE, Ring, Split, run, timings
 from ringexp.simulate.specified import ring_of_devices
@@ -134,7 +135,7 @@ def _hop(text: str) -> tuple[float, float]:
 
 def build_ring(options: argparse.Namespace, seq_len: int) -> Ring:
     """Return the ring that --devices or --costs describe. Raises UserError for one that cannot be."""
-    link = Link(latency_us=options.hop[0], gbps=options.hop[1]) if options.hop else None
+    link = Link.of_bandwidth(*options.hop) if options.hop else None
     if options.costs:
         if options.costs.is_dir():
             return ring_of_run(options.costs, seq_len, link)

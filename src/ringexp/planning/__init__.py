@@ -15,7 +15,7 @@ from ringexp.planning.blocks import Block, BlockShape, blocks_between
 from ringexp.planning.cost import RankCost
 from ringexp.planning.decode import next_owner, owners
 from ringexp.planning.layouts import shards_for
-from ringexp.planning.links import HopCost, Links, NodeLinks
+from ringexp.planning.links import EqualLinks, Link, Links, NodeLinks
 from ringexp.planning.masks import Mask
 from ringexp.planning.memory import (
     MemoryNeed,
@@ -28,6 +28,7 @@ from ringexp.planning.memory import (
 )
 from ringexp.planning.partition import adaptive_planner, plan_for
 from ringexp.planning.plan import Plan, make_plan, place_tokens, ring_members
+from ringexp.planning.predict import busy_ms, predicted_ms
 from ringexp.planning.request import SPLITS, PlanRequest
 from ringexp.planning.spans import Shard, Span, runs
 from ringexp.planning.speeds import SpeedSource
@@ -39,7 +40,8 @@ __all__ = [
     "AdaptivePlanner",
     "Block",
     "BlockShape",
-    "HopCost",
+    "EqualLinks",
+    "Link",
     "Links",
     "Mask",
     "MemoryNeed",
@@ -57,6 +59,7 @@ __all__ = [
     "balance",
     "balanced_plan",
     "blocks_between",
+    "busy_ms",
     "carried_ms",
     "check_enough_tiles",
     "check_memory",
@@ -66,6 +69,7 @@ __all__ = [
     "owners",
     "place_tokens",
     "plan_for",
+    "predicted_ms",
     "ring_members",
     "ring_token_bytes",
     "rotation_bytes",

@@ -49,6 +49,7 @@ from ringexp.planning.cost import RankCost
 from ringexp.planning.estimate import FactorEstimate
 from ringexp.planning.links import Links
 from ringexp.planning.plan import Plan
+from ringexp.planning.predict import busy_ms, predicted_ms
 
 SETTLE, ODD = 12, 2
 """Prompts that a plan for a mix of speeds is tried on, and how many of them do not count."""
@@ -69,7 +70,7 @@ MOST_USED = 8
 """Plans that are kept to be compared with."""
 
 Factors = Sequence[float]
-"""Logarithms, one a rank."""
+"""One logarithm per rank."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ class _Candidate:
 
 
 class AdaptivePlanner:
-    """The same on every rank, since all see the same busy times.
+    """Plan anew between prompts; the same on every rank, since all see the same busy times.
 
-    costs: of one unit of the workload, which has `units`. make: the balanced plan of some costs. move: the
-    plan of some token counts. links: those that `make` counts with.
+    Attributes:
+        plan: the plan of the next prompt.
     """
 
     def __init__(
@@ -108,6 +109,17 @@ class AdaptivePlanner:
         units: int = 1,
         links: Links | None = None,
     ) -> None:
+        """Begin with the balanced plan.
+
+        Args:
+            settings: when to plan anew.
+            costs: per rank the costs of one unit of the workload.
+            make: returns the balanced plan by these costs.
+            move: returns the plan of these token counts.
+            tile: tokens that are given out together.
+            units: the number of units of the workload.
+            links: the links that `make` counts with.
+        """
         self._settings, self._costs, self._make, self._move = settings, costs, make, move
         self._tile, self._units, self._links = tile, units, links
         self._estimates = [FactorEstimate() for _ in costs]
@@ -127,10 +139,11 @@ class AdaptivePlanner:
         return self._current.plan
 
     def observe(self, busy_ms: Sequence[float], replan_ms: float = 0.0) -> Plan:
-        """Take in a prompt of the current plan; returns the plan of the next one.
+        """Take in one prompt that ran by the current plan. Return the plan of the next prompt.
 
-        busy_ms: each rank's; those of ranks without tokens do not count. replan_ms: what it took to change
-        to the current plan before that prompt, 0 if it was there.
+        Args:
+            busy_ms: the busy time per rank. Times of ranks without tokens do not count.
+            replan_ms: the time it took to change to the current plan before that prompt; 0 if it did not.
         """
         self._replan_ms = replan_ms or self._replan_ms
         seen = []
@@ -150,7 +163,7 @@ class AdaptivePlanner:
         choice = self._followed() or self._settled() or self._probed()
         if choice:
             self._current, self._since = choice, 0
-            others = [each for each in self._used if each.plan.tokens != choice.plan.tokens]
+            others = [used for used in self._used if used.plan.tokens != choice.plan.tokens]
             self._used = [*others[1 - MOST_USED :], choice]
         return self.plan
 
@@ -159,7 +172,7 @@ class AdaptivePlanner:
         self._returns = ages + [0] * any(estimate.returned for estimate in self._estimates)
 
     def _followed(self) -> _Candidate | None:
-        """The plan of the present speeds, if it is worth it."""
+        """Return the plan of the present speeds if the move to it pays, else None."""
         now = self._levels[-1]
         if self._current.most_gain_ms(now) <= self._least_gain_ms:
             return None
@@ -167,12 +180,12 @@ class AdaptivePlanner:
         gain_ms = self._gain_ms(target, now)
         if gain_ms <= self._least_gain_ms or not self._allowed(target):
             return None
-        told = any(estimate.changed for estimate in self._estimates)
+        changed = any(estimate.changed for estimate in self._estimates)
         better = all(self._gain_ms(target, seen) > 0 for seen in list(self._seen)[-2:])
-        return target if told or better else None
+        return target if changed or better else None
 
     def _settled(self) -> _Candidate | None:
-        """The plan that the latest prompts would have been faster with, though they differed."""
+        """Return a plan by which the latest prompts, at mixed speeds, would have been faster, or None."""
         if self._since < SETTLE:
             return None
         recent = list(self._seen)[-SETTLE:]
@@ -189,7 +202,7 @@ class AdaptivePlanner:
         return best
 
     def _probed(self) -> _Candidate | None:
-        """The current plan with one tile for a rank that has had none for long."""
+        """Return the current plan with one tile for a rank that has long been without tokens, or None."""
         now = self._levels[-1]
         for rank, without in enumerate(self._without):
             most = self._costs[rank].max_tokens
@@ -211,18 +224,18 @@ class AdaptivePlanner:
 
     @property
     def _least_gain_ms(self) -> float:
-        """What a new plan has to save, a prompt."""
+        """The least time in ms that a new plan has to save per prompt."""
         uncertain = ERRORS * max(estimate.error for estimate in self._estimates)
         now_ms = self._current.makespan_ms(self._levels[-1])
         return max(self._settings.min_gain, uncertain) * now_ms + self._replan_ms / self._settings.horizon
 
     def _allowed(self, target: _Candidate) -> bool:
-        """Whether a move to the target keeps to what moves may cost."""
+        """Tell whether a move to the target keeps to the limit on the cost of moves."""
         if len(self._returns) < 2 or self._worst_ms(target) < self._worst_ms(self._current):
             return True
         plans, flips = [*self._used, target], self._returns[0] + 1
         flipped = list(self._seen)[-flips:]
-        totals_ms = [sum(each.makespan_ms(seen) for seen in flipped) for each in plans]
+        totals_ms = [sum(plan.makespan_ms(seen) for seen in flipped) for plan in plans]
         static = plans[totals_ms.index(min(totals_ms))]
         spent_ms = sum(list(self._paid_ms)[-flips:])
         now_ms = self._current.makespan_ms(self._levels[-1])
@@ -233,11 +246,11 @@ class AdaptivePlanner:
         return self._risk_ms(target) + self._replan_ms <= left_ms + self._forgone_ms(target) / 2
 
     def _worst_ms(self, candidate: _Candidate) -> float:
-        """The longest that a prompt takes, at any of the remembered speeds."""
+        """Return the longest time in ms that a prompt takes at any of the remembered speeds."""
         return max(candidate.makespan_ms(factors) for factors in self._levels)
 
     def _risk_ms(self, target: _Candidate) -> float:
-        """The most that the target loses to the current plan until earlier speeds, come back, are seen."""
+        """Return the most ms that the target loses to the current plan until old speeds are seen again."""
         now = self._levels[-1]
         most_ms = 0.0
         for factors in self._levels:
@@ -246,7 +259,7 @@ class AdaptivePlanner:
         return most_ms
 
     def _forgone_ms(self, target: _Candidate) -> float:
-        """What the target would have saved, had it been taken at the best time since the last move."""
+        """Return the ms that the target would have saved from the best moment since the last move on."""
         most_ms = total_ms = 0.0
         for seen in list(self._seen)[: -1 - self._since : -1]:
             total_ms += self._gain_ms(target, seen)
@@ -254,11 +267,11 @@ class AdaptivePlanner:
         return most_ms
 
     def _gain_ms(self, target: _Candidate, factors: Factors) -> float:
-        """What the target saves of a prompt with these factors."""
+        """Return the ms that the target saves of a prompt with these factors."""
         return self._current.makespan_ms(factors) - target.makespan_ms(factors)
 
     def _balanced(self, factors: Factors) -> _Candidate:
-        """The balanced plan of ranks with these factors; the current one itself if that or none is it."""
+        """Return the balanced plan at these factors, or the current plan if it is that or none exists."""
         costs = [cost.slower(math.exp(factor)) for cost, factor in zip(self._costs, factors, strict=True)]
         plan = self.plan
         with suppress(UserError):  # too few tokens on a rank for the chunks of the prompt
@@ -266,8 +279,8 @@ class AdaptivePlanner:
         return self._current if plan.tokens == self.plan.tokens else self._candidate(plan)
 
     def _candidate(self, plan: Plan) -> _Candidate:
-        busy_ms = [self._units * ms for ms in plan.busy_ms(self._costs)]
+        by_costs_ms = [self._units * ms for ms in busy_ms(plan, self._costs)]
         late_ms = 0.0
         if self._links:
-            late_ms = self._units * plan.predicted_ms(self._costs, self._links) - max(busy_ms)
-        return _Candidate(plan, tuple(busy_ms), max(late_ms, 0.0))
+            late_ms = self._units * predicted_ms(plan, self._costs, self._links) - max(by_costs_ms)
+        return _Candidate(plan, tuple(by_costs_ms), max(late_ms, 0.0))

@@ -10,6 +10,7 @@ from ringexp.errors import UserError
 from ringexp.planning.cost import RankCost
 from ringexp.planning.links import Links
 from ringexp.planning.plan import Plan, place_tokens
+from ringexp.planning.predict import busy_ms, predicted_ms
 from ringexp.planning.request import PlanRequest
 from ringexp.planning.speeds import SpeedSource
 from ringexp.planning.timeline import carried_ms
@@ -63,7 +64,7 @@ def balanced_plan(request: PlanRequest, costs: Sequence[RankCost], links: Links 
     for index in sorted(range(len(plans)), key=lambda index: (bounds[index], index)):
         if predicted and bounds[index] > min(predicted)[0]:
             break
-        predicted.append((plans[index].predicted_ms(costs, links, request.prefetch_hops), index))
+        predicted.append((predicted_ms(plans[index], costs, links, request.prefetch_hops), index))
     return plans[min(predicted)[1]]
 
 
@@ -89,6 +90,6 @@ def _member_counts(ranks: int) -> list[int]:
 def _earliest_ms(plan: Plan, costs: Sequence[RankCost], links: Links) -> float:
     """Return a lower bound in ms: every member computes its part, and all shards have to reach it."""
     if len(plan.members) == 1:
-        return plan.predicted_ms(costs, links)
-    latest = max(*plan.busy_ms(costs), carried_ms(plan, links))
+        return predicted_ms(plan, costs, links)
+    latest = max(*busy_ms(plan, costs), carried_ms(plan, links))
     return latest * (1 - 1e-9)  # sums in another order round otherwise

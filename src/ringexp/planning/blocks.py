@@ -37,7 +37,7 @@ class Block:
     shape: BlockShape
 
     def moved(self, queries: int, keys: int) -> Block:
-        """The same block where so many queries and keys lie before."""
+        """Return the same block where this many queries and keys lie before it."""
         rows = (self.q_start + queries, self.q_stop + queries)
         return Block(*rows, self.kv_start + keys, self.kv_stop + keys, self.shape)
 

@@ -16,7 +16,7 @@ from ringexp.planning.spans import Shard, Span
 
 
 def chunk_counts(tokens: Sequence[int], chunks: int, tile: int) -> list[list[int]]:
-    """Tokens of every rank in every chunk, as even over the chunks as whole tiles allow: [chunk][rank].
+    """Return the tokens [chunk][rank], as even over the chunks as whole tiles allow.
 
     Raises UserError if a rank has fewer tokens than there are chunks; in every chunk all take part.
     """
@@ -36,17 +36,17 @@ def chunk_counts(tokens: Sequence[int], chunks: int, tile: int) -> list[list[int
 
 
 def chunk_shards(layout: str, counts: Sequence[Sequence[int]]) -> Iterator[tuple[Shard, ...]]:
-    """The shards of each chunk under `layout`, in global positions."""
-    begins = accumulate((sum(each) for each in counts), initial=0)
-    for each, begin in zip(counts, begins, strict=False):
+    """Yield the shards of each chunk under `layout`, in global positions."""
+    begins = accumulate((sum(tokens) for tokens in counts), initial=0)
+    for tokens, begin in zip(counts, begins, strict=False):
         yield tuple(
             Shard(tuple(Span(span.start + begin, span.stop + begin) for span in shard.spans))
-            for shard in shards_for(layout, each)
+            for shard in shards_for(layout, tokens)
         )
 
 
 def joined(*shards: Shard) -> Shard:
-    """All spans of shards that follow each other, as few as they make."""
+    """Return the shard of all spans of shards that follow each other, in as few spans as possible."""
     spans: list[Span] = []
     for span in (span for shard in shards for span in shard.spans):
         if spans and spans[-1].stop == span.start:

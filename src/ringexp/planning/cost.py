@@ -15,14 +15,20 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class RankCost:
-    """Milliseconds that work takes on one rank; `max_tokens` is what its memory holds, None: any number.
+    """The times in ms that work takes on one rank.
 
-    fixed_ms is paid once by a rank with tokens; token_ms, linear layers, for each; pair_ms, attention, for
-    each query-key pair it computes, and diagonal_ms on top for one in a causal block, which kernels do less
-    well. hop_ms is paid for every shard of the others that it computes with (launches), hop_token_ms for each
-    own token then (merging); in costs from calibration with one such shard, the other parts have them.
-    alone_ms is what the whole prompt of the plan takes the rank alone, measured; None: as these
-    parts say.
+    Costs from a calibration with one other rank have the cost of its shard in fixed_ms and token_ms.
+
+    Attributes:
+        fixed_ms: once, for a rank with tokens.
+        token_ms: per own token, for linear layers.
+        pair_ms: per query-key pair of attention.
+        diagonal_ms: on top of that per pair in a causal block, which kernels do less well.
+        max_tokens: the most tokens that the rank's memory holds; None for no limit.
+        hop_ms: per shard of another rank that it computes with, for launches.
+        hop_token_ms: per own token and such shard, for merging.
+        alone_ms: the measured time of the plan's whole prompt on this rank alone; None if these parts are to
+            predict it.
     """
 
     fixed_ms: float
@@ -35,21 +41,21 @@ class RankCost:
     alone_ms: float | None = None
 
     def time_ms(self, tokens: int, pairs: float, causal_pairs: float) -> float:
-        """A rank without tokens takes no time."""
+        """Return the time of a rank's work. A rank without tokens takes no time."""
         return self.linear_ms(tokens) + self.attention_ms(pairs, causal_pairs) if tokens else 0.0
 
     def with_hops(self, hops: int) -> RankCost:
-        """The same with the cost of so many hops in fixed_ms and token_ms."""
+        """Return the same costs with those of `hops` hops in fixed_ms and token_ms."""
         fixed_ms, token_ms = self.fixed_ms + hops * self.hop_ms, self.token_ms + hops * self.hop_token_ms
         return replace(self, fixed_ms=fixed_ms, token_ms=token_ms, hop_ms=0.0, hop_token_ms=0.0)
 
     def capped(self, most: int | None) -> RankCost:
-        """The same with no more than `most` tokens, None: any number."""
+        """Return the same costs with a limit of `most` tokens; None for no further limit."""
         caps = [cap for cap in (self.max_tokens, most) if cap is not None]
         return replace(self, max_tokens=min(caps, default=None))
 
     def slower(self, factor: float) -> RankCost:
-        """The same rank, all taking so many times as long."""
+        """Return the costs of a rank on which everything takes `factor` times as long."""
         times = ("fixed_ms", "token_ms", "pair_ms", "diagonal_ms", "hop_ms", "hop_token_ms")
         alone_ms = None if self.alone_ms is None else factor * self.alone_ms
         return replace(self, alone_ms=alone_ms, **{name: factor * getattr(self, name) for name in times})

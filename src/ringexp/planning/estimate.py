@@ -1,4 +1,6 @@
-"""How much slower a rank is than its costs say, from its busy times: steady under noise, quick on a change.
+"""Estimate how much slower a rank is than its costs say, from its busy times.
+
+The estimate is steady under noise and quick on a change.
 
 The estimate is in the log domain, where a rank that got twice as slow and one that got twice as fast are
 equally far away. Busy times near it are averaged, each of the first ones alike and in the end exponentially.
@@ -30,7 +32,7 @@ ALIKE = 0.1
 """Two far-off prompts agree if they differ by no more than this part of how far off they are."""
 
 RECENT = 16
-"""So many distances tell the noise."""
+"""The noise is taken from this many distances."""
 
 PRIOR_NOISE = 0.05
 """Taken for the noise, as a quarter of RECENT, until there are busy times."""
@@ -43,10 +45,12 @@ MAD_TO_DEVIATION = 1.4826
 
 
 class FactorEstimate:
-    """Of one rank.
+    """The estimate for one rank.
 
-    level: the logarithm of busy time / what the costs say. changed: whether the latest prompt told that it is
-    another one; returned: that it is one the rank had before.
+    Attributes:
+        level: log(busy time / predicted time).
+        changed: whether the latest prompt changed the level.
+        returned: whether that change went back to a level that the rank had before.
     """
 
     def __init__(self) -> None:
@@ -73,11 +77,11 @@ class FactorEstimate:
 
     @property
     def gate(self) -> float:
-        """How far off a prompt has to be, up or down, to tell of a change."""
+        """The distance from the level, up or down, beyond which a prompt may show a change."""
         return max(LEAST_GATE, DEVIATIONS * self.noise)
 
     def observe(self, seen: float) -> None:
-        """Take in the logarithm of one prompt's busy time / what the costs say."""
+        """Take in log(busy time / predicted time) of one prompt."""
         gate, distance, odd = self.gate, seen - self.level, self._odd
         self.changed = self.returned = False
         self._distances.append(abs(distance))
@@ -88,15 +92,15 @@ class FactorEstimate:
             self._count += 1
             self.level += max(SMOOTHING, 1 / self._count) * distance
             self._odd = None
-        elif (known := self._fallen_back(seen, gate / 2)) is not None:
-            self._change(seen, known)
+        elif (earlier := self._fallen_back(seen, gate / 2)) is not None:
+            self._change(seen, earlier)
         elif odd is not None and abs(seen - odd) <= max(gate, ALIKE * abs(distance)):
             self._change(seen, odd)
         else:
             self._odd = seen
 
     def _fallen_back(self, seen: float, tolerance: float) -> float | None:
-        """The level, of those left before, that a rank which got slower is on again."""
+        """Return the earlier level that a rank which got slower is on again, or None."""
         near = [level for level in self._left if abs(seen - level) <= tolerance]
         return near[-1] if near and seen > self.level else None
 

@@ -10,23 +10,26 @@ from ringexp.errors import UserError, whole_number
 from ringexp.planning.apportion import apportion
 from ringexp.planning.blocks import Block, BlockShape, blocks_between
 from ringexp.planning.chunks import chunk_counts, chunk_shards, joined
-from ringexp.planning.cost import RankCost
 from ringexp.planning.layouts import shards_for
-from ringexp.planning.links import Links
 from ringexp.planning.masks import CAUSAL, Mask
 from ringexp.planning.request import PlanRequest
 from ringexp.planning.spans import Shard
-from ringexp.planning.timeline import latency_ms
-from ringexp.planning.work import compute_ms
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Layout x token counts for all ranks; the same on every rank, computed by each for itself.
+    """Who holds what: layout x token counts x mask for all ranks. Each rank computes the same plan.
 
-    aligned: whether keys/values are computed where they are needed, False for split=kv. chunks: the plans of
-    chunked prefill, in order; a chunk's keys/values are its own and those of all chunks before. starts: of
-    each sequence of a batch the first position that is no padding; none: there is no padding.
+    Attributes:
+        seq_len: tokens of the prompt.
+        layout: the rule from token counts to positions, by name.
+        mask: which keys a query may see.
+        q_shards: the positions that each rank holds as queries.
+        kv_shards: the positions that each rank holds as keys/values.
+        aligned: whether keys/values are computed where they are needed; False for split=kv.
+        chunks: the plans of chunked prefill, in order. A chunk's keys/values are its own and those of all
+            chunks before.
+        starts: per sequence of a batch the first position that is no padding; () if there is no padding.
     """
 
     seq_len: int
@@ -44,12 +47,12 @@ class Plan:
 
     @property
     def tokens(self) -> list[int]:
-        """Query tokens a rank."""
+        """Query tokens per rank."""
         return [shard.num_tokens for shard in self.q_shards]
 
     @property
     def kv_tokens(self) -> list[int]:
-        """Key/value tokens a rank."""
+        """Key/value tokens per rank."""
         return [shard.num_tokens for shard in self.kv_shards]
 
     @property
@@ -69,33 +72,9 @@ class Plan:
         return whole_number("rank", rank, 0, len(self.q_shards) - 1, f"; the plan is for {self.world_size}")
 
     def real_tokens(self, rank: int) -> float:
-        """Query tokens of `rank` that are no padding, a sequence of the batch on average."""
+        """Return the query tokens of `rank` that are no padding, on average per sequence of the batch."""
         rank = self.checked_rank(rank)
         return fmean(self.q_shards[rank].since(start)[1].num_tokens for start in self.starts or (0,))
-
-    def busy_ms(self, costs: Sequence[RankCost]) -> list[float]:
-        """How long each rank computes, all chunks together; 0 for one without tokens."""
-        busy = [0.0] * self.world_size
-        for part in self.chunks or (self,):
-            for rank, part_ms in zip(part.members, compute_ms(part, costs, part.members), strict=True):
-                busy[rank] += part_ms
-        return busy
-
-    def predicted_ms(
-        self, costs: Sequence[RankCost], links: Links | None = None, prefetch_hops: int | None = None
-    ) -> float:
-        """When the slowest rank is done: the end of the plan's timeline (`timeline.simulate`).
-
-        Without `links`, if nobody ever waits for keys and values. Chunks follow each other.
-        """
-        alone_ms = costs[self.members[0]].alone_ms if len(self.members) == 1 else None
-        if alone_ms is not None:
-            return alone_ms
-        if self.chunks:
-            return sum(chunk.predicted_ms(costs, links, prefetch_hops) for chunk in self.chunks)
-        if links is None:
-            return max(self.busy_ms(costs))
-        return latency_ms(self, costs, links, prefetch_hops)
 
     @property
     def owner_of_last(self) -> int:
@@ -125,31 +104,34 @@ class Plan:
         """Return the attention work of `rank`: its query-key pairs, on average per sequence of the batch."""
         rank = self.checked_rank(rank)
         parts = self.chunks or (self,)
-        return sum(fmean(part.keys_seen(rank, start) for start in self.starts or (0,)) for part in parts)
-
-    def keys_seen(self, rank: int, start: int = 0) -> int:
-        """Sum up how many keys each query of `rank` sees; positions before `start` are padding.
-
-        Every key has its place on some rank, so a causal query sees as many as there are up to its position.
-        """
-        _, queries = self.q_shards[rank].since(start)
-        num_keys = sum(shard.num_tokens for shard in self.kv_shards) - start
-        return sum(
-            self.mask.keys_seen(span.start - start, span.stop - start, num_keys) for span in queries.spans
-        )
+        return sum(fmean(_keys_seen(part, rank, start) for start in self.starts or (0,)) for part in parts)
 
     def causal_pairs(self, rank: int) -> float:
-        """Those of them in causal blocks."""
+        """Return how many of these pairs are in causal blocks."""
         parts = self.chunks or (self,)
-        return sum(part.pairs_with(rank, source)[1] for part in parts for source in part.members)
+        return sum(pairs_between(part, rank, source)[1] for part in parts for source in part.members)
 
-    def pairs_with(self, rank: int, source: int) -> tuple[float, float]:
-        """Pairs of `rank`'s queries and `source`'s keys, and those of them in causal blocks."""
-        found = [self.blocks(rank, source, start) for start in self.starts or (0,)]
-        pairs = fmean(sum(block.pairs for block in blocks) for blocks in found)
-        return pairs, fmean(
-            sum(block.pairs for block in blocks if block.shape is BlockShape.CAUSAL) for blocks in found
-        )
+
+def pairs_between(plan: Plan, rank: int, source: int) -> tuple[float, float]:
+    """Return the pairs of `rank`'s queries and `source`'s keys, and how many of them are in causal blocks.
+
+    Both are averages per sequence of the batch.
+    """
+    blocks_by_start = [plan.blocks(rank, source, start) for start in plan.starts or (0,)]
+    pairs = fmean(sum(block.pairs for block in blocks) for blocks in blocks_by_start)
+    return pairs, fmean(
+        sum(block.pairs for block in blocks if block.shape is BlockShape.CAUSAL) for blocks in blocks_by_start
+    )
+
+
+def _keys_seen(plan: Plan, rank: int, start: int) -> int:
+    """Sum up how many keys each query of `rank` sees; positions before `start` are padding.
+
+    Every key has its place on some rank, so a causal query sees as many as there are up to its position.
+    """
+    _, queries = plan.q_shards[rank].since(start)
+    num_keys = sum(shard.num_tokens for shard in plan.kv_shards) - start
+    return sum(plan.mask.keys_seen(span.start - start, span.stop - start, num_keys) for span in queries.spans)
 
 
 def ring_members(tokens: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""`ringexp.plan`: what is known of the ranks -> a plan, in one call.
+"""`ringexp.plan`: make a plan of the ranks' speeds or costs in one call.
 
 plan([1.0, 0.5, 0.25], seq_len=4096)    # shares proportional to speed
 """
@@ -24,8 +24,8 @@ SMALLEST_SHARE = 1e-200
 """The smallest speed, as a fraction of the fastest rank's. A slower rank gets the least share anyway."""
 
 LARGEST_TILE = 256
-TILES_A_RANK = 16
-"""As fine as tiles have to be for shares to be near what speeds ask for."""
+TILES_PER_RANK = 16
+"""With this many tiles per rank, shares come near the speeds' proportions."""
 
 
 def plan(
@@ -64,47 +64,51 @@ def plan(
         mask = Mask.of(causal)
     elif not isinstance(mask, Mask):
         raise UserError(f"mask={mask!r} must be a ringexp.Mask, such as ringexp.Mask.causal()")
-    known = entries("speeds", speeds)
-    if not known:
+    given = entries("speeds", speeds)
+    if not given:
         raise UserError("speeds=[] needs one entry for each rank")
-    room = _room(max_tokens, seq_len, len(known))
+    limits = _limits(max_tokens, seq_len, len(given))
     if tile is None:
-        tile = _default_tile(seq_len, sum(most != 0 for most in room))
+        tile = _default_tile(seq_len, sum(most != 0 for most in limits))
     tile = whole_number("tile", tile, least=1, most=LONGEST)
-    costs = [each for each in known if isinstance(each, RankCost)]
+    costs = [entry for entry in given if isinstance(entry, RankCost)]
     if not costs:
-        tokens = _proportional(positive_numbers("speeds", known), seq_len, tile, room)
-    elif len(costs) == len(known):
-        capped = [checked_cost(cost).capped(most) for cost, most in zip(costs, room, strict=True)]
+        tokens = _proportional(positive_numbers("speeds", given), seq_len, tile, limits)
+    elif len(costs) == len(given):
+        capped = [checked_cost(cost).capped(most) for cost, most in zip(costs, limits, strict=True)]
         tokens = balance(capped, seq_len, tile, layout, mask)
     else:
-        raise UserError(f"speeds={known} mixes numbers and costs; give one or the other of every rank")
+        raise UserError(f"speeds={given} mixes numbers and costs; give one or the other of every rank")
     return make_plan(seq_len, tokens, layout, mask=mask)
 
 
-def _proportional(speeds: Sequence[float], seq_len: int, tile: int, room: Sequence[int | None]) -> list[int]:
-    """Return token counts proportional to `speeds`, none for ranks without room."""
-    members = [rank for rank, most in enumerate(room) if most != 0]
+def _proportional(
+    speeds: Sequence[float], seq_len: int, tile: int, limits: Sequence[int | None]
+) -> list[int]:
+    """Return token counts proportional to `speeds`, none for ranks whose memory holds none."""
+    members = [rank for rank, most in enumerate(limits) if most != 0]
     largest = max(speeds[rank] for rank in members)
     exponent = math.frexp(largest)[1]  # a power of two, so that no share is rounded
     weights = [max(math.ldexp(speeds[rank], -exponent), SMALLEST_SHARE) for rank in members]
-    counts = apportion_within(weights, seq_len, tile, [room[rank] for rank in members])
+    counts = apportion_within(weights, seq_len, tile, [limits[rank] for rank in members])
     by_rank = dict(zip(members, counts, strict=True))
     return [by_rank.get(rank, 0) for rank in range(len(speeds))]
 
 
 def _default_tile(seq_len: int, world_size: int) -> int:
-    """The largest power of two of which every rank could have `TILES_A_RANK`, up to `LARGEST_TILE`."""
-    most = max(seq_len // (world_size * TILES_A_RANK), 1)
+    """Return the largest tile, a power of two up to LARGEST_TILE, that gives ranks TILES_PER_RANK tiles."""
+    most = max(seq_len // (world_size * TILES_PER_RANK), 1)
     return min(LARGEST_TILE, 1 << (most.bit_length() - 1))
 
 
-def _room(max_tokens: Sequence[int | None] | None, seq_len: int, world_size: int) -> Sequence[int | None]:
+def _limits(max_tokens: Sequence[int | None] | None, seq_len: int, world_size: int) -> Sequence[int | None]:
     """Return the most tokens of each rank, None: any number."""
-    room = [None] * world_size if max_tokens is None else entries("max_tokens", max_tokens)
-    if len(room) != world_size:
-        raise UserError(f"max_tokens={room} needs None or at least 0 for each of {world_size} ranks")
-    room = [None if most is None else whole_number("max_tokens", most, least=0) for most in room]
-    if sum(seq_len if most is None else most for most in room) < seq_len:
-        raise UserError(f"seq_len={seq_len} is more than max_tokens={room} hold together; plan fewer tokens")
-    return room
+    limits = [None] * world_size if max_tokens is None else entries("max_tokens", max_tokens)
+    if len(limits) != world_size:
+        raise UserError(f"max_tokens={limits} needs None or at least 0 for each of {world_size} ranks")
+    limits = [None if most is None else whole_number("max_tokens", most, least=0) for most in limits]
+    if sum(seq_len if most is None else most for most in limits) < seq_len:
+        raise UserError(
+            f"seq_len={seq_len} is more than max_tokens={limits} hold together; plan fewer tokens"
+        )
+    return limits

@@ -1,4 +1,4 @@
-"""What a plan is asked for, in one value."""
+"""A request for a plan, in one value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ringexp.errors import UserError
 from ringexp.planning.masks import CAUSAL, Mask
 
 SPLITS = ("tokens", "kv")
-"""What token counts place: queries and keys/values alike, or keys/values alone."""
+"""The things that token counts place: queries and keys/values alike, or keys/values alone."""
 
 
 @dataclass(frozen=True)

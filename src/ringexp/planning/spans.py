@@ -49,7 +49,7 @@ class Shard:
         return self.spans[-1].stop - 1 if self.spans else -1
 
     def placed(self) -> Iterator[tuple[int, Span]]:
-        """Each span with the local index at which it starts."""
+        """Yield each span with the local index at which it starts."""
         offset = 0
         for span in self.spans:
             yield offset, span
@@ -60,12 +60,12 @@ class Shard:
         return [position for span in self.spans for position in range(span.start, span.stop)]
 
     def since(self, start: int) -> tuple[int, Shard]:
-        """How many of the positions lie before `start`, and the shard of all others."""
+        """Return how many of the positions lie before `start`, and the shard of all others."""
         later = Shard(tuple(Span(max(s.start, start), s.stop) for s in self.spans if s.stop > start))
         return self.num_tokens - later.num_tokens, later
 
     def overlap(self, other: Shard) -> Iterator[tuple[int, int, int]]:
-        """Runs of positions both hold, as (local start here, local start there, length), ascending."""
+        """Yield the runs of positions that both hold: (local start here, local start there, length)."""
         for here, a in self.placed():
             for there, b in other.placed():
                 start, stop = max(a.start, b.start), min(a.stop, b.stop)
@@ -77,10 +77,10 @@ class Shard:
 
 
 def runs(starts: Sequence[int]) -> list[tuple[slice, int]]:
-    """Neighbouring sequences of a batch that start at the same slot, and that slot."""
-    found, first = [], 0
+    """Group neighbouring sequences of a batch that start at the same slot. Return (slice, slot) per group."""
+    groups, first = [], 0
     for start, members in groupby(starts):
         count = len(list(members))
-        found.append((slice(first, first + count), start))
+        groups.append((slice(first, first + count), start))
         first += count
-    return found
+    return groups

@@ -1,4 +1,4 @@
-"""What partitioners may ask about the ranks."""
+"""The questions that partitioners may ask about the ranks."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ringexp.planning.masks import Mask
 
 
 class SpeedSource(Protocol):
-    """Answers have one entry a rank, in rank order."""
+    """A source of the ranks' speeds. Answers have one entry per rank, in rank order."""
 
     @property
     def percentages(self) -> Sequence[float]:
-        """The asked percentages of the hetero profile."""
+        """The percentages of the hetero profile."""
         ...
 
     def lut(self) -> Sequence[float]:
-        """Speeds from the calibration table, interpolated in length and percentage, TFLOP/s."""
+        """Return speeds in TFLOP/s, interpolated over length and percentage in the calibration table."""
         ...
 
     def formula(self) -> Sequence[float]:
-        """Speeds from the degree-2 regression over log10(length) and percentage, TFLOP/s."""
+        """Return speeds in TFLOP/s by a regression over log10(length) and percentage."""
         ...
 
     def costs(self, mask: Mask) -> Sequence[RankCost]:
-        """What work costs each rank, from the calibration table."""
+        """Return the costs of work under this mask, from the calibration table."""
         ...

@@ -1,4 +1,4 @@
-"""When each member of a ring receives, waits and computes: a plan, its costs and its links, played through.
+"""Play a plan through, with its costs and links: when each member receives, waits and computes.
 
 The rules are those of the transports (`ring/nccl.py`, `ring/ipc.py`, `ring/gloo.py`). Linear layers come
 first, then the own shard's blocks. Shards are worked on in order of arrival. A hop of a forwarding ring is a
@@ -15,14 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import add
-from typing import TYPE_CHECKING
 
 from ringexp.planning.cost import RankCost
 from ringexp.planning.links import Links
+from ringexp.planning.plan import Plan
 from ringexp.planning.work import block_rows, linear_ms, needed_rows
-
-if TYPE_CHECKING:
-    from ringexp.planning.plan import Plan
 
 Row = list[float]
 
@@ -41,7 +38,7 @@ class TimelineHop:
 
 @dataclass(frozen=True)
 class Timeline:
-    """One ring; all lists by place in it, in the order of `members`, rows one a hop."""
+    """The times of one ring. All lists have one row per hop, and in a row one entry per member."""
 
     members: Sequence[int]
     transfers: Sequence[Row]  # when they begin; of hop 0 when linear layers end
@@ -51,11 +48,11 @@ class Timeline:
 
     @property
     def latency_ms(self) -> float:
-        """When the last rank is done."""
+        """The time at which the last rank is done."""
         return max(self.compute_ends[-1])
 
     def hops(self, place: int) -> list[TimelineHop]:
-        """What the member at `place` does, hop by hop."""
+        """Return the times of the member at `place`, hop by hop."""
         free = [self.transfers[0][place], *(row[place] for row in self.compute_ends)]
         return [
             TimelineHop(
@@ -70,7 +67,7 @@ class Timeline:
         ]
 
     def busy_ms(self) -> Row:
-        """Time each member computes."""
+        """Return the time that each member computes."""
         spent = [0.0] * len(self.members)
         for begins, ends in zip(self.compute_begins, self.compute_ends, strict=True):
             spent = [s + end - begin for s, begin, end in zip(spent, begins, ends, strict=True)]
@@ -80,11 +77,15 @@ class Timeline:
 def simulate(
     plan: Plan, costs: Sequence[RankCost], links: Links, prefetch_hops: int | None = None
 ) -> Timeline:
-    """Play a plan through; `costs` has an entry a rank. A chunked plan is played chunk by chunk, not here.
+    """Play a plan through. The chunks of a chunked plan are played one by one, not here.
 
-    prefetch_hops: so many hops are posted ahead of compute, None: all; a further one when a shard is taken
-    up, with direct links by the owner. 0 is a lock-step that no transport here has: a hop begins only after
-    the blocks before it, on both of its ends.
+    Args:
+        plan: who holds what.
+        costs: one per rank.
+        links: the links between the ranks.
+        prefetch_hops: hops that are posted ahead of compute, None for all. Each time a shard is received
+            (with direct links: by its owner), one more is posted. 0 is a lock-step that no transport here
+            has: a hop begins only after the blocks before it, on both of its ends.
     """
     return Timeline(plan.members, *map(list, zip(*_play(plan, costs, links, prefetch_hops), strict=True)))
 
@@ -92,14 +93,17 @@ def simulate(
 def latency_ms(
     plan: Plan, costs: Sequence[RankCost], links: Links, prefetch_hops: int | None = None
 ) -> float:
-    """The end of `simulate`, of which nothing else is kept."""
+    """Return the end of the timeline in ms, without keeping the rest of it."""
     (last,) = deque(_play(plan, costs, links, prefetch_hops), maxlen=1)
     return max(last[-1])
 
 
 def carried_ms(plan: Plan, links: Links) -> float:
-    """The least time that hops alone take: of a link all that comes over it, one after the other; and, where
-    shards are sent on, of a shard all links it goes over. So the largest shard sets the pace of all."""
+    """Return the least time in ms that hops alone take.
+
+    Over each link all its transfers follow each other. Where shards are forwarded, each shard also goes over
+    one link after the other, so the largest shard sets the pace of all.
+    """
     members, kv_tokens = plan.members, plan.kv_tokens
     held, hops = [kv_tokens[rank] for rank in members], links.into(members)
     if links.direct:
@@ -109,13 +113,12 @@ def carried_ms(plan: Plan, links: Links) -> float:
             over_links = list(map(add, over_links, took))
         return max(over_links)
     over_links = [
-        hop.latency_ms * (len(members) - 1) + hop.token_ms * (plan.seq_len - count)
+        hop.latency_ms * (len(members) - 1) + hop.unit_ms * (plan.seq_len - count)
         for hop, count in zip(hops, held, strict=True)
     ]
-    once, each = sum(hop.latency_ms for hop in hops), sum(hop.token_ms for hop in hops)
+    once, each = sum(hop.latency_ms for hop in hops), sum(hop.unit_ms for hop in hops)
     of_shards = [
-        once - home.latency_ms + (each - home.token_ms) * count
-        for home, count in zip(hops, held, strict=True)
+        once - home.latency_ms + (each - home.unit_ms) * count for home, count in zip(hops, held, strict=True)
     ]
     return max(*over_links, *of_shards)
 
@@ -123,13 +126,13 @@ def carried_ms(plan: Plan, links: Links) -> float:
 def _play(
     plan: Plan, costs: Sequence[RankCost], links: Links, prefetch_hops: int | None
 ) -> Iterator[tuple[Row, Row, Row, Row]]:
-    """Of each hop: when transfers begin, shards are there, their blocks begin and end."""
+    """Yield per hop the times at which transfers begin and shards arrive, and their blocks begin and end."""
     assert not plan.chunks
     members, kv_tokens = plan.members, plan.kv_tokens
     rows = block_rows(plan, costs, members)
     linear = linear_ms(plan, costs, members)
     held, hops = [kv_tokens[rank] for rank in members], links.into(members)
-    once, each = [hop.latency_ms for hop in hops], [hop.token_ms for hop in hops]
+    once, each = [hop.latency_ms for hop in hops], [hop.unit_ms for hop in hops]
     arrivals, ends = linear, list(map(add, linear, next(rows)))
     begun = deque([linear], maxlen=prefetch_hops or 1)  # blocks, of so many hops before
     needed = islice(needed_rows(plan, members), 1, None) if links.direct else None
@@ -153,5 +156,5 @@ def _play(
 
 
 def _turned(row: list, hops: int) -> list:
-    """What lies so many places before each member."""
+    """Return for each member the entry of the member this many places before it."""
     return row[-hops:] + row[:-hops]

@@ -1,4 +1,4 @@
-"""How long each member of a ring computes with each shard, in closed form where a plan has one.
+"""The time that each member of a ring computes with each shard, in closed form where a plan has one.
 
 Where queries and keys/values lie alike and nothing is padding, a member's queries see all of its own shard's
 causal square; of a member before it the first span and no more; and only its second span sees a member after
@@ -9,30 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from ringexp.planning.cost import RankCost
-
-if TYPE_CHECKING:
-    from ringexp.planning.plan import Plan
+from ringexp.planning.plan import Plan, pairs_between
 
 
 def compute_ms(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> list[float]:
-    """How long each member computes in all, linear layers included."""
+    """Return how long each member computes in all, in ms, linear layers included."""
     linear = linear_ms(plan, costs, members)
     if not _closed(plan):
-        return [each + sum(row) for each, *row in zip(linear, *block_rows(plan, costs, members), strict=True)]
+        return [
+            linear_part + sum(row)
+            for linear_part, *row in zip(linear, *block_rows(plan, costs, members), strict=True)
+        ]
     blocks = _ClosedForm(plan, costs, members).totals()
-    return [each + total for each, total in zip(linear, blocks, strict=True)]
+    return [linear_part + total for linear_part, total in zip(linear, blocks, strict=True)]
 
 
 def linear_ms(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> list[float]:
-    """How long each member's linear layers take, and what is paid once."""
+    """Return the time in ms of each member's linear layers and of what it pays once."""
     return [costs[rank].linear_ms(plan.q_shards[rank].num_tokens) for rank in members]
 
 
 def block_rows(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> Iterator[list[float]]:
-    """Milliseconds of the blocks of each hop, an entry a member; hop 0 is with the own shard."""
+    """Yield per hop the time in ms of each member's blocks. Hop 0 is with its own shard."""
     if _closed(plan):
         yield from _ClosedForm(plan, costs, members).rows()
         return
@@ -41,7 +41,7 @@ def block_rows(plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) ->
 
 
 def needed_rows(plan: Plan, members: Sequence[int]) -> Iterator[list[int]]:
-    """How many keys/values of each hop's shard are computed with, an entry a member; hop 0 is the own one."""
+    """Yield per hop how many keys/values of the shard each member computes with. Hop 0 is its own shard."""
     if not _closed(plan):
         for hop in range(len(members)):
             yield [len(plan.needed(rank, members[place - hop])) for place, rank in enumerate(members)]
@@ -55,8 +55,8 @@ def needed_rows(plan: Plan, members: Sequence[int]) -> Iterator[list[int]]:
 
 
 def block_ms(plan: Plan, cost: RankCost, rank: int, source: int) -> float:
-    """Milliseconds that `rank` computes with the shard of `source`."""
-    pairs, causal_pairs = plan.pairs_with(rank, source)
+    """Return the time in ms that `rank` computes with the shard of `source`."""
+    pairs, causal_pairs = pairs_between(plan, rank, source)
     hop_ms = cost.hop_ms + cost.hop_token_ms * plan.q_shards[rank].num_tokens
     return cost.attention_ms(pairs, causal_pairs) + (hop_ms if pairs and rank != source else 0.0)
 
@@ -67,32 +67,42 @@ def _closed(plan: Plan) -> bool:
 
 
 def _counts_and_heads(plan: Plan, members: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Of each member: tokens, and those that members after it see."""
+    """Return per member its tokens, and how many of them the members after it see."""
     shards = [plan.kv_shards[rank] for rank in members]
     counts = [shard.num_tokens for shard in shards]
     return counts, [len(shard.spans[0]) for shard in shards] if plan.mask.is_causal else counts
 
 
 class _ClosedForm:
-    """Of each member: tokens; those in its first span; milliseconds with its own shard; for each key of a
-    member before it, and for each such hop; the same for members after it."""
+    """The costs of a plan in closed form. All lists have one entry per member.
+
+    Attributes:
+        counts: its tokens.
+        heads: the tokens of its first span.
+        own_ms: the time with its own shard.
+        key_ms, hop_ms: the time per key and per hop of members before it.
+        later_key_ms, later_hop_ms: the same for members after it.
+    """
 
     def __init__(self, plan: Plan, costs: Sequence[RankCost], members: Sequence[int]) -> None:
-        mine = [costs[rank] for rank in members]
+        of_members = [costs[rank] for rank in members]
         self.counts, self.heads = _counts_and_heads(plan, members)
         later = [n - head for n, head in zip(self.counts, self.heads, strict=True)]
         later = later if plan.mask.is_causal else self.counts
         pairs = [n * (n + 1) // 2 if plan.mask.is_causal else n * n for n in self.counts]
         self.own_ms = [
-            cost.attention_ms(p, p if plan.mask.is_causal else 0) for cost, p in zip(mine, pairs, strict=True)
+            cost.attention_ms(p, p if plan.mask.is_causal else 0)
+            for cost, p in zip(of_members, pairs, strict=True)
         ]
-        self.key_ms = [cost.pair_ms * n for cost, n in zip(mine, self.counts, strict=True)]
-        self.hop_ms = [cost.hop_ms + cost.hop_token_ms * n for cost, n in zip(mine, self.counts, strict=True)]
-        self.later_key_ms = [cost.pair_ms * n for cost, n in zip(mine, later, strict=True)]
-        self.later_hop_ms = [each if n else 0.0 for each, n in zip(self.hop_ms, later, strict=True)]
+        self.key_ms = [cost.pair_ms * n for cost, n in zip(of_members, self.counts, strict=True)]
+        self.hop_ms = [
+            cost.hop_ms + cost.hop_token_ms * n for cost, n in zip(of_members, self.counts, strict=True)
+        ]
+        self.later_key_ms = [cost.pair_ms * n for cost, n in zip(of_members, later, strict=True)]
+        self.later_hop_ms = [hop_ms if n else 0.0 for hop_ms, n in zip(self.hop_ms, later, strict=True)]
 
     def totals(self) -> Iterator[float]:
-        """Of each member, the sum over all rows."""
+        """Yield per member the sum over all rows."""
         earlier, later, last = 0, sum(self.counts), len(self.counts) - 1  # keys seen of members before, after
         for place, count in enumerate(self.counts):
             later -= count

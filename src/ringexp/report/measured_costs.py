@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from math import isfinite
 
-from ringexp.planning import HopCost, RankCost
+from ringexp.planning import EqualLinks, RankCost
 from ringexp.report.folder import Damaged
 from ringexp.tracking.files import RESULTS
 from ringexp.tracking.results import RunResult
@@ -20,9 +20,9 @@ def costs_of(result: RunResult) -> list[RankCost]:
     return result.costs
 
 
-def hop_of(result: RunResult) -> HopCost | None:
+def links_of(result: RunResult) -> EqualLinks | None:
     """Return what a hop cost; None where it is not known. Raises Damaged for what is no cost."""
     hop = result.hop
     if hop and not (0 <= hop.latency_ms < float("inf") and 0 <= hop.token_ms < float("inf")):
         raise Damaged(f"{RESULTS} has a hop that is not two times of at least 0")
-    return hop
+    return hop.links if hop else None

@@ -1,4 +1,4 @@
-"""Spec sheets of devices and links (hardware.yaml), and what they make work and hops cost."""
+"""Spec sheets of devices and links (hardware.yaml), and the costs of work and hops that follow from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 from ringexp.choices import did_you_mean
 from ringexp.errors import UserError
 from ringexp.models.shape import ModelShape
-from ringexp.planning import HopCost, NodeLinks, RankCost
+from ringexp.planning import Link, NodeLinks, RankCost
 from ringexp.stored import an_object
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Device:
     link: str
 
     def cost(self, model: ModelShape) -> RankCost:
-        """Of one layer. Raises UserError for a model in another precision than the spec sheets'."""
+        """Return the cost of one layer. Raises UserError for a model that is not in 16 bits."""
         if model.itemsize != 2:
             raise UserError("spec sheets are of 16-bit models; simulate others with --costs or --runs")
         pair_ms = model.pair_flops / self.attention_tflops / 1e9
@@ -53,23 +53,8 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Link:
-    """What hops reach, each way, with all ranks sending and receiving."""
-
-    gbps: float
-    latency_us: float
-
-    def bytes_ms(self, num_bytes: float) -> float:
-        """Of so many bytes, without the latency."""
-        return num_bytes / self.gbps / 1e6
-
-    def hop(self, model: ModelShape) -> HopCost:
-        return HopCost(self.latency_us / 1e3, self.bytes_ms(model.kv_token_bytes))
-
-
-@dataclass(frozen=True)
 class Hardware:
-    """All devices and links that are known by name."""
+    """All devices and links, by name."""
 
     devices: Mapping[str, Device]
     links: Mapping[str, Link]
@@ -108,12 +93,12 @@ def load_hardware(extra: Path | None = None) -> Hardware:
 def node_links(
     devices: Sequence[Device], hardware: Hardware, model: ModelShape, per_node: int, across: str
 ) -> NodeLinks:
-    """Nodes of `per_node` devices in the order of the ring."""
-    within = {device: hardware.link(device.link).hop(model) for device in set(devices)}
+    """Return the links of nodes that have `per_node` devices each, in the order of the ring."""
+    within = {device: hardware.link(device.link).scaled(model.kv_token_bytes) for device in set(devices)}
     return NodeLinks(
         nodes=[rank // per_node for rank in range(len(devices))],
         within=[within[device] for device in devices],
-        across=hardware.link(across).hop(model),
+        across=hardware.link(across).scaled(model.kv_token_bytes),
     )
 
 
@@ -159,7 +144,8 @@ def _device(name: str, given: Mapping[str, object]) -> Device:
 
 
 def _link(given: Mapping[str, object]) -> Link:
-    return Link(_positive(given["gbps"]) * _positive(given["fraction"]), _finite(given["latency_us"]))
+    gbps = _positive(given["gbps"]) * _positive(given["fraction"])
+    return Link.of_bandwidth(_finite(given["latency_us"]), gbps)
 
 
 def _positive(value: object) -> float:

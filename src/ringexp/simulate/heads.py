@@ -12,14 +12,14 @@ from dataclasses import replace
 
 from ringexp.errors import UserError
 from ringexp.models.shape import ModelShape
-from ringexp.planning import HopCost, NodeLinks, RankCost
+from ringexp.planning import NodeLinks, RankCost
 from ringexp.simulate.hardware import Device, Hardware
 
 
 def group_costs(
     devices: Sequence[Device], hardware: Hardware, model: ModelShape, size: int, per_node: int
 ) -> list[RankCost]:
-    """What work costs each group of `size` neighbours, both swaps included.
+    """Return what work costs each group of `size` neighbours, both swaps included.
 
     Raises UserError where the devices do not make such groups.
     """
@@ -47,8 +47,8 @@ def _group_cost(device: Device, hardware: Hardware, model: ModelShape, size: int
     swapped_bytes = model.batch_size * heads * model.head_dim * model.itemsize * (size - 1) / size
     return replace(
         cost,
-        fixed_ms=cost.fixed_ms + 2 * link.latency_us / 1e3,
-        token_ms=(cost.token_ms + link.bytes_ms(swapped_bytes)) / size,
+        fixed_ms=cost.fixed_ms + 2 * link.latency_ms,
+        token_ms=(cost.token_ms + link.unit_ms * swapped_bytes) / size,
         pair_ms=cost.pair_ms / size,
         diagonal_ms=cost.diagonal_ms / size,
         hop_token_ms=cost.hop_token_ms / size,
@@ -56,13 +56,9 @@ def _group_cost(device: Device, hardware: Hardware, model: ModelShape, size: int
 
 
 def group_links(links: NodeLinks, size: int) -> NodeLinks:
-    """Of a ring of such groups: a shard goes over `size` links at a time."""
-
-    def shared(hop: HopCost) -> HopCost:
-        return replace(hop, token_ms=hop.token_ms / size)
-
+    """Return the links of a ring of such groups: a shard goes over `size` links at a time."""
     return NodeLinks(
         nodes=links.nodes[::size],
-        within=[shared(hop) for hop in links.within[::size]],
-        across=shared(links.across),
+        within=[link.scaled(1 / size) for link in links.within[::size]],
+        across=links.across.scaled(1 / size),
     )

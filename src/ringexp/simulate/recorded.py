@@ -17,14 +17,13 @@ from ringexp.config import DEFAULT_TILE
 from ringexp.configure.named_models import named_model, named_shape
 from ringexp.errors import UserError
 from ringexp.models.registry import model_of
-from ringexp.planning import HopCost, Mask, Plan, RankCost, make_plan
+from ringexp.planning import EqualLinks, Link, Mask, Plan, RankCost, busy_ms, make_plan, predicted_ms
 from ringexp.printable import plain
 from ringexp.report.folder import Damaged, read_config, read_record, read_rows, result_of
 from ringexp.report.frame import complete, each_run, load_runs
-from ringexp.report.measured_costs import costs_of, hop_of
+from ringexp.report.measured_costs import costs_of, links_of
 from ringexp.report.row import COMPLETE, read_row
 from ringexp.report.values import LARGEST, number, section, setting
-from ringexp.simulate.hardware import Link
 from ringexp.simulate.rings import KnownSpeeds, Ring
 from ringexp.stored import JsonObject, JsonValue
 from ringexp.tracking import metrics
@@ -97,7 +96,7 @@ class Recorded:
         settings: the settings of its plan.
         result: its figures.
         costs: what its plan expected work to cost, per rank.
-        hop: what its plan expected a hop to cost; None: not known.
+        links: the links that its plan expected; None if they are not known.
         busy_ms: measured compute time, [iteration][rank].
     """
 
@@ -105,7 +104,7 @@ class Recorded:
     settings: RecordedSettings
     result: RunResult
     costs: list[RankCost]
-    hop: HopCost | None
+    links: EqualLinks | None
     busy_ms: list[list[float]]
 
     @property
@@ -140,7 +139,7 @@ class Recorded:
 
         This is the median over iterations. Its error comes from waits alone, not from calibrated speeds.
         """
-        expected = [self.layers * ms for ms in self.plan.busy_ms(self.costs)]
+        expected = [self.layers * ms for ms in busy_ms(self.plan, self.costs)]
         return median(
             self._latency_ms(
                 [
@@ -152,7 +151,7 @@ class Recorded:
         )
 
     def _latency_ms(self, costs: Sequence[RankCost]) -> float:
-        return self.layers * self.plan.predicted_ms(costs, self.hop, self.settings.prefetch_hops)
+        return self.layers * predicted_ms(self.plan, costs, self.links, self.settings.prefetch_hops)
 
     @property
     def error(self) -> float:
@@ -176,7 +175,7 @@ def read_recorded(folder: Path) -> Recorded:
         raise UserError(f"{folder} has no {RESULTS} of a complete run{why}")
     try:
         result = result_of(record)
-        costs, hop = costs_of(result), hop_of(result)
+        costs, links = costs_of(result), links_of(result)
         settings = RecordedSettings.of(read_config(folder) or {}, record)
         _check_ranks(settings, result)
         busy_ms = _busy_ms(folder, len(costs)) if costs else []
@@ -186,7 +185,7 @@ def read_recorded(folder: Path) -> Recorded:
         raise UserError(
             f"{folder}/{RESULTS} has no costs: split=kv has none, nor have runs of an older version"
         )
-    return Recorded(folder, settings, result, costs, hop, busy_ms)
+    return Recorded(folder, settings, result, costs, links, busy_ms)
 
 
 def _check_ranks(settings: RecordedSettings, result: RunResult) -> None:
@@ -222,18 +221,23 @@ def find_recorded(folders: Sequence[Path]) -> list[Recorded]:
     return found
 
 
+def _links(link: Link, model: str) -> EqualLinks:
+    """Return the links of a ring whose hops carry a model's keys and values. link: per byte."""
+    return EqualLinks(link.scaled(named_shape(model).kv_token_bytes))
+
+
 def ring_of_run(folder: Path, seq_len: int, link: Link | None) -> Ring:
     """Return the ranks of a finished run, for another split. Its costs were fitted around its own length."""
     run = read_recorded(folder)
-    hop = link.hop(named_shape(run.settings.model)) if link else run.hop
-    if hop is None:
+    links = _links(link, run.settings.model) if link else run.links
+    if links is None:
         raise UserError(
             f"{folder} has measured no hops (calibration.mode=table); give --hop MICROSECONDS:GBPS"
         )
     percentages = run.settings.percentages
     names = [f"rank at {percentage:g} %" for percentage in percentages]
     return Ring(
-        names, KnownSpeeds(percentages, run.costs, seq_len), hop, run.layers, run.settings.mask, run.costs
+        names, KnownSpeeds(percentages, run.costs, seq_len), links, run.layers, run.settings.mask, run.costs
     )
 
 
@@ -264,5 +268,4 @@ def ring_of_table(
         raise UserError(f"--costs {path} has no rows at {missing[0]:g} %")
     source = TableSpeeds(seq_len, list(percentages), [rows] * len(percentages))
     names = [f"{kinds[0][0]} at {percentage:g} %" for percentage in percentages]
-    hop = link.hop(named_shape(model))
-    return Ring(names, source, hop, 1, module.mask, source.costs(module.mask))
+    return Ring(names, source, _links(link, model), 1, module.mask, source.costs(module.mask))

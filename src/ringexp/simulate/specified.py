@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from ringexp.errors import UserError
 from ringexp.models.shape import ModelShape
-from ringexp.planning import Links
-from ringexp.simulate.hardware import Device, Hardware, Link, node_links
+from ringexp.planning import EqualLinks, Link, Links
+from ringexp.simulate.hardware import Device, Hardware, node_links
 from ringexp.simulate.heads import group_costs, group_links
 from ringexp.simulate.rings import KnownSpeeds, Ring
 
@@ -33,13 +33,15 @@ def ring_of_devices(
     """
     nodes = node_links(devices, hardware, model, per_node, across)
     if link:
-        nodes = replace(nodes, within=[link.hop(model)] * len(devices), across=link.hop(model))
+        of_tokens = link.scaled(model.kv_token_bytes)
+        nodes = replace(nodes, within=[of_tokens] * len(devices), across=of_tokens)
     costs = group_costs(devices, hardware, model, heads_over, per_node)
     links: Links = group_links(nodes, heads_over)
     if direct and len(devices) > per_node:
         raise UserError(f"--transport ipc is for one node, which has {per_node} of {len(devices)} devices")
     if direct:
-        links = replace(max(links.within, key=lambda hop: hop.time_ms(seq_len)), direct=True)
+        slowest = max(links.within, key=lambda link: link.time_ms(seq_len))
+        links = EqualLinks(slowest, direct=True)
     firsts = devices[::heads_over]
     names = [device.name if heads_over == 1 else f"{heads_over} {device.name}" for device in firsts]
     fastest = max(device.peak_tflops for device in devices)

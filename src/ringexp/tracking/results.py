@@ -1,4 +1,4 @@
-"""What results.json says of a run, as dataclasses: how the run ended, and all its figures.
+"""The content of results.json as dataclasses: how a run ended, and all its figures.
 
 Everyone who reads results.json does it through `RunRecord.from_json` and `RunResult.from_json`.
 """
@@ -9,13 +9,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ringexp.calibration.speed_fit import SpeedFit
-from ringexp.planning import HopCost, RankCost
+from ringexp.planning import EqualLinks, Link, RankCost
 from ringexp.stored import NOT_FINITE, JsonObject, JsonValue, an_object
 from ringexp.tracking.typed_json import Reader
 
 COMPLETE, FAILED, INTERRUPTED, PLANNED = "complete", "failed", "interrupted", "planned"
 STATUSES = (PLANNED, COMPLETE, FAILED, INTERRUPTED)
 ENDED = (COMPLETE, FAILED, INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class Hop:
+    """The cost of one hop, as the plan expected it.
+
+    Attributes:
+        latency_ms: ms per hop.
+        token_ms: ms per token of the shard.
+        direct: whether shards came straight from their owners.
+    """
+
+    latency_ms: float
+    token_ms: float
+    direct: bool = False
+
+    @classmethod
+    def of(cls, links: EqualLinks) -> Hop:
+        """Return what is recorded of the links between the ranks."""
+        return cls(links.link.latency_ms, links.link.unit_ms, links.direct)
+
+    @property
+    def links(self) -> EqualLinks:
+        """The links between the ranks."""
+        return EqualLinks(Link(self.latency_ms, self.token_ms), self.direct)
 
 
 @dataclass(frozen=True)
@@ -52,7 +77,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one timed iteration ran with. Lists have one entry per rank.
+    """The settings and speeds of one timed iteration. Lists have one entry per rank.
 
     Attributes:
         percentages: the speed that the profile gives each rank.
@@ -92,7 +117,7 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class References:
-    """What slowdown, speedup and capacity efficiency are measured against; None where not measured."""
+    """The reference times for slowdown, speedup and capacity efficiency; None where not measured."""
 
     homogeneous_ms: float | None = None
     even_ms: float | None = None
@@ -145,7 +170,7 @@ class RunResult:
     transport: str
     plan: list[str]
     costs: list[RankCost]
-    hop: HopCost | None
+    hop: Hop | None
     num_units: int
     decode: Decoding | None = None
     adaptation: Adaptation | None = None
@@ -179,7 +204,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How a run ended, and the parsed results.json that says so.
+    """The end of a run, and the parsed results.json that tells it.
 
     Attributes:
         status: planned, complete, failed or interrupted.

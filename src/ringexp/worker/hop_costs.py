@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ringexp.calibration.link import LinkCost, measure_link
+from ringexp.calibration.link import measure_link
 from ringexp.choices import TRANSPORTS
 from ringexp.kernels import Kernel
-from ringexp.planning import HopCost, make_plan
+from ringexp.planning import EqualLinks, Link, make_plan
 from ringexp.ring.context import RingContext
 from ringexp.ring.transport import Transport
 from ringexp.worker.communicator import Communicator
@@ -28,9 +28,9 @@ class HopCosts:
     ) -> None:
         self._communicator, self._throttle, self._transport = communicator, throttle, transport
         self._device, self._progress = device, progress
-        self.link: LinkCost | None = None
+        self.link: Link | None = None
 
-    def of_shards(self, kernel: Kernel, token_bytes: float) -> HopCost | None:
+    def of_shards(self, kernel: Kernel, token_bytes: float) -> EqualLinks | None:
         """Return the cost of one hop of a shard; None for a single rank. All ranks call this together.
 
         Args:
@@ -43,7 +43,7 @@ class HopCosts:
             self._progress.stage(f"measuring hops over {self._transport.name}")
             self.link = measure_link(self._even_ring(kernel), self._device, self._slowest)
         direct = TRANSPORTS[self._transport.name].direct
-        return HopCost(self.link.latency_ms, self.link.byte_ms * token_bytes, direct)
+        return EqualLinks(self.link.scaled(token_bytes), direct)
 
     def _even_ring(self, kernel: Kernel) -> RingContext:
         """Return a ring of all ranks with one token per rank."""

@@ -16,7 +16,7 @@ from ringexp.kernels import Kernel
 from ringexp.models.inputs import padded
 from ringexp.models.registry import model_of
 from ringexp.models.workload import Workload
-from ringexp.planning import HopCost, Plan, PlanRequest, adaptive_planner, check_memory, plan_for
+from ringexp.planning import EqualLinks, Plan, PlanRequest, adaptive_planner, check_memory, plan_for
 from ringexp.ring.context import RingContext
 from ringexp.tracking.results import References
 from ringexp.worker.caches import block_shape
@@ -65,7 +65,7 @@ class PreparedJob:
         max_tokens: the most tokens that each rank's memory holds; None for no limit.
         request: what the plan was asked for.
         plan: who holds what.
-        hop_cost: the cost of one hop of a shard; None if it was not measured.
+        links: the links between the ranks; None if they were not measured.
         x: the whole prompt.
     """
 
@@ -79,7 +79,7 @@ class PreparedJob:
     max_tokens: list[int | None]
     request: PlanRequest
     plan: Plan
-    hop_cost: HopCost | None
+    links: EqualLinks | None
     x: torch.Tensor
 
     @property
@@ -97,7 +97,7 @@ class PreparedJob:
         config, plan, planner, request = self.config, self.plan, None, self.request
         if PARTITIONERS[request.partitioner].adapts:
             units = self.workload.shape.layers
-            planner = adaptive_planner(request, self.source, units, self.max_tokens, self.hop_cost)
+            planner = adaptive_planner(request, self.source, units, self.max_tokens, self.links)
             plan = planner.plan
         work = RingWork(self.workload, self.x, self.ring)
         return PromptLoop(self.session, config.hetero, work, self.tools.graphs, plan, planner)
@@ -123,8 +123,8 @@ def prepare(session: Session, job: Job) -> PreparedJob:
     if is_run:
         source = replace(source, alone_ms=_alone_ms(session, config, references, workload.shape.layers))
     max_tokens = tools.memory.max_tokens(config.seq_len)
-    hop_cost = hop_cost_of(session, config, tools) if is_run else None
-    plan = plan_for(job.run.plan_request, source, max_tokens, hop_cost)
+    links = links_of(session, config, tools) if is_run else None
+    plan = plan_for(job.run.plan_request, source, max_tokens, links)
     if is_run and (wrong := check_memory(plan, max_tokens)):
         if config.memory_limit_gib is not None:
             raise UserError(wrong)
@@ -146,7 +146,7 @@ def prepare(session: Session, job: Job) -> PreparedJob:
         max_tokens=max_tokens,
         request=job.run.plan_request,
         plan=plan,
-        hop_cost=hop_cost,
+        links=links,
         x=x,
     )
 
@@ -203,7 +203,7 @@ def speed_meter(session: Session, config: Config, tools: JobTools) -> SpeedMeter
     )
 
 
-def hop_cost_of(session: Session, config: Config, tools: JobTools) -> HopCost | None:
+def links_of(session: Session, config: Config, tools: JobTools) -> EqualLinks | None:
     """Return what a hop of a shard costs; None where nothing may be measured."""
     if config.calibration.mode == "table":
         return None

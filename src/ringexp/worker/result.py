@@ -6,11 +6,11 @@ from statistics import median
 from typing import TypedDict
 
 from ringexp.choices import PARTITIONERS
-from ringexp.planning import RankCost
+from ringexp.planning import RankCost, predicted_ms
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking import metrics
 from ringexp.tracking.accuracy import Accuracy
-from ringexp.tracking.results import Adaptation, Decoding, RunResult
+from ringexp.tracking.results import Adaptation, Decoding, Hop, RunResult
 from ringexp.worker.measure import Measured, capacity_efficiency
 from ringexp.worker.prepare import PreparedJob
 
@@ -36,7 +36,7 @@ def run_result(
         kernel=job.tools.kernel.name,
         transport=session.transport.name,
         costs=costs,
-        hop=job.hop_cost,
+        hop=Hop.of(job.links) if job.links else None,
         num_units=job.workload.shape.layers,
         decode=decoding,
         adaptation=adaptation if config.hetero.drift or partitioner.adapts else None,
@@ -183,4 +183,4 @@ def _predicted_ms(job: PreparedJob, costs: list[RankCost]) -> float | None:
     if not costs or job.config.hetero.drift:
         return None
     prefetch_hops = job.config.transport.prefetch_hops
-    return job.workload.shape.layers * job.plan.predicted_ms(costs, job.hop_cost, prefetch_hops)
+    return job.workload.shape.layers * predicted_ms(job.plan, costs, job.links, prefetch_hops)
