@@ -28,6 +28,7 @@ from ringexp.calibration.kernel_choice import BlockSize
 from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import relative_errors
+from ringexp.planning import BlockShape
 from ringexp.planning.flops import pair_flops
 from ringexp.report.figures.style import below, length_axis, new_figure
 from ringexp.ring.iteration import captured
@@ -43,13 +44,13 @@ class Case:
     """One block, with equal numbers of queries and keys."""
 
     shape: BlockSize
-    causal: bool
+    block_shape: BlockShape
 
     @property
     def flops(self) -> float:
         """The FLOPs of matrix products: two products of 2 * head_dim operations per query-key pair."""
         length = self.shape.length
-        pairs = length * (length + 1) // 2 if self.causal else length**2
+        pairs = length * (length + 1) // 2 if self.block_shape is BlockShape.CAUSAL else length**2
         return float(pair_flops(self.shape.num_heads, self.shape.head_dim) * pairs)
 
     @property
@@ -74,13 +75,13 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         return [int(item) for item in text.split(",")]
 
     return [
-        Case(BlockSize(1, 32, kv_heads, head_dim, getattr(torch, dtype), length), causal)
-        for dtype, head_dim, length, kv_heads, causal in product(
+        Case(BlockSize(1, 32, kv_heads, head_dim, getattr(torch, dtype), length), block_shape)
+        for dtype, head_dim, length, kv_heads, block_shape in product(
             arguments.dtypes.split(","),
             numbers(arguments.head_dims),
             numbers(arguments.lengths),
             numbers(arguments.kv_heads),
-            (False, True),
+            BlockShape,
         )
     ]
 
@@ -104,7 +105,7 @@ def times_ms(kernels: list[Kernel], case: Case, repeats: int) -> list[list[float
 
     def work(kernel: Kernel) -> None:
         for _ in range(calls):
-            kernel.block(q, k, v, case.causal, case.scale)
+            kernel.block(q, k, v, case.block_shape, case.scale)
 
     graphs = []
     for kernel in kernels:
@@ -130,7 +131,7 @@ def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
         shape = case.shape
         kernels = fitting(arguments.kernels, shape)
         inputs = shape.inputs(torch.device("cuda"))
-        errors = [relative_errors(kernel.block, *inputs, case.causal, case.scale) for kernel in kernels]
+        errors = [relative_errors(kernel.block, *inputs, case.block_shape, case.scale) for kernel in kernels]
         times = times_ms(kernels, case, arguments.repeats)
         medians = {kernel.name: median(samples) for kernel, samples in zip(kernels, times, strict=True)}
         for kernel, (error, lse_error), samples in zip(kernels, errors, times, strict=True):
@@ -142,7 +143,7 @@ def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
                     "head_dim": shape.head_dim,
                     "heads": f"{shape.num_heads}/{shape.num_kv_heads}",
                     "tokens": shape.length,
-                    "mask": "causal" if case.causal else "full",
+                    "mask": case.block_shape.value,
                     "kernel": kernel.name,
                     "ms": round(time_ms, 4),
                     "tflops": round(case.flops / time_ms / 1e9, 1),
