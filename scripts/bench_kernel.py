@@ -28,11 +28,12 @@ from ringexp.calibration.kernel_choice import BlockSize
 from ringexp.errors import UserError
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import relative_errors
+from ringexp.planning import BlockShape
 from ringexp.planning.flops import pair_flops
 from ringexp.report.figures.style import below, length_axis, new_figure
 from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
-from ringexp.web.palette import BLUE, GREEN, OTHER_COLOUR, VERMILION
+from ringexp.web.palette import BLUE, GREEN, GREY, VERMILION
 
 BASELINE = "cudnn"
 COLOURS = {"hopper": BLUE, "flash": VERMILION, "sdpa": GREEN}
@@ -43,13 +44,13 @@ class Case:
     """One block, with equal numbers of queries and keys."""
 
     shape: BlockSize
-    causal: bool
+    block_shape: BlockShape
 
     @property
     def flops(self) -> float:
         """The FLOPs of matrix products: two products of 2 * head_dim operations per query-key pair."""
         length = self.shape.length
-        pairs = length * (length + 1) // 2 if self.causal else length**2
+        pairs = length * (length + 1) // 2 if self.block_shape is BlockShape.CAUSAL else length**2
         return float(pair_flops(self.shape.num_heads, self.shape.head_dim) * pairs)
 
     @property
@@ -74,13 +75,13 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         return [int(item) for item in text.split(",")]
 
     return [
-        Case(BlockSize(1, 32, kv_heads, head_dim, getattr(torch, dtype), length), causal)
-        for dtype, head_dim, length, kv_heads, causal in product(
+        Case(BlockSize(1, 32, kv_heads, head_dim, getattr(torch, dtype), length), block_shape)
+        for dtype, head_dim, length, kv_heads, block_shape in product(
             arguments.dtypes.split(","),
             numbers(arguments.head_dims),
             numbers(arguments.lengths),
             numbers(arguments.kv_heads),
-            (False, True),
+            BlockShape,
         )
     ]
 
@@ -104,7 +105,7 @@ def times_ms(kernels: list[Kernel], case: Case, repeats: int) -> list[list[float
 
     def work(kernel: Kernel) -> None:
         for _ in range(calls):
-            kernel.block(q, k, v, case.causal, case.scale)
+            kernel.block(q, k, v, case.block_shape, case.scale)
 
     graphs = []
     for kernel in kernels:
@@ -130,7 +131,7 @@ def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
         shape = case.shape
         kernels = fitting(arguments.kernels, shape)
         inputs = shape.inputs(torch.device("cuda"))
-        errors = [relative_errors(kernel.block, *inputs, case.causal, case.scale) for kernel in kernels]
+        errors = [relative_errors(kernel.block, *inputs, case.block_shape, case.scale) for kernel in kernels]
         times = times_ms(kernels, case, arguments.repeats)
         medians = {kernel.name: median(samples) for kernel, samples in zip(kernels, times, strict=True)}
         for kernel, (error, lse_error), samples in zip(kernels, errors, times, strict=True):
@@ -142,7 +143,7 @@ def measure(arguments: argparse.Namespace) -> pandas.DataFrame:
                     "head_dim": shape.head_dim,
                     "heads": f"{shape.num_heads}/{shape.num_kv_heads}",
                     "tokens": shape.length,
-                    "mask": "causal" if case.causal else "full",
+                    "mask": case.block_shape.value,
                     "kernel": kernel.name,
                     "ms": round(time_ms, 4),
                     "tflops": round(case.flops / time_ms / 1e9, 1),
@@ -170,12 +171,12 @@ def speed_figure(table: pandas.DataFrame) -> Figure:
                 line["tokens"],
                 line["over cudnn"],
                 label=f"{kernel}, {shared} heads",
-                color=COLOURS.get(kernel, OTHER_COLOUR),
+                color=COLOURS.get(kernel, GREY),
                 linestyle="--" if number else "-",
                 marker="s" if number else "o",
                 markersize=4.5,
             )
-        axis.axhline(1.0, color=OTHER_COLOUR, label=BASELINE, zorder=1)
+        axis.axhline(1.0, color=GREY, label=BASELINE, zorder=1)
         length_axis(axis, lengths)
         axis.set_xlabel("tokens" if row == len(head_dims) - 1 else "")
         axis.set_ylabel("" if column else "speed over cuDNN's")

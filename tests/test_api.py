@@ -21,6 +21,7 @@ from support.api_ranks import (
     refused,
 )
 from support.ring_ranks import Case
+from support.shapes import shape_of
 
 CASES = {
     2: [
@@ -45,7 +46,7 @@ CASES = {
 
 def assert_exact(case: Case, out: torch.Tensor) -> None:
     q, k, v = (x.double().transpose(1, 2) for x in case.qkv())
-    exact = block_fp64(q, k, v, case.causal, case.head_dim**-0.5)[0].transpose(1, 2)
+    exact = block_fp64(q, k, v, shape_of(case.causal), case.head_dim**-0.5)[0].transpose(1, 2)
     assert (out.double() - exact).abs().max() < (2e-6 if out.dtype == torch.float32 else 2e-2)
 
 

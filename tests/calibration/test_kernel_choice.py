@@ -48,22 +48,22 @@ def test_a_kernel_is_out_of_the_running_after_it_was_slow_twice():
     ]
 
 
-def broken(q, k, v, causal, softmax_scale):
+def broken(q, k, v, shape, softmax_scale):
     """Right but for the last query row of one head, which nobody wrote."""
-    out, lse = oracle.block(q, k, v, causal, softmax_scale)
+    out, lse = oracle.block(q, k, v, shape, softmax_scale)
     out[:, 1, -1] = float("nan")
     return out, lse
 
 
-def without_a_sum(q, k, v, causal, softmax_scale):
+def without_a_sum(q, k, v, shape, softmax_scale):
     """Right but for the log-sum-exp of one head, which is NaN."""
-    out, lse = oracle.block(q, k, v, causal, softmax_scale)
+    out, lse = oracle.block(q, k, v, shape, softmax_scale)
     lse[:, 2] = float("nan")
     return out, lse
 
 
-def coarse(q, k, v, causal, softmax_scale):
-    out, lse = oracle.block(q, k, v, causal, softmax_scale)
+def coarse(q, k, v, shape, softmax_scale):
+    out, lse = oracle.block(q, k, v, shape, softmax_scale)
     return out * 1.01, lse
 
 

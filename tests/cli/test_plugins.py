@@ -23,6 +23,7 @@ PLAIN = """
 import torch
 
 from ringexp.kernels import Kernel
+from ringexp.planning import BlockShape
 
 
 def why_unavailable(device, dtype, head_dim):
@@ -37,7 +38,7 @@ def block(q, k, v, shape, softmax_scale):
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scores = q @ k.mT * softmax_scale
-    if getattr(shape, "value", shape) in ("causal", True):
+    if shape is BlockShape.CAUSAL:
         scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
     return scores.softmax(-1) @ v, scores.logsumexp(-1)
 """
@@ -89,8 +90,10 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 
 def test_a_kernel_and_a_partitioner_from_outside_run(theirs, tmp_path):
-    settings = ("--config-dir", str(tmp_path / "settings"), "experiment=theirs", "references=false")
-    done = ringexp(*settings, "device=cpu", "tracker=disabled", *QUICK, root=tmp_path, env=theirs)
+    settings = ("--config-dir", str(tmp_path / "settings"), "experiment=theirs", "kernel=plain")
+    done = ringexp(
+        *settings, "device=cpu", "references=false", "tracker=disabled", *QUICK, root=tmp_path, env=theirs
+    )
     assert done.returncode == 0, done.stderr
     (run_dir,) = run_dirs(tmp_path)
     results = json.loads((run_dir / "results.json").read_text())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ringexp.kernels import get_kernel, oracle
+from support.shapes import shape_of
 
 FULL_LENGTHS = [(1, 1), (1, 3), (3, 1), (17, 64), (64, 17), (127, 130), (130, 127), (128, 128)]
 CAUSAL_LENGTHS = [(n, n) for n in (1, 3, 17, 64, 127, 130)]
@@ -118,8 +119,8 @@ def measure(kernel_name: str, case: Case, device: str = "cpu") -> Accuracy:
     q, k, v = inputs(case, device)
     scale = case.head_dim**-0.5
     kernel = get_kernel(kernel_name, device, case.dtype, case.head_dim)
-    out, lse = kernel.block(q, k, v, case.causal, scale)
-    exact_out, exact_lse = oracle.block_fp64(q, k, v, case.causal, scale)
+    out, lse = kernel.block(q, k, v, shape_of(case.causal), scale)
+    exact_out, exact_lse = oracle.block_fp64(q, k, v, shape_of(case.causal), scale)
     group = case.num_heads // case.num_kv_heads
     scores = q.float() @ k.float().repeat_interleave(group, dim=1).transpose(2, 3) * scale
     return Accuracy(
@@ -150,7 +151,9 @@ def interpreter_lacks() -> str | None:
 def is_blhd_contiguous(kernel_name: str, case: Case) -> bool:
     """Whether the output lies in memory as [B, L, H, D]."""
     q, k, v = inputs(case)
-    out, _ = get_kernel(kernel_name, "cpu", case.dtype, case.head_dim).block(q, k, v, case.causal, 0.125)
+    out, _ = get_kernel(kernel_name, "cpu", case.dtype, case.head_dim).block(
+        q, k, v, shape_of(case.causal), 0.125
+    )
     return out.transpose(1, 2).is_contiguous()
 
 
@@ -202,7 +205,9 @@ def with_infinite_keys(causal: bool) -> tuple[Tensor, Tensor]:
     q = q.abs() + 0.1
     k[:, :, :20] = float("-inf")
     kernel = get_kernel("triton", "cpu", torch.float32, 64)
-    return kernel.block(q, k, v, causal, 0.125)[0], oracle.block(q, k, v, causal, 0.125)[0]
+    return kernel.block(q, k, v, shape_of(causal), 0.125)[0], oracle.block(q, k, v, shape_of(causal), 0.125)[
+        0
+    ]
 
 
 def rotary_difference(dtype: torch.dtype, head_dim: int, num_heads: int) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ringexp.kernels import oracle
+from ringexp.planning import BlockShape
 
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
@@ -70,7 +71,7 @@ def exact(case: DecodeCase, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if first < case.filled:
             one = slice(index, index + 1)
             keys, values = (x[one, first : case.filled].transpose(1, 2) for x in (k, v))
-            out, lse = oracle.block_fp64(q[one], keys, values, False, case.head_dim**-0.5)
+            out, lse = oracle.block_fp64(q[one], keys, values, BlockShape.FULL, case.head_dim**-0.5)
             result[one, ..., :-1], result[one, ..., -1] = out, lse
     return result
 

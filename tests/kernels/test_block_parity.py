@@ -8,6 +8,8 @@ import torch
 from kernels.cases import LIBRARY_LSE_SLACK, Case, inputs, measure, shape_cases
 from ringexp.choices import KERNELS
 from ringexp.kernels import get_kernel, oracle
+from ringexp.planning import BlockShape
+from support.shapes import shape_of
 
 ON_THE_CPU = [spec.name for spec in KERNELS if "cpu" in spec.devices and "cpu" not in spec.needs_probe]
 
@@ -21,7 +23,7 @@ def test_matches_the_oracle(kernel, case):
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_oracle_is_softmax_attention_row_by_row(causal):
     q, k, v = inputs(Case(9, 9, causal, num_heads=4, num_kv_heads=2, head_dim=48))
-    out, lse = oracle.block_fp64(q, k, v, causal, 0.3)
+    out, lse = oracle.block_fp64(q, k, v, shape_of(causal), 0.3)
     for batch in range(2):
         for head in range(4):
             for row in range(9):
@@ -36,9 +38,9 @@ def test_oracle_is_softmax_attention_row_by_row(causal):
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_oracle_does_not_depend_on_its_chunks(causal):
     q, k, v = inputs(Case(37, 37, causal))
-    whole = oracle.block_fp64(q, k, v, causal, 0.125)
+    whole = oracle.block_fp64(q, k, v, shape_of(causal), 0.125)
     for rows in (1, 5, 36):
-        chunked = oracle.block_fp64(q, k, v, causal, 0.125, max_score_bytes=8 * 2 * 4 * 37 * rows)
+        chunked = oracle.block_fp64(q, k, v, shape_of(causal), 0.125, max_score_bytes=8 * 2 * 4 * 37 * rows)
         torch.testing.assert_close(chunked, whole, rtol=1e-14, atol=1e-14)
 
 
@@ -46,12 +48,12 @@ def test_oracle_does_not_depend_on_its_chunks(causal):
 def test_a_causal_block_must_be_square(kernel):
     q, k, v = inputs(Case(3, 5))
     with pytest.raises(AssertionError, match="square, got 3 x 5"):
-        get_kernel(kernel, "cpu", q.dtype, 64).block(q, k, v, True, 0.125)
+        get_kernel(kernel, "cpu", q.dtype, 64).block(q, k, v, BlockShape.CAUSAL, 0.125)
 
 
 @pytest.mark.parametrize("kernel", ON_THE_CPU)
 def test_inputs_are_left_as_they_were(kernel):
     tensors = inputs(Case(17, 17, True, layout="packed"))
     copies = [x.clone() for x in tensors]
-    get_kernel(kernel, "cpu", torch.float32, 64).block(*tensors, True, 0.125)
+    get_kernel(kernel, "cpu", torch.float32, 64).block(*tensors, BlockShape.CAUSAL, 0.125)
     assert all(torch.equal(x, copy) for x, copy in zip(tensors, copies, strict=True))

@@ -22,6 +22,7 @@ from ringexp.kernels.contract import LOWEST_LSE
 from ringexp.kernels.decode import Slots, by_blocks, merge
 from ringexp.planning import BlockShape, Mask, make_plan
 from ringexp.ring.route import Route
+from support.shapes import shape_of
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
 SCALE = HEAD_DIM**-0.5
@@ -47,7 +48,7 @@ def in_a_ring(q, k, v, plan, kernel):
             for block in plan.blocks(rank, source):
                 rows, keys = slice(block.q_start, block.q_stop), slice(block.kv_start, block.kv_stop)
                 queries, found = q[:, :, mine][:, :, rows], (x[:, :, theirs][:, :, keys] for x in (k, v))
-                state.merge(*kernel.block(queries, *found, block.shape is BlockShape.CAUSAL, SCALE), rows)
+                state.merge(*kernel.block(queries, *found, block.shape, SCALE), rows)
         out[:, :, mine] = state.output(q.dtype).transpose(1, 2)
     return out
 
@@ -154,7 +155,7 @@ def test_a_row_without_scores_is_zero_with_a_sum_of_nothing(dtype, kernel, causa
     q, k, v = (torch.rand(2, heads, 9, HEAD_DIM).to(dtype) + 0.1 for heads in (HEADS, KV_HEADS, KV_HEADS))
     k[1, :, :5] = -math.inf
     k[0, 1] = -math.inf
-    out, lse = get_kernel(kernel, "cpu", dtype, HEAD_DIM).block(q, k, v, causal, SCALE)
+    out, lse = get_kernel(kernel, "cpu", dtype, HEAD_DIM).block(q, k, v, shape_of(causal), SCALE)
     empty = torch.zeros(2, HEADS, 9, dtype=torch.bool)
     empty[0, 2:] = True
     empty[1, :, :5] = causal
@@ -170,7 +171,7 @@ def test_keys_that_are_all_nan_are_no_zeros(dtype, length):
     q, k, v = (torch.ones(1, heads, length, HEAD_DIM).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
     k[:, 1] = math.nan
     for causal in (False, True):
-        out, lse = get_kernel("sdpa", "cpu", dtype, HEAD_DIM).block(q, k, v, causal, SCALE)
+        out, lse = get_kernel("sdpa", "cpu", dtype, HEAD_DIM).block(q, k, v, shape_of(causal), SCALE)
         assert out[:, 2:].isnan().all()
         assert lse[:, 2:].isnan().all()
         assert out[:, :2].isfinite().all()
@@ -181,10 +182,10 @@ def test_zeros_are_no_rows_without_scores(kernel):
     """One key of zeros, whose value is zeros: out 0 and lse 0, and its weight counts."""
     q, k, v = (torch.zeros(1, heads, 1, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
     block = get_kernel(kernel, "cpu", torch.float32, HEAD_DIM).block
-    assert block(q, k, v, True, SCALE)[1].eq(0).all()
+    assert block(q, k, v, BlockShape.CAUSAL, SCALE)[1].eq(0).all()
     state = OnlineSoftmax(1, HEADS, 1, HEAD_DIM, "cpu")
-    state.merge(*block(q, k, v, True, SCALE))
-    state.merge(*block(q, k, v + 1, False, SCALE))
+    state.merge(*block(q, k, v, BlockShape.CAUSAL, SCALE))
+    state.merge(*block(q, k, v + 1, BlockShape.FULL, SCALE))
     assert state.output(torch.float32).eq(0.5).all()
 
 
@@ -233,7 +234,7 @@ def test_parts_of_decoding_without_scores_weigh_nothing():
     for keys in (slice(0, 2), slice(2, 4), slice(4, 6)):
         slots = Slots([0], 2, torch.device("cpu"))
         parts.append(kernel.merge(kernel.attend(q, k[:, keys], v[:, keys], slots, SCALE)))
-    exact = oracle.block(q, k[:, 4:].transpose(1, 2), v[:, 4:].transpose(1, 2), False, SCALE)[0]
+    exact = oracle.block(q, k[:, 4:].transpose(1, 2), v[:, 4:].transpose(1, 2), BlockShape.FULL, SCALE)[0]
     torch.testing.assert_close(merge(torch.stack(parts), torch.float32), exact)
     nothing = merge(torch.stack(parts[:2]))
     assert nothing[..., :-1].eq(0).all()

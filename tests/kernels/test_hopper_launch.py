@@ -8,9 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ringexp.kernels import ArrivalFlags, Destination, KeySpan, Remote, Sending, hopper_block, hopper_launch
+from ringexp.kernels import (
+    Accumulator,
+    ArrivalFlags,
+    Destination,
+    KeySpan,
+    Remote,
+    Sending,
+    hopper_block,
+    hopper_launch,
+)
 from ringexp.kernels.hopper_groups import Arguments
 from ringexp.kernels.hopper_tiles import BLOCK_N, MOST_COURIERS, ROWS, RUN, num_couriers
+from ringexp.planning import BlockShape
 
 hopper_kernel = pytest.importorskip("ringexp.kernels.hopper_kernel", reason="needs triton >= 3.6")
 
@@ -62,7 +72,8 @@ def tokens(length, heads, dim=128):
 def launch(spans, q_len=1024, heads=8):
     q = tokens(q_len, heads)
     out, lse = torch.empty(1, q_len, heads, 128, dtype=BF16), torch.empty(1, heads, q_len)
-    hopper_block.block_into(q, spans, True, 0.1, out, lse, True, out, (0, q_len))
+    accumulator = Accumulator(out, lse, True, out, (0, q_len))
+    hopper_block.block_into(q, spans, BlockShape.CAUSAL, 0.1, accumulator)
     return q, out
 
 

@@ -22,7 +22,7 @@ from ringexp.kernels import (
     get_kernel,
     oracle,
 )
-from ringexp.planning import Mask, make_plan
+from ringexp.planning import BlockShape, Mask, make_plan
 from ringexp.ring import cuda_driver
 from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import CudaClock
@@ -31,6 +31,7 @@ from ringexp.ring.iteration import captured
 from ringexp.ring.loopback import LoopbackTransport
 from ringexp.ring.pending import PendingShard
 from ringexp.ring.shards import positions, shard
+from support.shapes import shape_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,7 +75,7 @@ def test_matches_the_oracle(name, case):
 @pytest.mark.parametrize("name", KERNELS.names)
 def test_output_lies_in_memory_as_blhd(name):
     case = Case(300, 300, True, BF16)
-    out, _ = kernel_or_skip(name, case).block(*inputs(case, "cuda"), True, 0.125)
+    out, _ = kernel_or_skip(name, case).block(*inputs(case, "cuda"), BlockShape.CAUSAL, 0.125)
     assert out.transpose(1, 2).is_contiguous()
 
 
@@ -85,8 +86,8 @@ def test_merged_halves_match_the_oracle(name):
     kernel = kernel_or_skip(name, case)
     state = OnlineSoftmax(2, 4, 1000, 64, "cuda")
     for keys in (slice(0, 777), slice(777, None)):
-        state.merge(*kernel.block(q, k[:, :, keys], v[:, :, keys], False, 0.125))
-    out, lse = oracle.block_fp64(q, k, v, False, 0.125)
+        state.merge(*kernel.block(q, k[:, :, keys], v[:, :, keys], BlockShape.FULL, 0.125))
+    out, lse = oracle.block_fp64(q, k, v, BlockShape.FULL, 0.125)
     assert (state.lse - lse).abs().max() <= 32 * FLOAT32_EPS
     error = (state.output(BF16).transpose(1, 2) - out).abs().max()
     assert error <= torch.finfo(BF16).eps * v.abs().max()
@@ -102,21 +103,30 @@ def test_merging_within_the_kernel_is_as_exact_as_one_block(num_parts, head_dim)
     scale = head_dim**-0.5
     exact = torch.cat(
         [
-            oracle.block_fp64(q[:, :, :500], k[:, :, :500], v[:, :, :500], True, scale)[0],
-            oracle.block_fp64(q, k, v, True, scale)[0][:, :, 500:],
+            oracle.block_fp64(q[:, :, :500], k[:, :, :500], v[:, :, :500], BlockShape.CAUSAL, scale)[0],
+            oracle.block_fp64(q, k, v, BlockShape.CAUSAL, scale)[0][:, :, 500:],
         ],
         dim=2,
     )
     blocks = [(0, 500), (500, 1001), *[(500, 1001)] * (num_parts - 1)]
     state = OnlineSoftmax(2, 4, 1001, head_dim, "cuda", blocks=blocks, dtype=BF16)
     tail, bounds = slice(500, None), torch.linspace(0, 500, num_parts).int().tolist()
-    state.attend(kernel, q[:, :, :500], [KeySpan(k[:, :, :500], v[:, :, :500])], True, scale, slice(0, 500))
-    state.attend(kernel, q[:, :, tail], [KeySpan(k[:, :, tail], v[:, :, tail])], True, scale, tail)
+    state.attend(
+        kernel,
+        q[:, :, :500],
+        [KeySpan(k[:, :, :500], v[:, :, :500])],
+        BlockShape.CAUSAL,
+        scale,
+        slice(0, 500),
+    )
+    state.attend(
+        kernel, q[:, :, tail], [KeySpan(k[:, :, tail], v[:, :, tail])], BlockShape.CAUSAL, scale, tail
+    )
     for start, stop in pairwise(bounds):
         state.attend(
             kernel, q[:, :, tail], [KeySpan(k[:, :, start:stop], v[:, :, start:stop])], False, scale, tail
         )
-    single = kernel.block(q, k, v, True, scale)[0]
+    single = kernel.block(q, k, v, BlockShape.CAUSAL, scale)[0]
 
     def rms(out):
         return (out.double() - exact).square().mean().sqrt().item()
@@ -157,8 +167,12 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
             if transport.awaited and (rank or layout == "zigzag" or not causal):
                 # On average: programs whose tiles see none of it do not wait.
                 assert waited > HELD_S * 1e3 / 8
-    exact = oracle.block_fp64(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
-    single = kernel.block(*(x.transpose(1, 2) for x in whole), causal, head_dim**-0.5)[0].transpose(1, 2)
+    exact = oracle.block_fp64(*(x.transpose(1, 2) for x in whole), shape_of(causal), head_dim**-0.5)[
+        0
+    ].transpose(1, 2)
+    single = kernel.block(*(x.transpose(1, 2) for x in whole), shape_of(causal), head_dim**-0.5)[0].transpose(
+        1, 2
+    )
     found = torch.empty_like(single)
     for rank, out in enumerate(outputs):
         found[:, positions(plan, rank, "cuda")] = out
@@ -180,12 +194,14 @@ def test_a_span_that_is_there_goes_beside_one_that_is_awaited():
     arriving = ArrivalFlags(words, torch.full((1,), -1, dtype=torch.int32, device="cuda"), taken.data_ptr())
     spans = [KeySpan(*own), KeySpan(*earlier), KeySpan(*other, 256, arriving)]
     state = OnlineSoftmax(1, 8, 512, 128, "cuda", blocks=[(0, 512)], dtype=BF16)
-    state.attend(kernel, q, spans, True, 0.1)
+    state.attend(kernel, q, spans, BlockShape.CAUSAL, 0.1)
     expected = OnlineSoftmax(1, 8, 512, 128, "cuda")
-    expected.merge(*oracle.block(q.float(), *(x.float() for x in own), True, 0.1))
-    expected.merge(*oracle.block(q.float(), *(x.float() for x in earlier), False, 0.1))
+    expected.merge(*oracle.block(q.float(), *(x.float() for x in own), BlockShape.CAUSAL, 0.1))
+    expected.merge(*oracle.block(q.float(), *(x.float() for x in earlier), BlockShape.FULL, 0.1))
     late = slice(256, 512)
-    expected.merge(*oracle.block(q[:, :, late].float(), *(x.float() for x in other), False, 0.1), late)
+    expected.merge(
+        *oracle.block(q[:, :, late].float(), *(x.float() for x in other), BlockShape.FULL, 0.1), late
+    )
     torch.testing.assert_close(
         state.output(torch.float32), expected.output(torch.float32), rtol=2e-2, atol=2e-3
     )
@@ -237,12 +253,12 @@ def test_a_launch_sends_keys_and_values(lengths, causal, batch, heads, head_dim,
     case = Case(1024, 1024, causal, BF16, batch, 8, heads, head_dim)
     kernel = kernel_or_skip("hopper", case)
     q, k, v = inputs(case, "cuda")
-    expected = kernel.block(q, k, v, causal, 0.1)[0]
+    expected = kernel.block(q, k, v, shape_of(causal), 0.1)[0]
     sent = Sent(k, v, lengths, pieces)
 
     def attend():
         state = OnlineSoftmax(batch, 8, 1024, head_dim, "cuda", blocks=[(0, 1024)], dtype=BF16)
-        state.attend(kernel, q, [KeySpan(k, v, sending=sent.sending)], causal, 0.1)
+        state.attend(kernel, q, [KeySpan(k, v, sending=sent.sending)], shape_of(causal), 0.1)
         return state.output(BF16).transpose(1, 2)
 
     for _ in range(3):
@@ -272,16 +288,16 @@ def test_a_launch_computes_with_what_is_sent_meanwhile(heads, head_dim, pieces, 
     arriving = ArrivalFlags(sent.words[0, :, 0], waited, taken.data_ptr())
     late = slice(from_row, None)
     expected = OnlineSoftmax(1, 8, 1024, head_dim, "cuda")
-    expected.merge(*oracle.block(q.float(), k.float(), v.float(), True, 0.1))
+    expected.merge(*oracle.block(q.float(), k.float(), v.float(), BlockShape.CAUSAL, 0.1))
     part = (x[:, :, :768].float() for x in (k, v))
-    expected.merge(*oracle.block(q[:, :, late].float(), *part, False, 0.1), late)
+    expected.merge(*oracle.block(q[:, :, late].float(), *part, BlockShape.FULL, 0.1), late)
     for _ in range(5):
         sent.prepare()
         taken.zero_()
         state = OnlineSoftmax(1, 8, 1024, head_dim, "cuda", blocks=[(0, 1024)], dtype=BF16)
         come = [x.transpose(1, 2) for x in sent.slots[0]]
         spans = [KeySpan(k, v, sending=sent.sending), KeySpan(*come, from_row, arriving)]
-        state.attend(kernel, q, spans, True, 0.1)
+        state.attend(kernel, q, spans, BlockShape.CAUSAL, 0.1)
         out = state.output(torch.float32)
         torch.testing.assert_close(out, expected.output(torch.float32), rtol=2e-2, atol=2e-3)
         sent.check(k, v)
@@ -360,10 +376,10 @@ def test_launches_and_graphs_on_several_streams_leave_each_other_alone():
     case = Case(1000, 1000, False, BF16, num_heads=32, num_kv_heads=32, head_dim=128)
     kernel = kernel_or_skip("hopper", case)
     q, k, v = inputs(case, "cuda")
-    expected = kernel.block(q, k, v, False, 0.1)[0].clone()
+    expected = kernel.block(q, k, v, BlockShape.FULL, 0.1)[0].clone()
 
     def several():
-        return [kernel.block(q, k, v, False, 0.1)[0] for _ in range(3)]
+        return [kernel.block(q, k, v, BlockShape.FULL, 0.1)[0] for _ in range(3)]
 
     several()
     graphs = [captured(several) for _ in range(2)]
@@ -396,9 +412,9 @@ def test_offsets_beyond_32_bits(long, name):
         torch.randn(1, n, 32, 128, dtype=BF16, device="cuda").transpose(1, 2)
         for n in (lengths[0], lengths[1], lengths[1])
     )
-    out, lse = kernel.block(q, k, v, False, 0.1)
+    out, lse = kernel.block(q, k, v, BlockShape.FULL, 0.1)
     rows = slice(-200, None)
-    expected = get_kernel("sdpa", "cuda", BF16, 128).block(q[:, :, rows], k, v, False, 0.1)
+    expected = get_kernel("sdpa", "cuda", BF16, 128).block(q[:, :, rows], k, v, BlockShape.FULL, 0.1)
     torch.testing.assert_close(out[:, :, rows], expected[0], rtol=2e-2, atol=2e-3)
     torch.testing.assert_close(lse[:, :, rows], expected[1], rtol=1e-5, atol=1e-5)
 
@@ -411,9 +427,9 @@ def test_triton_compiles_once_for_all_odd_lengths():
     def compiled():
         return sum(len(cache[0]) for cache in attention_block.device_caches.values())
 
-    kernel.block(*inputs(Case(129, 129, dtype=BF16, batch=1), "cuda"), True, 0.125)
+    kernel.block(*inputs(Case(129, 129, dtype=BF16, batch=1), "cuda"), BlockShape.CAUSAL, 0.125)
     before = compiled()
     assert before
     for length in (131, 160, 1, 977):
-        kernel.block(*inputs(Case(length, length, dtype=BF16, batch=1), "cuda"), True, 0.125)
+        kernel.block(*inputs(Case(length, length, dtype=BF16, batch=1), "cuda"), BlockShape.CAUSAL, 0.125)
     assert compiled() == before

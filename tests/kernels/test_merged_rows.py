@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kernels.cases import Case, inputs
 from ringexp.kernels import KeySpan, OnlineSoftmax, oracle
+from ringexp.planning import BlockShape
 from support.joining import joining_kernel
 
 Q_LEN, SCALE = 12, 0.25
@@ -44,14 +45,18 @@ def state_of(blocks, dtype, by_kernel):
         keys, rows = slice(KEYS * number, KEYS * (number + 1)), slice(start, stop)
         if by_kernel:
             span = KeySpan(k[:, :, keys], v[:, :, keys])
-            state.attend(kernel, q[:, :, rows], [span], False, SCALE, rows)
+            state.attend(kernel, q[:, :, rows], [span], BlockShape.FULL, SCALE, rows)
         else:
-            state.merge(*oracle.block(q[:, :, rows], k[:, :, keys], v[:, :, keys], False, SCALE), rows)
+            state.merge(
+                *oracle.block(q[:, :, rows], k[:, :, keys], v[:, :, keys], BlockShape.FULL, SCALE), rows
+            )
     for row in range(Q_LEN):
         mine = [number for number, (start, stop) in enumerate(blocks) if start <= row < stop]
         seen = [KEYS * number + key for number in mine for key in range(KEYS)]
         if seen:
-            one = oracle.block_fp64(q[:, :, row : row + 1], k[:, :, seen], v[:, :, seen], False, SCALE)
+            one = oracle.block_fp64(
+                q[:, :, row : row + 1], k[:, :, seen], v[:, :, seen], BlockShape.FULL, SCALE
+            )
             exact[:, :, row], lse[:, :, row] = one[0][:, :, 0], one[1][:, :, 0]
     return state, exact.transpose(1, 2), lse
 
@@ -106,17 +111,17 @@ def test_a_kernel_is_told_when_nothing_is_there_yet(blocks, fresh, in_place):
     """Then it need not read the accumulator; and if it finishes all rows, that is the output itself."""
     joining, told, same = joining_kernel(), [], []
 
-    def block_into(q, spans, causal, scale, acc, lse, is_fresh, final, done):
-        told.append(is_fresh)
-        same.append(acc.data_ptr() == final.data_ptr())
-        joining.block_into(q, spans, causal, scale, acc, lse, is_fresh, final, done)
+    def block_into(q, spans, shape, scale, accumulator):
+        told.append(accumulator.fresh)
+        same.append(accumulator.out.data_ptr() == accumulator.final.data_ptr())
+        joining.block_into(q, spans, shape, scale, accumulator)
 
     q, k, v = inputs(Case(Q_LEN, KEYS, head_dim=16))
     state = OnlineSoftmax(2, 4, Q_LEN, 16, "cpu", blocks=blocks)
     for start, stop in blocks:
         rows = slice(start, stop)
         kernel = replace(joining, block_into=block_into)
-        state.attend(kernel, q[:, :, rows], [KeySpan(k, v)], False, SCALE, rows)
+        state.attend(kernel, q[:, :, rows], [KeySpan(k, v)], BlockShape.FULL, SCALE, rows)
     assert (told, same) == (fresh, in_place)
 
 
@@ -124,6 +129,6 @@ def test_where_blocks_were_not_told_a_kernel_need_not_merge_them():
     q, k, v = inputs(Case(Q_LEN, 2 * KEYS, head_dim=16))
     state = OnlineSoftmax(2, 4, Q_LEN, 16, "cpu")
     for keys in (slice(0, KEYS), slice(KEYS, None)):
-        state.attend(joining_kernel(), q, [KeySpan(k[:, :, keys], v[:, :, keys])], False, SCALE)
-    exact = oracle.block_fp64(q, k, v, False, SCALE)[0].transpose(1, 2)
+        state.attend(joining_kernel(), q, [KeySpan(k[:, :, keys], v[:, :, keys])], BlockShape.FULL, SCALE)
+    exact = oracle.block_fp64(q, k, v, BlockShape.FULL, SCALE)[0].transpose(1, 2)
     torch.testing.assert_close(state.output(torch.float32).double(), exact, rtol=1e-5, atol=1e-5)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from kernels.cases import FLOAT32_EPS, Case, inputs
 from ringexp.kernels import KeySpan, OnlineSoftmax, oracle
 from ringexp.kernels.merge import rows_done
-from ringexp.planning import make_plan
+from ringexp.planning import BlockShape, make_plan
 from ringexp.ring.route import Route
 from support.joining import joining_kernel
+from support.shapes import shape_of
 
 SCALE = 0.25
 
@@ -24,13 +25,13 @@ def merged(q, k, v, pieces):
     batch, num_heads, q_len, head_dim = q.shape
     state = OnlineSoftmax(batch, num_heads, q_len, head_dim, q.device)
     for keys, rows in pieces:
-        state.merge(*oracle.block(q[:, :, rows], k[:, :, keys], v[:, :, keys], False, SCALE), rows)
+        state.merge(*oracle.block(q[:, :, rows], k[:, :, keys], v[:, :, keys], BlockShape.FULL, SCALE), rows)
     return state
 
 
 def assert_exact(state, q, k, v, causal=False):
     """Within a few float32 roundings of the oracle, however many merges it took."""
-    out, lse = oracle.block_fp64(q, k, v, causal, SCALE)
+    out, lse = oracle.block_fp64(q, k, v, shape_of(causal), SCALE)
     lse_error = 4 * FLOAT32_EPS * (1 + lse.abs().max().item())
     assert (state.lse.double() - lse).abs().max() <= lse_error
     error = (state.output(torch.float32).transpose(1, 2).double() - out).abs().max()
@@ -79,12 +80,14 @@ def test_a_kernel_that_merges_its_own_blocks(blocks):
     q, k, v = inputs(Case(16, 16, causal=True, head_dim=16))
     state = OnlineSoftmax(2, 4, 16, 16, "cpu", blocks=blocks)
     if len(blocks) == 1:
-        state.attend(kernel, q, [KeySpan(k, v)], True, SCALE)
+        state.attend(kernel, q, [KeySpan(k, v)], BlockShape.CAUSAL, SCALE)
     else:  # the rows of the second half first, so that the state begins with nothing for the others
         tail = slice(8, 16)
-        state.attend(kernel, q[:, :, 8:], [KeySpan(k[:, :, :8], v[:, :, :8])], False, SCALE, tail)
-        state.attend(kernel, q[:, :, 8:], [KeySpan(k[:, :, 8:], v[:, :, 8:])], True, SCALE, tail)
-        state.attend(kernel, q[:, :, :8], [KeySpan(k[:, :, :8], v[:, :, :8])], True, SCALE, slice(0, 8))
+        state.attend(kernel, q[:, :, 8:], [KeySpan(k[:, :, :8], v[:, :, :8])], BlockShape.FULL, SCALE, tail)
+        state.attend(kernel, q[:, :, 8:], [KeySpan(k[:, :, 8:], v[:, :, 8:])], BlockShape.CAUSAL, SCALE, tail)
+        state.attend(
+            kernel, q[:, :, :8], [KeySpan(k[:, :, :8], v[:, :, :8])], BlockShape.CAUSAL, SCALE, slice(0, 8)
+        )
     assert_exact(state, q, k, v, causal=True)
 
 
@@ -94,7 +97,9 @@ def test_rows_that_no_block_covers_are_zero_beside_those_that_are_done():
     state = OnlineSoftmax(2, 4, 16, 16, "cpu", blocks=[(4, 16), (8, 12)], dtype=torch.bfloat16)
     for start, stop, keys in ((4, 16, slice(0, 8)), (8, 12, slice(8, 16))):
         rows = slice(start, stop)
-        state.attend(kernel, q[:, :, rows], [KeySpan(k[:, :, keys], v[:, :, keys])], False, SCALE, rows)
+        state.attend(
+            kernel, q[:, :, rows], [KeySpan(k[:, :, keys], v[:, :, keys])], BlockShape.FULL, SCALE, rows
+        )
     out = state.output(torch.bfloat16)
     assert out.dtype == torch.bfloat16
     assert not out[:, :4].any()
@@ -103,7 +108,7 @@ def test_rows_that_no_block_covers_are_zero_beside_those_that_are_done():
         (slice(8, 12), slice(0, 16)),
         (slice(12, 16), slice(0, 8)),
     ):
-        exact = oracle.block_fp64(q[:, :, rows], k[:, :, keys], v[:, :, keys], False, SCALE)[0]
+        exact = oracle.block_fp64(q[:, :, rows], k[:, :, keys], v[:, :, keys], BlockShape.FULL, SCALE)[0]
         torch.testing.assert_close(out[:, rows].transpose(1, 2).double(), exact, rtol=1e-2, atol=1e-2)
 
 
@@ -141,9 +146,11 @@ def test_causal_zigzag_rows():
     """A diagonal block on all rows, then a full one on the tail only: causal attention in ring order."""
     q, k, v = inputs(Case(16, 16, causal=True, head_dim=16))
     state = OnlineSoftmax(2, 4, 16, 16, "cpu")
-    state.merge(*oracle.block(q[:, :, 8:], k[:, :, :8], v[:, :, :8], False, SCALE), slice(8, 16))
+    state.merge(*oracle.block(q[:, :, 8:], k[:, :, :8], v[:, :, :8], BlockShape.FULL, SCALE), slice(8, 16))
     for half in (slice(0, 8), slice(8, 16)):
-        state.merge(*oracle.block(q[:, :, half], k[:, :, half], v[:, :, half], True, SCALE), half)
+        state.merge(
+            *oracle.block(q[:, :, half], k[:, :, half], v[:, :, half], BlockShape.CAUSAL, SCALE), half
+        )
     assert_exact(state, q, k, v, causal=True)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ringexp.kernels.oracle import block_fp64
+from ringexp.planning import BlockShape
 from support.ring_ranks import decode_inputs, decode_one, epochs_over_stand_ins, gather_over_stand_ins
 
 
@@ -22,7 +23,7 @@ def test_a_token_attends_to_all_that_is_no_padding(pools, held, starts, kv_heads
     results = pools[len(held)].run(decode_one, list(held), firsts, kv_heads)
     for sequence, start in enumerate(starts):
         one = slice(sequence, sequence + 1)
-        exact, _ = block_fp64(q[one], k[one, :, start:], v[one, :, start:], False, 16**-0.5)
+        exact, _ = block_fp64(q[one], k[one, :, start:], v[one, :, start:], BlockShape.FULL, 16**-0.5)
         for out in results:
             assert (out[one].transpose(1, 2) - exact).abs().max() < 2e-6
     assert all(torch.equal(out, results[0]) for out in results)  # to the bit

@@ -17,6 +17,7 @@ from support.ring_ranks import (
     fail_at_the_first_block,
     sent_over_stand_ins,
 )
+from support.shapes import shape_of
 
 ON_GPUS = [spec.name for spec in TRANSPORTS if "cpu" not in spec.devices]
 TOKENS = {
@@ -54,7 +55,7 @@ def name(case: Case) -> str:
 
 def oracle(case: Case) -> torch.Tensor:
     q, k, v = (x.double().transpose(1, 2) for x in case.qkv())
-    return block_fp64(q, k, v, case.causal, case.head_dim**-0.5)[0].transpose(1, 2)
+    return block_fp64(q, k, v, shape_of(case.causal), case.head_dim**-0.5)[0].transpose(1, 2)
 
 
 def assembled(case: Case, outputs: list[torch.Tensor]) -> torch.Tensor:

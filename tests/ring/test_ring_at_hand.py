@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ringexp.choices import LAYOUTS
 from ringexp.kernels import Kernel, get_kernel
 from ringexp.kernels.oracle import block_fp64
-from ringexp.planning import Mask, Plan, make_plan
+from ringexp.planning import BlockShape, Mask, Plan, make_plan
 from ringexp.ring.attention import ring_attention
 from ringexp.ring.clock import NoClock
 from ringexp.ring.context import RingContext
@@ -21,6 +21,7 @@ from ringexp.ring.pending import PendingShard
 from ringexp.ring.route import Route
 from ringexp.ring.transport import RingPass
 from support.joining import joining_kernel
+from support.shapes import shape_of
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 
@@ -115,7 +116,9 @@ def exact(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
     for sequence in range(q.shape[0]):
         start = plan.starts[sequence] if plan.starts else 0
         real = [x[sequence : sequence + 1, start:].double().transpose(1, 2) for x in (q, k, v)]
-        whole[sequence, start:] = block_fp64(*real, plan.mask.is_causal, DIM**-0.5)[0].transpose(1, 2)[0]
+        whole[sequence, start:] = block_fp64(*real, shape_of(plan.mask.is_causal), DIM**-0.5)[0].transpose(
+            1, 2
+        )[0]
     return whole
 
 
@@ -160,7 +163,9 @@ def test_a_given_scale_takes_the_place_of_the_default():
     plan, (q, k, v) = make_plan(9, [9]), inputs(1, 9)
     ring = RingContext(plan, 0, LoopbackTransport(), get_kernel("sdpa", "cpu", torch.float32, DIM), NoClock())
     found = ring_attention(q, k, v, ring, softmax_scale=0.7)
-    expected = block_fp64(*(x.double().transpose(1, 2) for x in (q, k, v)), True, 0.7)[0].transpose(1, 2)
+    expected = block_fp64(*(x.double().transpose(1, 2) for x in (q, k, v)), BlockShape.CAUSAL, 0.7)[
+        0
+    ].transpose(1, 2)
     assert (found - expected).abs().max() < 2e-6
 
 

@@ -9,8 +9,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ringexp.kernels import ArrivalFlags, FusedLimits, Kernel, KeySpan, OnlineSoftmax, Remote, Sending, oracle
-from ringexp.kernels.contract import Rows
+from ringexp.kernels import (
+    Accumulator,
+    ArrivalFlags,
+    FusedLimits,
+    Kernel,
+    KeySpan,
+    OnlineSoftmax,
+    Remote,
+    Sending,
+    oracle,
+)
+from ringexp.planning import BlockShape
 
 PATIENCE_S = 60
 
@@ -19,17 +29,10 @@ carried: list[int] = []
 
 
 def block_into(
-    q: Tensor,
-    spans: Sequence[KeySpan],
-    causal: bool,
-    softmax_scale: float,
-    acc: Tensor,
-    acc_lse: Tensor,
-    fresh: bool,
-    final: Tensor,
-    done: Rows,
+    q: Tensor, spans: Sequence[KeySpan], shape: BlockShape, softmax_scale: float, accumulator: Accumulator
 ) -> None:
     """`contract`'s block_into, by the oracle and the merge of two blocks."""
+    acc, acc_lse, fresh, final, done = accumulator
     batch, heads, length, dim = q.shape
     state = OnlineSoftmax(batch, heads, length, dim, q.device)
     if not fresh:
@@ -41,7 +44,7 @@ def block_into(
         assert not number or sending is None
         if arriving is not None:
             _await(arriving)
-        out, lse = oracle.block(q[:, :, from_row:], k, v, causal and not number, softmax_scale)
+        out, lse = oracle.block(q[:, :, from_row:], k, v, BlockShape.FULL if number else shape, softmax_scale)
         state.merge(out.float(), lse, slice(from_row, None))
     over = slice(*done)
     final[:, over] = state.output(torch.float32)[:, over].to(final.dtype)

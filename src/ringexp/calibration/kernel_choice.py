@@ -12,7 +12,9 @@ from statistics import median
 import torch
 
 from ringexp.kernels import Kernel, KeySpan, OnlineSoftmax
+from ringexp.kernels.arithmetic import ceil_div
 from ringexp.kernels.oracle import relative_errors
+from ringexp.planning import BlockShape
 from ringexp.ring.iteration import captured
 
 REPEATS = 7
@@ -46,7 +48,7 @@ class BlockSize:
 
 def local_length(seq_len: int, world_size: int) -> int:
     """The length of blocks to choose by, a power of two, so that runs of about one length share a choice."""
-    return min(1 << max(-(-seq_len // world_size) - 1, 1).bit_length(), LONGEST)
+    return min(1 << max(ceil_div(seq_len, world_size) - 1, 1).bit_length(), LONGEST)
 
 
 def times_ms(kernels: Sequence[Kernel], shape: BlockSize, device: torch.device) -> dict[str, float]:
@@ -64,8 +66,8 @@ def times_ms(kernels: Sequence[Kernel], shape: BlockSize, device: torch.device) 
             blocks=[(0, shape.length)] * 2,
             dtype=shape.dtype,
         )
-        state.attend(kernel, q, [KeySpan(k, v)], True, scale)
-        state.attend(kernel, q, [KeySpan(k, v)], False, scale)
+        state.attend(kernel, q, [KeySpan(k, v)], BlockShape.CAUSAL, scale)
+        state.attend(kernel, q, [KeySpan(k, v)], BlockShape.FULL, scale)
         return state.output(shape.dtype)
 
     right = [kernel for kernel in kernels if is_right(kernel, q, k, v, scale)]
@@ -84,31 +86,34 @@ def times_ms(kernels: Sequence[Kernel], shape: BlockSize, device: torch.device) 
             end.record()
             end.synchronize()
             times[name].append(begin.elapsed_time(end))
-    return {name: median(found) for name, found in times.items()}
+    return {name: median(kernel_times) for name, kernel_times in times.items()}
 
 
 def in_the_running(times: Mapping[str, Sequence[float]]) -> list[str]:
     """The kernels that it is worth timing again."""
-    best_ms = min((min(found) for found in times.values() if found), default=0.0)
-    return [name for name, found in times.items() if len(found) < 2 or min(found) <= HOPELESS * best_ms]
+    best = {name: min(kernel_times) for name, kernel_times in times.items() if len(kernel_times) >= 2}
+    limit_ms = HOPELESS * min(
+        (min(kernel_times) for kernel_times in times.values() if kernel_times), default=0.0
+    )
+    return [name for name in times if name not in best or best[name] <= limit_ms]
 
 
 def is_right(kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> bool:
-    """Whether both kinds of block, of the first tokens, are as near to float64 as rounding once explains."""
+    """Tell whether first blocks of both shapes are as near to float64 as one rounding explains."""
     q, k, v = (x[:, :, :CHECKED] for x in (q, k, v))
     most = max(torch.finfo(q.dtype).eps, 1e-5)
-    errors = [relative_errors(kernel.block, q, k, v, causal, scale) for causal in (True, False)]
+    errors = [relative_errors(kernel.block, q, k, v, shape, scale) for shape in BlockShape]
     return all(out <= most and lse <= 1e-3 for out, lse in errors)  # False for NaN
 
 
 def fastest(times: Sequence[Mapping[str, float]]) -> tuple[str, dict[str, float]]:
-    """The kernel with which all ranks together are the fastest, and each one's mean time.
+    """Return the kernel with which all ranks together are the fastest, and the mean time of each kernel.
 
-    times: a rank's `times_ms` each; kernels that are not right on every rank are out. Speeds add up, so the
+    times: `times_ms` of each rank; kernels that are not right on every rank are out. Speeds add up, so the
     mean is the harmonic one. Raises ValueError if no kernel is right everywhere.
     """
-    names = [name for name in times[0] if all(name in each for each in times)]
+    names = [name for name in times[0] if all(name in rank_times for rank_times in times)]
     if not names:
         raise ValueError("no kernel is right on every rank")
-    means = {name: len(times) / sum(1 / each[name] for each in times) for name in names}
+    means = {name: len(times) / sum(1 / rank_times[name] for rank_times in times) for name in names}
     return min(names, key=lambda name: means[name]), means

@@ -1,4 +1,4 @@
-"""Block attention kernels behind one signature: (q, k, v, causal, softmax_scale) -> (out, lse).
+"""Block attention kernels behind one signature: (q, k, v, shape, softmax_scale) -> (out, lse).
 
 `get_kernel` picks one by name; `OnlineSoftmax` merges the results of several blocks. The signature is
 spelled out in `contract`, with that of kernels that merge, and take several blocks at once; its exact meaning
@@ -7,6 +7,7 @@ triton.
 """
 
 from ringexp.kernels.contract import (
+    Accumulator,
     ArrivalFlags,
     BlockFunction,
     Destination,
@@ -22,6 +23,7 @@ from ringexp.kernels.merge import OnlineSoftmax
 from ringexp.kernels.providers import candidates, get_kernel
 
 __all__ = [
+    "Accumulator",
     "ArrivalFlags",
     "BlockFunction",
     "DecodeKernel",

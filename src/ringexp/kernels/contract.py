@@ -2,25 +2,24 @@
 
 A block is one attention call of the ring: all queries of one span against all keys of another.
 
-    block(q, k, v, causal, softmax_scale) -> (out, lse)
+    block(q, k, v, shape, softmax_scale) -> (out, lse)
 
 - q [B, H, Lq, D], k and v [B, Hkv, Lk, D]: one dtype, one device, H a multiple of Hkv, every length >= 1.
   Any strides, except that D is contiguous; usually these are [B, L, H, D] tensors, transposed.
-- causal: query i sees keys 0..i; needs Lq == Lk. There is no other mask, so no row is ever fully masked.
+- shape: FULL, or CAUSAL: query i sees keys 0 to i, and Lq == Lk. So no row is ever fully masked.
 - softmax_scale > 0 multiplies the scores.
 - out [B, H, Lq, D] in q's dtype; lse [B, H, Lq] float32, the natural log of the sum of exp(scores).
-- A row whose scores are all -inf, by keys that are -inf or overflow, has out 0 and lse -inf or `LOWEST_LSE`,
-  so that it merges with weight 0. The Triton kernels do not know such rows and answer NaN. A row that sees a
-  NaN has out NaN.
+- A row can have only scores of -inf, if keys are -inf or products overflow. Its out is 0 and its lse -inf or
+  `LOWEST_LSE`, so that it merges with weight 0. The Triton kernels answer NaN for such a row. A row that sees
+  a NaN has out NaN.
 
-A kernel may also have `block_into(q, spans, causal, softmax_scale, acc, acc_lse, fresh, final, done)`, for
-one block or several at once: the keys of the first span are for all rows of q, and causal is about them
-alone; those of a further one are for the rows from its from_row on. `FusedLimits` says what may be a further
-one.
-It puts its result into acc [B, Lq, H, D] and acc_lse [B, H, Lq], both float32 and unrounded, possibly views.
-If fresh, it writes them; else they hold the result over other keys, and it merges into them, as in `merge`.
-Rows done[0] to done[1] get no further block: they go to final, of q's dtype and acc's shape and strides,
-instead of to acc; if those are all rows of a fresh call, acc may be of any dtype.
+A kernel may also merge what it computes into earlier results, and take several blocks at once:
+
+    block_into(q, spans, shape, softmax_scale, accumulator)
+
+All rows of q attend to the first `KeySpan`, and `shape` is about that one alone. The rows from `from_row` on
+attend to all keys of a further span. `FusedLimits` says which further spans a kernel takes, and `Accumulator`
+where the result goes.
 
 Forward only: call under torch.no_grad() or torch.inference_mode().
 """
@@ -34,7 +33,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor, dtype, finfo, float32
 
-BlockFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+from ringexp.planning import BlockShape
+
+BlockFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor, BlockShape, float], tuple[Tensor, Tensor]]
 Rows: TypeAlias = tuple[int, int]
 """Rows [start, stop) of a tensor."""
 
@@ -116,19 +117,41 @@ class KeySpan(NamedTuple):
 
 
 class FusedLimits(NamedTuple):
-    """What a `block_into` takes: so many spans; Lk and from_row of further ones are multiples of `tile`.
+    """Limits of a fused `block_into` call.
 
-    It awaits those further ones that are `arriving`, all of a call in as many pieces, and sends to one
+    The kernel waits for further spans that are `arriving`, all in equally many pieces. It can send to one
     destination less than it takes spans.
+
+    Attributes:
+        spans: key spans per call.
+        tile: the length and `from_row` of every span after the first must be multiples of this.
     """
 
     spans: int
     tile: int
 
 
-BlockIntoFunction: TypeAlias = Callable[
-    [Tensor, Sequence[KeySpan], bool, float, Tensor, Tensor, bool, Tensor, Rows], None
-]
+class Accumulator(NamedTuple):
+    """Where the result of a `block_into` call goes: rows of earlier results, and of the output.
+
+    Attributes:
+        out: [B, Lq, H, D] float32, unrounded, possibly a view. If the call is fresh and all rows are done,
+            nothing is written here, and the dtype may be any.
+        lse: [B, H, Lq] float32, possibly a view.
+        fresh: whether the call writes out and lse. Otherwise they hold the result over other keys, and the
+            call merges into them, as in `merge`.
+        final: where rows that are done go in place of out: q's dtype, out's shape and strides.
+        done: the rows that get no further block.
+    """
+
+    out: Tensor
+    lse: Tensor
+    fresh: bool
+    final: Tensor
+    done: Rows
+
+
+BlockIntoFunction: TypeAlias = Callable[[Tensor, Sequence[KeySpan], BlockShape, float, Accumulator], None]
 
 
 @dataclass(frozen=True)
@@ -164,14 +187,15 @@ class Provider(Protocol):
         ...
 
 
-def check_block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> None:
-    """Assert the caller's half of the contract; a failure is a bug of the caller, never bad user input."""
+def check_block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> None:
+    """Assert the caller's half of the contract. A failure is a bug of the caller, never bad user input."""
     batch, num_heads, q_len, head_dim = q.shape
     _, num_kv_heads, kv_len, _ = k.shape
     assert k.shape == v.shape == (batch, num_kv_heads, kv_len, head_dim), (q.shape, k.shape, v.shape)
     assert q.dtype == k.dtype == v.dtype, (q.dtype, k.dtype, v.dtype)
     assert num_heads % num_kv_heads == 0, (num_heads, num_kv_heads)
     assert min(q_len, kv_len) > 0, (q_len, kv_len)
-    assert not causal or q_len == kv_len, f"a causal block is square, got {q_len} x {kv_len}"
+    square = q_len == kv_len
+    assert shape is BlockShape.FULL or square, f"a {shape.value} block is square, got {q_len} x {kv_len}"
     assert softmax_scale > 0, softmax_scale
     assert head_dim == 1 or q.stride(3) == k.stride(3) == v.stride(3) == 1, "head_dim must be contiguous"

@@ -8,6 +8,7 @@ from torch import Tensor
 from ringexp.kernels.contract import Kernel, check_block
 from ringexp.kernels.requirements import AMPERE, HOPPER, capability, needs_capability, needs_head_dim
 from ringexp.kernels.sdpa import flash_cuda
+from ringexp.planning import BlockShape
 
 _CUDNN_9_0, _CUDNN_9_10 = 90000, 91000
 
@@ -27,16 +28,16 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
     return Kernel("cudnn", block)
 
 
-def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """cuDNN attention: float16 and bfloat16, head_dim a multiple of 8; KV heads are not expanded.
 
     cuDNN builds a plan at the first call of each shape. It takes no single-key block: those, a handful of
     products, go to FlashAttention-2.
     """
-    check_block(q, k, v, causal, softmax_scale)
+    check_block(q, k, v, shape, softmax_scale)
     if k.shape[2] == 1:
-        return flash_cuda(q, k, v, causal, softmax_scale)
+        return flash_cuda(q, k, v, shape, softmax_scale)
     out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        q, k, v, None, True, 0.0, causal, False, scale=softmax_scale
+        q, k, v, None, True, 0.0, shape is BlockShape.CAUSAL, False, scale=softmax_scale
     )[:2]
     return out, lse.reshape(q.shape[:3])  # from [B, H, Lq, 1]

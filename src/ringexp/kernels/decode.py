@@ -21,7 +21,7 @@ from torch import Tensor
 from ringexp.kernels import triton_block
 from ringexp.kernels.contract import BlockFunction
 from ringexp.kernels.providers import get_kernel
-from ringexp.planning import runs
+from ringexp.planning import BlockShape, runs
 
 
 class Slots:
@@ -87,7 +87,7 @@ def by_blocks(block: BlockFunction) -> DecodeKernel:
             if first < slots.filled:
                 # The token sees all keys, so the query heads of one KV head can be the rows of a full block.
                 keys, values = (x[sequences, first : slots.filled].transpose(1, 2) for x in (k, v))
-                out, lse = block(q[sequences], keys, values, False, softmax_scale)
+                out, lse = block(q[sequences], keys, values, BlockShape.FULL, softmax_scale)
                 parts[0, sequences, ..., :-1] = out
                 parts[0, sequences, ..., -1] = lse
         return parts

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ringexp.kernels.contract import Kernel, check_block
 from ringexp.kernels.requirements import AMPERE, capability, needs_capability, needs_head_dim
+from ringexp.planning import BlockShape
 
 _MAX_HEAD_DIM = {9: 256}  # by major compute capability; elsewhere 128
 
@@ -22,13 +23,18 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
     return Kernel("flash", block)
 
 
-def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """One block as in `contract`; KV heads are not expanded. It is compiled at a process's first call."""
     from flash_attn.cute import flash_attn_func  # pyright: ignore[reportMissingImports]
 
-    check_block(q, k, v, causal, softmax_scale)
+    check_block(q, k, v, shape, softmax_scale)
     q_blhd, k_blhd, v_blhd = (x.transpose(1, 2) for x in (q, k, v))
     out, lse = flash_attn_func(
-        q_blhd, k_blhd, v_blhd, softmax_scale=softmax_scale, causal=causal, return_lse=True
+        q_blhd,
+        k_blhd,
+        v_blhd,
+        softmax_scale=softmax_scale,
+        causal=shape is BlockShape.CAUSAL,
+        return_lse=True,
     )[:2]
     return out.transpose(1, 2), lse

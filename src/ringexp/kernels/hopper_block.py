@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ringexp.kernels.contract import Kernel, KeySpan, Rows
+from ringexp.kernels.contract import Accumulator, Kernel, KeySpan
 from ringexp.kernels.hopper_launch import LIMITS, Result, launch
 from ringexp.kernels.hopper_tma import fitting
 from ringexp.kernels.requirements import HOPPER, capability, show
+from ringexp.planning import BlockShape
 
 HEAD_DIMS = (64, 128)
 MIN_TRITON = (3, 6)
@@ -42,30 +43,23 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
     return Kernel("hopper", block, block_into, LIMITS)
 
 
-def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """One block as in `contract`; out is [B, L, H, D] contiguous in memory."""
     batch, num_heads, q_len, head_dim = q.shape
     out = q.new_empty(batch, q_len, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
-    launch(fitting(q), [KeySpan(fitting(k), fitting(v))], causal, softmax_scale, Result(out, lse))
+    launch(fitting(q), [KeySpan(fitting(k), fitting(v))], shape, softmax_scale, Result(out, lse))
     return out.transpose(1, 2), lse
 
 
 def block_into(
-    q: Tensor,
-    spans: Sequence[KeySpan],
-    causal: bool,
-    softmax_scale: float,
-    acc: Tensor,
-    acc_lse: Tensor,
-    fresh: bool,
-    final: Tensor,
-    done: Rows,
+    q: Tensor, spans: Sequence[KeySpan], shape: BlockShape, softmax_scale: float, accumulator: Accumulator
 ) -> None:
-    """Blocks as in `contract`, merged into the float32 results of earlier ones as they are written."""
+    """Compute blocks as in `contract`, and merge them into earlier results as they are written."""
     q, spans = fitting(q), [span._replace(k=fitting(span.k), v=fitting(span.v)) for span in spans]
+    out, lse, fresh, final, done = accumulator
     if fresh and done == (0, q.shape[2]):
-        result = Result(final, acc_lse)
+        result = Result(final, lse)
     else:
-        result = Result(acc, acc_lse, merge=not fresh, final=final, done=done)
-    launch(q, spans, causal, softmax_scale, result)
+        result = Result(out, lse, merge=not fresh, final=final, done=done)
+    launch(q, spans, shape, softmax_scale, result)

@@ -7,8 +7,10 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-_LN2 = gl.constexpr(0.6931471805599453)
-_LOG2E = gl.constexpr(1.4426950408889634)
+from ringexp.kernels import arithmetic
+
+_LN2 = gl.constexpr(arithmetic.LN2)
+_LOG2E = gl.constexpr(arithmetic.LOG2E)
 
 
 @gluon.jit

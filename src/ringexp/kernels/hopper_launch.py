@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ringexp.kernels.arithmetic import LOG2E, ceil_div
 from ringexp.kernels.contract import FusedLimits, KeySpan, Rows, Sending, check_block
 from ringexp.kernels.hopper_counters import WORD, counters_of, set_flags
 from ringexp.kernels.hopper_groups import (
@@ -35,16 +36,16 @@ from ringexp.kernels.hopper_tiles import (
     computing_ms,
     num_consumers,
     num_couriers,
-    num_tiles,
 )
 from ringexp.kernels.hopper_tma import descriptor, fitting
+from ringexp.planning import BlockShape
 
 LIMITS = FusedLimits(spans=4, tile=128)
 _MOST_FURTHER = LIMITS.spans - 1
 
 
 class Result(NamedTuple):
-    """Where a launch writes, and whether it merges.
+    """The tensors that a launch writes, and whether it merges into them.
 
     Attributes:
         out: [B, Lq, H, D], D contiguous.
@@ -61,9 +62,12 @@ class Result(NamedTuple):
     done: Rows = (0, 0)
 
 
-def launch(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: float, result: Result) -> None:
+def launch(
+    q: Tensor, spans: Sequence[KeySpan], shape: BlockShape, softmax_scale: float, result: Result
+) -> None:
     """Launch the kernel on q and on spans that TMA can load; `contract` says what they are."""
-    _check(q, spans, causal, softmax_scale, result)
+    _check(q, spans, shape, softmax_scale, result)
+    causal = shape is BlockShape.CAUSAL
     (first, *further), sending = spans, spans[0].sending
     num_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
     staggered = causal or any(span.from_row for span in further)
@@ -74,7 +78,7 @@ def launch(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: flo
     by_tma = causal and not result.merge and result.final is None
     load, destinations = _NO_LOAD, _NO_DESTINATIONS
     if sending:
-        load = _load(sending, first.k.shape[1] // pieces, computing_ms(q.shape, spans, causal, num_sms))
+        load = _load(sending, first.k.shape[1] // pieces, computing_ms(q.shape, spans, shape, num_sms))
         destinations = _destinations(sending)
     arguments = Arguments(
         inputs=_inputs(q, spans),
@@ -87,7 +91,7 @@ def launch(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: flo
         pieces=Pieces(first.k.shape[1] // pieces, pieces, *_taken(further)),
         load=load,
         destinations=destinations,
-        finish=Finish(*result.done, softmax_scale * math.log2(math.e)),
+        finish=Finish(*result.done, softmax_scale * LOG2E),
     )
     consumer_regs, producer_regs = REGISTERS[consumers]
     with torch.cuda.device_of(q):
@@ -107,13 +111,15 @@ def launch(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: flo
         )
 
 
-def _check(q: Tensor, spans: Sequence[KeySpan], causal: bool, softmax_scale: float, result: Result) -> None:
+def _check(
+    q: Tensor, spans: Sequence[KeySpan], shape: BlockShape, softmax_scale: float, result: Result
+) -> None:
     """Assert the caller's half of the contract, and that further spans are whole tiles."""
     (first, *further), (out, lse, _, final, _) = spans, result
-    check_block(q, first.k, first.v, causal, softmax_scale)
+    check_block(q, first.k, first.v, shape, softmax_scale)
     assert len(spans) <= LIMITS.spans, len(spans)
     for span in further:
-        check_block(q[:, :, span.from_row :], span.k, span.v, False, softmax_scale)
+        check_block(q[:, :, span.from_row :], span.k, span.v, BlockShape.FULL, softmax_scale)
         ragged = span.from_row % LIMITS.tile or span.k.shape[2] % LIMITS.tile
         assert not ragged, (span.from_row, span.k.shape)
     batch, num_heads, q_len, head_dim = q.shape
@@ -130,7 +136,7 @@ def _sizes(q: Tensor, spans: Sequence[KeySpan], consumers: int, staggered: bool)
     batch, num_heads, q_len, head_dim = q.shape
     num_kv_heads, kv_len = spans[0].k.shape[1:3]
     heads, group = batch * num_heads, num_heads // num_kv_heads
-    tiles = num_tiles(q_len, consumers * ROWS)
+    tiles = ceil_div(q_len, consumers * ROWS)
     kv_bytes = 2 * q.element_size() * sum(span.k.shape[2] for span in spans) * head_dim
     band = band_of_heads(heads, group, kv_bytes) if staggered else 1
     return Sizes(tiles, tiles * heads, num_heads, band, group, q_len, kv_len)
@@ -165,17 +171,15 @@ def _words(further: Sequence[KeySpan], sending: Sending | None, pieces: int, dev
     arriving = [span.arriving for span in further if span.arriving]
     if not arriving:
         return Words(counter, None, None, None, None, counts, took)
-    stride = WORD if pieces > 1 else arriving[0].words.stride(0)
-    assert all(each.words.shape == (pieces,) and each.words.stride(0) == stride for each in arriving), (
-        arriving
-    )
-    flags = [span.arriving.words if span.arriving else set_flags(device, pieces) for span in further]
-    first, second, third = _padded(flags, _MOST_FURTHER, None)
+    assert all(flags.words.shape == (pieces,) for flags in arriving), arriving
+    assert pieces == 1 or all(flags.words.stride(0) == WORD for flags in arriving), arriving
+    words = [span.arriving.words if span.arriving else set_flags(device, pieces) for span in further]
+    first, second, third = _padded(words, _MOST_FURTHER, None)
     return Words(counter, first, second, third, arriving[0].waited, counts, took)
 
 
 def _further_spans(further: Sequence[KeySpan]) -> FurtherSpans:
-    numbers = [number for span in further for number in (span.from_row, num_tiles(span.k.shape[2], BLOCK_N))]
+    numbers = [number for span in further for number in (span.from_row, ceil_div(span.k.shape[2], BLOCK_N))]
     return FurtherSpans(*_padded(numbers, 2 * _MOST_FURTHER, 0))
 
 
@@ -186,26 +190,32 @@ def _taken(further: Sequence[KeySpan]) -> list[int]:
 def _sent_descriptors(sending: Sending | None) -> SentDescriptors:
     if not sending:
         return _NO_DESCRIPTORS
-    tensors = [fitting(sending.k), fitting(sending.v), *(x for each in sending.to for x in (each.k, each.v))]
+    tensors = [
+        fitting(sending.k),
+        fitting(sending.v),
+        *(x for place in sending.to for x in (place.k, place.v)),
+    ]
     return SentDescriptors(*_padded([descriptor(x, ROWS) for x in tensors], 2 + 2 * _MOST_FURTHER, None))
 
 
 def _load(sending: Sending, heads_per_piece: int, launch_ms: float) -> Load:
     """Divide what is sent into runs of tiles. launch_ms: how long the launch computes."""
     assert len(sending.to) <= _MOST_FURTHER, sending.to
-    for each in sending.to:
-        assert each.k.shape == each.v.shape, each
-        assert each.k.shape[2] <= sending.k.shape[2], each
-    tiles = max(num_tiles(each.k.shape[2], ROWS) for each in sending.to)
-    runs_per_head = num_tiles(tiles, RUN)
+    for place in sending.to:
+        assert place.k.shape == place.v.shape, place
+        assert place.k.shape[2] <= sending.k.shape[2], place
+    tiles = max(ceil_div(place.k.shape[2], ROWS) for place in sending.to)
+    runs_per_head = ceil_div(tiles, RUN)
     runs_per_piece = 2 * sending.k.shape[0] * heads_per_piece * runs_per_head
-    sent_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for each in sending.to for x in (each.k, each.v))
+    sent_bytes = sum(
+        math.prod(x.shape) * x.dtype.itemsize for place in sending.to for x in (place.k, place.v)
+    )
     couriers = num_couriers(sent_bytes, launch_ms)
     return Load(runs_per_piece * sending.pieces, runs_per_piece, runs_per_head, tiles, couriers)
 
 
 def _destinations(sending: Sending) -> Destinations:
-    numbers = [n for each in sending.to for n in (each.free, each.ready, num_tiles(each.k.shape[2], ROWS))]
+    numbers = [n for place in sending.to for n in (place.free, place.ready, ceil_div(place.k.shape[2], ROWS))]
     return Destinations(*_padded(numbers, len(Destinations._fields), 0))
 
 

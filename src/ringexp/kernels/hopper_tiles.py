@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ringexp.kernels.arithmetic import ceil_div
 from ringexp.kernels.contract import KeySpan
+from ringexp.planning import BlockShape
 from ringexp.planning.flops import pair_flops
 
 ROWS = 64
@@ -25,11 +27,6 @@ _COURIER_GBPS = 9.0
 _SM_TFLOPS = 5.0
 _SENDING_SHARE = 0.5  # of a launch's time, so that no more SMs than necessary are busy with sending
 _THIRD_CONSUMER = 1.1  # times as fast, as measured at 16,384 tokens
-
-
-def num_tiles(length: int, tile: int) -> int:
-    """Return how many tiles cover a length."""
-    return -(-length // tile)
 
 
 def num_consumers(q_len: int, heads: int, head_dim: int, staggered: bool, num_sms: int) -> int:
@@ -52,7 +49,7 @@ def num_consumers(q_len: int, heads: int, head_dim: int, staggered: bool, num_sm
     def busy(consumers: int) -> float:
         """Return the part of all SMs' time that goes to rows that exist."""
         rows = consumers * ROWS
-        waves = num_tiles(num_tiles(q_len, rows) * heads, num_sms)
+        waves = ceil_div(ceil_div(q_len, rows) * heads, num_sms)
         return q_len * heads / (waves * num_sms * rows)
 
     return 3 if _THIRD_CONSUMER * busy(3) > busy(2) else 2
@@ -82,10 +79,10 @@ def num_couriers(sent_bytes: int, computing_ms: float) -> int:
     return min(max(couriers, _FEWEST_COURIERS), MOST_COURIERS)
 
 
-def computing_ms(q_shape: Sequence[int], spans: Sequence[KeySpan], causal: bool, num_sms: int) -> float:
+def computing_ms(q_shape: Sequence[int], spans: Sequence[KeySpan], shape: BlockShape, num_sms: int) -> float:
     """Estimate how long a launch computes, for queries [B, H, Lq, D]."""
     batch, num_heads, q_len, head_dim = q_shape
     pairs = sum((q_len - span.from_row) * span.k.shape[2] for span in spans)
-    if causal:
+    if shape is BlockShape.CAUSAL:
         pairs -= q_len * (q_len - 1) / 2
     return pair_flops(num_heads, head_dim, batch) * pairs / (_SM_TFLOPS * num_sms) / 1e9

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ringexp.kernels.contract import Kernel, KeySpan, Rows
+from ringexp.kernels.contract import Accumulator, Kernel, KeySpan, Rows
+from ringexp.planning import BlockShape
 
 _ALL = slice(None)
 
@@ -88,19 +89,19 @@ class OnlineSoftmax:
         kernel: Kernel,
         q: Tensor,
         spans: Sequence[KeySpan],
-        causal: bool,
+        shape: BlockShape,
         softmax_scale: float,
         rows: slice = _ALL,
     ) -> None:
         """Compute a block, or those that the kernel joins, and merge it; q holds the query rows `rows` alone.
 
-        spans, causal: as for `block_into` in `contract`. A kernel that has it merges what it computes before
+        spans, shape: as for `block_into` in `contract`. A kernel that has it merges what it computes before
         it is rounded; the result is then as exact as a single block's, however many there are. Needs `blocks`
         for that.
         """
         if kernel.block_into is None or self._blocks is None:
             (span,) = spans
-            self.merge(*kernel.block(q, span.k, span.v, causal, softmax_scale), rows)
+            self.merge(*kernel.block(q, span.k, span.v, shape, softmax_scale), rows)
             return
         start, stop, _ = rows.indices(self._shape[1])
         assert self._blocks[self._attended] == (start, stop), (self._blocks, self._attended, rows)
@@ -115,8 +116,9 @@ class OnlineSoftmax:
             self._lse = self._final.new_empty(lse_shape, dtype=torch.float32)
         out, lse = self._old()
         assert not self._adopted, "a kernel either merges every block or none"
-        final, done = self._final[:, rows], (first - start, last - start)
-        kernel.block_into(q, spans, causal, softmax_scale, out[:, rows], lse[:, :, rows], fresh, final, done)
+        done = first - start, last - start
+        accumulator = Accumulator(out[:, rows], lse[:, :, rows], fresh, self._final[:, rows], done)
+        kernel.block_into(q, spans, shape, softmax_scale, accumulator)
         self._attended += 1
 
     def output(self, dtype: torch.dtype) -> Tensor:

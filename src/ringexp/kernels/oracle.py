@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ringexp.kernels.contract import BlockFunction, Kernel, check_block
+from ringexp.planning import BlockShape
 
 MAX_SCORE_BYTES = 64 << 20
 
@@ -23,21 +24,27 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
     return Kernel("reference", block)
 
 
-def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """softmax(softmax_scale * q k^T) v and its log-sum-exp, computed in float64, rounded once at the end.
 
     Arguments and results as in `contract`: out in q's dtype, lse float32.
     """
-    out, lse = block_fp64(q, k, v, causal, softmax_scale)
+    out, lse = block_fp64(q, k, v, shape, softmax_scale)
     return out.to(q.dtype), lse.float()
 
 
 def relative_errors(
-    block: BlockFunction, q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float, rows: int = 64
+    block: BlockFunction,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: BlockShape,
+    softmax_scale: float,
+    rows: int = 64,
 ) -> tuple[float, float]:
     """How far a block kernel is off on random query rows, and the last: |out - exact| / |exact|, and
     max |lse - exact|."""
-    out, lse = block(q, k, v, causal, softmax_scale)
+    out, lse = block(q, k, v, shape, softmax_scale)
     num_heads, q_len = q.shape[1:3]
     others = torch.randperm(q_len - 1, device=q.device)[: rows - 1]
     sample = torch.cat([others.new_tensor([q_len - 1]), others])
@@ -46,7 +53,7 @@ def relative_errors(
     for head in range(num_heads):
         kv_head = head * k.shape[1] // num_heads
         scores = q[:, head, sample].double() @ k[:, kv_head].double().mT * softmax_scale
-        if causal:
+        if shape is BlockShape.CAUSAL:
             scores.masked_fill_(torch.arange(q_len, device=q.device) > sample[:, None], float("-inf"))
         exact = scores.softmax(-1) @ v[:, kv_head].double()
         wrong += (out[:, head, sample].double() - exact).square().sum().item()
@@ -60,7 +67,7 @@ def block_fp64(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    causal: bool,
+    shape: BlockShape,
     softmax_scale: float,
     max_score_bytes: int = MAX_SCORE_BYTES,
 ) -> tuple[Tensor, Tensor]:
@@ -69,7 +76,7 @@ def block_fp64(
     Works through the query rows in chunks whose scores take at most max_score_bytes (one row at least), so
     memory grows with Lq + Lk, not with Lq * Lk.
     """
-    check_block(q, k, v, causal, softmax_scale)
+    check_block(q, k, v, shape, softmax_scale)
     batch, num_heads, q_len, head_dim = q.shape
     num_kv_heads, kv_len = k.shape[1:3]
     group = num_heads // num_kv_heads
@@ -79,11 +86,11 @@ def block_fp64(
     chunk = max(1, max_score_bytes // (8 * batch * num_heads * kv_len))
     for start in range(0, q_len, chunk):
         stop = min(start + chunk, q_len)
-        seen = stop if causal else kv_len
+        seen = stop if shape is BlockShape.CAUSAL else kv_len
         # The query heads of one KV head become extra rows of it: [B, Hkv, group * rows, D].
         rows = q[:, :, start:stop].double().reshape(batch, num_kv_heads, -1, head_dim)
         scores = rows @ k64[:, :, :seen].transpose(2, 3) * softmax_scale
-        if causal:
+        if shape is BlockShape.CAUSAL:
             future = torch.ones(stop - start, seen, dtype=torch.bool, device=q.device).triu(start + 1)
             scores.unflatten(2, (group, -1)).masked_fill_(future, float("-inf"))
         chunk_lse = scores.logsumexp(dim=3)

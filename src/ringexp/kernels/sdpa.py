@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from ringexp.kernels.contract import LOWEST_LSE, Kernel, check_block
 from ringexp.kernels.requirements import AMPERE, capability, needs_capability
+from ringexp.planning import BlockShape
 
 _aten = torch.ops.aten
 _MAX_FLASH_HEAD_DIM = 256
@@ -35,56 +36,64 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
     return Kernel("sdpa", flash_cuda if flash_fits else efficient_cuda)
 
 
-def flash_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+def flash_cpu(
+    q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float
+) -> tuple[Tensor, Tensor]:
     """Flash attention on the CPU: float32, bfloat16, float16; any head_dim; KV heads are not expanded.
 
     PyTorch answers out 0 and lse 0 for a row whose scores are all -inf, and for a short one whose scores are
     all NaN. The lse is made -inf here, or both NaN.
     """
-    check_block(q, k, v, causal, softmax_scale)
-    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=softmax_scale)
+    check_block(q, k, v, shape, softmax_scale)
+    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, shape is BlockShape.CAUSAL, scale=softmax_scale
+    )
     suspect = lse == 0
     if suspect.any():
         suspect &= (out == 0).all(dim=3)
-        highest = _highest_scores(suspect, q, k, causal)
+        highest = _highest_scores(suspect, q, k, shape)
         wrong = highest.isneginf() | highest.isnan()
         lse = torch.where(wrong, highest, lse)
         out = out.masked_fill(highest.isnan().unsqueeze(3), math.nan)
     return out, lse
 
 
-def flash_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+def flash_cuda(
+    q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float
+) -> tuple[Tensor, Tensor]:
     """FlashAttention-2: float16 and bfloat16, compute capability >= 8.0, head_dim <= 256.
 
     KV heads are not expanded. A head_dim that is no multiple of 8 is padded with zeros, which costs a copy.
     The kernel answers out 0 and lse +inf for a row whose scores are all -inf. The lse is made `LOWEST_LSE`.
     """
-    check_block(q, k, v, causal, softmax_scale)
+    check_block(q, k, v, shape, softmax_scale)
     head_dim = q.shape[3]
     q, k, v = _pad_head_dim(q), _pad_head_dim(k), _pad_head_dim(v)
-    out, lse = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=softmax_scale)[:2]
+    out, lse = _aten._scaled_dot_product_flash_attention(
+        q, k, v, 0.0, shape is BlockShape.CAUSAL, False, scale=softmax_scale
+    )[:2]
     lse.nan_to_num_(nan=math.nan, posinf=LOWEST_LSE, neginf=LOWEST_LSE)
     return out[..., :head_dim], lse
 
 
 def efficient_cuda(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float
+    q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float
 ) -> tuple[Tensor, Tensor]:
     """Memory-efficient attention: float32 (and older GPUs). It takes no GQA, so KV heads are expanded.
 
     A head_dim that is no multiple of 8 is padded with zeros, which costs a copy.
     """
-    check_block(q, k, v, causal, softmax_scale)
+    check_block(q, k, v, shape, softmax_scale)
     num_heads, q_len, head_dim = q.shape[1:]
     k, v = _expand_kv_heads(k, num_heads), _expand_kv_heads(v, num_heads)
     q, k, v = _pad_head_dim(q), _pad_head_dim(k), _pad_head_dim(v)
     out, lse = _aten._scaled_dot_product_efficient_attention(
-        q, k, v, None, True, 0.0, causal, scale=softmax_scale
+        q, k, v, None, True, 0.0, shape is BlockShape.CAUSAL, scale=softmax_scale
     )[:2]
     return out[..., :head_dim], lse[:, :, :q_len]  # lse rows are padded to a multiple of 32
 
 
-def _highest_scores(suspect: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tensor:
+def _highest_scores(suspect: Tensor, q: Tensor, k: Tensor, shape: BlockShape) -> Tensor:
     """Return the highest unscaled score of the rows `suspect` [B, H, Lq], NaN if any is; 0 for other rows.
 
     It tells rows without a number from those that a key and a value of zeros give out 0 and lse 0, too.
@@ -95,7 +104,7 @@ def _highest_scores(suspect: Tensor, q: Tensor, k: Tensor, causal: bool) -> Tens
         keys = k[batch, head // group].float()
         for rows in suspect[batch, head].nonzero().squeeze(1).split(ROWS_AT_ONCE):
             scores = q[batch, head, rows].float() @ keys.mT
-            if causal:
+            if shape is BlockShape.CAUSAL:
                 unseen = torch.arange(keys.shape[0], device=q.device) > rows[:, None]
                 scores.masked_fill_(unseen, -math.inf)
             highest[batch, head, rows] = scores.amax(dim=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import math
 import os
 import sys
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ringexp.kernels.arithmetic import LOG2E, ceil_div
 from ringexp.kernels.contract import Kernel, check_block
 from ringexp.kernels.requirements import AMPERE, capability, needs_capability
+from ringexp.planning import BlockShape
 
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -54,12 +55,12 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
     return Kernel("triton", block)
 
 
-def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -> tuple[Tensor, Tensor]:
+def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """One block as in `contract`: float16, bfloat16 or float32, head_dim <= 256.
 
     out is [B, L, H, D] contiguous in memory. float32 products are exact float32 (no TF32).
     """
-    check_block(q, k, v, causal, softmax_scale)
+    check_block(q, k, v, shape, softmax_scale)
     kernel = _kernel()
     interpreted = not q.is_cuda
     dtype = q.dtype
@@ -72,7 +73,7 @@ def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -
     lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
     block_d = padded_head_dim(head_dim)
     tiles = _INTERPRETED if interpreted else choose_tiles(block_d, q.dtype, capability(q.device))
-    grid = (-(-q_len // tiles.block_m) * num_heads * batch,)
+    grid = (ceil_div(q_len, tiles.block_m) * num_heads * batch,)
     with torch.cuda.device_of(q):
         kernel.attention_block[grid](
             q,
@@ -88,8 +89,8 @@ def block(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax_scale: float) -
             num_heads // num_kv_heads,
             q_len,
             kv_len,
-            softmax_scale * math.log2(math.e),
-            CAUSAL=causal,
+            softmax_scale * LOG2E,
+            CAUSAL=shape is BlockShape.CAUSAL,
             HEAD_DIM=head_dim,
             BLOCK_D=block_d,
             BLOCK_M=tiles.block_m,

@@ -7,7 +7,6 @@ results of several ranks.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ringexp.kernels.arithmetic import LOG2E
 from ringexp.kernels.triton_block import padded_head_dim
 from ringexp.kernels.triton_kernel import LN2, NOTHING, TAIL, visit_keys
 
@@ -74,7 +74,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, firsts: Tensor, stop: Tensor, softma
             num_kv_heads,
             group,
             num_parts,
-            softmax_scale * math.log2(math.e),
+            softmax_scale * LOG2E,
             HEAD_DIM=head_dim,
             BLOCK_D=block_d,
             BLOCK_M=padded_group(group),
@@ -125,33 +125,10 @@ def choose_tiles(block_d: int, dtype: torch.dtype) -> DecodeTiles:
 
 
 @triton.jit(do_not_specialize=["heads", "num_kv_heads", "group", "num_parts"])
-def attend_part(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    firsts_ptr,
-    stop_ptr,
-    parts_ptr,
-    stride_qb,
-    stride_qh,
-    stride_qg,
-    stride_kb,
-    stride_kl,
-    stride_kh,
-    stride_vb,
-    stride_vl,
-    stride_vh,
-    heads,
-    num_kv_heads,
-    group,
-    num_parts,
-    scale_log2,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def attend_part(q_ptr, k_ptr, v_ptr, firsts_ptr, stop_ptr, parts_ptr, stride_qb, stride_qh, stride_qg,
+                stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh, heads, num_kv_heads, group,
+                num_parts, scale_log2, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+                BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """One program: the query heads of one KV head of one sequence, against one stretch of its slots.
 
     heads: KV heads of all sequences; those of one stretch run side by side, as their rows do in memory.

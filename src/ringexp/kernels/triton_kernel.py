@@ -10,7 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LN2 = tl.constexpr(0.6931471805599453)
+from ringexp.kernels import arithmetic
+
+LN2 = tl.constexpr(arithmetic.LN2)
 
 # What has to be masked in a run of key tiles.
 NOTHING = tl.constexpr("nothing")
@@ -19,26 +21,9 @@ DIAGONAL = tl.constexpr("diagonal")
 
 
 @triton.jit
-def visit_keys(
-    acc,
-    row_sum,
-    row_max,
-    q,
-    k_base,
-    v_base,
-    stride_k,
-    stride_v,
-    start,
-    end,
-    kv_len,
-    scale_log2,
-    q_rows,
-    MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def visit_keys(acc, row_sum, row_max, q, k_base, v_base, stride_k, stride_v, start, end, kv_len, scale_log2,
+               q_rows, MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+               BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Fold the key tiles of [start, end) into the running statistics.
 
     k_base and v_base point at row `start` of one KV head. MASK is NOTHING (every key of every tile is real
@@ -89,36 +74,11 @@ def visit_keys(
 
 
 @triton.jit(do_not_specialize=["q_len", "kv_len"])
-def attention_block(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    lse_ptr,
-    stride_qb,
-    stride_qh,
-    stride_ql,
-    stride_kb,
-    stride_kh,
-    stride_kl,
-    stride_vb,
-    stride_vh,
-    stride_vl,
-    stride_ob,
-    stride_oh,
-    stride_ol,
-    num_heads,
-    group,
-    q_len,
-    kv_len,
-    scale_log2,
-    CAUSAL: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def attention_block(q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, stride_qb, stride_qh, stride_ql, stride_kb,
+                    stride_kh, stride_kl, stride_vb, stride_vh, stride_vl, stride_ob, stride_oh, stride_ol,
+                    num_heads, group, q_len, kv_len, scale_log2, CAUSAL: tl.constexpr,
+                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+                    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """One program: BLOCK_M query rows of one head of one batch entry, against all keys they see.
 
     q, out [B, H, Lq, D] and k, v [B, H / group, Lk, D] by strides, D contiguous; lse [B, H, Lq] contiguous.

@@ -9,8 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from ringexp.kernels import arithmetic
+
+LOG2E = tl.constexpr(arithmetic.LOG2E)
+LN2 = tl.constexpr(arithmetic.LN2)
 _ELEMENTS = 2048  # of a tile
 
 
@@ -59,40 +61,11 @@ def merge_rows(
 
 
 @triton.jit(do_not_specialize=["first", "last", "start", "stop"])
-def _merge(
-    old_out_ptr,
-    old_lse_ptr,
-    new_out_ptr,
-    new_lse_ptr,
-    out_ptr,
-    lse_ptr,
-    stride_old_b,
-    stride_old_l,
-    stride_old_h,
-    stride_old_lse_b,
-    stride_old_lse_h,
-    stride_old_lse_l,
-    stride_new_b,
-    stride_new_l,
-    stride_new_h,
-    stride_new_lse_b,
-    stride_new_lse_h,
-    stride_new_lse_l,
-    stride_out_b,
-    stride_out_l,
-    stride_out_h,
-    stride_lse_b,
-    stride_lse_h,
-    stride_lse_l,
-    num_heads,
-    first,
-    last,
-    start,
-    stop,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+def _merge(old_out_ptr, old_lse_ptr, new_out_ptr, new_lse_ptr, out_ptr, lse_ptr, stride_old_b, stride_old_l,
+           stride_old_h, stride_old_lse_b, stride_old_lse_h, stride_old_lse_l, stride_new_b, stride_new_l,
+           stride_new_h, stride_new_lse_b, stride_new_lse_h, stride_new_lse_l, stride_out_b, stride_out_l,
+           stride_out_h, stride_lse_b, stride_lse_h, stride_lse_l, num_heads, first, last, start, stop,
+           HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """One program: ROWS rows of a head; rows of [first, last) are written, those of [start, stop) merged."""
     rows = tl.cast(first + tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.int64)
     batch = tl.cast(tl.program_id(1) // num_heads, tl.int64)

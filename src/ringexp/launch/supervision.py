@@ -207,9 +207,9 @@ def earliest_error(
     return RunFailed(f"rank {rank} failed: {kind}: {message}; traceback in {log_of[rank]}")
 
 
-def _is_of_a_victim(error: dict[str, object]) -> bool:
+def _is_of_a_victim(error: dict[str, str]) -> bool:
     """Tell whether a rank's error only says that a peer is gone."""
-    return error["type"] in _VICTIMS or bool(_GONE.search(str(error["message"])))
+    return error["type"] in _VICTIMS or bool(_GONE.search(error["message"]))
 
 
 _VICTIMS = (PeerFailed.__name__, "DistNetworkError")

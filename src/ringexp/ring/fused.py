@@ -210,5 +210,4 @@ class _Group:
             sending = None if spans else shard.sending
             spans.append(KeySpan(keys, values, block.q_start - rows.start, shard.flags, sending))
         queries = self._q[:, rows].transpose(1, 2)
-        causal = launch.first.shape is BlockShape.CAUSAL
-        self.result.attend(ring.kernel, queries, spans, causal, softmax_scale, rows)
+        self.result.attend(ring.kernel, queries, spans, launch.first.shape, softmax_scale, rows)

@@ -11,7 +11,6 @@ from contextlib import closing
 
 import torch
 
-from ringexp.planning import BlockShape
 from ringexp.ring.context import RingContext
 from ringexp.ring.pending import PendingShard
 from ringexp.ring.queries import joined_output, query_groups
@@ -35,7 +34,7 @@ def attend(
                         group.q[:, rows].transpose(1, 2),
                         keys[group.sequences, :, columns],
                         values[group.sequences, :, columns],
-                        block.shape is BlockShape.CAUSAL,
+                        block.shape,
                         softmax_scale,
                     )
                     group.result.merge(out, lse, rows)
