@@ -60,7 +60,7 @@ def wait_for(word):
 
 @gluon.jit
 def _until_set(word):
-    """Wait until the word is set, untimed and without a limit: a trap makes ptxas lengthen consumers' loops."""
+    """Wait until the word is set, untimed and without a limit: with a trap ptxas lengthens other loops."""
     there = _is_set(word)
     while there == 0:
         there = _is_set(word)

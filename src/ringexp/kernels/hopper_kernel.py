@@ -88,7 +88,7 @@ def _stage(count):
 
 @gluon.jit
 def _query_stage(turn, consumer, CAUSAL: gl.constexpr):
-    """Return the place of a consumer's query tile number `turn` among those of all consumers, and its phase."""
+    """Return the place of a consumer's query tile number `turn` among all places, and its phase."""
     QUERY_STAGES: gl.constexpr = 2 if CAUSAL else 1
     return consumer * QUERY_STAGES + turn % QUERY_STAGES, (turn // QUERY_STAGES) & 1
 
