@@ -2,8 +2,9 @@
 
 import pytest
 
+from ringexp.choices import PartitionerSpec, Registry
 from ringexp.errors import UserError
-from ringexp.planning import EqualLinks, Link, Mask, PlanRequest, RankCost, plan_for
+from ringexp.planning import EqualLinks, Link, Mask, PlanRequest, RankCost, partition, place_tokens, plan_for
 
 
 class Costs:
@@ -50,3 +51,21 @@ def test_memory_is_kept_to_and_its_lack_named():
     assert tokens(EQUAL, max_tokens=[None, 1024, 512]) == [2560, 1024, 512]
     with pytest.raises(UserError, match=r"1024 \+ 1024 \+ 512 = 2560 tokens at most"):
         tokens(EQUAL, max_tokens=[1024, 1024, 512])
+
+
+def first_half(request, source, max_tokens, links):
+    """Give half of the tokens to rank 0, and the rest to rank 1."""
+    half = request.seq_len // 2
+    return place_tokens(request, [half, request.seq_len - half, 0])
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_partitioner_from_outside_makes_the_plan_itself(monkeypatch, chunks):
+    monkeypatch.setattr(partition, "first_half", first_half, raising=False)
+    spec = PartitionerSpec(
+        name="halves", summary="", implementation="ringexp.planning.partition:first_half", makes_plan=True
+    )
+    monkeypatch.setattr(partition, "PARTITIONERS", Registry("partitioner", PartitionerSpec, [spec]))
+    plan = plan_for(PlanRequest(4096, 16, chunks=chunks, partitioner="halves"), EQUAL)
+    assert plan.tokens == [2048, 2048, 0]
+    assert len(plan.chunks) == (chunks if chunks > 1 else 0)

@@ -299,7 +299,7 @@ def test_damaged_csv_files_cost_their_own_run_only(good, name, content):
     (good / "3_balanced_zigzag_4096" / name).write_text(content)
     (_, group), *_ = contexts(load_runs([good]))
     assert ring_timelines(group) is not None
-    assert adaptation.read_course(load_runs([good]).iloc[1]) is None  # of an older version
+    assert adaptation.read_history(load_runs([good]).iloc[1]) is None  # of an older version
 
 
 def test_one_hop_out_of_place_is_no_timeline(good):

@@ -83,7 +83,7 @@ class ResolvedRun:
             settings=getattr(partitioner, partitioner.name, partitioner.options),
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return what `from_dict` makes the same run of, as plain values for JSON."""
         return asdict(self)
 

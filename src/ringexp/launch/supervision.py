@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ringexp.atomic import PRIVATE, write_atomically
 from ringexp.errors import Interrupted, PeerFailed, RunFailed, UserError
@@ -187,7 +187,7 @@ def earliest_error(
     return RunFailed(f"rank {rank} failed: {kind}: {message}; traceback in {log_of[rank]}")
 
 
-def _is_of_a_victim(error: dict[str, Any]) -> bool:
+def _is_of_a_victim(error: dict[str, str]) -> bool:
     """Tell whether a rank's error only says that a peer is gone."""
     return error["type"] in _VICTIMS or bool(_GONE.search(error["message"]))
 

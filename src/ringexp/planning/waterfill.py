@@ -43,25 +43,25 @@ def balance(costs: Sequence[RankCost], seq_len: int, tile: int, layout: str, mas
 
     Raises UserError if the ranks' memories together cannot hold the prompt.
     """
-    room = [seq_len if cost.max_tokens is None else cost.max_tokens for cost in costs]
-    if sum(room) < seq_len:
+    limits = [seq_len if cost.max_tokens is None else cost.max_tokens for cost in costs]
+    if sum(limits) < seq_len:
         raise UserError(
-            f"seq_len={seq_len} does not fit the ranks' memory, which holds {' + '.join(map(str, room))} = "
-            f"{sum(room)} tokens at most (memory_limit_gib)"
+            f"seq_len={seq_len} does not fit the ranks' memory, which holds {' + '.join(map(str, limits))} = "
+            f"{sum(limits)} tokens at most (memory_limit_gib)"
         )
     filling = _Filling(costs, seq_len, tile, layout, mask)
     low, high = 0.0, max(cost.time_ms(seq_len, float(seq_len) ** 2, float(seq_len) ** 2) for cost in costs)
     while (counts := filling.counts(high)) is None:  # by rounding to tiles under tight memory
         if not high < 1e300:
-            raise UserError(f"seq_len={seq_len} does not fit the ranks' memory in tiles of {tile}: {room}")
+            raise UserError(f"seq_len={seq_len} does not fit the ranks' memory in tiles of {tile}: {limits}")
         high = max(2 * high, 1.0)
     fruitless = 0
     while high - low > PRECISION * high:
         middle = high * (1 - PRECISION) if fruitless == FRUITLESS else (low + high) / 2
-        if (found := filling.counts(middle)) is None:
+        if (earlier := filling.counts(middle)) is None:
             low, fruitless = middle, fruitless + 1
         else:
-            counts, high, fruitless = found, min(middle, filling.makespan_ms(found)), 0
+            counts, high, fruitless = earlier, min(middle, filling.makespan_ms(earlier)), 0
     return counts
 
 
@@ -208,12 +208,12 @@ def _rank(cost: RankCost, seq_len: int, mask: Mask, zigzag: bool) -> _Rank:
     most = seq_len if cost.max_tokens is None else cost.max_tokens
     if not mask.is_causal:
         return _Rank(cost.fixed_ms, 0.0, cost.token_ms + cost.pair_ms * seq_len, 0.0, 0.0, most)
-    own = cost.diagonal_ms / 2
+    square = cost.diagonal_ms / 2
     if not zigzag:
-        own += cost.pair_ms / 2
-        return _Rank(cost.fixed_ms, own, cost.token_ms + own, cost.pair_ms, 0.0, most)
+        square += cost.pair_ms / 2
+        return _Rank(cost.fixed_ms, square, cost.token_ms + square, cost.pair_ms, 0.0, most)
     half = cost.pair_ms / 2
-    return _Rank(cost.fixed_ms, own, cost.token_ms + half * (seq_len + 1) + own, 0.0, half, most)
+    return _Rank(cost.fixed_ms, square, cost.token_ms + half * (seq_len + 1) + square, 0.0, half, most)
 
 
 def _tokens_by(left_ms: float, square: float, linear: float) -> float:

@@ -1,1 +1,1 @@
-"""What people look at: console tables and figures."""
+"""Tables, figures and pages that people look at."""

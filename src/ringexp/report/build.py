@@ -39,7 +39,7 @@ MOST_CONTEXTS = 4
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the page; the planner, runs.csv and figures/ are beside it. And what it is about."""
+    """A report that was written: its runs, and its page, beside which lie planner, runs.csv and figures."""
 
     page: Path
     runs: Runs
@@ -109,7 +109,7 @@ def _drawn(attempts: Sequence[_Attempt], notes: list[str]) -> list[Drawn]:
 
 @contextmanager
 def _written_in(out: Path) -> Iterator[None]:
-    """Turn what the disk says into one line."""
+    """Turn an error of the disk into one line."""
     try:
         yield
     except OSError as error:
@@ -169,7 +169,7 @@ def _calibration_figures(tables: dict[str, list[SpeedRow]]) -> list[_Attempt]:
         _Attempt(
             "calibration" + (f"_{number}" if number else ""),
             "Calibration",
-            f"Speeds of a rank ({what}): as measured, as `lut` reads them, and as `formula` puts them.",
+            f"Speeds of one rank ({what}): as measured, as `lut` reads them, and as `formula` fits them.",
             "",
             partial(calibration_curves, rows),
         )

@@ -1,4 +1,4 @@
-"""What a run prints: where it is, the plan, the results, and where everything lies."""
+"""The text that one run prints: its progress, plan and results, and where its files are."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _result_table(result: RunResult) -> Table:
 
 
 class _Progress:
-    """Shows the events of rank 0; on a terminal as a bar, elsewhere one line a stage."""
+    """Shows the events of rank 0: a bar on a terminal, elsewhere one line per stage."""
 
     def __init__(self, bars: Progress, out: RichConsole) -> None:
         self._bars, self._out = bars, out

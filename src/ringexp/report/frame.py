@@ -1,11 +1,12 @@
-"""All runs under some folders as one pandas table: a row a run, a column a figure.
+"""All runs under some folders as one pandas table: one row per run, one column per figure.
 
     runs = load_runs([Path("outputs/sweeps/2026-03-01/12-00-00-abc")])
     runs[runs.status == "complete"].groupby("partitioner").latency_ms_median.median()
 
-Scalars of results.json keep their names, nested ones are joined by a dot, and a list with one entry a rank
-becomes a column a rank: `busy_ms.0`, `busy_ms.1`. What a run lacks (it failed, or is of an older version) is
-empty. Columns that need other runs come from `with_comparisons`; docs/metrics.md lists them.
+Scalars of results.json keep their names, nested ones are joined by a dot, and a list with one entry per
+rank becomes one column per rank: `busy_ms.0`, `busy_ms.1`. A figure that a run lacks, because the run failed
+or is of an older version, is empty. Columns that need other runs come from `with_comparisons`;
+docs/metrics.md lists them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ IDENTITY = (
     "transport",
     "throttle",
 )
-"""Columns that say what a run was; the table of the page can be filtered by them."""
+"""Columns of the identity of a run, by which the table of the page can be filtered."""
 
 FIGURES = (
     "latency_ms_median",
@@ -72,7 +73,7 @@ CONTEXT = ("model", "shape", "settings", "world_size", "hardware", "kernel_asked
 
 
 def load_runs(folders: Sequence[Path]) -> Runs:
-    """Every run under `folders`, in the order of their folders; a run that two of them have counts once.
+    """Load every run under `folders`, in the order of their folders. A run that two folders have counts once.
 
     Raises UserError for a folder that is not there or is no folder, and if there is no run at all.
     """
@@ -113,7 +114,7 @@ def load_runs(folders: Sequence[Path]) -> Runs:
 
 
 def with_comparisons(frame: Runs) -> Runs:
-    """The same with the figures that need more than one figure of results.json, or another run.
+    """Add the figures that need more than one figure of results.json, or another run.
 
     speedup_over_contiguous_even is against the run with contiguous layout and even partitioner of the same
     context, profile and length.
@@ -148,7 +149,7 @@ def each_run(runs: Runs) -> Iterator[Run]:
 
 
 def complete(frame: Runs) -> Runs:
-    """The runs that ended with a right result."""
+    """Return the runs that ended with a right result."""
     return where(frame, frame.status == COMPLETE)
 
 

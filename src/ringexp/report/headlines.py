@@ -1,4 +1,4 @@
-"""What the runs show, in one line each: the figure, and the run it is of."""
+"""The main findings of some runs, in one line each: a figure, and the run it comes from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONG_TOKENS = 16384
 
 @dataclass(frozen=True)
 class Headline:
-    """value: the figure itself; text: as it is shown; detail: of what, and of which run."""
+    """One finding. value: the figure; text: the figure as shown; detail: its meaning and its run."""
 
     name: str
     value: float
@@ -22,7 +22,7 @@ class Headline:
 
 
 def headlines(runs: Runs) -> list[Headline]:
-    """Of complete runs that may be compared (`frame.contexts`); those for which the runs have the figures."""
+    """Return the findings of complete runs that may be compared (see `frame.contexts`)."""
     runs = runs.reset_index(drop=True)
     if (runs.drift != "").any():
         return [*_adapted(runs), *_exactness(runs)]
@@ -42,14 +42,14 @@ def headlines(runs: Runs) -> list[Headline]:
 
 
 def describe(run: Run) -> str:
-    """Which run it is: partitioner, layout, profile, length, folder."""
+    """Name a run: partitioner, layout, profile, length, folder."""
     split = ", keys/values only" if run["split"] == "kv" else ""
     where = f"ranks at {run.profile} %, {int(run.seq_len)} tokens: {run.run}"
     return f"{run.partitioner}, {run.layout}{split}, {where}"
 
 
 def _adapted(runs: Runs) -> list[Headline]:
-    """Time of all prompts of a drift, re-planning included: the balanced plan's over the adaptive one's."""
+    """Compare the time of all prompts under drift, replanning included, with that of a plan made once."""
     keys = ["profile", "seq_len", "layout"]
     columns = [*keys, "adaptation.total_ms"]
     static = where(runs, runs.partitioner.isin(balancing()))[columns]
@@ -63,7 +63,7 @@ def _adapted(runs: Runs) -> list[Headline]:
 
 
 def _best_speedups(runs: Runs) -> list[Headline]:
-    """Over contiguous even: the best of all, and the best with the slowest rank at half speed."""
+    """Find the best speedup over contiguous even, of all runs and with the slowest rank at half speed."""
     runs = where(runs, runs.speedup_over_contiguous_even.notna())
     if runs[~_is_base(runs)].empty:
         return []
@@ -119,7 +119,7 @@ def _capacity(runs: Runs) -> list[Headline]:
 
 
 def _against_balanced(runs: Runs, recommended: Runs) -> list[Headline]:
-    """The latency of lut and formula over that of balanced, at its worst; and whom they leave empty."""
+    """Compare partitioners by speed with the balancing one, at their worst, and count ranks left empty."""
     keys = ["profile", "seq_len"]
     found = []
     for name in rivals(runs.partitioner):
@@ -159,7 +159,7 @@ def _prediction(runs: Runs) -> list[Headline]:
 
 
 def _kv_only(runs: Runs) -> list[Headline]:
-    """Splitting keys/values only against the even split of the same layout, measured in the same sweep."""
+    """Compare splitting keys/values only with the even split of the same layout and sweep."""
     keys = ["profile", "seq_len", "layout"]
     even = where(runs, runs.partitioner.isin(baselines()) & (runs["split"] == "tokens"))
     kv = where(runs, runs["split"] == "kv").merge(

@@ -63,7 +63,7 @@ def page(
 
 
 def counts(runs: Runs) -> str:
-    """How many runs ended how: `4 of 5 runs complete (1 taken from earlier ones), 1 failed`."""
+    """Count how runs ended: `4 of 5 runs complete (1 taken from earlier ones), 1 failed`."""
     done = where(runs, runs.status == COMPLETE)
     resumed = int(done.resumed_from.notna().sum())
     earlier = f" ({resumed} taken from earlier ones)" if resumed else ""

@@ -1,4 +1,4 @@
-"""What the end of a sweep says: its runs side by side, what became of the rest, and the report."""
+"""The text at the end of a sweep: its complete runs side by side, the failed ones, and the report."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a ring would do: by spec sheets, at measured costs, or as a finished run did. Never imports torch."""
+"""Simulated rings: by spec sheets, at measured costs, or as in a finished run. Never imports torch."""

@@ -1,4 +1,4 @@
-"""Spec sheets of devices and links (hardware.yaml), and what they make work and hops cost."""
+"""Spec sheets of devices and links (hardware.yaml), and the costs of work and hops that follow from them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Device:
     link: str
 
     def cost(self, model: ModelShape) -> RankCost:
-        """Of one layer. Raises UserError for a model in another precision than the spec sheets'."""
+        """Return the cost of one layer. Raises UserError for a model that is not in 16 bits."""
         if model.itemsize != 2:
             raise UserError("spec sheets are of 16-bit models; simulate others with --costs or --runs")
         pair_ms = model.pair_flops / self.attention_tflops / 1e9
@@ -54,7 +54,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Hardware:
-    """All devices and links that are known by name."""
+    """All devices and links, by name."""
 
     devices: Mapping[str, Device]
     links: Mapping[str, Link]
@@ -93,7 +93,7 @@ def load_hardware(extra: Path | None = None) -> Hardware:
 def node_links(
     devices: Sequence[Device], hardware: Hardware, model: ModelShape, per_node: int, across: str
 ) -> NodeLinks:
-    """Nodes of `per_node` devices in the order of the ring."""
+    """Return the links of nodes that have `per_node` devices each, in the order of the ring."""
     within = {device: hardware.link(device.link).scaled(model.kv_token_bytes) for device in set(devices)}
     return NodeLinks(
         nodes=[rank // per_node for rank in range(len(devices))],

@@ -19,7 +19,7 @@ from ringexp.simulate.hardware import Device, Hardware
 def group_costs(
     devices: Sequence[Device], hardware: Hardware, model: ModelShape, size: int, per_node: int
 ) -> list[RankCost]:
-    """What work costs each group of `size` neighbours, both swaps included.
+    """Return what work costs each group of `size` neighbours, both swaps included.
 
     Raises UserError where the devices do not make such groups.
     """
@@ -56,7 +56,7 @@ def _group_cost(device: Device, hardware: Hardware, model: ModelShape, size: int
 
 
 def group_links(links: NodeLinks, size: int) -> NodeLinks:
-    """Of a ring of such groups: a shard goes over `size` links at a time."""
+    """Return the links of a ring of such groups: a shard goes over `size` links at a time."""
     return NodeLinks(
         nodes=links.nodes[::size],
         within=[link.scaled(1 / size) for link in links.within[::size]],

@@ -1,4 +1,4 @@
-"""A ring to simulate, and what each way of splitting a prompt over it comes to."""
+"""A ring to simulate, and the figures of each way of splitting a prompt over it."""
 
 from __future__ import annotations
 
@@ -57,9 +57,16 @@ class KnownSpeeds:
 
 @dataclass(frozen=True)
 class Ring:
-    """names: of the ranks, for people; layers: how many rings follow each other, one a layer.
+    """A ring to simulate.
 
-    device_costs: of devices alone, which capacity is reckoned by; a rank may be several (`heads_over`).
+    Attributes:
+        names: the ranks' names in tables.
+        source: the speeds and costs that partitioners ask for.
+        links: the cost of hops.
+        layers: how many rings follow each other, one per layer.
+        mask: the attention mask.
+        device_costs: the costs of each device alone, by which capacity is computed. A rank may consist of
+            several devices (`heads_over`).
     """
 
     names: Sequence[str]
@@ -70,18 +77,18 @@ class Ring:
     device_costs: Sequence[RankCost]
 
     def ideal_ms(self, seq_len: int) -> float:
-        """What all devices' capacity would allow for one layer, if nothing were lost."""
+        """Return the capacity-ideal time of one layer: all devices' speeds together, with nothing lost."""
         return 1 / sum(1 / alone for alone in self.alone_ms(seq_len))
 
     def alone_ms(self, seq_len: int) -> list[float]:
-        """One layer of the whole prompt on each device alone, if it fitted there."""
+        """Return the time of one layer of the whole prompt on each device alone, if it fitted there."""
         pairs = self.mask.keys_seen(0, seq_len, seq_len)
         return [cost.time_ms(seq_len, pairs, pairs * self.mask.is_causal) for cost in self.device_costs]
 
 
 @dataclass(frozen=True)
 class Split:
-    """What to simulate: how the prompt is split, and how many hops are posted ahead of compute."""
+    """One way to split a prompt, and how many hops are posted ahead of compute."""
 
     partitioner: str
     layout: str
@@ -149,7 +156,7 @@ def run(ring: Ring, split: Split) -> Outcome:
 
 
 def timings(ring: Ring, split: Split) -> list[IterationTiming]:
-    """One layer as a run's clock would have read it, an entry a rank; none for a chunked prompt."""
+    """Return the timings of one layer as a run's clock would read them, one per rank, without chunks."""
     costs = ring.source.costs(ring.mask)
     found = simulate(plan_for(ring, split), costs, ring.links, split.prefetch_hops)
     ranks = [IterationTiming(found.latency_ms, 0.0) for _ in ring.names]

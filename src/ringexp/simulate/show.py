@@ -26,7 +26,7 @@ PICTURES = ("png", "pdf", "svg")
 
 
 def outcomes_table(outcomes: Sequence[Outcome], ring: Ring) -> None:
-    """A row a split, then what each kind of rank gets in each."""
+    """Print a row per split, then the tokens that each kind of rank gets."""
     table = Table(title=f"Simulated: {_kinds(ring)}", title_justify="left")
     for name in ("tokens", "partitioner", "layout"):
         table.add_column(name)
@@ -62,7 +62,7 @@ def _kinds(ring: Ring) -> str:
 
 
 def _token_ranges(one: Outcome, ring: Ring) -> list[str]:
-    """Of each kind of rank: fewest to most tokens, and how many have none."""
+    """Return, for each kind of rank, fewest to most tokens, and how many have none."""
     texts = []
     for name in dict.fromkeys(ring.names):
         counts = [count for count, other in zip(one.tokens, ring.names, strict=True) if other == name]
@@ -74,7 +74,7 @@ def _token_ranges(one: Outcome, ring: Ring) -> list[str]:
 
 
 def replay_table(runs: Sequence[Recorded]) -> None:
-    """Simulated against measured, a row a run, and how far off they are."""
+    """Print simulated against measured latency, one row per run, and the errors."""
     table = Table(title="Simulated against measured", title_justify="left")
     for name in ("run", "measured ms", "simulated ms", "error", "at the run's own speeds"):
         table.add_column(name, justify="left" if name == "run" else "right")
@@ -93,7 +93,7 @@ def replay_table(runs: Sequence[Recorded]) -> None:
 
 
 def _errors(runs: Sequence[Recorded]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Of calibrated costs, and of those that computing took in the runs."""
+    """Return the errors with calibrated costs, and with the ranks' own speeds in the runs."""
     by_calibration = metrics.absolute_errors([run.error for run in runs])
     return by_calibration, metrics.absolute_errors([run.error_at_own_speeds for run in runs])
 
@@ -103,6 +103,7 @@ def _said(errors: tuple[float, float]) -> str:
 
 
 def outcomes_json(outcomes: Sequence[Outcome], ring: Ring) -> str:
+    """Return the simulated figures as JSON."""
     found = [asdict(one) | asdict(one.split) | {"members": one.members} for one in outcomes]
     for one in found:
         del one["split"]
@@ -110,6 +111,7 @@ def outcomes_json(outcomes: Sequence[Outcome], ring: Ring) -> str:
 
 
 def replay_json(runs: Sequence[Recorded]) -> str:
+    """Return simulated and measured latencies, and their errors, as JSON."""
     (middle, high), (busy_middle, busy_high) = _errors(runs)
     rows: list[dict[str, object]] = [
         {
@@ -129,7 +131,7 @@ def replay_json(runs: Sequence[Recorded]) -> str:
 def draw_timelines(
     path: Path, timed: Sequence[tuple[Split, list[IterationTiming]]], names: Sequence[str]
 ) -> None:
-    """A PNG with a panel a split. Raises UserError for more ranks than can be told apart."""
+    """Draw a picture with one panel per split. Raises UserError for more ranks than a picture can show."""
     from ringexp.report.figures.style import drawing, tokens
     from ringexp.report.figures.timeline import timelines
 

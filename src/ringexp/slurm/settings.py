@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from ringexp.config import SlurmConfig
 from ringexp.errors import UserError
+from ringexp.stored import JsonObject
 
 EXECUTORS = ("slurm", "local")
 
@@ -28,7 +28,7 @@ def validate(settings: SlurmConfig) -> None:
         raise UserError(f"hydra.launcher.nodes={settings.nodes}: the local executor has one node")
 
 
-def job_identity(settings: SlurmConfig) -> dict[str, Any]:
-    """What decides which machine a job gets, as far as it is known before the job has started."""
+def job_identity(settings: SlurmConfig) -> JsonObject:
+    """Return what decides which machine a job gets, as far as it is known before the job has started."""
     names = ("executor", "partition", "constraint", "nodes", "gpus_per_node", "cpus_per_rank", "sbatch")
     return {"slurm": {name: value for name, value in asdict(settings).items() if name in names}}

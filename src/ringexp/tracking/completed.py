@@ -1,4 +1,4 @@
-"""Runs that are done, found again by what they were: so that a sweep goes on where it was interrupted.
+"""The index of complete runs, by which a sweep goes on where it was interrupted.
 
 One small file per run under outputs/completed/, written as the run ends. Its name is the run's key, which
 holds everything that decides the run's figures: the settings but for where results go, what prompt and
@@ -94,7 +94,7 @@ class CompletedRuns:
         return True
 
     def find(self, of_run: str) -> Path | None:
-        """The folder of an equal run that is complete; None if there is none, or it is not there any more."""
+        """Return the folder of an equal run that is complete; None if there is none or the folder is gone."""
         entry = read_checked(self._path(of_run), _entry, self._warn)
         if entry is None:
             return None
@@ -112,9 +112,9 @@ def _entry(value: JsonValue) -> dict[str, str]:
 
 
 def copy_results(source: Path, run_dir: Path) -> None:
-    """Give a run that need not be made the results of the one before, which `resumed_from` names.
+    """Copy the results of an equal run into a run's folder; `resumed_from` names their origin.
 
-    In the folder of that very run there is nothing to do.
+    Nothing happens if both are the same folder.
     """
     if run_dir.absolute() == source.absolute():
         return

@@ -1,4 +1,4 @@
-"""Where and with what a run was made."""
+"""The circumstances of a run: machine, versions, code and command."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ def environment(machine: JsonObject, command: Sequence[str]) -> JsonObject:
 
 
 def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -150,6 +151,6 @@ def code_files() -> list[Path]:
 
 
 def command_line() -> list[str]:
-    """How the launcher was called."""
+    """Return the command that called the launcher."""
     program = "python -m ringexp" if os.path.basename(sys.argv[0]) == "__main__.py" else sys.argv[0]
     return [program, *sys.argv[1:]]

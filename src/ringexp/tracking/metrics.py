@@ -1,6 +1,6 @@
 """Every figure of merit, defined once: its formula and its unit. Console, wandb and CSV read from here.
 
-All times are milliseconds. Lists have one entry a rank unless the name says iterations.
+All times are milliseconds. Lists have one entry per rank unless the name says iterations.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from statistics import median, quantiles
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeVar
 
 from ringexp.ring.timing import IterationTiming
 from ringexp.tracking.results import Adaptation, Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Figure = TypeVar("Figure", float, "pd.Series")
+"""A number, or a column of a table with one number per run."""
 
 
 def latency_ms(ranks: Sequence[IterationTiming]) -> float:
@@ -70,40 +73,24 @@ def speedup_over_even(latency: float, even: float | None) -> float | None:
     return None if even is None else even / latency
 
 
-@overload
-def speedup(latency: float, base: float) -> float: ...
-
-
-@overload
-def speedup(latency: pd.Series, base: pd.Series) -> pd.Series: ...
-
-
-def speedup(latency, base):
+def speedup(latency: Figure, base: Figure) -> Figure:
     """Return how many times faster than `base` something is: base / latency.
 
     Args:
         latency: a number, or a column of a table with one number per run.
         base: the same, of what it is compared with.
     """
-    return base / latency
+    return base / latency  # type: ignore[return-value]
 
 
-@overload
-def prediction_error(predicted: float, latency: float) -> float: ...
-
-
-@overload
-def prediction_error(predicted: pd.Series, latency: pd.Series) -> pd.Series: ...
-
-
-def prediction_error(predicted, latency):
+def prediction_error(predicted: Figure, latency: Figure) -> Figure:
     """Return predicted latency / measured latency - 1. Above 0 the plan expected more time.
 
     Args:
         predicted: a number, or a column of a table with one number per run.
         latency: the same, as measured.
     """
-    return predicted / latency - 1
+    return predicted / latency - 1  # type: ignore[return-value]
 
 
 def absolute_errors(errors: Sequence[float]) -> tuple[float, float]:
@@ -137,12 +124,12 @@ def tflops(flops: float, latency: float) -> float:
 
 
 def with_last_plan(prompts: Sequence[Prompt]) -> int:
-    """How many of the last iterations ran with the last plan."""
+    """Count the last iterations that ran with the last plan."""
     return sum(1 for _ in takewhile(lambda prompt: prompt.tokens == prompts[-1].tokens, reversed(prompts)))
 
 
 def adaptation(prompts: Sequence[Prompt], latencies: Sequence[float]) -> Adaptation:
-    """The iterations of a run taken together."""
+    """Sum up the iterations of a run whose speeds or plans change."""
     replans = sum(before.tokens != prompt.tokens for before, prompt in pairwise(prompts))
     replan_ms = sum(prompt.replan_ms for prompt in prompts)
     known = [
@@ -155,7 +142,7 @@ def adaptation(prompts: Sequence[Prompt], latencies: Sequence[float]) -> Adaptat
 
 
 def per_rank_medians(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, list[float]]:
-    """busy_ms, its parts, wait_ms, comm_ms and idle_ms: medians over the iterations, one a rank."""
+    """Return busy_ms, its parts, wait_ms, comm_ms and idle_ms as medians over iterations, one per rank."""
     figures = {
         "busy_ms": lambda ranks, rank: ranks[rank].busy_ms,
         "linear_ms": lambda ranks, rank: linear_ms(ranks[rank]),
@@ -172,10 +159,10 @@ def per_rank_medians(iterations: Sequence[Sequence[IterationTiming]]) -> dict[st
 
 
 def by_layer(timing: IterationTiming) -> list[tuple[float, float, float]]:
-    """(linear_ms, attention_ms, wait_ms) of each layer, on one rank.
+    """Return (linear_ms, attention_ms, wait_ms) of each layer, on one rank.
 
-    linear_ms is what comes before the layer's attention: its own projections, and what the layer before still
-    had to do. A last entry has what follows the last attention, the model's head too.
+    linear_ms is the time before the layer's attention: its own projections, and the end of the layer before.
+    A last entry has the time after the last attention, with the model's head.
     """
     layers = [(linear, 0.0, 0.0) for linear in timing.linear_ms]
     for hop in timing.hops:

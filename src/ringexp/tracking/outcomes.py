@@ -1,4 +1,4 @@
-"""How runs ended, by what is in their folders."""
+"""The ends of runs, by what is in their folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ringexp.tracking.files import mark_ended, read_record
 from ringexp.tracking.results import INTERRUPTED, RunRecord
 
 RunOutcome = RunRecord | UserError | RunFailed
-"""How a run ended: its complete results, or the error that says why there are none."""
+"""The end of a run: its complete results, or the error that says why there are none."""
 
 
 def outcome_of(run_dir: Path) -> RunOutcome:

@@ -1,4 +1,4 @@
-"""What is measured once and remembered under outputs/references/: runs that others are measured against.
+"""Reference runs, which others are compared with: measured once and stored under outputs/references/.
 
 `single`: the same workload on one full-speed device, and that device's speed.
 `homogeneous`: the same ring at full speed, split evenly.
@@ -202,9 +202,9 @@ def ranks_per_device(config: Config, machine: Facts) -> int:
 
 
 def single_facts(config: Config, machine: Facts, content: Mapping[str, str]) -> Facts:
-    """What decides the one-device reference; CPU ranks share a device, so how many they are counts there.
+    """Return what decides the one-device reference. CPU ranks share one device, so their number counts.
 
-    Where devices of one name may differ, it is rank 0's device.
+    Where devices of one name may differ, the reference is rank 0's device.
     """
     model: JsonObject = asdict(config.model)
     lengths: list[JsonValue] | None = None if config.prompt_lengths is None else [*config.prompt_lengths]
@@ -225,7 +225,7 @@ def single_facts(config: Config, machine: Facts, content: Mapping[str, str]) -> 
 
 
 def homogeneous_facts(config: Config, machine: Facts, content: Mapping[str, str]) -> Facts:
-    """What decides the homogeneous reference: the machine and all settings but the profile's slowness."""
+    """Return what decides the homogeneous reference: the machine, and all settings but the profile."""
     sharing = ranks_per_device(config, machine)
     on_gpu = machine["device"] == "cuda"
     return single_facts(config, machine, content) | {
@@ -240,7 +240,7 @@ def homogeneous_facts(config: Config, machine: Facts, content: Mapping[str, str]
 
 
 def even_facts(config: Config, machine: Facts, content: Mapping[str, str]) -> Facts:
-    """What decides the even reference: that, and the throttled ranks."""
+    """Return what decides the even reference: the same, and the throttled ranks."""
     return homogeneous_facts(config, machine, content) | {
         "percentages": [float(each) for each in config.hetero.percentages],
         "throttle": config.hetero.throttle,

@@ -1,4 +1,4 @@
-"""What results.json says of a run, as dataclasses: how the run ended, and all its figures.
+"""The content of results.json as dataclasses: how a run ended, and all its figures.
 
 Everyone who reads results.json does it through `RunRecord.from_json` and `RunResult.from_json`.
 """
@@ -77,7 +77,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one timed iteration ran with. Lists have one entry per rank.
+    """The settings and speeds of one timed iteration. Lists have one entry per rank.
 
     Attributes:
         percentages: the speed that the profile gives each rank.
@@ -117,7 +117,7 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class References:
-    """What slowdown, speedup and capacity efficiency are measured against; None where not measured."""
+    """The reference times for slowdown, speedup and capacity efficiency; None where not measured."""
 
     homogeneous_ms: float | None = None
     even_ms: float | None = None
@@ -204,7 +204,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How a run ended, and the parsed results.json that says so.
+    """The end of a run, and the parsed results.json that tells it.
 
     Attributes:
         status: planned, complete, failed or interrupted.

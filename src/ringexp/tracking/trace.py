@@ -1,7 +1,7 @@
 """The iterations of a run as a timeline that chrome://tracing and ui.perfetto.dev open.
 
-A process a rank, with a track of computing and waiting and one of transfers. Iterations begin with a barrier,
-so the ranks' clocks are put together there; each iteration follows the one before it without a gap.
+Each rank is a process, with a track of computing and waiting and one of transfers. Iterations begin with a
+barrier, where the ranks' clocks are aligned. Each iteration follows the one before it without a gap.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ COMPUTE, TRANSFERS = 0, 1
 
 
 def chrome_trace(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, object]:
-    """The trace event format's JSON object; `iterations` has an entry an iteration, of one timing a rank."""
+    """Return the JSON object of the trace event format. iterations: timings, [iteration][rank]."""
     events: list[dict[str, object]] = []
     for rank in range(len(iterations[0]) if iterations else 0):
         events.append(_name("process_name", rank, 0, f"rank {rank}"))
@@ -41,7 +41,7 @@ def chrome_trace(iterations: Sequence[Sequence[IterationTiming]]) -> dict[str, o
 
 
 def stretches(timing: IterationTiming, rank: int) -> Iterator[tuple[int, str, float, float]]:
-    """(track, name, start, duration) of what a rank did in an iteration, in milliseconds."""
+    """Yield (track, name, start, duration) of each thing that a rank did in an iteration, in ms."""
     now = 0.0
     for layer, linear_ms in enumerate(timing.linear_ms):
         yield COMPUTE, "linear layers", now, linear_ms

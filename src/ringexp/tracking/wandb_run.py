@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SYSTEM_SAMPLE_S = 1.0
-"""How often wandb samples the machine: its 15 s are longer than most runs. A sample takes under 2 ms."""
+"""The time between wandb's samples of the machine. Its own 15 s are longer than most runs."""
 
 CONNECT_S = 30.0
 """The time that a server has to answer, or a user to log in, before the record is kept offline."""

@@ -1,5 +1,5 @@
 "use strict";
-// The page: controls that change the state, and everything that is drawn anew from it.
+// The page: controls that change the state, and everything that is drawn from it.
 
 const byId = (id) => document.getElementById(id);
 const controls = document.forms[0].elements;
@@ -22,7 +22,7 @@ const SLIDERS = {
   },
   gbps: { label: "Link, GB/s each way", low: 1, high: 1000, steps: 60 },
   hopMs: { label: "Link, latency, ms", low: 0.001, high: 10, steps: 40 },
-  fixedMs: { label: "Fixed cost a layer and rank, ms", low: 0.001, high: 10, steps: 40 },
+  fixedMs: { label: "Fixed cost per layer and rank, ms", low: 0.001, high: 10, steps: 40 },
   tflops: { label: "Full speed, TFLOP/s", low: 1, high: 2000, steps: 60 },
 };
 // Whoever sets one of these leaves a measured run's costs.
@@ -102,13 +102,13 @@ const SHAPE_WORDS = {
   num_kv_heads: "key/value heads",
   head_dim: "head dim",
   ffn_dim: "feed-forward (0: none)",
-  itemsize: "bytes a number",
+  itemsize: "bytes per number",
 };
 
 const LAYOUT_WORDS = {
   zigzag:
     "Each rank has a head piece and a mirrored tail piece, so its work is in proportion to its own tokens.",
-  contiguous: "Each rank has one piece; later pieces see more keys, so they are more work a token.",
+  contiguous: "Each rank has one piece; later pieces see more keys, so they are more work per token.",
   full: "Every query sees every key, so a rank's work is in proportion to its tokens wherever they lie.",
 };
 
@@ -118,7 +118,7 @@ const HOP_WORDS = {
   copy: "Every rank copies the others' shards from their owners and computes them in order of arrival.",
 };
 
-// One slider a rank, made anew when their number changes.
+// One slider per rank, replaced when their number changes.
 function showRanks() {
   const box = byId("rank-sliders");
   if (box.children.length !== state.speeds.length) {

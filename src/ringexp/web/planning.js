@@ -121,7 +121,7 @@ function blockOf(plan, cost, rank, source) {
   return { pairs: queries * keys, keys: queries ? keys : 0, computeMs };
 }
 
-// What a tokens take a rank: fixed + square * a^2 + (linear + slope * start + half * odd) * a, after ranks
+// The time that a tokens take a rank: fixed + square * a^2 + (linear + slope * start + half * odd) * a, after ranks
 // with `start` tokens of which `odd` have odd counts. half: the time of half a pair where odd counts matter.
 function rankTimes(cost, seqLen, causal, zigzag) {
   const fixed = cost.fixed_ms;

@@ -1,7 +1,7 @@
 "use strict";
 // What the reader has set, how an address keeps it, and what planning.js needs to know of it.
 //
-// speeds: % of full speed, one a rank. run: name of the measured run whose costs count, or "".
+// speeds: % of full speed, one per rank. run: name of the measured run whose costs count, or "".
 // DATA comes with the page: { shapes, runs } as shapes.py and runs.py describe them.
 
 const SPLITS = { even: "even", lut: "by speed", balanced: "balanced" };

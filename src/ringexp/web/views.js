@@ -144,7 +144,7 @@ function drawShares(box, plan, speeds) {
   });
 }
 
-// A row a rank: linear layers, blocks coloured by whose keys and values, waits, idle time; below it shards on
+// One row per rank: linear layers, blocks coloured by whose keys and values, waits, idle time; below it shards on
 // their way.
 function drawTimeline(box, plan, speeds, idealMs, lastMs) {
   const rowHeight = 44;

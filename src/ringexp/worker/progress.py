@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ringexp.atomic import no_link
 
@@ -32,7 +31,7 @@ class ProgressWriter:
     def warn(self, text: str) -> None:
         self._write({"warn": text})
 
-    def _write(self, event: dict[str, Any]) -> None:
+    def _write(self, event: dict[str, object]) -> None:
         if self._file:
             self._file.write(json.dumps(event) + "\n")
 
@@ -44,7 +43,7 @@ class ProgressReader:
         self._path = path
         self._offset = 0
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[dict[str, object]]:
         """What was written since the last call."""
         if not self._path.exists():
             return

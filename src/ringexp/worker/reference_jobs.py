@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ringexp.choices import PARTITIONERS, baseline_partitioner, measures_each_device
 from ringexp.config import Config, HeteroConfig
+from ringexp.stored import JsonObject
 from ringexp.tracking.references import Facts, ReferenceStore, even_facts, homogeneous_facts, single_facts
 
 SPOT = "spot check of "
@@ -33,7 +33,7 @@ class Reference:
 
 
 def references_of(
-    config: Config, machine: dict[str, Any], content: Mapping[str, str], device: str, num_gpus: int
+    config: Config, machine: JsonObject, content: Mapping[str, str], device: str, num_gpus: int
 ) -> list[Reference]:
     """List all references of a run, in the order in which they are measured; none with references=false.
 

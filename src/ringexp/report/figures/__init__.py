@@ -24,9 +24,14 @@ __all__ = ["FIGURES", "MATPLOTLIB", "FigureKind", "calibration_curves"]
 
 @dataclass(frozen=True)
 class FigureKind:
-    """name: of its PNG; caption: what to see in it, and what it is relative to.
+    """One kind of figure.
 
-    of_drift: whether it is of runs whose speeds change, which other figures are not of.
+    Attributes:
+        name: the name of its PNG.
+        title: its heading on the page.
+        caption: what it shows, and what it is relative to.
+        draw: draws it, or returns None where the runs do not have its axes.
+        of_drift: whether it shows runs whose speeds change. The other figures leave those out.
     """
 
     name: str

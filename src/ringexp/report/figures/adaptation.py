@@ -26,8 +26,8 @@ LINE_OF_TEXT = 0.06
 
 
 @dataclass(frozen=True)
-class Course:
-    """Of one run, an entry a prompt; shares are [rank][prompt], ideal_ms is empty where it is not known."""
+class PromptHistory:
+    """The prompts of one run. shares is [rank][prompt]; ideal_ms is empty where it is not known."""
 
     latency_ms: list[float]
     ideal_ms: list[float]
@@ -35,7 +35,7 @@ class Course:
 
 
 def adaptation(runs: Runs) -> Figure | None:
-    """A column a profile that drifts, at the longest prompt, on the layout of most runs."""
+    """Draw one column per drifting profile, at the longest prompt, on the layout of most runs."""
     runs = where(runs, (runs.drift != "") & (runs["split"] == "tokens"))
     if runs.empty:
         return None
@@ -49,11 +49,11 @@ def adaptation(runs: Runs) -> Figure | None:
         ideal_ms: list[float] = []
         latencies_ms: list[float] = []
         for name in style.ordered(mine.partitioner):
-            course = read_course(where(mine, mine.partitioner == name).iloc[-1])
-            if course:
-                _draw(upper, lower, name, course)
-                ideal_ms = ideal_ms or course.ideal_ms
-                latencies_ms += course.latency_ms
+            history = read_history(where(mine, mine.partitioner == name).iloc[-1])
+            if history:
+                _draw(upper, lower, name, history)
+                ideal_ms = ideal_ms or history.ideal_ms
+                latencies_ms += history.latency_ms
                 drawn.add(name)
         if ideal_ms:
             ideal = [style.ideal_handle("capacity ideal")]
@@ -66,30 +66,30 @@ def adaptation(runs: Runs) -> Figure | None:
     if not drawn:
         return None
     above[0].set_ylabel("latency, ms")
-    below[0].set_ylabel("part of the tokens, a line a rank")
+    below[0].set_ylabel("part of the tokens, one line per rank")
     style.legend(figure, style.ordered(drawn), [], ideal)
     return figure
 
 
-def _draw(upper: Axes, lower: Axes, name: str, course: Course) -> None:
+def _draw(upper: Axes, lower: Axes, name: str, history: PromptHistory) -> None:
     adapts = name in adapting()
     look = {"color": style.colour(name), "linewidth": 2.0 if adapts else 1.2, "zorder": 3 if adapts else 2}
-    prompts = range(len(course.latency_ms))
-    upper.plot(prompts, course.latency_ms, label=name, **look)
-    for rank, shares in enumerate(course.shares):
+    prompts = range(len(history.latency_ms))
+    upper.plot(prompts, history.latency_ms, label=name, **look)
+    for rank, shares in enumerate(history.shares):
         line = "-" if rank == 0 else (0, (4, 1.5 * rank))
         lower.plot(
             prompts, shares, label=f"{name}, rank {rank}", linestyle=line, drawstyle="steps-mid", **look
         )
-    if adapts and course.shares:
-        prompt, ranks = widest(course.shares)
+    if adapts and history.shares:
+        prompt, ranks = widest(history.shares)
         left = prompt < prompts[-1] / 4
         for share, text in ranks:
             lower.annotate(text, (prompt, share), fontsize=8, ha="left" if left else "right", va="bottom")
 
 
 def widest(shares: list[list[float]]) -> tuple[int, list[tuple[float, str]]]:
-    """The last prompt at which shares, [rank][prompt], are furthest apart, and what to write at which."""
+    """Return the last prompt at which shares, [rank][prompt], are furthest apart, and the shares' labels."""
     at_prompts = list(zip(*shares, strict=True))
     prompt = max(range(len(at_prompts)), key=lambda at: (max(at_prompts[at]) - min(at_prompts[at]), at))
     groups: list[tuple[float, list[int]]] = []
@@ -104,8 +104,8 @@ def widest(shares: list[list[float]]) -> tuple[int, list[tuple[float, str]]]:
     ]
 
 
-def read_course(run: Run) -> Course | None:
-    """From a run's iterations.csv; None where that is missing, older, or cut off."""
+def read_history(run: Run) -> PromptHistory | None:
+    """Read a run's iterations.csv; None where that is missing, older, or cut off."""
     folder = Path(run.resumed_from if isinstance(run.resumed_from, str) else run.folder)
     try:
         rows = read_rows(folder / "iterations.csv")
@@ -123,4 +123,4 @@ def read_course(run: Run) -> Course | None:
         return None
     known = all(efficiency)
     ideal_ms = [float(part) * ms for part, ms in zip(efficiency, latency_ms, strict=True)] if known else []
-    return Course(latency_ms, ideal_ms, shares)
+    return PromptHistory(latency_ms, ideal_ms, shares)

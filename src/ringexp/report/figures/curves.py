@@ -13,26 +13,32 @@ from ringexp.report.roles import balancing, baselines
 
 
 def latency_by_percentage(runs: Runs) -> Figure | None:
+    """Draw latency over the percentage of the slowest rank."""
     return _by_percentage(runs, "latency_ms_median", "latency, ms", style.log_y, _ideal_latency)
 
 
 def latency_by_length(runs: Runs) -> Figure | None:
+    """Draw latency over the length of the prompt."""
     return _by_length(runs, "latency_ms_median", "latency, ms", style.log_y, _ideal_latency)
 
 
 def slowdown_by_percentage(runs: Runs) -> Figure | None:
+    """Draw slowdown over the percentage of the slowest rank."""
     return _by_percentage(runs, "slowdown", "slowdown against equal ranks", style.log_y)
 
 
 def slowdown_by_length(runs: Runs) -> Figure | None:
+    """Draw slowdown over the length of the prompt."""
     return _by_length(runs, "slowdown", "slowdown against equal ranks", style.log_y)
 
 
 def efficiency_isolated(runs: Runs) -> Figure | None:
+    """Draw the capacity efficiency of isolated iterations over the percentage."""
     return _by_percentage(runs, "capacity_efficiency", "capacity efficiency", _fraction, _ideal_one)
 
 
 def efficiency_back_to_back(runs: Runs) -> Figure | None:
+    """Draw the capacity efficiency of iterations in a row over the percentage."""
     column = "capacity_efficiency_back_to_back"
     return _by_percentage(runs, column, "capacity efficiency, back to back", _fraction, _ideal_one)
 

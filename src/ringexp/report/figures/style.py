@@ -148,6 +148,7 @@ def below(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def ideal_handle(label: str) -> Line2D:
+    """Return the legend entry of the ideal line."""
     return Line2D([], [], label=label, **IDEAL)
 
 
@@ -157,6 +158,7 @@ def tokens(length: float) -> str:
 
 
 def length_axis(axis: Axes, lengths: Sequence[float]) -> None:
+    """Make x a logarithmic axis of prompt lengths."""
     axis.set_xscale("log", base=2)
     axis.set_xticks(list(lengths), [tokens(length) for length in lengths])
     axis.xaxis.set_minor_locator(ticker.NullLocator())
@@ -164,6 +166,7 @@ def length_axis(axis: Axes, lengths: Sequence[float]) -> None:
 
 
 def percent_axis(axis: Axes, percents: Sequence[float]) -> None:
+    """Make x an axis of percentages of the slowest rank."""
     axis.set_xticks(list(percents), [f"{percent:g}" for percent in percents])
     axis.set_xlabel(PERCENT_AXIS)
 
@@ -201,5 +204,6 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def ordered_ways(names: Iterable[str]) -> list[str]:
+    """Return line styles in the order of the study, others after them."""
     present = set(names)
     return [name for name in LINES if name in present] + sorted(present - set(LINES))

@@ -1,4 +1,4 @@
-"""What every rank did in one iteration of a run: computing, waiting, and transfers under way."""
+"""Timelines of one iteration of a run: how each rank computed, waited and received shards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MOST_TALL = 12
 
 
 def ring_timelines(runs: Runs) -> Figure | None:
-    """One iteration, of median latency, of some runs at the slowest rank and the longest prompt."""
+    """Draw an iteration of median latency for some runs with the slowest rank and the longest prompt."""
     found = []
     for run in _chosen(extreme_cell(runs)):
         folder = run.resumed_from if isinstance(run.resumed_from, str) else run.folder
@@ -51,7 +51,7 @@ def ring_timelines(runs: Runs) -> Figure | None:
 
 
 def timelines(panels: Sequence[tuple[str, str, list[IterationTiming]]], names: Sequence[str] = ()) -> Figure:
-    """A panel each of (partitioner, title, an iteration's timings of all ranks); names: of the ranks."""
+    """Draw a panel for each (partitioner, title, timings of all ranks); names: the ranks' names."""
     ranks = len(panels[0][2])
     figure, grid = style.new_figure(len(panels), 1, width=10.5, height=0.65 + 0.62 * min(ranks, MOST_TALL))
     for (axis,), (partitioner, title, iteration) in zip(grid, panels, strict=True):
@@ -78,7 +78,7 @@ def _chosen(runs: Runs) -> list[Run]:
 
 
 def median_iteration(run_dir: Path) -> list[IterationTiming] | None:
-    """Of a run's iterations, the one whose latency is the (upper) median; an entry a rank.
+    """Return the iteration of a run whose latency is the (upper) median, with one entry per rank.
 
     None where the run left no hops.csv and iterations.csv that belong together.
     """
@@ -103,7 +103,7 @@ def median_iteration(run_dir: Path) -> list[IterationTiming] | None:
 
 
 def _timing(row: dict[str, str], hops: list[dict[str, str]], layers: list[dict[str, str]]) -> IterationTiming:
-    """Of one rank; without layers.csv all computing outside attention counts as before the first layer's."""
+    """Read one rank's timing. Without layers.csv all other work counts as before the first attention."""
     busy_ms = float(row["busy_ms"])
     attended = [_hop(hop) for hop in hops]
     linear_ms = [float(layer["linear_ms"]) for layer in layers]
@@ -128,7 +128,7 @@ def _hop(row: dict[str, str]) -> HopTiming:
 
 
 def _draw(axis: Axes, partitioner: str, ranks: Sequence[IterationTiming], names: Sequence[str]) -> None:
-    """A bar a rank for computing and waiting, a thin one below it for transfers."""
+    """Draw a bar per rank for computing and waiting, and a thin one below it for transfers."""
     for rank, timing in enumerate(ranks):
         if not timing.hops:
             axis.text(0, rank, " holds no tokens", va="center", fontsize=9, color="#555555")
