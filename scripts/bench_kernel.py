@@ -33,7 +33,7 @@ from ringexp.planning.flops import pair_flops
 from ringexp.report.figures.style import below, length_axis, new_figure
 from ringexp.ring.iteration import captured
 from ringexp.tracking.files import write_atomically
-from ringexp.web.palette import BLUE, GREEN, OTHER_COLOUR, VERMILION
+from ringexp.web.palette import BLUE, GREEN, GREY, VERMILION
 
 BASELINE = "cudnn"
 COLOURS = {"hopper": BLUE, "flash": VERMILION, "sdpa": GREEN}
@@ -171,12 +171,12 @@ def speed_figure(table: pandas.DataFrame) -> Figure:
                 line["tokens"],
                 line["over cudnn"],
                 label=f"{kernel}, {shared} heads",
-                color=COLOURS.get(kernel, OTHER_COLOUR),
+                color=COLOURS.get(kernel, GREY),
                 linestyle="--" if number else "-",
                 marker="s" if number else "o",
                 markersize=4.5,
             )
-        axis.axhline(1.0, color=OTHER_COLOUR, label=BASELINE, zorder=1)
+        axis.axhline(1.0, color=GREY, label=BASELINE, zorder=1)
         length_axis(axis, lengths)
         axis.set_xlabel("tokens" if row == len(head_dims) - 1 else "")
         axis.set_ylabel("" if column else "speed over cuDNN's")

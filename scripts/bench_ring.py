@@ -60,7 +60,7 @@ from ringexp.ring.loopback import LoopbackTransport
 from ringexp.ring.transport import Transport, make_transport
 from ringexp.tracking.environment import PACKAGES, version_of
 from ringexp.tracking.files import write_atomically
-from ringexp.web.palette import COLOURS, OTHER_COLOUR
+from ringexp.web.palette import COLOURS, GREY
 
 OTHERS = ("PyTorch context_parallel", "ring-flash-attn zigzag")
 LARGEST_ERROR = 1e-2  # relative to the output
@@ -431,7 +431,7 @@ def efficiency_figure(table: pandas.DataFrame) -> Figure:
     """Draw efficiency by length, from a barrier and in a row, with one line per way to run the ring."""
     figure, axes = panels(2, width=4.8, sharey=True)
     rings, lengths = list(dict.fromkeys(table["ring"])), sorted(set(table["tokens"]))
-    palette = [*COLOURS.values(), OTHER_COLOUR]
+    palette = [*COLOURS.values(), GREY]
     for axis, column, title in zip(
         axes, ("efficiency", "in a row"), ("from a barrier", "in a row"), strict=True
     ):

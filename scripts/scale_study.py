@@ -26,7 +26,7 @@ from ringexp.simulate.hardware import Device, Hardware, load_hardware
 from ringexp.simulate.rings import Ring, Split, run
 from ringexp.simulate.specified import ring_of_devices
 from ringexp.tracking.files import write_atomically
-from ringexp.web.palette import BLACK, BLUE, GREEN, ORANGE, OTHER_COLOUR, VERMILION
+from ringexp.web.palette import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
 
 MIXES = {"H100": ("H100",), "H100 + A100": ("H100", "A100"), "H100 + A100 + L40": ("H100", "A100", "L40")}
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -233,7 +233,7 @@ def kept_figure(table: pd.DataFrame) -> Figure:
     table = plain(table, mix=mix, partitioner="balanced")
     lengths = sorted(table.seq_len.unique())
     figure, (axes,) = style.new_figure(1, len(lengths), width=2.7, height=3.2, sharey=True)
-    colours = dict(zip(MIXES[mix], (BLUE, ORANGE, OTHER_COLOUR), strict=True))
+    colours = dict(zip(MIXES[mix], (BLUE, ORANGE, GREY), strict=True))
     for axis, seq_len in zip(axes, lengths, strict=True):
         rows = table[table.seq_len == seq_len].sort_values("ranks")
         bottom = 0.0 * rows.ranks
