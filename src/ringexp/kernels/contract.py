@@ -1,4 +1,4 @@
-"""What every block kernel agrees to, and the check of it.
+"""The contract of every block kernel, and the check of it.
 
 A block is one attention call of the ring: all queries of one span against all keys of another.
 
@@ -60,7 +60,7 @@ class ArrivalFlags(NamedTuple):
 
 
 class Remote(NamedTuple):
-    """Where a tensor lies in another GPU's memory, which kernels here can write to."""
+    """A tensor in another GPU's memory, which kernels here can write to."""
 
     address: int
     shape: tuple[int, ...]
@@ -132,7 +132,7 @@ class FusedLimits(NamedTuple):
 
 
 class Accumulator(NamedTuple):
-    """Where the result of a `block_into` call goes: rows of earlier results, and of the output.
+    """The tensors that a `block_into` call writes: rows of earlier results, and of the output.
 
     Attributes:
         out: [B, Lq, H, D] float32, unrounded, possibly a view. If the call is fresh and all rows are done,
@@ -173,7 +173,7 @@ class Kernel:
 
 
 class Provider(Protocol):
-    """What the module of a kernel offers. Importing it must not need the kernel's own packages."""
+    """The interface of a kernel's module. Importing it must not need the kernel's own packages."""
 
     def why_unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Return what the kernel lacks there, as the end of a sentence "needs ..."; None if it can run.

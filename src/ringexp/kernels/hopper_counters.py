@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 WORD = 4
-"""How many int32 a flag is from the next one: 16 bytes."""
+"""The distance of two flags in int32: 16 bytes."""
 _LAUNCHES = 1 << 16  # that have a counter of their own
 
 

@@ -60,7 +60,7 @@ def wait_for(word):
 
 @gluon.jit
 def _until_set(word):
-    """As `wait_for`, not timed, and for good: with a trap ptxas makes the loops of consumers longer."""
+    """Wait until the word is set, untimed and without a limit: with a trap ptxas lengthens other loops."""
     there = _is_set(word)
     while there == 0:
         there = _is_set(word)

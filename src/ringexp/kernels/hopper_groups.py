@@ -49,7 +49,7 @@ class SentDescriptors(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Where results go.
+    """The tensors that results go to.
 
     Attributes:
         out_desc: TMA descriptor of out [B, H, Lq, D] with q's tiles, if TMA writes it; else None.
@@ -145,7 +145,7 @@ class Pieces(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What couriers carry, see `hopper_courier`.
+    """The tiles that couriers carry, see `hopper_courier`.
 
     Attributes:
         runs: runs of tiles in all.

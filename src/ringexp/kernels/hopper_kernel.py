@@ -61,7 +61,7 @@ def _locate(index, sizes, CONSUMERS: gl.constexpr):
 def _tiles_of_span(
     first_row, sizes, spans, SPAN: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr
 ):
-    """How many key tiles of a span the query tile from first_row on sees; of further ones all or none."""
+    """Return how many key tiles of a span the query tile at first_row sees; of further spans all or none."""
     if SPAN == 0:
         seen = gl.minimum(first_row + CONSUMERS * ROWS, sizes.kv_len) if CAUSAL else sizes.kv_len
         tiles = gl.cdiv(seen, BLOCK_N)
@@ -72,7 +72,7 @@ def _tiles_of_span(
 
 @gluon.jit
 def _tiles(first_row, sizes, spans, SPANS: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):
-    """How many it sees of the first span, and of all."""
+    """Return how many key tiles the query tile at first_row sees, of the first span and of all spans."""
     first = _tiles_of_span(first_row, sizes, spans, 0, CAUSAL, CONSUMERS)
     tiles = first
     for span in gl.static_range(1, SPANS):
@@ -88,7 +88,7 @@ def _stage(count):
 
 @gluon.jit
 def _query_stage(turn, consumer, CAUSAL: gl.constexpr):
-    """Where a consumer's query tile number `turn` lies among those of all, and its phase."""
+    """Return the place of a consumer's query tile number `turn` among all places, and its phase."""
     QUERY_STAGES: gl.constexpr = 2 if CAUSAL else 1
     return consumer * QUERY_STAGES + turn % QUERY_STAGES, (turn // QUERY_STAGES) & 1
 

@@ -1,4 +1,4 @@
-"""What TMA, the engine of Hopper GPUs that copies tiles, can load, and the descriptors that it takes."""
+"""Prepare tensors for TMA, the engine of Hopper GPUs that copies tiles."""
 
 from __future__ import annotations
 

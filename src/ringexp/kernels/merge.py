@@ -139,7 +139,7 @@ class OnlineSoftmax:
         return self._lse
 
     def _old(self) -> tuple[Tensor, Tensor]:
-        """What was merged so far; nothing is out 0 and lse -inf."""
+        """Return the result so far; if nothing was merged it is out 0 and lse -inf."""
         if self._out is None or self._lse is None:
             batch, q_len, num_heads, _ = self._shape
             self._out = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
@@ -147,7 +147,7 @@ class OnlineSoftmax:
         return self._out, self._lse
 
     def _target(self, old: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Where the next merge goes: into the accumulator, made now if there is none, or the final output."""
+        """Return the tensors that the next merge writes: the accumulator, or the final output."""
         is_last = self._blocks is not None and self._attended == len(self._blocks)
         dtype = self._dtype if is_last else torch.float32
         if not self._adopted and dtype == torch.float32:
@@ -189,7 +189,7 @@ def _merge_rows(
     stop: int,
     merged: tuple[Tensor, Tensor],
 ) -> None:
-    """As `triton_merge.merge_rows`, by PyTorch's operators."""
+    """Do the same as `triton_merge.merge_rows` by PyTorch's operators."""
     (old_out, old_lse), (new_out, new_lse), (out, lse) = old, new, merged
     rows = slice(start, stop)
     if out is not old_out:

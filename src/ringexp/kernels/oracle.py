@@ -71,7 +71,7 @@ def block_fp64(
     softmax_scale: float,
     max_score_bytes: int = MAX_SCORE_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """As `block`, but out [B, H, Lq, D] and lse [B, H, Lq] stay in float64.
+    """Compute like `block`, but leave out [B, H, Lq, D] and lse [B, H, Lq] in float64.
 
     Works through the query rows in chunks whose scores take at most max_score_bytes (one row at least), so
     memory grows with Lq + Lk, not with Lq * Lk.

@@ -149,7 +149,7 @@ def _kernel() -> ModuleType:
 
 
 def _interpreting() -> bool:
-    """Whether triton interprets its kernels; fixed for all of them when triton is first imported."""
+    """Tell whether triton interprets its kernels, which is fixed when triton is first imported."""
     if "triton" not in sys.modules:
         return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
     import triton
