@@ -51,12 +51,13 @@ class ArrivalFlags(NamedTuple):
             is not 0, and so on. The kernel sets all words to 0 once it has read everything.
         waited: int32 [1], shared by all spans of a launch. The kernel writes there how long its programs
             waited on average, in us.
-        taken: The address of a word on the sender's GPU. The kernel sets it to 1 after `words` are 0 again.
+        read_flag: the address of a word on the sender's GPU. The kernel sets it to 1 after it has set `words`
+            back to 0.
     """
 
     words: Tensor
     waited: Tensor
-    taken: int
+    read_flag: int
 
 
 class Remote(NamedTuple):

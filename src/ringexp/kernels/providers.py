@@ -25,7 +25,7 @@ def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_d
     spec = KERNELS[candidates(device, dtype, head_dim)[0] if name == AUTO else name]
     lacks = why_unavailable(spec, device, dtype, head_dim)
     if lacks:
-        alternatives = " or ".join(f"kernel={each}" for each in spec.alternatives)
+        alternatives = " or ".join(f"kernel={alternative}" for alternative in spec.alternatives)
         raise UserError(f"kernel={spec.name} needs {lacks}; use {alternatives}")
     return replace(_provider(spec).kernel(device, dtype, head_dim), name=spec.name)
 
