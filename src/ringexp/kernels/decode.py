@@ -46,6 +46,8 @@ class Slots:
 
 
 class Attend(Protocol):
+    """The function that computes the parts of one token's attention; the module's text has the shapes."""
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, slots: Slots, softmax_scale: float) -> Tensor: ...
 
 

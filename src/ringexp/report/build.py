@@ -192,7 +192,7 @@ def _calibrations(folders: Sequence[Path], runs: Runs, speeds_file: Path | None)
     tables = _speed_tables(folders) or ([speeds_file] if speeds_file else [])
     for row in newest(row for path in tables for row in SpeedTable(path).load()):
         if row.shape in shapes and row.throttle in throttles:
-            where = f"{row.hardware}, throttle {row.throttle}, ranks a device: {row.ranks_per_device}"
+            where = f"{row.hardware}, throttle {row.throttle}, ranks per device: {row.ranks_per_device}"
             where += f", beside {row.co_tenants} %" if row.co_tenants else ""
             rows_by_group.setdefault(f"{where}, {row.shape}", []).append(row)
     return rows_by_group

@@ -191,7 +191,7 @@ def contexts(frame: Runs) -> list[tuple[str, Runs]]:
     if "model" in varying:  # whose name says its shape
         varying = [key for key in varying if key != "shape"]
     named = [
-        (", ".join(_named(key, first[key]) for key in varying), _one_a_cell(group))
+        (", ".join(_named(key, first[key]) for key in varying), _one_per_cell(group))
         for first, group in named_groups
     ]
     return sorted(named, key=lambda pair: -len(pair[1]))
@@ -232,7 +232,7 @@ def _alike(frame: Runs, row: Run, keys: Sequence[str]) -> Runs:
     return frame
 
 
-def _one_a_cell(group: Runs) -> Runs:
+def _one_per_cell(group: Runs) -> Runs:
     """Return the latest of runs that are equal in everything that figures show."""
     cell = ["slow_percent", "profile", "seq_len", "layout", "partitioner", "split"]
     if "environment.time" in group:
