@@ -23,7 +23,7 @@ LONGEST = 16384
 CHECKED = 2048
 """Tokens of blocks by which a kernel is found right: float64 is slow on a rank with few SMs."""
 HOPELESS = 1.5
-"""Kernels that took so many times as long as another one, twice, are not timed again."""
+"""Kernels whose best of two times exceeds the fastest one by this factor are not timed again."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class SmGrant:
 
 
 def sm_granule(capability_major: int) -> int:
-    """Return the number of which SM counts are multiples, on devices of a compute capability."""
+    """Return the number that divides every SM count on devices of this compute capability."""
     return _RULES.get(capability_major, _RULE_SINCE_9)[0]
 
 

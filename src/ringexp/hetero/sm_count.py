@@ -68,7 +68,7 @@ def stream_sm_count(cuda_stream: int) -> int | None:
 
 
 def check_grant(throttle: str, percentage: float, sm_count: int, sm_total: int | None, granule: int) -> None:
-    """Raise RuntimeError if a rank was granted another part of the device than it asked for.
+    """Raise RuntimeError if a rank was granted another part of the device than it requested.
 
     Args:
         throttle: the throttle's name, for the message.

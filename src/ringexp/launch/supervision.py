@@ -91,7 +91,7 @@ def rendezvous(port: int, on_network: bool = False) -> Iterator[dict[str, str]]:
     from torch.distributed import TCPStore
 
     listener, host = _listener(port, on_network)
-    # The store binds every interface, whatever host it is told, unless it gets a socket that is bound.
+    # The store binds every interface, whatever its host argument is, unless it gets a bound socket.
     store = TCPStore(
         host,
         listener.getsockname()[1],

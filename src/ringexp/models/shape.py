@@ -126,7 +126,7 @@ class ModelShape:
         return attention_token_bytes(self.num_heads, self.num_kv_heads, self.head_dim, self.itemsize)
 
     def _weights(self, experts: int) -> int:
-        """Count the weights of one layer with so many of its experts."""
+        """Count the weights of one layer with this number of its experts."""
         heads = 2 * self.num_heads + 2 * self.num_kv_heads
         attention = self.emb_dim * heads * self.head_dim if self.projections else 0
         gates = self.emb_dim * self.experts if self.experts > 1 else 0

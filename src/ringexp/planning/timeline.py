@@ -135,7 +135,7 @@ def _play(
     shard_sizes, hops = [kv_tokens[rank] for rank in members], links.into(members)
     latencies_ms, unit_costs_ms = [hop.latency_ms for hop in hops], [hop.unit_ms for hop in hops]
     arrivals, ends = linear, list(map(add, linear, next(rows)))
-    begun = deque([linear], maxlen=prefetch_hops or 1)  # blocks, of so many hops before
+    begun = deque([linear], maxlen=prefetch_hops or 1)  # begins of blocks, `prefetch_hops` hops back
     needed = islice(needed_rows(plan, members), 1, None) if links.direct else None
     yield linear, linear, linear, ends
     for number, row in enumerate(rows, start=1):

@@ -96,7 +96,7 @@ def write_report(
 
 
 def _drawn(attempts: Sequence[_Attempt], notes: list[str]) -> list[Drawn]:
-    """Draw what can be drawn; what cannot is added to `notes` and said."""
+    """Draw the figures. Note and print why others could not be drawn."""
     drawn: list[Drawn] = []
     for attempt in attempts:
         try:

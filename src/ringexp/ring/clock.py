@@ -223,7 +223,7 @@ class CudaClock:
 
 
 class NoClock:
-    """A clock for runs that nobody times."""
+    """A clock for runs that are not timed."""
 
     origin = Origin(0.0)
 

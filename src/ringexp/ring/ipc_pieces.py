@@ -26,7 +26,7 @@ WHOLE = Pieces(1, 1)
 
 
 def pieces_of(k: torch.Tensor, tokens: int) -> Pieces:
-    """Return the cut of a shard like the keys k [B, L, Hkv, D], of so many tokens.
+    """Return the pieces of a shard of `tokens` tokens, for the model of the keys k [B, L, Hkv, D].
 
     Pieces cost next to nothing, so there are many.
     """
@@ -38,5 +38,5 @@ def pieces_of(k: torch.Tensor, tokens: int) -> Pieces:
 
 
 def shard_bytes(k: torch.Tensor, tokens: int) -> int:
-    """Return the bytes of the keys and values of so many tokens, of the same model as the keys k."""
+    """Return the bytes of the keys and values of `tokens` tokens, for the model of the keys k."""
     return 2 * k.nbytes // k.shape[1] * tokens

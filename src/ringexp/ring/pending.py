@@ -37,5 +37,5 @@ class PendingShard:
     def local(
         cls, rank: int, k: torch.Tensor, v: torch.Tensor, sending: Sending | None = None
     ) -> PendingShard:
-        """Return the rank's own shard, keys and values [B, L, Hkv, D], which nobody has to wait for."""
+        """Return the rank's own shard, keys and values [B, L, Hkv, D], for which no wait is necessary."""
         return cls(rank, lambda: (k, v), None, sending)

@@ -15,7 +15,7 @@ To be called after the hop has arrived. A begin of None means that of the attent
 
 
 class Transfers:
-    """The hops of one transport, in order, until somebody takes them."""
+    """The hops of one transport, in order, until `take` is called."""
 
     def __init__(self) -> None:
         self._untaken: list[Transfer] = []

@@ -76,7 +76,7 @@ class CompletedRuns:
         """Remember that `run_dir` has the complete results of a run.
 
         Nothing happens, and the next sweep measures the run anew, if its output is wrong, if a reference that
-        it should be measured against failed, or if the index cannot be written, which the user is told.
+        it should be measured against failed, or if the index cannot be written. The last case prints a note.
         """
         record = read_record(run_dir)
         if record is None or not record.is_complete or not (record.key or "").startswith(f"{of_run}-"):

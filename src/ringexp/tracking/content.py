@@ -58,7 +58,7 @@ def checkpoint_hash(folder: Path, cache: Path, warn: Warn = to_stderr) -> str:
     Args:
         folder: a Hugging Face folder; its subfolders do not count.
         cache: the file that keeps hashes of large files from one call to the next.
-        warn: is told if the cache is damaged.
+        warn: gets a message if the cache is damaged.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix in OF_A_CHECKPOINT and path.is_file())

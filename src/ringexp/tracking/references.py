@@ -132,7 +132,7 @@ class ReferenceStore:
         )
 
     def missing(self, wanted: Mapping[str, Facts], invocation: str | None = None) -> list[str]:
-        """Return the kinds that nobody has measured, by the rules of `collect`."""
+        """Return the kinds that have not been measured, by the rules of `collect`."""
         return [kind for kind, facts in wanted.items() if self.get(kind, facts, invocation) is None]
 
     def forget(self, machine: Facts) -> int:

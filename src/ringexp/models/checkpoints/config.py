@@ -41,7 +41,7 @@ SPECIAL = {
     "quantization_config": "quantized weights are not computed; use a checkpoint that is not quantized",
     "auto_map": "code of a checkpoint's own is not run; use one of Hugging Face's classes",
 }
-"""Why some keys are refused, where more can be said than that they are not computed."""
+"""Reasons for refusing some keys, besides that they are not computed."""
 
 
 @dataclass(frozen=True)

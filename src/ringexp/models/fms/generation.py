@@ -70,7 +70,7 @@ class Decoder:
         Args:
             ids: this rank's token ids [B, L].
             positions: their positions [B, L].
-            new_tokens: memory for this rank's part of so many new tokens is allocated at once.
+            new_tokens: new tokens, for which this rank allocates its part of the cache at once.
             last_n_tokens: 1 for the logits of this rank's last token, 0 for those of all its tokens.
 
         Returns:
