@@ -53,9 +53,11 @@ class TableSpeeds:
         points = {(length, length // 2) for length in lengths} | set(cost_points(lengths))
         costs = []
         for rows, percentage in zip(self.rows, self.percentages, strict=True):
-            own = [row for row in rows if row.percentage == percentage and (row.length, row.tokens) in points]
+            rank_rows = [
+                row for row in rows if row.percentage == percentage and (row.length, row.tokens) in points
+            ]
             alone_ms = self.alone_ms if percentage == 100 else None
-            costs.append(replace(fit_cost(own, mask), alone_ms=alone_ms))
+            costs.append(replace(fit_cost(rank_rows, mask), alone_ms=alone_ms))
         return costs
 
     @cached_property

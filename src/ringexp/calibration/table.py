@@ -118,7 +118,7 @@ class SpeedTable:
         return [
             row
             for row in self.load()
-            if all(value in (None, own) for value, own in zip(wanted, row.key, strict=True))
+            if all(value in (None, row_value) for value, row_value in zip(wanted, row.key, strict=True))
         ]
 
     def add(self, rows: Iterable[SpeedRow]) -> None:

@@ -169,15 +169,15 @@ def _is_text(value: object) -> bool:
 
 def _no_name(key: str, text: str, value: object) -> str:
     """Return the one-line error for a group that was given a number, nothing, a list or a mapping."""
-    said = f"{key}={text} is not a name"
+    problem = f"{key}={text} is not a name"
     if key == "hetero":
         if isinstance(value, list) and all(isinstance(one, int | float) for one in value):
-            return f"{said}: use hetero.percentages={text}"
+            return f"{problem}: use hetero.percentages={text}"
         if hint := profile_hint(text):
-            return f"{said}: use {hint}"
+            return f"{problem}: use {hint}"
     if isinstance(value, list) and all(map(_is_text, value)):
-        return f"{said}: choose one, or sweep over all with -m {key}={','.join(map(str, value))}"
-    return f"{said}: give one name, such as {key}={EXAMPLES.get(key, 'NAME')} ({HELP})"
+        return f"{problem}: choose one, or sweep over all with -m {key}={','.join(map(str, value))}"
+    return f"{problem}: give one name, such as {key}={EXAMPLES.get(key, 'NAME')} ({HELP})"
 
 
 EXAMPLES = {

@@ -79,18 +79,18 @@ def quota(share: float) -> tuple[int, int]:
     return round(share * period_us), period_us
 
 
-def make_group(own: OwnGroup, name: str, share: float) -> Path:
+def make_group(base_group: OwnGroup, name: str, share: float) -> Path:
     """Make a group that may use `share` cores.
 
     Raises:
         OSError: if no group can be made; it is the error of the first place that was tried.
     """
     reasons = []
-    for parent in own.parents:
+    for parent in base_group.parents:
         folder = parent / name
         try:
             if (
-                own.version == 2
+                base_group.version == 2
                 and "cpu" not in (parent / "cgroup.subtree_control").read_text(encoding="utf-8").split()
             ):
                 raise PermissionError(1, f"the cpu controller is not passed on by {parent}")
@@ -99,7 +99,7 @@ def make_group(own: OwnGroup, name: str, share: float) -> Path:
             reasons.append(error)
             continue
         try:
-            set_quota(folder, own.version, share)
+            set_quota(folder, base_group.version, share)
             return folder
         except OSError as error:
             reasons.append(error)

@@ -62,8 +62,10 @@ def _set_quota(applied: AppliedThrottle, percentage: float) -> AppliedThrottle:
     import torch
 
     try:
-        own = cgroup.own_group()
-        cgroup.set_quota(Path(os.environ[GROUP_ENV]), own.version, torch.get_num_threads() * percentage / 100)
+        group = cgroup.own_group()
+        cgroup.set_quota(
+            Path(os.environ[GROUP_ENV]), group.version, torch.get_num_threads() * percentage / 100
+        )
     except OSError as error:
         raise UserError(
             f"hetero.throttle=cpu_quota: the quota cannot be changed ({error}); "
@@ -107,11 +109,11 @@ def quota_groups(
     """
     folders: list[Path | None] = []
     try:
-        own = cgroup.own_group()
+        group = cgroup.own_group()
         for rank, percentage in enumerate(percentages):
             name = f"ringexp-{os.getpid()}-{time.monotonic_ns()}-rank{rank}"
             limited = drifting or percentage < 100
-            folders.append(cgroup.make_group(own, name, cores * percentage / 100) if limited else None)
+            folders.append(cgroup.make_group(group, name, cores * percentage / 100) if limited else None)
     except OSError as error:
         cgroup.remove_groups([folder for folder in folders if folder])
         raise _no_group(error) from error

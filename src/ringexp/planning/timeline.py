@@ -142,8 +142,8 @@ def _play(
         after = None if prefetch_hops is None else begun[0] if prefetch_hops else ends
         ready = list(map(max, arrivals, after)) if after else arrivals
         if links.direct:  # as far as the owner is; the member itself only has to be done with receiving
-            own = ready if prefetch_hops == 0 else arrivals
-            transfers = list(map(max, own, _turned(after or linear, number)))
+            receivers_ready = ready if prefetch_hops == 0 else arrivals
+            transfers = list(map(max, receivers_ready, _turned(after or linear, number)))
         else:
             transfers = list(map(max, ready, _turned(ready, 1)))
         sizes = next(needed) if needed else _turned(shard_sizes, number)

@@ -107,5 +107,5 @@ def _headlines(console: Console, done: Runs) -> None:
     for context, group in contexts(done):
         console.print(f"[bold]{shown(context or 'Sweep')}[/bold]")
         for line in headlines(group):
-            said = f"  {shown(line.name)}: [bold]{shown(line.text)}[/bold] ({shown(line.detail)})"
-            console.print(said, soft_wrap=True)
+            text = f"  {shown(line.name)}: [bold]{shown(line.text)}[/bold] ({shown(line.detail)})"
+            console.print(text, soft_wrap=True)

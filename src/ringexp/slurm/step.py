@@ -62,10 +62,10 @@ class SlurmJob:
         command += [sys.executable, "-m", "ringexp.slurm.survey"]
         log = workdir / "srun.log"
         try:
-            with open(log, "w", encoding="utf-8", opener=no_link) as said:
+            with open(log, "w", encoding="utf-8", opener=no_link) as step_log:
                 stdin = subprocess.DEVNULL
                 subprocess.run(
-                    command, env=_environment(), stdin=stdin, stderr=said, timeout=SURVEY_S, check=True
+                    command, env=_environment(), stdin=stdin, stderr=step_log, timeout=SURVEY_S, check=True
                 )
             return [json.loads(answer.read_text(encoding="utf-8")) for answer in answers]
         except (OSError, subprocess.SubprocessError, ValueError) as error:
@@ -85,11 +85,11 @@ class SlurmJob:
         command += [sys.executable, "-m", "ringexp.slurm.task", str(path)]
         with (
             rendezvous(ranks.jobs[0].run.settings.launch.port, on_network=self.num_nodes > 1) as meeting,
-            open(log, "w", encoding="utf-8", opener=no_link) as said,
+            open(log, "w", encoding="utf-8", opener=no_link) as step_log,
         ):
             # A command line is for all to see; the environment only for the user, and srun hands it on.
             step = subprocess.Popen(
-                command, env=_environment() | meeting, stdin=subprocess.DEVNULL, stderr=said
+                command, env=_environment() | meeting, stdin=subprocess.DEVNULL, stderr=step_log
             )
             try:
                 _follow(step, path, display)
@@ -150,11 +150,11 @@ def _explain(code: int, ranks: RankSet, path: Path, log: Path) -> UserError | Ru
         if lost and not error_file(path, lost[0]).exists():
             rank, how = lost
             return RunFailed(f"the task of rank {rank} ended: {how}, says srun; its log: {logs[rank]}")
-    said = _last_line(log) or f"exit code {code}"
+    reason = _last_line(log) or f"exit code {code}"
     return (
         error
         or earliest_error(path, everyone, texts)
-        or RunFailed(f"the SLURM step of {ranks.world_size} ranks ended: {said}; logs: {log.parent}")
+        or RunFailed(f"the SLURM step of {ranks.world_size} ranks ended: {reason}; logs: {log.parent}")
     )
 
 
@@ -164,12 +164,12 @@ _LOST = re.compile(
 _ENDING = re.compile(r"Terminating StepId|CANCELLED|Force Terminated|Job step aborted")
 
 
-def lost_task(said: str) -> tuple[int, str] | None:
+def lost_task(output: str) -> tuple[int, str] | None:
     """Return the first task that ended by a signal, and how and where, by what srun said.
 
     Lines after srun began to end the step are of tasks that it killed itself.
     """
-    before = _ENDING.split(said, maxsplit=1)[0]
+    before = _ENDING.split(output, maxsplit=1)[0]
     lost = _LOST.search(before)
     return (int(lost["task"]), f"{lost['how']}, on {lost['node']}") if lost else None
 

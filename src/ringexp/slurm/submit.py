@@ -153,8 +153,8 @@ def _submit(runs: Runs, settings: SlurmConfig, carry_out: CarryOut) -> Job[Any]:
     try:
         return _executor(folder, settings, nodes, -(-world_size // nodes)).submit(carry_out, file)
     except (FailedJobError, FailedSubmissionError) as error:
-        said = [line.strip() for line in str(error).splitlines() if line.startswith("sbatch: error")]
-        reason = "; ".join(said) or " ".join(str(error).split())
+        sbatch_errors = [line.strip() for line in str(error).splitlines() if line.startswith("sbatch: error")]
+        reason = "; ".join(sbatch_errors) or " ".join(str(error).split())
         raise UserError(f"SLURM does not take the job: {reason} (settings: hydra.launcher.*)") from error
     except FileNotFoundError as error:
         raise UserError(f"hydra/launcher=slurm needs {error.filename} on PATH: is this a cluster?") from error

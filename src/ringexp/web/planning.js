@@ -121,8 +121,9 @@ function blockOf(plan, cost, rank, source) {
   return { pairs: queries * keys, keys: queries ? keys : 0, computeMs };
 }
 
-// The time that a tokens take a rank: fixed + square * a^2 + (linear + slope * start + half * odd) * a, after ranks
-// with `start` tokens of which `odd` have odd counts. half: the time of half a pair where odd counts matter.
+// The time that `a` tokens take on one rank: fixed + square * a^2 + (linear + slope * start + half * odd) * a,
+// after ranks with `start` tokens, of which `odd` have odd counts. half: the time of half a pair where odd counts
+// matter.
 function rankTimes(cost, seqLen, causal, zigzag) {
   const fixed = cost.fixed_ms;
   if (!causal) return { fixed, square: 0, linear: cost.token_ms + cost.pair_ms * seqLen, slope: 0, half: 0 };

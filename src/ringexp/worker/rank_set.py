@@ -47,8 +47,8 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the job as plain values for JSON."""
-        own = {item.name: getattr(self, item.name) for item in fields(self)}
-        return own | {"run": self.run.to_dict(), "run_dir": self.run_dir and str(self.run_dir)}
+        plain_fields = {item.name: getattr(self, item.name) for item in fields(self)}
+        return plain_fields | {"run": self.run.to_dict(), "run_dir": self.run_dir and str(self.run_dir)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Job:

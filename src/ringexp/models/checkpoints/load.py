@@ -145,9 +145,11 @@ def _empty_model(config: CheckpointConfig, seq_len: int) -> nn.Module:
             case "llama":
                 return LLaMA(LLaMAConfig(**common, **dense, **biases, **rope, mlp_bias=config.mlp_bias))
             case "granite":
-                own: dict[str, Any] = {name: getattr(config, name) for name in config.family.multipliers}
-                own |= {"rope_theta": config.rope_theta, "mlp_bias": config.mlp_bias}
-                return Granite(GraniteConfig(**common, **dense, **head_dim, **biases, **own))
+                granite_settings: dict[str, Any] = {
+                    name: getattr(config, name) for name in config.family.multipliers
+                }
+                granite_settings |= {"rope_theta": config.rope_theta, "mlp_bias": config.mlp_bias}
+                return Granite(GraniteConfig(**common, **dense, **head_dim, **biases, **granite_settings))
             case "qwen3":
                 return Qwen3(Qwen3Config(**common, **dense, **head_dim, **biases, **rope))
             case "mistral":

@@ -113,9 +113,9 @@ def speedup_bars(runs: Runs) -> Figure | None:
 
 def _bar(partitioner: str, layout: str) -> dict[str, Any]:
     """Return the look of a bar: filled for zigzag, hatched for contiguous and for keys/values only."""
-    own = style.colour(partitioner)
+    colour = style.colour(partitioner)
     hatch = {"zigzag": None, "contiguous": "////", "kv": "...."}.get(layout, "xx")
-    return {"facecolor": own if hatch is None else "white", "edgecolor": own, "hatch": hatch}
+    return {"facecolor": colour if hatch is None else "white", "edgecolor": colour, "hatch": hatch}
 
 
 def _layout_legend(figure: Figure, layouts: list[str]) -> None:
