@@ -22,7 +22,7 @@ class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
 
     Attributes:
         plan: the prompt's plan.
-        held: the number of slots that each rank has filled.
+        filled_slots: the number of slots that each rank has filled.
         length: slots of the sequence by now.
         starts: the first slot of each sequence that is no padding.
         slots: this rank's slots; at least one more is free behind them.
@@ -32,7 +32,7 @@ class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, layers: Any, plan: Plan, starts: Sequence[int], slots: Slots) -> None:
         super().__init__(layers)
-        self.plan, self.held, self.length = plan, plan.tokens, plan.seq_len
+        self.plan, self.filled_slots, self.length = plan, plan.tokens, plan.seq_len
         self.starts, self.slots = list(starts), slots
         positions = [[self.length - start] for start in starts]
         self.positions = torch.tensor(positions, device=slots.next_slot.device)
@@ -43,7 +43,7 @@ class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
         if self and self.slots.filled == self[0][0].shape[1]:
             self._grow()
         self.slots.admit(keep=owner == rank)
-        self.held[owner] += 1
+        self.filled_slots[owner] += 1
 
     def advance(self) -> None:
         """Count a token that has been decoded."""
