@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from ringexp.errors import UserError
 
-_WAIT, _WRITE = 1, 2  # CU_STREAM_MEM_OP_WAIT_VALUE_32 and _WRITE_VALUE_32
-_WAIT_EQUAL = 1  # CU_STREAM_WAIT_VALUE_EQ
-_MOST_OPERATIONS = 128  # per batch; CUDA takes 256
-_LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 _HANDLE_BYTES = 64
-_ANY_DEVICE = 4  # CU_MEMORYTYPE_UNIFIED
-_NATIVE_ATOMICS = 3  # CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED
+_MOST_OPERATIONS = 128  # per batch; CUDA takes 256
+_KEPT_PARAMETERS = 1024  # structures take longer to make than to use, and addresses repeat
 
 
 @dataclass(frozen=True)
@@ -38,67 +37,30 @@ class SharedMemory:
     offset: int
 
 
-class _Handle(ctypes.Structure):
-    _fields_ = (("reserved", ctypes.c_byte * _HANDLE_BYTES),)
-
-
-class _Copy2D(ctypes.Structure):
-    """CUDA_MEMCPY2D."""
-
-    _fields_ = (
-        ("source_x", ctypes.c_size_t),
-        ("source_y", ctypes.c_size_t),
-        ("source_type", ctypes.c_uint),
-        ("source_host", ctypes.c_void_p),
-        ("source", ctypes.c_uint64),
-        ("source_array", ctypes.c_void_p),
-        ("source_pitch", ctypes.c_size_t),
-        ("destination_x", ctypes.c_size_t),
-        ("destination_y", ctypes.c_size_t),
-        ("destination_type", ctypes.c_uint),
-        ("destination_host", ctypes.c_void_p),
-        ("destination", ctypes.c_uint64),
-        ("destination_array", ctypes.c_void_p),
-        ("destination_pitch", ctypes.c_size_t),
-        ("width", ctypes.c_size_t),
-        ("height", ctypes.c_size_t),
-    )
-
-
-class _Operation(ctypes.Structure):
-    """CUstreamBatchMemOpParams, whose members for waiting and for writing have the same layout."""
-
-    _fields_ = (
-        ("operation", ctypes.c_uint),
-        ("address", ctypes.c_uint64),
-        ("value", ctypes.c_uint64),
-        ("flags", ctypes.c_uint),
-        ("padding", ctypes.c_uint64 * 2),
-    )
-
-
 @functools.cache
-def _driver() -> ctypes.CDLL:
-    driver = ctypes.CDLL("libcuda.so.1")
-    pointer, word = ctypes.c_uint64, ctypes.c_uint
-    driver.cuStreamBatchMemOp_v2.argtypes = (ctypes.c_void_p, word, ctypes.c_void_p, word)
-    driver.cuMemcpyDtoDAsync_v2.argtypes = (pointer, pointer, ctypes.c_size_t, ctypes.c_void_p)
-    driver.cuMemcpy2DAsync_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-    driver.cuMemGetAddressRange_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p, pointer)
-    driver.cuIpcGetMemHandle.argtypes = (ctypes.c_void_p, pointer)
-    driver.cuIpcOpenMemHandle_v2.argtypes = (ctypes.c_void_p, _Handle, word)
-    driver.cuIpcCloseMemHandle.argtypes = (pointer,)
-    driver.cuDeviceGetP2PAttribute.argtypes = (ctypes.c_void_p, word, ctypes.c_int, ctypes.c_int)
-    return driver
+def _driver() -> ModuleType:
+    """Return cuda.bindings.driver. Raises UserError if its package is not installed."""
+    try:
+        return importlib.import_module("cuda.bindings.driver")
+    except ImportError as error:
+        raise UserError(
+            "CUDA IPC needs the package cuda-bindings: pip install cuda-bindings, "
+            "or use transport=nccl or gloo"
+        ) from error
 
 
-def _call(name: str, *arguments: object) -> None:
-    """Call a function of the driver. Raises RuntimeError with CUDA's text if it fails."""
-    status = getattr(_driver(), name)(*arguments)
+def _call(name: str, *arguments: object) -> list[Any]:
+    """Call a function of the driver and return its results, or raise RuntimeError with CUDA's text."""
+    status, *results = getattr(_driver(), name)(*arguments)
     if status:
-        text = ctypes.c_char_p()
-        _driver().cuGetErrorString(status, ctypes.byref(text))
-        raise RuntimeError(f"{name}: {text.value.decode() if text.value else f'CUDA error {status}'}")
+        _, text = _driver().cuGetErrorString(status)
+        raise RuntimeError(f"{name}: {text.decode() if text else f'CUDA error {int(status)}'}")
+    return results
+
+
+def _handle_bytes(handle: Any) -> ctypes.Array[ctypes.c_char]:
+    """Return the bytes of a CUipcMemHandle, which has no member for them. They are valid as long as it is."""
+    return (ctypes.c_char * _HANDLE_BYTES).from_address(handle.getPtr())
 
 
 def export(tensor: torch.Tensor) -> SharedMemory:
@@ -109,16 +71,15 @@ def export(tensor: torch.Tensor) -> SharedMemory:
     Raises:
         UserError: if the tensor's memory cannot be shared.
     """
-    base, size, handle = ctypes.c_uint64(), ctypes.c_size_t(), _Handle()
     try:
-        _call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), tensor.data_ptr())
-        _call("cuIpcGetMemHandle", ctypes.byref(handle), base.value)
+        base, _ = _call("cuMemGetAddressRange", tensor.data_ptr())
+        [handle] = _call("cuIpcGetMemHandle", base)
     except RuntimeError as error:
         raise UserError(
             f"transport=ipc cannot share this process's GPU memory ({error}); unset "
             "PYTORCH_CUDA_ALLOC_CONF if it asks for expandable_segments, or use another transport"
         ) from error
-    return SharedMemory(bytes(handle), tensor.data_ptr() - base.value)
+    return SharedMemory(_handle_bytes(handle).raw, tensor.data_ptr() - int(base))
 
 
 def open_shared(memory: SharedMemory) -> tuple[int, int]:
@@ -130,16 +91,17 @@ def open_shared(memory: SharedMemory) -> tuple[int, int]:
     Raises:
         UserError: if this process's GPU cannot reach the peer's.
     """
-    base = ctypes.c_uint64()
+    driver = _driver()
+    handle = driver.CUipcMemHandle()
+    _handle_bytes(handle).raw = memory.handle
     try:
-        handle = _Handle.from_buffer_copy(memory.handle)
-        _call("cuIpcOpenMemHandle_v2", ctypes.byref(base), handle, _LAZY_PEER_ACCESS)
+        [base] = _call("cuIpcOpenMemHandle", handle, driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS)
     except RuntimeError as error:
         raise UserError(
             f"transport=ipc cannot reach a peer's GPU memory ({error}); all ranks have to be on one machine "
             "whose GPUs can access each other: use transport=nccl or gloo"
         ) from error
-    return base.value, base.value + memory.offset
+    return int(base), int(base) + memory.offset
 
 
 class _Span:
@@ -168,11 +130,13 @@ def over_nvlink(device: torch.device, other: str) -> bool:
         other: the `device_id` of the other GPU.
     """
     ordinals = {device_id(torch.device("cuda", n)): n for n in range(torch.cuda.device_count())}
-    ends, atomics = (ordinals[device_id(device)], ordinals.get(other)), ctypes.c_int()
+    ends = ordinals[device_id(device)], ordinals.get(other)
     with suppress(RuntimeError):
         if None not in ends:  # NVLink has native atomics; PCIe has none
-            _call("cuDeviceGetP2PAttribute", ctypes.byref(atomics), _NATIVE_ATOMICS, *ends)
-    return bool(atomics.value)
+            attributes = _driver().CUdevice_P2PAttribute
+            native_atomics = attributes.CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED
+            return bool(_call("cuDeviceGetP2PAttribute", native_atomics, *ends)[0])
+    return False
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -193,14 +157,28 @@ def flags(stream: torch.cuda.Stream, awaited: Sequence[int] = (), raised: Sequen
         awaited: addresses of flags. The stream waits until each is 1, and makes it 0.
         raised: addresses of flags that the stream makes 1, after all its earlier work.
     """
+    for batch in _flag_batches(tuple(awaited), tuple(raised)):
+        _call("cuStreamBatchMemOp", stream.cuda_stream, len(batch), batch, 0)
+
+
+@functools.lru_cache(_KEPT_PARAMETERS)
+def _flag_batches(awaited: tuple[int, ...], raised: tuple[int, ...]) -> list[list[Any]]:
+    """Return the parameters of the operations that `flags` puts into a stream, in batches."""
+    kinds, equal = _driver().CUstreamBatchMemOpType, _driver().CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_EQ
+    wait, write = kinds.CU_STREAM_MEM_OP_WAIT_VALUE_32, kinds.CU_STREAM_MEM_OP_WRITE_VALUE_32
     operations = []
     for address in awaited:
-        operations += [(_WAIT, address, 1, _WAIT_EQUAL), (_WRITE, address, 0, 0)]
-    operations += [(_WRITE, address, 1, 0) for address in raised]
-    for start in range(0, len(operations), _MOST_OPERATIONS):
-        batch = [_Operation(*operation) for operation in operations[start : start + _MOST_OPERATIONS]]
-        array = (_Operation * len(batch))(*batch)
-        _call("cuStreamBatchMemOp_v2", stream.cuda_stream, len(batch), array, 0)
+        operations += [_operation(wait, address, 1, equal), _operation(write, address, 0)]
+    operations += [_operation(write, address, 1) for address in raised]
+    return [operations[n : n + _MOST_OPERATIONS] for n in range(0, len(operations), _MOST_OPERATIONS)]
+
+
+def _operation(kind: Any, address: int, value: int, flags: int = 0) -> Any:
+    parameters = _driver().CUstreamBatchMemOpParams()
+    parameters.operation = kind
+    member = parameters.waitValue  # writeValue has the same layout and place
+    member.address, member.value, member.flags = address, value, flags
+    return parameters
 
 
 def copy_rows(stream: torch.cuda.Stream, destination: int, pitch: int, source: torch.Tensor) -> None:
@@ -220,19 +198,21 @@ def copy_rows(stream: torch.cuda.Stream, destination: int, pitch: int, source: t
         if from_pitch == pitch == row.nbytes or length == 1:
             copy(stream, start, sequence.data_ptr(), sequence.nbytes)
             continue
-        rows = _Copy2D(
-            source_type=_ANY_DEVICE,
-            source=sequence.data_ptr(),
-            source_pitch=from_pitch,
-            destination_type=_ANY_DEVICE,
-            destination=start,
-            destination_pitch=pitch,
-            width=row.nbytes,
-            height=length,
-        )
-        _call("cuMemcpy2DAsync_v2", ctypes.byref(rows), stream.cuda_stream)
+        rows = _rows(start, pitch, sequence.data_ptr(), from_pitch, row.nbytes, length)
+        _call("cuMemcpy2DAsync", rows, stream.cuda_stream)
+
+
+@functools.lru_cache(_KEPT_PARAMETERS)
+def _rows(destination: int, pitch: int, source: int, source_pitch: int, width: int, height: int) -> Any:
+    """Return the parameters of a copy of `height` rows of `width` bytes; pitches are in bytes, too."""
+    rows = _driver().CUDA_MEMCPY2D()
+    rows.srcMemoryType = rows.dstMemoryType = _driver().CUmemorytype.CU_MEMORYTYPE_UNIFIED  # any GPU
+    rows.srcDevice, rows.srcPitch = source, source_pitch
+    rows.dstDevice, rows.dstPitch = destination, pitch
+    rows.WidthInBytes, rows.Height = width, height
+    return rows
 
 
 def copy(stream: torch.cuda.Stream, destination: int, source: int, num_bytes: int) -> None:
     """Copy device memory. From another GPU a copy engine copies, so no SM is used."""
-    _call("cuMemcpyDtoDAsync_v2", destination, source, num_bytes, stream.cuda_stream)
+    _call("cuMemcpyDtoDAsync", destination, source, num_bytes, stream.cuda_stream)
