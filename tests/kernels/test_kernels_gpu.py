@@ -124,7 +124,12 @@ def test_merging_within_the_kernel_is_as_exact_as_one_block(num_parts, head_dim)
     )
     for start, stop in pairwise(bounds):
         state.attend(
-            kernel, q[:, :, tail], [KeySpan(k[:, :, start:stop], v[:, :, start:stop])], False, scale, tail
+            kernel,
+            q[:, :, tail],
+            [KeySpan(k[:, :, start:stop], v[:, :, start:stop])],
+            BlockShape.FULL,
+            scale,
+            tail,
         )
     single = kernel.block(q, k, v, BlockShape.CAUSAL, scale)[0]
 
