@@ -6,7 +6,7 @@
 #   scripts/slurm_dev_cluster.sh status | stop
 #
 # Needs root and Debian or Ubuntu. All it writes is in $SLURM_TOP (default /tmp/ringexp-slurm).
-# NODES (2) and CPUS a node (4, may exceed the real cores) can be set; so can the ports, from PORT (16817) on.
+# NODES (2), CPUS (4 per node, may exceed the real cores) and PORT (16817, the first of the ports) can be set.
 set -euo pipefail
 top=${SLURM_TOP:-/tmp/ringexp-slurm} nodes=${NODES:-2} cpus=${CPUS:-4} port=${PORT:-16817}
 host=$(hostname -s)
@@ -77,7 +77,7 @@ CONF
   echo "PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP" >>"$SLURM_CONF"
 }
 
-# Without an accounting daemon `sacct` fails, and submitit, which asks nothing else, would wait for ever.
+# Without an accounting daemon `sacct` fails, and submitit, which uses nothing else, would wait forever.
 write_sacct() {
   cat >"$top/bin/sacct" <<SACCT
 #!/usr/bin/env bash

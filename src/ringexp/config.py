@@ -160,7 +160,7 @@ class TrackerConfig:
 
 @dataclass
 class CalibrationConfig:
-    """Settings of measuring and remembering the speed of a rank."""
+    """Settings of measuring and remembering the speed per rank."""
 
     mode: str = "auto"  # auto: measure what the table lacks; table: never measure; refresh: measure all again
     min_samples: int = 5  # the minimum number of samples per point

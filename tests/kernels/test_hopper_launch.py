@@ -122,7 +122,11 @@ def test_only_what_has_not_arrived_is_awaited(exchange):
     found, given = exchange
     assert (found["SPANS"], found["AWAIT"], found["CONSUMERS"]) == (3, True, 2)
     spans = {n: [found[f"{name}{n}"] for name in ("from", "tiles", "taken")] for n in (1, 2, 3)}
-    assert spans == {1: [0, 256 // BLOCK_N, 0], 2: [128, 512 // BLOCK_N, given.arriving.taken], 3: [0, 0, 0]}
+    assert spans == {
+        1: [0, 256 // BLOCK_N, 0],
+        2: [128, 512 // BLOCK_N, given.arriving.read_flag],
+        3: [0, 0, 0],
+    }
     assert found["words1_ptr"].tolist() == [1, 1]  # there already
     assert found["words2_ptr"].data_ptr() == given.words.data_ptr()
     assert found["words3_ptr"] is None

@@ -58,7 +58,7 @@ def test_a_plan_beyond_memory_is_named_by_its_rank():
 
 
 @pytest.mark.parametrize("limit", [None, 1, 0.5, [1, 80.0]])
-def test_limits_are_one_number_or_one_a_rank(limit):
+def test_limits_are_one_number_or_one_per_rank(limit):
     validate_memory_limit(limit, 2)
 
 

@@ -55,7 +55,7 @@ def block_into(
     for span in spans:
         if span.arriving is not None:
             span.arriving.words.zero_()
-            _word(span.arriving.taken).value = 1
+            _word(span.arriving.read_flag).value = 1
 
 
 def _await(arriving: ArrivalFlags) -> None:

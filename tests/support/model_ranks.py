@@ -184,7 +184,7 @@ def caches(rank: int, block_lens: list[int], new_tokens: int, reserved: int) -> 
         logits, cache = model(logits[:, -1:].argmax(-1), past_key_value_states=cache, use_cache=True)
     keys, values = cache[0]
     assert keys.shape == values.shape
-    return cache.held, keys.shape[1], sum(x.untyped_storage().nbytes() for x in (keys, values))
+    return cache.filled_slots, keys.shape[1], sum(x.untyped_storage().nbytes() for x in (keys, values))
 
 
 @torch.inference_mode()

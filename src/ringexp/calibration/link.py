@@ -1,4 +1,4 @@
-"""Measure the cost of a hop, by sending shards round the ring with nothing to compute."""
+"""Measure the cost per hop, by sending shards round the ring with nothing to compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time one piece of work on a rank, while the ranks that share its device do the same."""
+"""Time one piece of work on this rank, while the ranks that share its device do the same."""
 
 from __future__ import annotations
 

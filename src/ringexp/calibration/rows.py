@@ -101,7 +101,7 @@ class SpeedRow:
 
     @property
     def is_half(self) -> bool:
-        """Whether the rank was one of two equal ones.
+        """Tell whether the rank was one of two equal ones.
 
         Speeds are read from such rows; the other rows tell what each part of the work costs.
         """

@@ -1,4 +1,4 @@
-"""What results say of a regression over measured speeds. Needs no library, unlike the regression itself."""
+"""The record that results keep of a regression over measured speeds. Reading it needs no library."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ringexp.errors import UserError
 from ringexp.stored import DAMAGED, Warn, set_aside, to_stderr
 
 LOCK_TIMEOUT_S = 60.0
-"""How long a change waits for other writers; one write takes milliseconds."""
+"""Seconds for which a change waits for other writers; one write takes milliseconds."""
 
 
 class SpeedTable:

@@ -50,8 +50,8 @@ class KernelSpec(Choice):
             setting: what the precision is called in the message.
         """
         if device not in self.devices:
-            known = {"cpu": "the CPU", "cuda": "CUDA"}
-            return f"{_either([known.get(name, name) for name in self.devices])}, but device={device}"
+            device_words = {"cpu": "the CPU", "cuda": "CUDA"}
+            return f"{_either([device_words.get(name, name) for name in self.devices])}, but device={device}"
         if dtype not in self.dtypes:
             return f"{_either(self.dtypes)}, but {setting}={dtype}"
         return None

@@ -122,7 +122,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _hop(text: str) -> tuple[float, float]:
-    """Read the microseconds and GB/s of a hop."""
+    """Read the microseconds and GB/s per hop."""
     parts = text.split(":")
     try:
         latency_us, gbps = (float(part) for part in parts)

@@ -33,8 +33,9 @@ def named_shape(name: str) -> ModelShape:
 
 
 def _unknown(name: str) -> UserError:
-    known = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
-    known = [other for other in known if model_of(named_model(other)).shape]
+    names = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+    shaped_models = [other for other in names if model_of(named_model(other)).shape]
     return UserError(
-        f"model {name} has no shape here; choose one of {', '.join(known)}{did_you_mean(name, known)}"
+        f"model {name} has no shape here; choose one of {', '.join(shaped_models)}"
+        f"{did_you_mean(name, shaped_models)}"
     )

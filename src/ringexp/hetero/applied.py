@@ -51,7 +51,7 @@ class AppliedThrottle:
 
     @property
     def emulated(self) -> bool:
-        """Whether the rank waits, in place of having less hardware."""
+        """Tell whether the rank waits, in place of having less hardware."""
         return self.spec.emulated
 
     def changed(self, percentage: float) -> AppliedThrottle:

@@ -19,7 +19,7 @@ LEAST_QUOTA_US = 1_000
 """The smallest quota that Linux takes."""
 
 PATIENCE_S = 10.0
-"""How long removing a group waits for its last process to end."""
+"""Seconds for which the removal of a group waits for the last process of the group to end."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ Arguments are the number of prompts since the first change, and `hetero.drift.ov
 
 
 def percentages_at(drift: DriftConfig, percentages: Sequence[float], prompt: int) -> list[float]:
-    """Return the percentages of all ranks at a prompt. Those of a ramp are rounded to whole percents."""
+    """Return the percentages of all ranks at one prompt. Those of a ramp are rounded to whole percents."""
     if not drift or prompt < drift.at:
         return [float(value) for value in percentages]
     part = PARTS[drift.kind](prompt - drift.at, drift.over)

@@ -1,9 +1,8 @@
 """Block attention kernels behind one signature: (q, k, v, shape, softmax_scale) -> (out, lse).
 
-`get_kernel` picks one by name; `OnlineSoftmax` merges the results of several blocks. The signature is
-spelled out in `contract`, with that of kernels that merge, and take several blocks at once; its exact meaning
-is in `oracle`. One token over a cache has kernels of its own, in `decode`. Importing this does not import
-triton.
+`get_kernel` picks one by name; `OnlineSoftmax` merges the results of several blocks. `contract` documents the
+signature, and that of kernels that merge by themselves and compute several blocks per call. `oracle` defines
+the exact result. `decode` has the kernels for one token over a cache. Importing this does not import triton.
 """
 
 from ringexp.kernels.contract import (

@@ -6,9 +6,9 @@ import math
 
 LN2 = math.log(2)
 LOG2E = math.log2(math.e)
-"""Kernels compute exponentials to base 2: scores are multiplied with this, log-sum-exps with LN2."""
+"""Kernels compute exponentials to base 2: they multiply scores by LOG2E, and log-sum-exps by LN2."""
 
 
 def ceil_div(length: int, tile: int) -> int:
-    """Return how many tiles cover a length."""
+    """Return the number of tiles that cover a length."""
     return -(-length // tile)

@@ -13,13 +13,13 @@ A block is one attention call of the ring: all queries of one span against all k
   `LOWEST_LSE`, so that it merges with weight 0. The Triton kernels answer NaN for such a row. A row that sees
   a NaN has out NaN.
 
-A kernel may also merge what it computes into earlier results, and take several blocks at once:
+A kernel may also merge its results into earlier results, and compute several blocks per call:
 
     block_into(q, spans, shape, softmax_scale, accumulator)
 
-All rows of q attend to the first `KeySpan`, and `shape` is about that one alone. The rows from `from_row` on
-attend to all keys of a further span. `FusedLimits` says which further spans a kernel takes, and `Accumulator`
-where the result goes.
+All rows of q attend to the first `KeySpan`; `shape` holds for that span only. The rows from `from_row` on
+attend to all keys of a further span. `FusedLimits` states which further spans a kernel takes, and
+`Accumulator` where the result goes.
 
 Forward only: call under torch.no_grad() or torch.inference_mode().
 """
@@ -40,27 +40,28 @@ Rows: TypeAlias = tuple[int, int]
 """Rows [start, stop) of a tensor."""
 
 LOWEST_LSE = finfo(float32).min
-"""The log-sum-exp of a row without scores, on CUDA: the merge there takes differences, of -inf too NaN."""
+"""The log-sum-exp of a row without scores, on CUDA. The merge there subtracts, and -inf - -inf is NaN."""
 
 
 class ArrivalFlags(NamedTuple):
-    """Flags by which a kernel learns that keys and values have arrived, heads after heads.
+    """Flags that tell a kernel which heads of keys and values have arrived.
 
     Attributes:
-        words: int32 [P], 16 bytes apart, P a divisor of Hkv. The first Hkv / P heads are there once words[0]
-            is not 0, and so on. The kernel sets all words to 0 once it has read everything.
-        waited: int32 [1], shared by all spans of a launch. The kernel writes there how long its programs
-            waited on average, in us.
-        taken: The address of a word on the sender's GPU. The kernel sets it to 1 after `words` are 0 again.
+        words: int32 [P], 16 bytes apart, P a divisor of Hkv. The first Hkv / P heads have arrived once
+            words[0] is not 0, and so on. The kernel sets all words to 0 once it has read everything.
+        waited: int32 [1], shared by all spans of a launch. The kernel writes the average time that its
+            programs waited, in us.
+        read_flag: the address of a word on the sender's GPU. The kernel sets it to 1 after it has set `words`
+            back to 0.
     """
 
     words: Tensor
     waited: Tensor
-    taken: int
+    read_flag: int
 
 
 class Remote(NamedTuple):
-    """A tensor in another GPU's memory, which kernels here can write to."""
+    """A tensor in another GPU's memory that kernels of this GPU can write to."""
 
     address: int
     shape: tuple[int, ...]
@@ -75,11 +76,15 @@ class Remote(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """Where the first n keys and values go, [B, Hkv, n, D] each.
+    """The memory on another GPU that receives the first n keys and values.
 
-    The kernel writes there once the word at the address `free` is 1, which it makes 0 again. Each time it has
-    written Hkv / P heads of both it makes one of P words 1, which lie 16 bytes apart from the address `ready`
-    on, on the other GPU.
+    Attributes:
+        k: memory of the keys, [B, Hkv, n, D].
+        v: memory of the values, [B, Hkv, n, D].
+        free: the address of a word on this GPU. The kernel writes k and v once the word is 1, and sets the
+            word back to 0.
+        ready: the address of the first of P words on the other GPU, 16 bytes apart. The kernel sets the next
+            one to 1 each time it has written Hkv / P heads of both.
     """
 
     k: Remote
@@ -89,10 +94,15 @@ class Destination(NamedTuple):
 
 
 class Sending(NamedTuple):
-    """Keys and values [B, Hkv, L, D] that a kernel sends to other ranks beside its blocks.
+    """Keys and values that a kernel sends to other ranks while it computes its blocks.
 
-    pieces: P of all destinations. counts, int32 [2 + P]: zeros for the kernel to count with, and zeros again
-    when it is over. took, int32 [1]: where it leaves how long it was at it, ns.
+    Attributes:
+        k: keys [B, Hkv, L, D].
+        v: values [B, Hkv, L, D].
+        to: the destinations.
+        pieces: P, the same for all destinations.
+        counts: int32 [2 + P], the kernel's counters: zeros before and after the launch.
+        took: int32 [1]. The kernel writes the duration of the transfer, in ns.
     """
 
     k: Tensor
@@ -104,9 +114,14 @@ class Sending(NamedTuple):
 
 
 class KeySpan(NamedTuple):
-    """Keys and values [B, Hkv, Lk, D] that the query rows from from_row on attend to, all of them.
+    """Keys and values to which all query rows from from_row on attend.
 
-    arriving: of a further span alone; sending: of the first one alone.
+    Attributes:
+        k: keys [B, Hkv, Lk, D].
+        v: values [B, Hkv, Lk, D].
+        from_row: the first query row that attends.
+        arriving: flags of their arrival; only for a further span. None: they have arrived.
+        sending: what the kernel sends meanwhile; only for the first span. None: nothing.
     """
 
     k: Tensor
@@ -119,8 +134,8 @@ class KeySpan(NamedTuple):
 class FusedLimits(NamedTuple):
     """Limits of a fused `block_into` call.
 
-    The kernel waits for further spans that are `arriving`, all in equally many pieces. It can send to one
-    destination less than it takes spans.
+    The kernel waits for further spans that are `arriving`. All of them arrive in the same number of pieces.
+    It can send to at most spans - 1 destinations.
 
     Attributes:
         spans: key spans per call.
@@ -138,10 +153,10 @@ class Accumulator(NamedTuple):
         out: [B, Lq, H, D] float32, unrounded, possibly a view. If the call is fresh and all rows are done,
             nothing is written here, and the dtype may be any.
         lse: [B, H, Lq] float32, possibly a view.
-        fresh: whether the call writes out and lse. Otherwise they hold the result over other keys, and the
-            call merges into them, as in `merge`.
-        final: where rows that are done go in place of out: q's dtype, out's shape and strides.
-        done: the rows that get no further block.
+        fresh: whether the call overwrites out and lse. Otherwise they hold the result over other keys, and
+            the call merges into them, as `merge` does.
+        final: receives the rows `done` in place of out: q's dtype, out's shape and strides.
+        done: the rows that no later block covers.
     """
 
     out: Tensor
@@ -163,7 +178,7 @@ class Kernel:
         block: computes one block.
         block_into: merges one block or several into earlier results as it computes them; None if the kernel
             cannot.
-        fused_limits: how many blocks `block_into` takes at once; None: one.
+        fused_limits: the limits of `block_into`; None: one block per call.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The provider of kernel=cudnn: cuDNN's fused attention, by PyTorch's operator for it."""
+"""The provider of kernel=cudnn: cuDNN's fused attention, through PyTorch's operator."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """cuDNN attention: float16 and bfloat16, head_dim a multiple of 8; KV heads are not expanded.
+    """Compute one block with cuDNN: float16, bfloat16; head_dim a multiple of 8; KV heads are not expanded.
 
-    cuDNN builds a plan at the first call of each shape. It takes no single-key block: those, a handful of
-    products, go to FlashAttention-2.
+    cuDNN builds a plan at the first call per shape. It does not take a block with a single key, so
+    FlashAttention-2 computes such blocks.
     """
     check_block(q, k, v, shape, softmax_scale)
     if k.shape[2] == 1:

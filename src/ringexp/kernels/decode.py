@@ -1,12 +1,13 @@
-"""Attention of one token over the cache of one rank: what decode kernels agree to, and which one runs where.
+"""Attention of one token over one rank's cache: the contract of decode kernels, and the choice of one.
 
     parts = kernel.attend(q, k, v, slots, softmax_scale)     # [parts, B, Hkv, group, D + 1] float32
     out = kernel.merge(parts, q.dtype)                       # [B, Hkv, group, D]
 
 - q [B, Hkv, group, D]: the query heads of each KV head; k and v [B, capacity, Hkv, D], D contiguous.
-- A part is the result over some of the slots: out, and behind it its log-sum-exp. Without slots out is 0 and
+- A part is the result over some of the slots: out, followed by its log-sum-exp. Over no slots out is 0 and
   the log-sum-exp -inf.
-- merge(parts) keeps the log-sum-exp, [B, Hkv, group, D + 1], so that it can be a part of another merge.
+- merge(parts) keeps the log-sum-exp, [B, Hkv, group, D + 1], so that its result can be a part of another
+  merge.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from ringexp.planning import BlockShape, runs
 
 
 class Slots:
-    """Which slots of a rank's cache are filled: for the host, and in device memory for kernels.
+    """The filled slots of a rank's cache, known to the host and, in device memory, to kernels.
 
-    firsts: of each sequence the first slot that is no padding. filled: how many there are. On the device:
-    `first_slots` [B] and `stop` [1], int32, between which a token attends, and `next_slot` [1], int64, where
-    it is put.
+    Attributes:
+        firsts: the first slot of each sequence that is not padding.
+        filled: the number of filled slots.
+        first_slots: `firsts` on the device, [B] int32.
+        stop: `filled` on the device, [1] int32. A token attends to the slots from first_slots up to stop.
+        next_slot: the slot for the next token's keys and values, on the device, [1] int64.
     """
 
     def __init__(self, firsts: Sequence[int], filled: int, device: torch.device) -> None:
@@ -39,19 +43,32 @@ class Slots:
         self.next_slot = torch.tensor([filled], device=device)
 
     def admit(self, keep: bool) -> None:
-        """The next token goes behind the filled slots and fills one, or the one after it takes its place."""
-        self.next_slot.fill_(self.filled)  # a value in a kernel's arguments: nothing is copied, nobody waits
+        """Give the next token the slot behind the filled ones.
+
+        Args:
+            keep: whether the token fills the slot. Otherwise the token after it gets the same slot.
+        """
+        self.next_slot.fill_(self.filled)  # the value is a kernel argument, so nothing is copied
         self.filled += keep
         self.stop.fill_(self.filled)
 
 
 class Attend(Protocol):
+    """Compute the parts of one token's attention. The shapes are at the top of this module."""
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, slots: Slots, softmax_scale: float) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class DecodeKernel:
-    """replayable: lengths are read from the device, so a CUDA graph of a step serves other tokens too."""
+    """A kernel for attention of one token over a cache.
+
+    Attributes:
+        attend: computes the parts.
+        merge: merges parts into one.
+        replayable: whether the kernel reads lengths from device memory. A CUDA graph of one step then serves
+            other tokens, too.
+    """
 
     attend: Attend
     merge: Callable[..., Tensor]
@@ -59,7 +76,7 @@ class DecodeKernel:
 
 
 def get_decode_kernel(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> DecodeKernel:
-    """The decode kernel for caches on `device` with this dtype and head_dim: Triton's where it can run."""
+    """Return the decode kernel for caches on `device` with this dtype and head_dim: Triton's if it runs."""
     device = torch.device(device)
     fits = dtype in triton_block.DTYPES and head_dim <= triton_block.MAX_HEAD_DIM
     if device.type == "cuda" and fits and triton_block.available(device):
@@ -68,7 +85,7 @@ def get_decode_kernel(device: torch.device | str, dtype: torch.dtype, head_dim: 
 
 
 def split_over_keys() -> DecodeKernel:
-    """The kernel in `triton_decode`."""
+    """Return the kernel of `triton_decode`."""
     from ringexp.kernels import triton_decode
 
     def attend(q: Tensor, k: Tensor, v: Tensor, slots: Slots, softmax_scale: float) -> Tensor:
@@ -78,7 +95,7 @@ def split_over_keys() -> DecodeKernel:
 
 
 def by_blocks(block: BlockFunction) -> DecodeKernel:
-    """A block kernel over the slots that the host knows to be filled: all in one part."""
+    """Return a decode kernel that calls a block kernel on the slots that the host knows to be filled."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, slots: Slots, softmax_scale: float) -> Tensor:
         parts = q.new_zeros((1, *q.shape[:3], q.shape[3] + 1), dtype=torch.float32)

@@ -24,7 +24,7 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """One block as in `contract`; KV heads are not expanded. It is compiled at a process's first call."""
+    """Compute one block as in `contract`. KV heads are not expanded. The first call of a process compiles."""
     from flash_attn.cute import flash_attn_func  # pyright: ignore[reportMissingImports]
 
     check_block(q, k, v, shape, softmax_scale)

@@ -91,7 +91,7 @@ def launch(
         strides=_strides(result),
         sizes=sizes,
         further=_further_spans(further),
-        pieces=Pieces(first.k.shape[1] // pieces, pieces, *_taken(further)),
+        pieces=Pieces(first.k.shape[1] // pieces, pieces, *_read_flags(further)),
         load=load,
         destinations=destinations,
         finish=Finish(*result.done, softmax_scale * LOG2E),
@@ -186,8 +186,8 @@ def _further_spans(further: Sequence[KeySpan]) -> FurtherSpans:
     return FurtherSpans(*_padded(numbers, 2 * _MOST_FURTHER, 0))
 
 
-def _taken(further: Sequence[KeySpan]) -> list[int]:
-    return _padded([span.arriving.taken if span.arriving else 0 for span in further], _MOST_FURTHER, 0)
+def _read_flags(further: Sequence[KeySpan]) -> list[int]:
+    return _padded([span.arriving.read_flag if span.arriving else 0 for span in further], _MOST_FURTHER, 0)
 
 
 def _sent_descriptors(sending: Sending | None) -> SentDescriptors:

@@ -1,4 +1,4 @@
-"""Merging the partial results of blocks over different keys into one exact attention result.
+"""Merge the partial results of blocks over different keys into one exact attention result.
 
 For each query row with results (out_a, lse_a) and (out_b, lse_b) over disjoint keys:
 
@@ -6,7 +6,8 @@ For each query row with results (out_a, lse_a) and (out_b, lse_b) over disjoint 
     out = out_a + w * (out_b - out_a)
     lse = log(exp(lse_a) + exp(lse_b))
 
-A row whose scores are all -inf on one side has weight 0 there. On both sides it stays out 0 and lse -inf.
+If all scores of a row are -inf on one side, that side has weight 0. If they are -inf on both sides, the row
+keeps out 0 and lse -inf.
 The online-softmax identity (Milakov and Gimelshein, 2018), in the sigmoid form used by ring attention codes.
 """
 
@@ -24,12 +25,21 @@ _ALL = slice(None)
 
 
 class OnlineSoftmax:
-    """The running result for one span of queries, in any order of blocks.
+    """The running attention result of one span of queries. Blocks may come in any order.
 
-    The accumulator is float32, [B, L, H, D] contiguous. A first block that covers all rows is adopted as it
-    is: no zeros are written, and if it stays alone, `output` returns it unrounded. blocks: the rows of every
-    block to come, in order; if they are told, what is merged last goes straight to `dtype`. Tensors given to
-    `merge` are never written to. No method waits for the device.
+    The accumulator is float32, [B, L, H, D] contiguous. If the first block covers all rows, its tensors are
+    used as they are: no zeros are written, and if no further block comes, `output` returns them unrounded.
+    Tensors given to `merge` are never written to. No method waits for the device.
+
+    Args:
+        batch: sequences, B.
+        num_heads: query heads, H.
+        q_len: query rows, L.
+        head_dim: elements per head, D.
+        device: the device of all tensors.
+        blocks: the rows of every block to come, in order; None if they are not known. With them the last
+            merge writes the output in `dtype` directly.
+        dtype: the type of the output.
     """
 
     def __init__(
@@ -59,7 +69,7 @@ class OnlineSoftmax:
         Args:
             out: [B, H, rows, D], any floating dtype.
             lse: [B, H, rows] float32, natural log; see `contract` for rows whose scores are all -inf.
-            rows: which query rows the block covers, step 1.
+            rows: the query rows that the block covers, step 1.
         """
         batch, q_len, num_heads, head_dim = self._shape
         start, stop, step = rows.indices(q_len)
@@ -67,7 +77,7 @@ class OnlineSoftmax:
         assert out.shape == (batch, num_heads, stop - start, head_dim), (rows, out.shape)
         assert lse.shape == out.shape[:3], (lse.shape, out.shape)
         assert lse.dtype == torch.float32, lse.dtype
-        assert self._blocks is None or self._attended < len(self._blocks), "more blocks than were told"
+        assert self._blocks is None or self._attended < len(self._blocks), "more blocks than `blocks` has"
         self._attended += 1
         new_out = out.transpose(1, 2)
         if self._out is None and stop - start == q_len:
@@ -93,11 +103,18 @@ class OnlineSoftmax:
         softmax_scale: float,
         rows: slice = _ALL,
     ) -> None:
-        """Compute a block, or those that the kernel joins, and merge it; q holds the query rows `rows` alone.
+        """Compute one block, or several that the kernel joins, and merge the result.
 
-        spans, shape: as for `block_into` in `contract`. A kernel that has it merges what it computes before
-        it is rounded; the result is then as exact as a single block's, however many there are. Needs `blocks`
-        for that.
+        If `blocks` were given and the kernel has `block_into`, the kernel merges before it rounds. The result
+        is then as exact as that of a single block, whatever the number of blocks.
+
+        Args:
+            kernel: computes the block.
+            q: [B, H, rows, D], only the query rows `rows`.
+            spans: keys and values, as for `block_into` in `contract`; exactly one without `block_into`.
+            shape: the shape of the block over the first span.
+            softmax_scale: multiplies the scores.
+            rows: the query rows that the block covers, step 1.
         """
         if kernel.block_into is None or self._blocks is None:
             (span,) = spans
@@ -122,9 +139,9 @@ class OnlineSoftmax:
         self._attended += 1
 
     def output(self, dtype: torch.dtype) -> Tensor:
-        """The merged result, [B, L, H, D] contiguous in dtype; rows never merged are 0.
+        """Return the merged result, [B, L, H, D] contiguous in dtype. Rows of no block are 0.
 
-        It may share memory with the accumulator or with an adopted block.
+        The tensor may share memory with the accumulator or with the tensors of the first block.
         """
         if self._final is None:
             return self._old()[0].to(dtype).contiguous()
@@ -134,12 +151,12 @@ class OnlineSoftmax:
 
     @property
     def lse(self) -> Tensor:
-        """The merged log-sum-exp, [B, H, L] float32; rows never merged are -inf."""
+        """The merged log-sum-exp, [B, H, L] float32. Rows of no block are -inf."""
         assert self._lse is not None, "nothing was merged"
         return self._lse
 
     def _old(self) -> tuple[Tensor, Tensor]:
-        """Return the result so far; if nothing was merged it is out 0 and lse -inf."""
+        """Return out and lse so far. Before the first merge they are 0 and -inf."""
         if self._out is None or self._lse is None:
             batch, q_len, num_heads, _ = self._shape
             self._out = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
@@ -147,7 +164,7 @@ class OnlineSoftmax:
         return self._out, self._lse
 
     def _target(self, old: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the tensors that the next merge writes: the accumulator, or the final output."""
+        """Return the tensors that the next merge writes: the accumulator, or the final output and its lse."""
         is_last = self._blocks is not None and self._attended == len(self._blocks)
         dtype = self._dtype if is_last else torch.float32
         if not self._adopted and dtype == torch.float32:
@@ -158,9 +175,17 @@ class OnlineSoftmax:
 
 
 def rows_done(blocks: Sequence[Rows], q_len: int) -> tuple[list[Rows], list[Rows]]:
-    """For each block the rows that no later one covers, if those lie together; and the rows left over.
+    """Find the rows that are done after each block, since no later block covers them.
 
-    Of several runs of such rows one counts; a block that has none gets (start, start).
+    Only one contiguous range counts per block.
+
+    Args:
+        blocks: the rows of each block, in order.
+        q_len: the number of query rows.
+
+    Returns:
+        Per block the range that is done after it, (start, start) if there is none; and the ranges that are
+        left over at the end.
     """
     covered: list[Rows] = []
     done: list[Rows] = []
@@ -171,7 +196,7 @@ def rows_done(blocks: Sequence[Rows], q_len: int) -> tuple[list[Rows], list[Rows
 
 
 def _without(runs: Iterable[Rows], covered: Sequence[Rows]) -> Iterator[Rows]:
-    """The runs of rows, without those that are covered."""
+    """Yield the parts of the ranges `runs` that no range in `covered` has."""
     for start, stop in runs:
         for first, last in sorted(covered):
             if first < last and start < last and first < stop:
@@ -189,7 +214,7 @@ def _merge_rows(
     stop: int,
     merged: tuple[Tensor, Tensor],
 ) -> None:
-    """Do the same as `triton_merge.merge_rows` by PyTorch's operators."""
+    """Do the same as `triton_merge.merge_rows`, with PyTorch's operators."""
     (old_out, old_lse), (new_out, new_lse), (out, lse) = old, new, merged
     rows = slice(start, stop)
     if out is not old_out:

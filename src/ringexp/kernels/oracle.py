@@ -15,19 +15,19 @@ MAX_SCORE_BYTES = 64 << 20
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Return None: it runs everywhere."""
+    """Return None: the reference kernel runs everywhere."""
     return None
 
 
 def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
-    """Return the reference."""
+    """Return the reference kernel."""
     return Kernel("reference", block)
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """softmax(softmax_scale * q k^T) v and its log-sum-exp, computed in float64, rounded once at the end.
+    """Compute softmax(softmax_scale * q k^T) v and its log-sum-exp in float64, and round once at the end.
 
-    Arguments and results as in `contract`: out in q's dtype, lse float32.
+    Arguments and results are those of `contract`: out in q's dtype, lse float32.
     """
     out, lse = block_fp64(q, k, v, shape, softmax_scale)
     return out.to(q.dtype), lse.float()
@@ -42,8 +42,20 @@ def relative_errors(
     softmax_scale: float,
     rows: int = 64,
 ) -> tuple[float, float]:
-    """How far a block kernel is off on random query rows, and the last: |out - exact| / |exact|, and
-    max |lse - exact|."""
+    """Measure the errors of a block kernel on the last query row and on random other rows.
+
+    Args:
+        block: the kernel.
+        q: [B, H, Lq, D].
+        k: [B, Hkv, Lk, D].
+        v: as k.
+        shape: the shape of the block.
+        softmax_scale: multiplies the scores.
+        rows: the number of query rows to check, at most.
+
+    Returns:
+        |out - exact| / |exact|, and max |lse - exact|.
+    """
     out, lse = block(q, k, v, shape, softmax_scale)
     num_heads, q_len = q.shape[1:3]
     others = torch.randperm(q_len - 1, device=q.device)[: rows - 1]
@@ -71,10 +83,10 @@ def block_fp64(
     softmax_scale: float,
     max_score_bytes: int = MAX_SCORE_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """Compute like `block`, but leave out [B, H, Lq, D] and lse [B, H, Lq] in float64.
+    """Compute like `block`, but return out [B, H, Lq, D] and lse [B, H, Lq] in float64.
 
-    Works through the query rows in chunks whose scores take at most max_score_bytes (one row at least), so
-    memory grows with Lq + Lk, not with Lq * Lk.
+    The query rows are computed in chunks of at least one row. The scores of a chunk take at most
+    max_score_bytes, so memory grows with Lq + Lk, not with Lq * Lk.
     """
     check_block(q, k, v, shape, softmax_scale)
     batch, num_heads, q_len, head_dim = q.shape

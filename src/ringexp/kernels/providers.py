@@ -1,6 +1,6 @@
-"""Pick the kernel that runs a block: by its name in `choices.KERNELS`, or for kernel=auto.
+"""Pick the kernel that computes blocks: by its name in `choices.KERNELS`, or for kernel=auto.
 
-The module of a kernel is its provider: see `contract.Provider`. It is imported when it is asked.
+The module of a kernel is its provider, see `contract.Provider`. It is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def get_kernel(name: str, device: torch.device | str, dtype: torch.dtype, head_d
     spec = KERNELS[candidates(device, dtype, head_dim)[0] if name == AUTO else name]
     lacks = why_unavailable(spec, device, dtype, head_dim)
     if lacks:
-        alternatives = " or ".join(f"kernel={each}" for each in spec.alternatives)
+        alternatives = " or ".join(f"kernel={alternative}" for alternative in spec.alternatives)
         raise UserError(f"kernel={spec.name} needs {lacks}; use {alternatives}")
     return replace(_provider(spec).kernel(device, dtype, head_dim), name=spec.name)
 
 
 def candidates(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> list[str]:
-    """Return the kernels that kernel=auto picks from there, the expected fastest first.
+    """Return the kernels from which kernel=auto picks, the one expected to be fastest first.
 
-    There is always one: where none can run it is the least demanding, whose error then says why.
+    The list is never empty. Where no kernel can run it has the least demanding one, whose error says why.
     """
     device = torch.device(device)
     ranked = [(spec.auto_rank, spec) for spec in KERNELS if spec.auto_rank is not None]

@@ -19,11 +19,11 @@ from ringexp.planning import BlockShape
 _aten = torch.ops.aten
 _MAX_FLASH_HEAD_DIM = 256
 ROWS_AT_ONCE = 1024
-"""Rows whose scores are computed together, to bound the memory that they take."""
+"""Rows whose scores are computed together, which bounds their memory."""
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Check that a GPU can compute in bfloat16; otherwise there is an operator for every device."""
+    """Check that a GPU can compute in bfloat16. For all else there is an operator on every device."""
     lacks = needs_capability(device, AMPERE) if (device.type, dtype) == ("cuda", torch.bfloat16) else None
     return lacks and lacks.replace(", but", " for bfloat16, but")
 
@@ -39,10 +39,10 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
 def flash_cpu(
     q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Flash attention on the CPU: float32, bfloat16, float16; any head_dim; KV heads are not expanded.
+    """Compute one block with the CPU's flash attention: float32, bfloat16, float16; any head_dim.
 
-    PyTorch answers out 0 and lse 0 for a row whose scores are all -inf, and for a short one whose scores are
-    all NaN. The lse is made -inf here, or both NaN.
+    KV heads are not expanded. PyTorch returns out 0 and lse 0 for a row whose scores are all -inf, and for a
+    short row whose scores are all NaN. This function corrects the former to lse -inf, the latter to NaN.
     """
     check_block(q, k, v, shape, softmax_scale)
     out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
@@ -61,10 +61,11 @@ def flash_cpu(
 def flash_cuda(
     q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """FlashAttention-2: float16 and bfloat16, compute capability >= 8.0, head_dim <= 256.
+    """Compute one block with FlashAttention-2: float16, bfloat16; capability >= 8.0; head_dim <= 256.
 
-    KV heads are not expanded. A head_dim that is no multiple of 8 is padded with zeros, which costs a copy.
-    The kernel answers out 0 and lse +inf for a row whose scores are all -inf. The lse is made `LOWEST_LSE`.
+    KV heads are not expanded. A head_dim that is not a multiple of 8 is padded with zeros, which costs a
+    copy. The kernel returns out 0 and lse +inf for a row whose scores are all -inf. This function sets such
+    an lse to `LOWEST_LSE`.
     """
     check_block(q, k, v, shape, softmax_scale)
     head_dim = q.shape[3]
@@ -79,9 +80,10 @@ def flash_cuda(
 def efficient_cuda(
     q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Memory-efficient attention: float32 (and older GPUs). It takes no GQA, so KV heads are expanded.
+    """Compute one block with memory-efficient attention: float32, and older GPUs.
 
-    A head_dim that is no multiple of 8 is padded with zeros, which costs a copy.
+    The operator takes no GQA, so KV heads are expanded. A head_dim that is not a multiple of 8 is padded with
+    zeros, which costs a copy.
     """
     check_block(q, k, v, shape, softmax_scale)
     num_heads, q_len, head_dim = q.shape[1:]
@@ -94,9 +96,10 @@ def efficient_cuda(
 
 
 def _highest_scores(suspect: Tensor, q: Tensor, k: Tensor, shape: BlockShape) -> Tensor:
-    """Return the highest unscaled score of the rows `suspect` [B, H, Lq], NaN if any is; 0 for other rows.
+    """Return the highest unscaled score per row of `suspect` [B, H, Lq], NaN if any is; 0 for other rows.
 
-    It tells rows without a number from those that a key and a value of zeros give out 0 and lse 0, too.
+    A row can have out 0 and lse 0 for two reasons: no finite score, or a key and a value of zeros. The
+    highest score tells them apart.
     """
     group = q.shape[1] // k.shape[1]
     highest = torch.zeros_like(suspect, dtype=torch.float32)
@@ -112,12 +115,12 @@ def _highest_scores(suspect: Tensor, q: Tensor, k: Tensor, shape: BlockShape) ->
 
 
 def _pad_head_dim(x: Tensor) -> Tensor:
-    """x with zeros up to the next multiple of 8 in its last dimension; they change neither scores nor lse."""
+    """Pad the last dimension with zeros to a multiple of 8. They change neither scores nor lse."""
     return pad(x, (0, -x.shape[3] % 8)) if x.shape[3] % 8 else x
 
 
 def _expand_kv_heads(x: Tensor, num_heads: int) -> Tensor:
-    """[B, Hkv, L, D] -> [B, num_heads, L, D]: each KV head repeated for its group of query heads."""
+    """Repeat each KV head for its group of query heads: [B, Hkv, L, D] -> [B, num_heads, L, D]."""
     batch, num_kv_heads, length, head_dim = x.shape
     if num_kv_heads == num_heads:
         return x

@@ -1,7 +1,7 @@
 """The provider of kernel=triton, our own portable kernel: GQA by head index, any lengths, no index masks.
 
-Compiled on a CUDA device, or interpreted on CPU tensors (slow: for tests) where TRITON_INTERPRET=1 was set
-before triton was first imported. triton itself is imported at the first call.
+On a CUDA device the kernel is compiled. On CPU tensors it is interpreted, if TRITON_INTERPRET=1 was set
+before triton was first imported; this is slow, and for tests. triton itself is imported at the first call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True)
 class Tiles:
-    """Query rows and keys of one tile, and how many warps and load stages work on it."""
+    """The query rows and keys of a tile, and the numbers of warps and load stages that work on it."""
 
     block_m: int
     block_n: int
@@ -35,8 +35,8 @@ class Tiles:
     num_stages: int
 
 
-# By padded head_dim, the smallest entry that fits; checked at compile time not to spill, but for a few bytes.
-# One choice for all lengths: no length is ever tuned for anew.
+# Tiles by padded head_dim; the smallest entry that fits counts. Compilation shows at most a few bytes of
+# spills. One entry serves all lengths, so no length needs tuning of its own.
 _HOPPER_16BIT = {64: Tiles(128, 128, 8, 3), 128: Tiles(128, 128, 8, 2), 256: Tiles(128, 64, 8, 2)}
 _OTHER_16BIT = {64: Tiles(128, 64, 4, 3), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 32, 8, 2)}
 _FLOAT32 = {64: Tiles(64, 32, 8, 2), 128: Tiles(32, 16, 8, 2), 256: Tiles(32, 16, 8, 2)}
@@ -56,7 +56,7 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """One block as in `contract`: float16, bfloat16 or float32, head_dim <= 256.
+    """Compute one block as in `contract`: float16, bfloat16 or float32, head_dim <= 256.
 
     out is [B, L, H, D] contiguous in memory. float32 products are exact float32 (no TF32).
     """
@@ -125,15 +125,15 @@ def why_triton_cannot_run(device: torch.device) -> str | None:
 
 
 def padded_head_dim(head_dim: int) -> int:
-    """head_dim rounded up to a power of two, 16 at least: the width of the tiles."""
+    """Return the width of the tiles: head_dim rounded up to a power of two, at least 16."""
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def choose_tiles(block_d: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
-    """The tiles for a padded head_dim, a dtype and a compute capability.
+    """Return the tiles for a padded head_dim, a dtype and a compute capability.
 
-    Ours to choose within each GPU's shared memory: 227 KiB on Hopper and datacentre Blackwell (9.x, 10.x),
-    99 KiB taken as the limit elsewhere.
+    They fit the GPU's shared memory: 227 KiB on Hopper and datacentre Blackwell (9.x, 10.x), 99 KiB
+    elsewhere.
     """
     if dtype == torch.float32:
         table = _FLOAT32
@@ -159,7 +159,7 @@ def _interpreting() -> bool:
 
 
 def _with_small_rows(x: Tensor) -> Tensor:
-    """x, copied if its rows are so far apart that offsets within a tile would not fit 32 bits."""
+    """Return x, or a contiguous copy if offsets within a tile of x might not fit 32 bits."""
     return x if x.stride(2) < 1 << 23 else x.contiguous()
 
 

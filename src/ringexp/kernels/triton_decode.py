@@ -1,7 +1,7 @@
 """Attention of one token over a cache, its keys split over the whole GPU (Dao et al., Flash-Decoding, 2023).
 
-How many slots are filled is read from device memory, so a captured CUDA graph serves every token. Programs
-compute parts, each over a stretch of the filled slots; `merge` makes one result of them, and likewise of the
+The kernel reads the number of filled slots from device memory, so a captured CUDA graph serves every token.
+Each program computes one part, over a stretch of the filled slots. `merge` combines parts, and also the
 results of several ranks.
 """
 
@@ -25,24 +25,32 @@ _INTERPRETED_PROGRAMS = 12
 
 @dataclass(frozen=True)
 class DecodeTiles:
-    """Keys of one tile, and how many warps and load stages work on it."""
+    """The keys of a tile, and the numbers of warps and load stages that work on it."""
 
     block_n: int
     num_warps: int
     num_stages: int
 
 
-# By padded head_dim, the smallest entry that fits; a program fits an SM of 99 KiB.
+# Tiles by padded head_dim; the smallest entry that fits counts. A program fits an SM of 99 KiB.
 _16BIT = {64: DecodeTiles(128, 4, 3), 128: DecodeTiles(64, 4, 3), 256: DecodeTiles(32, 4, 3)}
 _FLOAT32 = {64: DecodeTiles(32, 4, 3), 128: DecodeTiles(16, 4, 3), 256: DecodeTiles(16, 4, 3)}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, firsts: Tensor, stop: Tensor, softmax_scale: float) -> Tensor:
-    """Parts [parts, B, Hkv, group, D + 1] of the result, float32: out, and behind it its log-sum-exp.
+    """Compute the parts of the attention of one token per sequence.
 
-    q: [B, Hkv, group, D], the query heads of each KV head. k and v: [B, slots, Hkv, D], D contiguous, any
-    other strides. A sequence attends to the slots from its entry in firsts, [B] int32, up to stop, [1] int32,
-    both on the device. A part without slots is out 0 and lse -inf.
+    Args:
+        q: [B, Hkv, group, D], the query heads of each KV head.
+        k: [B, slots, Hkv, D], D contiguous, any other strides.
+        v: as k.
+        firsts: the first slot that each sequence attends to, [B] int32 on the device.
+        stop: the slot after the last one, [1] int32 on the device.
+        softmax_scale: multiplies the scores.
+
+    Returns:
+        [parts, B, Hkv, group, D + 1] float32: out, followed by its log-sum-exp. A part without slots has out
+        0 and log-sum-exp -inf.
     """
     batch, num_kv_heads, group, head_dim = q.shape
     capacity = k.shape[1]
@@ -51,7 +59,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, firsts: Tensor, stop: Tensor, softma
     assert firsts.dtype == stop.dtype == torch.int32, (firsts.dtype, stop.dtype)
     if q.is_cuda:
         programs = torch.cuda.get_device_properties(q.device).multi_processor_count
-    else:  # interpreted, where bfloat16 would be multiplied as bit patterns
+    else:  # the interpreter would multiply bfloat16 as bit patterns
         programs = _INTERPRETED_PROGRAMS
         q, k, v = q.float(), k.float(), v.float()
     block_d = padded_head_dim(head_dim)
@@ -88,9 +96,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, firsts: Tensor, stop: Tensor, softma
 
 
 def merge(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """One result of `parts` [parts, ..., D + 1] over disjoint keys, merged in their order.
+    """Merge parts over disjoint keys into one result, in their order.
 
-    [..., D + 1] as they are; with dtype its out alone, [..., D].
+    Args:
+        parts: [parts, ..., D + 1] float32, as `attend` returns them.
+        dtype: the type of the output; None: float32, with the log-sum-exp.
+
+    Returns:
+        With dtype the output [..., D], otherwise one part [..., D + 1].
     """
     num_parts, head_dim = parts.shape[0], parts.shape[-1] - 1
     rows = parts[0].numel() // (head_dim + 1)
@@ -114,12 +127,12 @@ def merge(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def padded_group(group: int) -> int:
-    """Query rows of a tile: a power of two, and no fewer than a matrix product of tensor cores takes."""
+    """Return the query rows of a tile: a power of two, and at least the 16 that tensor cores multiply."""
     return max(16, triton.next_power_of_2(group))
 
 
 def choose_tiles(block_d: int, dtype: torch.dtype) -> DecodeTiles:
-    """The tiles for a padded head_dim and a dtype, on any GPU."""
+    """Return the tiles for a padded head_dim and a dtype, on any GPU."""
     table = _FLOAT32 if dtype == torch.float32 else _16BIT
     return next(tiles for width, tiles in table.items() if block_d <= width)
 
@@ -129,9 +142,10 @@ def attend_part(q_ptr, k_ptr, v_ptr, firsts_ptr, stop_ptr, parts_ptr, stride_qb,
                 stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh, heads, num_kv_heads, group,
                 num_parts, scale_log2, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
                 BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One program: the query heads of one KV head of one sequence, against one stretch of its slots.
+    """Compute one part per program: query heads of one KV head of one sequence, over a stretch of slots.
 
-    heads: KV heads of all sequences; those of one stretch run side by side, as their rows do in memory.
+    heads is the number of KV heads of all sequences. The heads of one stretch run together, since their rows
+    lie together in memory.
     """
     head_index = tl.program_id(0) % heads
     part = tl.program_id(0) // heads
@@ -165,7 +179,7 @@ def attend_part(q_ptr, k_ptr, v_ptr, firsts_ptr, stop_ptr, parts_ptr, stride_qb,
         rows, TAIL, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)
     # fmt: on
 
-    # Without slots the sum is 0, and the log-sum-exp -inf + log2(1).
+    # Without slots the sum is 0. The divisor is then 1 and the log-sum-exp -inf.
     divisor = tl.where(row_sum > 0, row_sum, 1.0)
     lse = (row_max + tl.log2(divisor)) * LN2
     out_rows = (part * tl.cast(heads, tl.int64) + head_index) * group + rows
@@ -185,7 +199,7 @@ def merge_parts(
     BLOCK_P: tl.constexpr,
     WITH_LSE: tl.constexpr,
 ):
-    """One program: one row of the result, BLOCK_P parts at a time; the formula is in `merge`."""
+    """Merge one row of the result per program, BLOCK_P parts at a time. `merge` has the formula."""
     row = tl.cast(tl.program_id(0), tl.int64)
     dims = tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_D], dtype=tl.float32)
@@ -200,7 +214,7 @@ def merge_parts(
             base[:, None] + dims[None, :], mask=here[:, None] & (dims < HEAD_DIM)[None, :], other=0.0
         )
         new_high = tl.maximum(high, tl.max(lse, 0))
-        level = tl.where(new_high == float("-inf"), 0.0, new_high)  # so that nothing is -inf less -inf
+        level = tl.where(new_high == float("-inf"), 0.0, new_high)  # avoids -inf - -inf, which is NaN
         weights = tl.exp(lse - level)
         shrink = tl.exp(high - level)
         total = total * shrink + tl.sum(weights, 0)

@@ -1,8 +1,8 @@
 """The Triton device code of one attention block; `triton_block` calls it. Importing this needs triton.
 
-Online softmax over key tiles (Dao, FlashAttention-2, 2023), base-2 exponentials, float32 accumulation. A
-causal block is square, so its key tiles fall into two runs known from the tile index alone: those wholly
-before the diagonal, which need no mask, and those on it.
+It is an online softmax over key tiles (Dao, FlashAttention-2, 2023) with base-2 exponentials and float32
+accumulation. A causal block is square, so the index of the query tile alone divides its key tiles: those
+wholly before the diagonal need no mask, and those on the diagonal need one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ringexp.kernels import arithmetic
 
 LN2 = tl.constexpr(arithmetic.LN2)
 
-# What has to be masked in a run of key tiles.
+# The mask that a run of key tiles needs.
 NOTHING = tl.constexpr("nothing")
 TAIL = tl.constexpr("tail")
 DIAGONAL = tl.constexpr("diagonal")
@@ -24,11 +24,20 @@ DIAGONAL = tl.constexpr("diagonal")
 def visit_keys(acc, row_sum, row_max, q, k_base, v_base, stride_k, stride_v, start, end, kv_len, scale_log2,
                q_rows, MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
                BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Fold the key tiles of [start, end) into the running statistics.
+    """Add the key tiles of [start, end) to the running statistics.
 
-    k_base and v_base point at row `start` of one KV head. MASK is NOTHING (every key of every tile is real
-    and seen), TAIL (keys from kv_len on are not there) or DIAGONAL (key j is seen by query rows >= j).
-    Returns acc, row_sum, row_max and the pointers at row `end`.
+    Args:
+        acc: the unnormalised output, [BLOCK_M, BLOCK_D] float32.
+        row_sum: the sums of the exponentials, [BLOCK_M] float32.
+        row_max: the highest scaled base-2 scores, [BLOCK_M] float32.
+        q: the query tile, [BLOCK_M, BLOCK_D].
+        k_base: a pointer to the keys' row `start` of one KV head.
+        v_base: a pointer to the values' row `start` of the same head.
+        MASK: NOTHING: every key of every tile exists and is seen. TAIL: keys from kv_len on do not exist.
+            DIAGONAL: query rows >= j see key j.
+
+    Returns:
+        acc, row_sum, row_max, and the pointers at row `end`.
     """
     cols = tl.arange(0, BLOCK_N)
     dims = tl.arange(0, BLOCK_D)
@@ -79,16 +88,17 @@ def attention_block(q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, stride_qb, stride_qh,
                     num_heads, group, q_len, kv_len, scale_log2, CAUSAL: tl.constexpr,
                     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
                     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One program: BLOCK_M query rows of one head of one batch entry, against all keys they see.
+    """Compute BLOCK_M query rows of one head of one sequence per program, against all keys that they see.
 
-    q, out [B, H, Lq, D] and k, v [B, H / group, Lk, D] by strides, D contiguous; lse [B, H, Lq] contiguous.
-    scale_log2 is softmax_scale * log2(e). CAUSAL needs q_len == kv_len and BLOCK_M a multiple of BLOCK_N.
+    q, out [B, H, Lq, D] and k, v [B, H / group, Lk, D] have any strides, with D contiguous; lse [B, H, Lq] is
+    contiguous. scale_log2 is softmax_scale * log2(e). CAUSAL requires q_len == kv_len, and that BLOCK_M is a
+    multiple of BLOCK_N.
     """
     num_tiles = tl.cdiv(q_len, BLOCK_M)
     tile = tl.program_id(0) % num_tiles
     if CAUSAL:
         tile = num_tiles - 1 - tile  # the longest first
-    # Tiles of one head run side by side, then those of the next: they share its keys in the L2 cache.
+    # All tiles of one head come before those of the next, so that they share its keys in the L2 cache.
     head_index = tl.cast(tl.program_id(0) // num_tiles, tl.int64)
     batch = head_index // num_heads
     head = head_index % num_heads

@@ -1,4 +1,4 @@
-"""One pass over memory for one merge of two partial attention results; the formula is in `merge`."""
+"""Merge two partial attention results in one pass over memory. `merge` has the formula."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ def merge_rows(
     stop: int,
     merged: tuple[Tensor, Tensor],
 ) -> None:
-    """merged = old, with `new` merged into its rows [start, stop).
+    """Write old to `merged`, with `new` merged into the rows [start, stop).
 
-    old and merged: out [B, L, H, D] and lse [B, H, L] float32; new: out [B, stop - start, H, D] and its lse.
-    Outputs are of any floating dtype, D contiguous. merged may be old: then only those rows are visited.
+    Outputs have any floating dtype, D contiguous; lse is float32.
+
+    Args:
+        old: out [B, L, H, D] and lse [B, H, L].
+        new: out [B, stop - start, H, D] and lse [B, H, stop - start].
+        start: the first row of `new`.
+        stop: the row after the last one of `new`.
+        merged: out and lse as `old`. If it is `old` itself, only the rows of `new` are visited.
     """
     (old_out, old_lse), (new_out, new_lse), (out, lse) = old, new, merged
     batch, length, num_heads, head_dim = old_out.shape
@@ -66,7 +72,7 @@ def _merge(old_out_ptr, old_lse_ptr, new_out_ptr, new_lse_ptr, out_ptr, lse_ptr,
            stride_new_h, stride_new_lse_b, stride_new_lse_h, stride_new_lse_l, stride_out_b, stride_out_l,
            stride_out_h, stride_lse_b, stride_lse_h, stride_lse_l, num_heads, first, last, start, stop,
            HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """One program: ROWS rows of a head; rows of [first, last) are written, those of [start, stop) merged."""
+    """Write ROWS rows of one head per program: copy those of [first, last), merge those of [start, stop)."""
     rows = tl.cast(first + tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.int64)
     batch = tl.cast(tl.program_id(1) // num_heads, tl.int64)
     head = tl.cast(tl.program_id(1) % num_heads, tl.int64)

@@ -1,6 +1,7 @@
-"""Rotary position embedding in one pass over memory; FMS's own takes a dozen through float32 temporaries.
+"""Rotary position embedding in one pass over memory. FMS's own needs a dozen, with float32 temporaries.
 
-Pairs are neighbours, as in FMS: (x[2i], x[2i + 1]) turns by the angle of position and i (Su et al., 2021).
+Pairs are neighbours, as in FMS: (x[2i], x[2i + 1]) is rotated by an angle that depends on the position and on
+i (Su et al., 2021).
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ _ELEMENTS = 2048  # of a tile
 
 
 def rotate(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
-    """x turned by its positions, in float32, rounded once to x's dtype.
+    """Rotate x by its positions in float32, and round once to x's dtype.
 
-    x: [B, L, H, D], D contiguous and even. table: [S, D / 2, 2, 2] float32 contiguous, a rotation matrix for
-    each position and pair. positions: [B, L] int64, below S. Returns [B, L, H, D] contiguous.
+    Args:
+        x: [B, L, H, D], D contiguous and even.
+        table: a rotation matrix per position and pair, [S, D / 2, 2, 2] float32 contiguous.
+        positions: [B, L] int64, below S.
+
+    Returns:
+        [B, L, H, D] contiguous.
     """
     batch, length, num_heads, head_dim = x.shape
     assert table.shape[1:] == (head_dim // 2, 2, 2), (table.shape, head_dim)
@@ -64,7 +70,7 @@ def _rotate(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """One program: ROWS positions of one sequence, all heads, so that angles are read once."""
+    """Rotate all heads at ROWS positions of one sequence per program, so that angles are read once."""
     rows = tl.cast(tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.int64)
     batch = tl.cast(tl.program_id(1), tl.int64)
     here = rows < length

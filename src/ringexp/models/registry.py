@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """Where the parts of a kind are, each as "module:attribute". A module is imported when it is used.
+    """The names of the parts of a kind, as "module:attribute". A module is imported when it is used.
 
     Attributes:
         model: the class of a `ConfiguredModel`; its module imports neither torch nor the library.
@@ -50,7 +50,7 @@ class ConfiguredModel(Protocol):
     config_class: ClassVar[type[ModelConfig]]
     """The settings of this kind, which files in conf/model name as /schema/KIND_model."""
     generates_text: ClassVar[bool]
-    """Whether models of this kind are whole language models: they read text and decode tokens."""
+    """True if models of this kind are whole language models: they read text and decode tokens."""
 
     def __init__(self, config: ModelConfig) -> None: ...
 
@@ -83,7 +83,7 @@ class ConfiguredModel(Protocol):
         ...
 
     def check_before_start(self, seq_len: int, decode_tokens: int) -> MemoryNeed | None:
-        """Check that the model can be built for a prompt, without building it.
+        """Check that the model can be built for this prompt, without building it.
 
         Returns:
             The least memory per rank, or None if it is not known.

@@ -69,7 +69,7 @@ class ModelShape:
         return pair_flops(self.num_heads, self.head_dim, self.batch_size)
 
     def layer_flops(self, plan: Plan, rank: int) -> float:
-        """Count the operations of one layer on a rank; padding does not count."""
+        """Count the operations of one layer on one rank; padding does not count."""
         return self.token_flops * plan.real_tokens(rank) + self.pair_flops * plan.pairs(rank)
 
     @property
@@ -100,7 +100,7 @@ class ModelShape:
         )
 
     def _ring_token_bytes(self) -> tuple[int, int]:
-        """Return the bytes per token of a prompt, and per own token, of ring attention alone."""
+        """Return (bytes per token of the prompt, bytes per own token) of ring attention alone."""
         x_bytes = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim * self.itemsize
         last_output = self.num_heads * self.head_dim * self.itemsize
         ring = ring_token_bytes(self.num_heads, self.num_kv_heads, self.head_dim, self.itemsize)

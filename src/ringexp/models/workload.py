@@ -1,4 +1,4 @@
-"""What an experiment needs of a model: protocols that every model library implements.
+"""Protocols of the models that an experiment runs; every model library implements them.
 
 A workload is the same object on every rank: equal weights, inputs by global position. `forward` computes one
 rank's part through the ring; `reference` computes everything on one process, by the library's own attention.

@@ -105,7 +105,7 @@ def carried_ms(plan: Plan, links: Links) -> float:
     one link after the other, so the largest shard sets the pace of all.
     """
     members, kv_tokens = plan.members, plan.kv_tokens
-    held, hops = [kv_tokens[rank] for rank in members], links.into(members)
+    shard_sizes, hops = [kv_tokens[rank] for rank in members], links.into(members)
     if links.direct:
         over_links = [0.0] * len(members)
         for row in islice(needed_rows(plan, members), 1, None):
@@ -114,11 +114,12 @@ def carried_ms(plan: Plan, links: Links) -> float:
         return max(over_links)
     over_links = [
         hop.latency_ms * (len(members) - 1) + hop.unit_ms * (plan.seq_len - count)
-        for hop, count in zip(hops, held, strict=True)
+        for hop, count in zip(hops, shard_sizes, strict=True)
     ]
-    once, each = sum(hop.latency_ms for hop in hops), sum(hop.unit_ms for hop in hops)
+    round_latency_ms, round_unit_ms = sum(hop.latency_ms for hop in hops), sum(hop.unit_ms for hop in hops)
     of_shards = [
-        once - home.latency_ms + (each - home.unit_ms) * count for home, count in zip(hops, held, strict=True)
+        round_latency_ms - home.latency_ms + (round_unit_ms - home.unit_ms) * count
+        for home, count in zip(hops, shard_sizes, strict=True)
     ]
     return max(*over_links, *of_shards)
 
@@ -131,8 +132,8 @@ def _play(
     members, kv_tokens = plan.members, plan.kv_tokens
     rows = block_rows(plan, costs, members)
     linear = linear_ms(plan, costs, members)
-    held, hops = [kv_tokens[rank] for rank in members], links.into(members)
-    once, each = [hop.latency_ms for hop in hops], [hop.unit_ms for hop in hops]
+    shard_sizes, hops = [kv_tokens[rank] for rank in members], links.into(members)
+    latencies_ms, unit_costs_ms = [hop.latency_ms for hop in hops], [hop.unit_ms for hop in hops]
     arrivals, ends = linear, list(map(add, linear, next(rows)))
     begun = deque([linear], maxlen=prefetch_hops or 1)  # blocks, of so many hops before
     needed = islice(needed_rows(plan, members), 1, None) if links.direct else None
@@ -145,9 +146,10 @@ def _play(
             transfers = list(map(max, own, _turned(after or linear, number)))
         else:
             transfers = list(map(max, ready, _turned(ready, 1)))
-        sizes = next(needed) if needed else _turned(held, number)
+        sizes = next(needed) if needed else _turned(shard_sizes, number)
         received = [
-            t + (a + b * n if n else 0.0) for t, a, b, n in zip(transfers, once, each, sizes, strict=True)
+            t + (a + b * n if n else 0.0)
+            for t, a, b, n in zip(transfers, latencies_ms, unit_costs_ms, sizes, strict=True)
         ]
         arrivals = received if links.direct else list(map(max, received, _turned(received, -1)))
         begun.append(list(map(max, ends, arrivals)))

@@ -180,8 +180,8 @@ class _Filling:
         if end.rest_given:
             return
         for kind in self._kinds[1]:
-            known = reached.get((end.odd + (kind == 1), True))
-            if known is None or known.tokens < end.tokens + largest + self._rest:  # it leads no further
+            best_end = reached.get((end.odd + (kind == 1), True))
+            if best_end is None or best_end.tokens < end.tokens + largest + self._rest:  # it leads no further
                 count = self._largest(end, rank, left_ms, most, self._rest, kind)
                 if count > 0:
                     _add(reached, end, count, kind == 1, True)
@@ -199,8 +199,8 @@ class _Filling:
 def _add(reached: dict[tuple[int, bool], _End], end: _End, count: int, odd: int, rest_given: bool) -> None:
     """Let the end after `count` more tokens be reached, unless one of its kind is as far."""
     key = end.odd + odd, rest_given
-    known = reached.get(key)
-    if known is None or known.tokens < end.tokens + count:
+    best_end = reached.get(key)
+    if best_end is None or best_end.tokens < end.tokens + count:
         reached[key] = _End(end.tokens + count, end.odd + odd, rest_given, count, end)
 
 

@@ -81,12 +81,12 @@ def write_report(
     except Exception as error:  # the planner without runs is better than no report
         notes.append(plain(f"The planner has no runs: {type(error).__name__}: {error}"))
     title = plain(f"ringexp: {', '.join(folder.resolve().name for folder in folders)}")
-    found = [(name, headlines(group)) for name, group in groups]
+    group_headlines = [(name, headlines(group)) for name, group in groups]
     contents: dict[Path, str | bytes] = {
         out / "runs.csv": csv_text(runs),
         **{out / "figures" / f"{figure.name}.png": figure.png for figure in drawn},
         out / "planner.html": planner_page(measured, report="index.html"),
-        out / "index.html": page(title, runs, found, drawn, notes),
+        out / "index.html": page(title, runs, group_headlines, drawn, notes),
     }
     with _written_in(out):
         write_together(contents)
@@ -188,24 +188,24 @@ def _calibrations(folders: Sequence[Path], runs: Runs, speeds_file: Path | None)
 
     shapes = {f"{run['shape']}-{run.kernel}" for _, run in complete(runs).iterrows()}
     throttles = set(complete(runs).throttle)
-    found: dict[str, list[SpeedRow]] = {}
+    rows_by_group: dict[str, list[SpeedRow]] = {}
     tables = _speed_tables(folders) or ([speeds_file] if speeds_file else [])
     for row in newest(row for path in tables for row in SpeedTable(path).load()):
         if row.shape in shapes and row.throttle in throttles:
-            where = f"{row.hardware}, throttle {row.throttle}, ranks a device: {row.ranks_per_device}"
+            where = f"{row.hardware}, throttle {row.throttle}, ranks per device: {row.ranks_per_device}"
             where += f", beside {row.co_tenants} %" if row.co_tenants else ""
-            found.setdefault(f"{where}, {row.shape}", []).append(row)
-    return found
+            rows_by_group.setdefault(f"{where}, {row.shape}", []).append(row)
+    return rows_by_group
 
 
 def _speed_tables(folders: Sequence[Path]) -> list[Path]:
     """Return the paths calibration/speeds.csv in the output root above each folder."""
-    found = []
+    tables = []
     for folder in folders:
         above = [folder.resolve(), *folder.resolve().parents]
         near = [path for root in above if (path := root / "calibration" / "speeds.csv").is_file()]
-        found += near[:1]
-    return list(dict.fromkeys(found))
+        tables += near[:1]
+    return list(dict.fromkeys(tables))
 
 
 def _log(

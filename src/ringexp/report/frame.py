@@ -156,10 +156,10 @@ def complete(frame: Runs) -> Runs:
 def described(frame: Runs) -> Runs:
     """Return the complete runs whose identity is known. A results.json alone may not tell it."""
     done = complete(frame)
-    known = done.seq_len.notna() & done.world_size.notna()
+    identified = done.seq_len.notna() & done.world_size.notna()
     for name in ("profile", "layout", "partitioner"):
-        known &= done[name] != ""
-    return where(done, known)
+        identified &= done[name] != ""
+    return where(done, identified)
 
 
 def contexts(frame: Runs) -> list[tuple[str, Runs]]:
@@ -178,20 +178,21 @@ def contexts(frame: Runs) -> list[tuple[str, Runs]]:
     groups = [
         group for _, group in done[~done.index.isin(equal.index)].groupby(keys, dropna=False, sort=False)
     ]
-    found = []
+    named_groups = []
     for group in groups:
         first = group.iloc[0]
-        found.append(
+        named_groups.append(
             (first, group if first.pattern == DRIFTING else pd.concat([group, _alike(equal, first, shared)]))
         )
-    taken = {index for _, group in found for index in group.index}
-    rest = equal[~equal.index.isin(taken)]
-    found += [(group.iloc[0], group) for _, group in rest.groupby(shared, dropna=False, sort=False)]
-    varying = [key for key in keys if len({str(first[key]) for first, _ in found}) > 1]
+    grouped_rows = {index for _, group in named_groups for index in group.index}
+    rest = equal[~equal.index.isin(grouped_rows)]
+    named_groups += [(group.iloc[0], group) for _, group in rest.groupby(shared, dropna=False, sort=False)]
+    varying = [key for key in keys if len({str(first[key]) for first, _ in named_groups}) > 1]
     if "model" in varying:  # whose name says its shape
         varying = [key for key in varying if key != "shape"]
     named = [
-        (", ".join(_named(key, first[key]) for key in varying), _one_a_cell(group)) for first, group in found
+        (", ".join(_named(key, first[key]) for key in varying), _one_per_cell(group))
+        for first, group in named_groups
     ]
     return sorted(named, key=lambda pair: -len(pair[1]))
 
@@ -231,7 +232,7 @@ def _alike(frame: Runs, row: Run, keys: Sequence[str]) -> Runs:
     return frame
 
 
-def _one_a_cell(group: Runs) -> Runs:
+def _one_per_cell(group: Runs) -> Runs:
     """Return the latest of runs that are equal in everything that figures show."""
     cell = ["slow_percent", "profile", "seq_len", "layout", "partitioner", "split"]
     if "environment.time" in group:

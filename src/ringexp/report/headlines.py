@@ -54,12 +54,12 @@ def _adapted(runs: Runs) -> list[Headline]:
     columns = [*keys, "adaptation.total_ms"]
     static = where(runs, runs.partitioner.isin(balancing()))[columns]
     both = where(runs, runs.partitioner.isin(adapting())).merge(static, on=keys, suffixes=("", ".static"))
-    found = []
+    adaptation_gains = []
     for run in each_run(both):
         gain = float(run["adaptation.total_ms.static"] / run["adaptation.total_ms"])
         name = f"Adaptive over balanced, {run.drift}"
-        found.append(Headline(name, gain, f"{gain:.2f}x", f"time of all prompts; {describe(run)}"))
-    return found
+        adaptation_gains.append(Headline(name, gain, f"{gain:.2f}x", f"time of all prompts; {describe(run)}"))
+    return adaptation_gains
 
 
 def _best_speedups(runs: Runs) -> list[Headline]:
@@ -67,11 +67,13 @@ def _best_speedups(runs: Runs) -> list[Headline]:
     runs = where(runs, runs.speedup_over_contiguous_even.notna())
     if runs[~_is_base(runs)].empty:
         return []
-    found = [_best(runs, "speedup_over_contiguous_even", "Best speedup over contiguous even")]
+    best_speedups = [_best(runs, "speedup_over_contiguous_even", "Best speedup over contiguous even")]
     half = where(runs, runs.slow_percent == 50)
     if len(half) and runs.slow_percent.nunique() > 1:
-        found.append(_best(half, "speedup_over_contiguous_even", "Best speedup over contiguous even at 50 %"))
-    return found
+        best_speedups.append(
+            _best(half, "speedup_over_contiguous_even", "Best speedup over contiguous even at 50 %")
+        )
+    return best_speedups
 
 
 def _is_base(runs: Runs) -> Run:
@@ -95,42 +97,44 @@ def _worst(runs: Runs, column: str, against: str) -> list[Headline]:
 
 
 def _capacity(runs: Runs) -> list[Headline]:
-    found = []
+    efficiencies = []
     for column, how in (
         ("capacity_efficiency", "isolated"),
         ("capacity_efficiency_back_to_back", "back to back"),
     ):
-        known = where(runs, runs[column].notna())
-        if known.empty:
+        measured_runs = where(runs, runs[column].notna())
+        if measured_runs.empty:
             continue
-        shortest = min(LONG_TOKENS, known.seq_len.max())
-        known = where(known, known.seq_len >= shortest)
-        run = known.loc[known[column].idxmin()]
-        found.append(
+        shortest = min(LONG_TOKENS, measured_runs.seq_len.max())
+        measured_runs = where(measured_runs, measured_runs.seq_len >= shortest)
+        run = measured_runs.loc[measured_runs[column].idxmin()]
+        efficiencies.append(
             Headline(
                 f"Capacity efficiency of balanced, zigzag, {how}",
-                known[column].median(),
-                f"{known[column].median():.3f}",
-                f"median of {len(known)} runs of {shortest:.0f} tokens and more; lowest {run[column]:.3f}: "
-                f"{describe(run)}",
+                measured_runs[column].median(),
+                f"{measured_runs[column].median():.3f}",
+                f"median of {len(measured_runs)} runs of {shortest:.0f} tokens and more; "
+                f"lowest {run[column]:.3f}: {describe(run)}",
             )
         )
-    return found
+    return efficiencies
 
 
 def _against_balanced(runs: Runs, recommended: Runs) -> list[Headline]:
     """Compare partitioners by speed with the balancing one, at their worst, and count ranks left empty."""
     keys = ["profile", "seq_len"]
-    found = []
+    comparisons = []
     for name in rivals(runs.partitioner):
-        mine = where(runs, (runs.partitioner == name) & (runs.layout == "zigzag"))
-        pairs = mine.merge(recommended[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_balanced"))
+        rival_runs = where(runs, (runs.partitioner == name) & (runs.layout == "zigzag"))
+        pairs = rival_runs.merge(
+            recommended[[*keys, "latency_ms_median"]], on=keys, suffixes=("", "_balanced")
+        )
         if pairs.empty:
             continue
         ratio = pairs.latency_ms_median / pairs.latency_ms_median_balanced
         run, value = pairs.loc[ratio.idxmax()], ratio.max() - 1
-        empty = sum(0 in ranks_of(row, "tokens") for row in each_run(mine))
-        found.append(
+        empty = sum(0 in ranks_of(row, "tokens") for row in each_run(rival_runs))
+        comparisons.append(
             Headline(
                 f"{name} against balanced, zigzag, at its worst",
                 value,
@@ -139,7 +143,7 @@ def _against_balanced(runs: Runs, recommended: Runs) -> list[Headline]:
                 f"runs with an empty rank: {empty}",
             )
         )
-    return found
+    return comparisons
 
 
 def _prediction(runs: Runs) -> list[Headline]:

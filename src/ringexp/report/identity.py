@@ -23,10 +23,10 @@ def identity(config: JsonObject, results: JsonObject) -> dict[str, Cell]:
     drift = _drift(section(results, "drift") or section(hetero, "drift", "hetero."))
     profile = "/".join(f"{value:g}" for value in percentages)
     transport, kernel = section(config, "transport"), section(config, "kernel")
-    asked = {"prefetch_hops": transport.get("prefetch_hops"), "tile": config.get("tile")}
-    asked |= {"cuda_graph": config.get("cuda_graph")}
-    asked |= {"prompt_lengths": results.get("prompt_lengths") or config.get("prompt_lengths")}
-    asked |= {"chunk_tokens": model.get("chunk_tokens")}
+    requested = {"prefetch_hops": transport.get("prefetch_hops"), "tile": config.get("tile")}
+    requested |= {"cuda_graph": config.get("cuda_graph")}
+    requested |= {"prompt_lengths": results.get("prompt_lengths") or config.get("prompt_lengths")}
+    requested |= {"chunk_tokens": model.get("chunk_tokens")}
     columns: dict[str, Cell] = {
         "model": word(results.get("model"), word(model.get("name"))),
         "seq_len": _seq_len(results, config, model),
@@ -37,7 +37,7 @@ def identity(config: JsonObject, results: JsonObject) -> dict[str, Cell]:
         "transport": word(transport.get("name")),
         "throttle": word(hetero.get("throttle")),
         "kernel_asked": word(kernel.get("name")),
-        "settings": ", ".join(f"{name}={setting(to)}" for name, to in asked.items() if to is not None),
+        "settings": ", ".join(f"{name}={setting(to)}" for name, to in requested.items() if to is not None),
         "shape": word(results.get("shape"), _shape(model)),
         "world_size": _world_size(percentages, results),
     }
@@ -78,7 +78,9 @@ def _percentages(values: JsonValue) -> list[float]:
 
 def _world_size(percentages: Sequence[float], results: JsonObject) -> int | None:
     lists = (results.get(name) for name in ("tokens", "speeds", "shares", "busy_ms"))
-    return len(percentages) or next((len(each) for each in lists if isinstance(each, list)), None)
+    return len(percentages) or next(
+        (len(rank_values) for rank_values in lists if isinstance(rank_values, list)), None
+    )
 
 
 def _drift(drift: JsonObject) -> str:

@@ -43,7 +43,7 @@ class Drawn:
 def page(
     title: str,
     runs: Runs,
-    found: Sequence[tuple[str, Sequence[Headline]]],
+    group_headlines: Sequence[tuple[str, Sequence[Headline]]],
     figures: Sequence[Drawn],
     notes: Sequence[str],
 ) -> str:
@@ -54,7 +54,7 @@ def page(
         style=STYLE.read_text(encoding="utf-8"),
         counts=escape(counts(runs)),
         csv=base64.b64encode(csv_text(runs).encode()).decode(),
-        summary="\n".join(_summary(found, runs, notes)),
+        summary="\n".join(_summary(group_headlines, runs, notes)),
         figures="\n".join(map(_figure, figures)) or '<p class="dim">The runs have no axis to draw over.</p>',
         head=_head(),
         rows="\n".join(_row(run) for run in each_run(runs)),
@@ -75,9 +75,9 @@ def counts(runs: Runs) -> str:
 
 
 def _summary(
-    found: Sequence[tuple[str, Sequence[Headline]]], runs: Runs, notes: Sequence[str]
+    group_headlines: Sequence[tuple[str, Sequence[Headline]]], runs: Runs, notes: Sequence[str]
 ) -> Iterable[str]:
-    for context, lines in found:
+    for context, lines in group_headlines:
         if context:
             yield f"<h3>{escape(context)}</h3>"
         yield '<div class="findings">'
@@ -87,7 +87,7 @@ def _summary(
                 f"<small>{escape(line.detail)}</small></div>"
             )
         yield "</div>"
-    if not found:
+    if not group_headlines:
         yield '<p class="dim">No run is complete.</p>'
     if "throttle_emulated" in runs and runs.throttle_emulated.isin([True]).any():
         yield "<p>Throttle cpu_pacing is emulated: ranks wait, the hardware is not slower.</p>"

@@ -125,7 +125,7 @@ def _costs(run: Run) -> list[RankCost] | None:
 
 
 def _config(run: Run) -> JsonObject:
-    """Return the settings of a run, as far as the run has them."""
+    """Return the settings of a run, as far as it has them."""
     try:
         return read_config(Path(run.folder)) or {}
     except Damaged:

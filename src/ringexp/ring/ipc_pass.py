@@ -101,11 +101,11 @@ class IpcPass:
         memory = self._here.memory
         assert self._from_sources[source], source
         self._given_back.add(source)
-        words, taken = (
+        words, read_flag = (
             memory.ready_words(source, self._pieces.number),
             memory.flag(source, TAKEN, self._here.rank),
         )
-        return self._shard_of(source), ArrivalFlags(words, waited, taken)
+        return self._shard_of(source), ArrivalFlags(words, waited, read_flag)
 
     def _shard_of(self, source: int) -> torch.Tensor:
         """Return another rank's shard, as many first tokens as are needed, where this rank reads it."""

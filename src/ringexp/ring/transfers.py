@@ -25,5 +25,5 @@ class Transfers:
 
     def take(self) -> list[Transfer]:
         """Return the hops since the last call. Those of a graph's capture describe its latest replay."""
-        taken, self._untaken = self._untaken, []
-        return taken
+        unread, self._untaken = self._untaken, []
+        return unread

@@ -61,16 +61,16 @@ class Hardware:
 
     def ring(self, devices: str) -> list[Device]:
         """`4xH100,A100` -> five devices, in the order of the ring. Raises UserError for another text."""
-        found: list[Device] = []
+        ring_devices: list[Device] = []
         for part in devices.split(","):
             match = re.fullmatch(r"(?:(\d+)x)?(.+)", part.strip())
             count = int(match[1] or 1) if match and len(match[1] or "") < 9 else 0
             if not match or not count:
                 raise UserError(f"--devices {devices}: {part!r} is no COUNTxNAME, such as 4xH100")
-            if len(found) + count > MOST_DEVICES:
+            if len(ring_devices) + count > MOST_DEVICES:
                 raise UserError(f"--devices {devices}: a ring of more than {MOST_DEVICES} is not simulated")
-            found += [_known("device", match[2], self.devices)] * count
-        return found
+            ring_devices += [_known("device", match[2], self.devices)] * count
+        return ring_devices
 
     def link(self, name: str) -> Link:
         return _known("link", name, self.links)
@@ -161,9 +161,9 @@ def _finite(value: object, above: bool = False) -> float:
     raise ValueError(f"{value} must be {'above' if above else 'at least'} 0, and finite")
 
 
-def _known(what: str, name: str, known: Mapping[str, T]) -> T:
+def _known(what: str, name: str, choices: Mapping[str, T]) -> T:
     """Return the device or link of a name. Raises UserError, with a suggestion, for another name."""
-    if name not in known:
-        hint = did_you_mean(name, list(known))
-        raise UserError(f"{what} {name} is unknown; choose one of {', '.join(known)}{hint}")
-    return known[name]
+    if name not in choices:
+        hint = did_you_mean(name, list(choices))
+        raise UserError(f"{what} {name} is unknown; choose one of {', '.join(choices)}{hint}")
+    return choices[name]

@@ -63,7 +63,7 @@ class RecordedSettings:
             layout=layout,
             mask=Mask.of(model.get("causal", True) is True),
             tile=_count(config.get("tile"), "tile") or _default_tile(record),
-            percentages=[value for each in percentages if (value := number(each)) is not None],
+            percentages=[value for stored in percentages if (value := number(stored)) is not None],
             prefetch_hops=_count(section(config, "transport").get("prefetch_hops"), "prefetch_hops"),
             chunk_tokens=_count(model.get("chunk_tokens"), "chunk_tokens"),
         )
@@ -212,13 +212,13 @@ def _busy_ms(folder: Path, ranks: int) -> list[list[float]]:
 
 def find_recorded(folders: Sequence[Path]) -> list[Recorded]:
     """Return all runs under some folders that can be replayed. Raises UserError if there is none."""
-    found = []
+    replayable_runs = []
     for row in each_run(complete(load_runs(folders))):
         with suppress(UserError):
-            found.append(read_recorded(Path(row.folder)))
-    if not found:
+            replayable_runs.append(read_recorded(Path(row.folder)))
+    if not replayable_runs:
         raise UserError(f"no complete run with costs in {', '.join(map(str, folders))}")
-    return found
+    return replayable_runs
 
 
 def _links(link: Link, model: str) -> EqualLinks:
@@ -261,8 +261,8 @@ def ring_of_table(
         {(row.hardware, row.throttle, row.ranks_per_device, row.co_tenants, row.shape) for row in rows}
     )
     if len(kinds) != 1:
-        found = "; ".join(", ".join(map(str, kind)) for kind in kinds) or "none"
-        raise UserError(f"--costs {path} must have one kind of rows of {shape}, and has {found}")
+        row_kinds = "; ".join(", ".join(map(str, kind)) for kind in kinds) or "none"
+        raise UserError(f"--costs {path} must have one kind of rows of {shape}, and has {row_kinds}")
     missing = sorted(set(percentages) - {row.percentage for row in rows})
     if missing:
         raise UserError(f"--costs {path} has no rows at {missing[0]:g} %")

@@ -35,16 +35,16 @@ class KnownSpeeds:
     """
 
     percentages: Sequence[float]
-    known: Sequence[RankCost]
+    rank_costs: Sequence[RankCost]
     seq_len: int
 
     def lut(self) -> list[float]:
         half = max(self.seq_len // 2, 1)
         times = {
             cost: cost.with_hops(1).time_ms(half, half * self.seq_len / 2, half**2 / 2)
-            for cost in set(self.known)
+            for cost in set(self.rank_costs)
         }
-        return [half / times[cost] for cost in self.known]
+        return [half / times[cost] for cost in self.rank_costs]
 
     def formula(self) -> list[float]:
         raise UserError(
@@ -52,7 +52,7 @@ class KnownSpeeds:
         )
 
     def costs(self, mask: Mask) -> Sequence[RankCost]:
-        return self.known
+        return self.rank_costs
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,9 @@ def run(ring: Ring, split: Split) -> Outcome:
 def timings(ring: Ring, split: Split) -> list[IterationTiming]:
     """Return the timings of one layer as a run's clock would read them, one per rank, without chunks."""
     costs = ring.source.costs(ring.mask)
-    found = simulate(plan_for(ring, split), costs, ring.links, split.prefetch_hops)
-    ranks = [IterationTiming(found.latency_ms, 0.0) for _ in ring.names]
-    for place, (rank, spent_ms) in enumerate(zip(found.members, found.busy_ms(), strict=True)):
+    simulation = simulate(plan_for(ring, split), costs, ring.links, split.prefetch_hops)
+    ranks = [IterationTiming(simulation.latency_ms, 0.0) for _ in ring.names]
+    for place, (rank, spent_ms) in enumerate(zip(simulation.members, simulation.busy_ms(), strict=True)):
         hops = [
             HopTiming(
                 source=hop.source,
@@ -169,7 +169,7 @@ def timings(ring: Ring, split: Split) -> list[IterationTiming]:
                 transfer_ms=hop.arrival - hop.transfer_begin,
                 transfer_start_ms=hop.transfer_begin,
             )
-            for hop in found.hops(place)
+            for hop in simulation.hops(place)
         ]
-        ranks[rank] = IterationTiming(found.latency_ms, spent_ms, hops, [found.transfers[0][place]])
+        ranks[rank] = IterationTiming(simulation.latency_ms, spent_ms, hops, [simulation.transfers[0][place]])
     return ranks

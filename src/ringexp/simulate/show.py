@@ -104,10 +104,10 @@ def _said(errors: tuple[float, float]) -> str:
 
 def outcomes_json(outcomes: Sequence[Outcome], ring: Ring) -> str:
     """Return the simulated figures as JSON."""
-    found = [asdict(one) | asdict(one.split) | {"members": one.members} for one in outcomes]
-    for one in found:
+    outcome_fields = [asdict(one) | asdict(one.split) | {"members": one.members} for one in outcomes]
+    for one in outcome_fields:
         del one["split"]
-    return json.dumps({"ranks": list(ring.names), "simulated": found}, indent=2)
+    return json.dumps({"ranks": list(ring.names), "simulated": outcome_fields}, indent=2)
 
 
 def replay_json(runs: Sequence[Recorded]) -> str:

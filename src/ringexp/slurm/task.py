@@ -36,6 +36,7 @@ THROTTLE_S = 60.0
 
 
 def main() -> None:
+    """Run one task of a job step: start the rank of SLURM_PROCID under its throttle."""
     path, rank = Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
     ranks = RankSet.from_json(path.read_text(encoding="utf-8"))
     try:

@@ -40,16 +40,16 @@ def content_of(config: Config, warn: Warn = to_stderr) -> dict[str, str]:
 
     Raises UserError if one cannot be read.
     """
-    found = {}
+    hashes = {}
     if config.prompt_file:
-        found["prompt"] = _sha256(Path(config.prompt_file), "prompt_file")
+        hashes["prompt"] = _sha256(Path(config.prompt_file), "prompt_file")
     elif config.prompt_text:
-        found["prompt"] = hashlib.sha256(config.prompt_text.encode("utf-8", "surrogatepass")).hexdigest()
+        hashes["prompt"] = hashlib.sha256(config.prompt_text.encode("utf-8", "surrogatepass")).hexdigest()
     folder = model_of(config.model).checkpoint
     if folder:
         cache = Path(config.output_root) / "hashes.json"
-        found["checkpoint"] = checkpoint_hash(Path(folder), cache, warn)
-    return found
+        hashes["checkpoint"] = checkpoint_hash(Path(folder), cache, warn)
+    return hashes
 
 
 def checkpoint_hash(folder: Path, cache: Path, warn: Warn = to_stderr) -> str:
@@ -64,21 +64,21 @@ def checkpoint_hash(folder: Path, cache: Path, warn: Warn = to_stderr) -> str:
         paths = sorted(path for path in folder.iterdir() if path.suffix in OF_A_CHECKPOINT and path.is_file())
     except OSError as error:
         raise UserError(f"model.checkpoint={folder} cannot be read: {error.strerror}") from error
-    known = read_checked(cache, _cached, warn) or {}
+    cached_hashes = read_checked(cache, _cached, warn) or {}
     with ThreadPoolExecutor(THREADS) as threads:
-        hashes = list(threads.map(lambda path: _hash_of(path, known), paths))
-    new = {key: sha for sha, key in hashes if key and key not in known}
+        hashes = list(threads.map(lambda path: _hash_of(path, cached_hashes), paths))
+    new = {key: sha for sha, key in hashes if key and key not in cached_hashes}
     if new:
         with suppress(OSError):  # it is only a cache
-            write_json(cache, known | new)
+            write_json(cache, cached_hashes | new)
     return digest([[path.name, sha] for path, (sha, _) in zip(paths, hashes, strict=True)])
 
 
-def _hash_of(path: Path, known: dict[str, str]) -> tuple[str, str | None]:
+def _hash_of(path: Path, cached_hashes: dict[str, str]) -> tuple[str, str | None]:
     """Return the hash of a file, and the key under which the hash may be kept, or None."""
     before = _key(path)
-    if before in known:
-        return known[before], before
+    if before in cached_hashes:
+        return cached_hashes[before], before
     sha = _sha256(path, "model.checkpoint")
     settled = time.time() - max(os.stat(path).st_mtime, os.stat(path).st_ctime) > SETTLED_S
     large = os.stat(path).st_size >= LARGE_BYTES

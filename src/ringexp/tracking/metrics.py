@@ -132,12 +132,16 @@ def adaptation(prompts: Sequence[Prompt], latencies: Sequence[float]) -> Adaptat
     """Sum up the iterations of a run whose speeds or plans change."""
     replans = sum(before.tokens != prompt.tokens for before, prompt in pairwise(prompts))
     replan_ms = sum(prompt.replan_ms for prompt in prompts)
-    known = [
+    ideal_and_measured = [
         (prompt.capacity_efficiency * latency, latency)
         for prompt, latency in zip(prompts, latencies, strict=True)
         if prompt.capacity_efficiency is not None
     ]
-    efficiency = sum(ideal for ideal, _ in known) / sum(latencies) if len(known) == len(latencies) else None
+    efficiency = (
+        sum(ideal for ideal, _ in ideal_and_measured) / sum(latencies)
+        if len(ideal_and_measured) == len(latencies)
+        else None
+    )
     return Adaptation(replans, replan_ms, sum(latencies) + replan_ms, efficiency, list(prompts))
 
 

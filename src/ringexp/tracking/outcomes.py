@@ -57,7 +57,7 @@ def take_completed(config: Config, run_dir: Path, sweep: bool, machine: JsonObje
         machine: what decides speed on the machine, as `machine_facts`.
 
     Returns:
-        Whether there was such a run.
+        True if there was such a run.
     """
     if not (sweep if config.resume is None else config.resume):
         return False

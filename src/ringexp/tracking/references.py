@@ -120,8 +120,8 @@ class ReferenceStore:
             wanted: the facts of each kind, by `reference_facts`.
             invocation: the invocation that has to have measured them; None for any.
         """
-        found = {kind: self.get(kind, facts, invocation) for kind, facts in wanted.items()}
-        single, homogeneous, even = (found.get(kind) for kind in RUN_KINDS)
+        measured_references = {kind: self.get(kind, facts, invocation) for kind, facts in wanted.items()}
+        single, homogeneous, even = (measured_references.get(kind) for kind in RUN_KINDS)
         return References(
             homogeneous_ms=homogeneous.latency_ms_median if homogeneous else None,
             even_ms=even.latency_ms_median if even else None,
@@ -242,7 +242,7 @@ def homogeneous_facts(config: Config, machine: Facts, content: Mapping[str, str]
 def even_facts(config: Config, machine: Facts, content: Mapping[str, str]) -> Facts:
     """Return what decides the even reference: the same, and the throttled ranks."""
     return homogeneous_facts(config, machine, content) | {
-        "percentages": [float(each) for each in config.hetero.percentages],
+        "percentages": [float(percentage) for percentage in config.hetero.percentages],
         "throttle": config.hetero.throttle,
         "split": config.split,
         **({"drift": asdict(config.hetero.drift), "prompts": config.repeats} if config.hetero.drift else {}),

@@ -31,10 +31,10 @@ def chosen_mode(tracker: TrackerConfig, environment: Mapping[str, str] = os.envi
     """Return offline, online or disabled. Raises UserError for another WANDB_MODE."""
     if tracker.mode is not None:
         return tracker.mode
-    asked = environment.get("WANDB_MODE") or "offline"
-    mode = OTHER_MODES.get(asked, asked)
+    wandb_mode = environment.get("WANDB_MODE") or "offline"
+    mode = OTHER_MODES.get(wandb_mode, wandb_mode)
     if mode not in TRACKER_MODES:
-        raise UserError(f"WANDB_MODE={asked} is unknown; use one of {', '.join(TRACKER_MODES)}")
+        raise UserError(f"WANDB_MODE={wandb_mode} is unknown; use one of {', '.join(TRACKER_MODES)}")
     return mode
 
 

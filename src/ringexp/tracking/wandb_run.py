@@ -51,11 +51,11 @@ def summary_of(values: Mapping[str, object], world_size: int) -> dict[str, objec
 
 
 def _by_rank(name: str, values: Sequence[object]) -> dict[str, object]:
-    found: dict[str, object] = {}
+    rank_summary: dict[str, object] = {}
     for rank, value in enumerate(values):
         parts = value if isinstance(value, Mapping) else {"": value}
-        found |= {f"rank_{rank}/{name}.{key}".removesuffix("."): part for key, part in parts.items()}
-    return found
+        rank_summary |= {f"rank_{rank}/{name}.{key}".removesuffix("."): part for key, part in parts.items()}
+    return rank_summary
 
 
 class WandbRun:

@@ -41,7 +41,7 @@ class Calibrator:
             memory: what the ranks' memories hold; shares that do not fit are not measured.
 
         Raises:
-            UserError: calibration.mode=table, and the table has nothing for a rank.
+            UserError: calibration.mode=table, and the table has no row for one of the ranks.
         """
         mode, points = needs.settings.mode, _fitting(needs, memory)
         table = SpeedTable(needs.speeds_file, self._progress.warn)

@@ -102,16 +102,16 @@ class _Measurement:
 
     def warm_up(self) -> None:
         """Run prompts that are not timed, until they suffice by the time of the first."""
-        session, asked = self.job.session, self.job.settings.warmup
-        needed = asked
+        session, requested = self.job.session, self.job.settings.warmup
+        needed = requested
         for done in count(1):
             if done > needed:
                 return
             ranks, replan_ms = self._run(WARM_UP)
             self._learn(ranks, replan_ms)
             if done == 1:
-                needed = enough_warmup(asked, session.device.type, metrics.latency_ms(ranks))
-            if done > needed - asked:  # the display counts the prompts that were asked for
+                needed = enough_warmup(requested, session.device.type, metrics.latency_ms(ranks))
+            if done > needed - requested:  # the display counts the prompts that were asked for
                 session.progress.advance()
 
     def time_prompts(self) -> None:
@@ -186,19 +186,19 @@ def capacity_efficiency(job: PreparedJob, latency_ms: float, speeds: list[float]
     return metrics.capacity_efficiency(latency_ms, speeds, references.single_ms, single_speed)
 
 
-def enough_warmup(asked: int, device: str, latency_ms: float) -> int:
+def enough_warmup(requested: int, device: str, latency_ms: float) -> int:
     """Return how many prompts are not timed.
 
     On a GPU they last at least WARM_MS together, unless they are very short.
 
     Args:
-        asked: the setting `warmup`; 0 asks for none.
+        requested: the setting `warmup`; 0 requests none.
         device: cpu or cuda.
         latency_ms: the time of the first prompt.
     """
-    if not asked or device == "cpu":
-        return asked
-    return max(asked, min(ceil(WARM_MS / latency_ms), MOST_WARM))
+    if not requested or device == "cpu":
+        return requested
+    return max(requested, min(ceil(WARM_MS / latency_ms), MOST_WARM))
 
 
 @contextmanager

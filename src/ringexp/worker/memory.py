@@ -1,4 +1,4 @@
-"""The memory that a job needs on a rank, and the memory that each rank may use."""
+"""The memory that a job needs per rank, and the memory that each rank may use."""
 
 from __future__ import annotations
 

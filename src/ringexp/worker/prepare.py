@@ -1,4 +1,4 @@
-"""Prepare a job on a rank: speeds -> plan -> inputs, before anything is timed. All ranks do it in step."""
+"""Prepare a job on this rank: speeds -> plan -> inputs, before anything is timed. All ranks do it in step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ringexp.worker.speed_meter import SpeedMeter
 
 @dataclass(frozen=True)
 class JobTools:
-    """The tools of one job on a rank, before its speeds and its plan are known.
+    """The tools of one job on this rank, before its speeds and its plan are known.
 
     Attributes:
         workload: the model or attention module.

@@ -11,7 +11,7 @@ SECRET_ENV = "RINGEXP_SECRET"
 
 @dataclass(frozen=True)
 class RankPlace:
-    """The number of a rank, and what else a launcher decides for it. torch reads the same variables.
+    """The number of this rank, and what else the launcher decides for it. torch reads the same variables.
 
     Attributes:
         rank: the rank's number (RANK).

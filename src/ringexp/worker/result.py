@@ -86,7 +86,7 @@ class _Merit(TypedDict):
 
 
 def _merit(job: PreparedJob, settled: list[list[IterationTiming]], adaptation: Adaptation) -> _Merit:
-    """Return the figures of merit, and how each rank spent the time of a prompt."""
+    """Return the figures of merit, and how each rank spent the time per prompt."""
     plan, references = job.plan, job.references
     latency_ms = median(metrics.latency_ms(ranks) for ranks in settled)
     medians = metrics.per_rank_medians(settled)

@@ -1,4 +1,4 @@
-"""The session of a rank: all that the process keeps between its jobs."""
+"""The session of this rank: all that the process keeps between its jobs."""
 
 from __future__ import annotations
 

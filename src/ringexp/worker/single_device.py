@@ -21,7 +21,7 @@ class SingleDevice:
     """Times on one device, in ms; all None if the prompt does not fit there.
 
     Attributes:
-        latency_ms: the median time of a prompt.
+        latency_ms: the median time per prompt.
         back_to_back_ms: the time of a prompt where nothing separates prompts.
         decode_ms_per_token: the time of a decoded token; None also if none are decoded.
     """

@@ -75,5 +75,5 @@ class ThrottleState:
     def _devices(self) -> list[str]:
         """The device of each rank; CPU ranks have cores of their own."""
         on_gpu = self._device.type == "cuda"
-        mine = device_id(self._device) if on_gpu else f"cores of rank {self._communicator.rank}"
-        return self._communicator.gather(mine)
+        device_name = device_id(self._device) if on_gpu else f"cores of rank {self._communicator.rank}"
+        return self._communicator.gather(device_name)

@@ -1,4 +1,4 @@
-"""What is known of a configured attention module before it is built. Free of torch."""
+"""Describe a configured attention module before it is built. Importing this does not import torch."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class AttentionWorkload:
         return shard(reference, plan, rank)
 
     def flops(self, plan: Plan, rank: int) -> float:
-        """Count the operations of the module on a rank."""
+        """Count the operations of the module on one rank."""
         return self.shape.layer_flops(plan, rank)
 
 
@@ -130,7 +130,7 @@ class BareAttentionWorkload:
         return shard(reference, plan, rank)
 
     def flops(self, plan: Plan, rank: int) -> float:
-        """Count the operations of attention on a rank."""
+        """Count the operations of attention on one rank."""
         return self.shape.layer_flops(plan, rank)
 
 

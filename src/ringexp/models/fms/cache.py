@@ -21,7 +21,7 @@ class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
 
     Attributes:
         plan: the prompt's plan.
-        held: the number of slots that each rank has filled.
+        filled_slots: the number of slots that each rank has filled.
         length: slots of the sequence by now.
         starts: the first slot of each sequence that is no padding.
         slots: this rank's slots; at least one more is free behind them.
@@ -37,7 +37,7 @@ class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
         slots: Slots,
     ) -> None:
         super().__init__(layers)
-        self.plan, self.held, self.length = plan, plan.tokens, plan.seq_len
+        self.plan, self.filled_slots, self.length = plan, plan.tokens, plan.seq_len
         self.starts, self.slots = list(starts), slots
         positions = [[self.length - start] for start in starts]
         self.positions = torch.tensor(positions, device=slots.next_slot.device)
@@ -48,7 +48,7 @@ class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
         if self and self.slots.filled == self[0][0].shape[1]:
             self._grow()
         self.slots.admit(keep=owner == rank)
-        self.held[owner] += 1
+        self.filled_slots[owner] += 1
 
     def advance(self) -> None:
         """Count a token that has been decoded."""

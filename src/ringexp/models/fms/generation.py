@@ -111,7 +111,7 @@ class Decoder:
         cache.advance()
 
     def _admit(self, cache: RingCache) -> None:
-        cache.admit(next_owner(cache.held, *self._capacities), self.ring.rank)
+        cache.admit(next_owner(cache.filled_slots, *self._capacities), self.ring.rank)
 
     def _forward(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor, object]:
         """Compute a step. Return its transfers too: a graph points to their events, which must live on."""
@@ -152,9 +152,9 @@ def prefill_with_cache(
     Returns:
         The logits, with chunks those of the last chunk only, and the cache of every layer.
     """
-    logits, layers, held = torch.empty(0), None, 0
+    logits, layers, computed = torch.empty(0), None, 0
     for plan in ring.plan.chunks or (ring.plan,):
-        tokens = slice(held, held + plan.tokens[ring.rank])
+        tokens = slice(computed, computed + plan.tokens[ring.rank])
         logits, layers = model(
             ids[:, tokens],
             position_ids=positions[:, tokens],
@@ -162,9 +162,9 @@ def prefill_with_cache(
             last_n_tokens=last_n_tokens,
             use_cache=True,
             attn_name=ATTN_NAME,
-            ring=replace(ring, plan=plan, filled=held, capacity=ring.capacity or ids.shape[1]),
+            ring=replace(ring, plan=plan, filled=computed, capacity=ring.capacity or ids.shape[1]),
         )
-        held = tokens.stop
+        computed = tokens.stop
     assert layers is not None
     return logits, layers
 

@@ -1,4 +1,4 @@
-"""What is known of a configured FMS model before it is built. Free of torch and FMS until it is asked for."""
+"""Describe a configured FMS model before it is built. torch and FMS are imported when a method needs them."""
 
 from __future__ import annotations
 

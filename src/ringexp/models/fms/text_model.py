@@ -86,12 +86,12 @@ class FmsGenerator:
     def kept(self) -> int:
         """Return the number of new tokens whose keys and values this rank keeps."""
         rank = self.ring.rank
-        return self._cache.held[rank] - self.ring.plan.tokens[rank]
+        return self._cache.filled_slots[rank] - self.ring.plan.tokens[rank]
 
     @property
     def cache_bytes(self) -> int:
         """Return the bytes of all keys and values that this rank keeps."""
-        filled = self._cache.held[self.ring.rank]
+        filled = self._cache.filled_slots[self.ring.rank]
         return sum(x[:, :filled].nbytes for layer in self._cache for x in layer)
 
     @property

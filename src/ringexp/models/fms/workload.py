@@ -81,7 +81,7 @@ class FmsWorkload:
         return reference if rank == plan.owner_of_last else None
 
     def flops(self, plan: Plan, rank: int) -> float:
-        """Count the operations of all layers on a rank, and those of the head for one position."""
+        """Count the operations of all layers on one rank, and those of the head for one position."""
         head = 2 * self.shape.batch_size * self._model.get_parameter("head.weight").numel()
         return head + self.shape.layers * self.shape.layer_flops(plan, rank)
 

@@ -45,11 +45,11 @@ def adaptation(runs: Runs) -> Figure | None:
     drawn: set[str] = set()
     ideal: list[Artist] = []
     for upper, lower, profile in zip(above, below, profiles, strict=True):
-        mine = where(runs, runs.profile == profile)
+        profile_runs = where(runs, runs.profile == profile)
         ideal_ms: list[float] = []
         latencies_ms: list[float] = []
-        for name in style.ordered(mine.partitioner):
-            history = read_history(where(mine, mine.partitioner == name).iloc[-1])
+        for name in style.ordered(profile_runs.partitioner):
+            history = read_history(where(profile_runs, profile_runs.partitioner == name).iloc[-1])
             if history:
                 _draw(upper, lower, name, history)
                 ideal_ms = ideal_ms or history.ideal_ms
@@ -119,8 +119,12 @@ def read_history(run: Run) -> PromptHistory | None:
         efficiency = [row["capacity_efficiency"] for row in first]
     except (KeyError, ValueError, TypeError):
         return None
-    if not latency_ms or any(len(each) != len(latency_ms) for each in shares):
+    if not latency_ms or any(len(prompt_shares) != len(latency_ms) for prompt_shares in shares):
         return None
-    known = all(efficiency)
-    ideal_ms = [float(part) * ms for part, ms in zip(efficiency, latency_ms, strict=True)] if known else []
+    efficiency_known = all(efficiency)
+    ideal_ms = (
+        [float(part) * ms for part, ms in zip(efficiency, latency_ms, strict=True)]
+        if efficiency_known
+        else []
+    )
     return PromptHistory(latency_ms, ideal_ms, shares)

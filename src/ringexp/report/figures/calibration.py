@@ -36,18 +36,18 @@ def calibration_curves(rows: Sequence[SpeedRow]) -> Figure | None:
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(lengths)))
     for shade, length in zip(shades, lengths, strict=True):
         measured = sorted((row.percentage, row.speed_tflops) for row in rows if row.length == length)
-        asked = np.linspace(percents[0] / 2, percents[-1], SAMPLES)
-        speeds = [(table.speed(length, p), formula.speed(length, p)) for p in asked]
-        _curves(by_percent, shade, measured, asked, speeds, style.tokens(length))
+        sampled_percents = np.linspace(percents[0] / 2, percents[-1], SAMPLES)
+        speeds = [(table.speed(length, p), formula.speed(length, p)) for p in sampled_percents]
+        _curves(by_percent, shade, measured, sampled_percents, speeds, style.tokens(length))
     by_percent.set_xlabel("percentage asked for")
     by_percent.legend(title="tokens", fontsize=8, title_fontsize=8, frameon=False)
     shown = _some(percents, 5)
     shades = matplotlib.colormaps["plasma"](np.linspace(0, 0.85, len(shown)))
     for shade, percent in zip(shades, shown, strict=True):
         measured = sorted((row.length, row.speed_tflops) for row in rows if row.percentage == percent)
-        asked = np.geomspace(lengths[0], lengths[-1], SAMPLES)
-        speeds = [(table.speed(round(n), percent), formula.speed(round(n), percent)) for n in asked]
-        _curves(by_length, shade, measured, asked, speeds, f"{percent:g} %")
+        sampled_lengths = np.geomspace(lengths[0], lengths[-1], SAMPLES)
+        speeds = [(table.speed(round(n), percent), formula.speed(round(n), percent)) for n in sampled_lengths]
+        _curves(by_length, shade, measured, sampled_lengths, speeds, f"{percent:g} %")
     style.length_axis(by_length, lengths)
     for axis in (by_percent, by_length):
         axis.set_ylabel("speed, TFLOP/s")
@@ -74,13 +74,13 @@ def _curves(
     axis: Axes,
     shade: np.ndarray,
     measured: Sequence[tuple[float, float]],
-    asked: np.ndarray,
+    sampled_x: np.ndarray,
     speeds: Sequence[tuple[float, float]],
     label: str,
 ) -> None:
     axis.plot(*zip(*measured, strict=True), "o", color=shade, markersize=4.5, label=label)
-    axis.plot(asked, [lut for lut, _ in speeds], color=shade, linewidth=1.5)
-    axis.plot(asked, [formula for _, formula in speeds], color=shade, linewidth=1.2, linestyle="--")
+    axis.plot(sampled_x, [lut for lut, _ in speeds], color=shade, linewidth=1.5)
+    axis.plot(sampled_x, [formula for _, formula in speeds], color=shade, linewidth=1.2, linestyle="--")
 
 
 def _surface(
@@ -93,14 +93,18 @@ def _surface(
 ) -> None:
     """The regression as colours over length and percentage; a measured point that fits vanishes in them."""
     exponents = np.linspace(math.log2(lengths[0]) - 0.3, math.log2(lengths[-1]) + 0.3, SAMPLES)
-    asked = np.linspace(max(percents[0] - 4, 1), min(percents[-1] + 4, 100), SAMPLES)
-    speeds = [[formula.speed(round(2**e), p) for e in exponents] for p in asked]
+    sampled_percents = np.linspace(max(percents[0] - 4, 1), min(percents[-1] + 4, 100), SAMPLES)
+    speeds = [[formula.speed(round(2**e), p) for e in exponents] for p in sampled_percents]
     norm = Normalize(0, max(row.speed_tflops for row in rows))
-    image = axis.pcolormesh(2**exponents, asked, speeds, norm=norm, cmap="cividis", shading="gouraud")
+    image = axis.pcolormesh(
+        2**exponents, sampled_percents, speeds, norm=norm, cmap="cividis", shading="gouraud"
+    )
     # A line through the fastest corner alone would have its label cut off by the frame.
     top = 0.95 * np.max(speeds)
     levels = [level for level in MaxNLocator(8).tick_values(0, top) if 0 < level < top]
-    lines = axis.contour(2**exponents, asked, speeds, levels=levels, colors="white", linewidths=0.7)
+    lines = axis.contour(
+        2**exponents, sampled_percents, speeds, levels=levels, colors="white", linewidths=0.7
+    )
     axis.clabel(lines, fontsize=8, fmt="%g")
     axis.scatter(
         [row.length for row in rows],

@@ -39,8 +39,8 @@ def speedup_heatmaps(runs: Runs) -> Figure | None:
     image = None
     for row, layout in zip(grid, layouts, strict=True):
         for axis, partitioner in zip(row, partitioners, strict=True):
-            mine = where(runs, (runs.layout == layout) & (runs.partitioner == partitioner))
-            table = mine.pivot_table(
+            chosen_runs = where(runs, (runs.layout == layout) & (runs.partitioner == partitioner))
+            table = chosen_runs.pivot_table(
                 index="slow_percent", columns="seq_len", values="speedup_over_contiguous_even"
             )
             values = table.reindex(index=percents, columns=lengths).to_numpy()
@@ -91,12 +91,12 @@ def speedup_bars(runs: Runs) -> Figure | None:
         here = where(runs, (runs.profile == cell.profile) & (runs.seq_len == cell.seq_len))
         for place, partitioner in enumerate(partitioners):
             for offset, layout in enumerate(layouts):
-                mine = where(here, (here.layout == layout) & (here.partitioner == partitioner))
-                if mine.empty:
+                chosen_runs = where(here, (here.layout == layout) & (here.partitioner == partitioner))
+                if chosen_runs.empty:
                     continue
                 bars = axis.bar(
                     place + (offset - (len(layouts) - 1) / 2) * width,
-                    mine.speedup_over_contiguous_even.iloc[-1],
+                    chosen_runs.speedup_over_contiguous_even.iloc[-1],
                     width=0.94 * width,
                     label=f"{partitioner}, {layout}",
                     **_bar(partitioner, layout),
@@ -144,8 +144,8 @@ def token_distribution(runs: Runs) -> Figure | None:
     )
     for axes, layout in zip(grid, layouts, strict=True):
         for axis, partitioner in zip(axes, partitioners, strict=True):
-            mine = where(runs, (runs.layout == layout) & (runs.partitioner == partitioner))
-            for run in each_run(mine):
+            chosen_runs = where(runs, (runs.layout == layout) & (runs.partitioner == partitioner))
+            for run in each_run(chosen_runs):
                 _stack(axis, run, percents.index(run.slow_percent), partitioner)
             axis.set_title(f"{partitioner}, {layout}", fontsize=10)
             axis.set_xticks(range(len(percents)), [f"{p:g}" for p in percents], fontsize=8)
@@ -237,11 +237,11 @@ def predicted_and_measured(runs: Runs) -> Figure | None:
     figure, ((axis, errors),) = style.new_figure(1, 2, width=6.2, height=4.6)
     for partitioner in style.ordered(runs.partitioner):
         for layout in style.ordered_ways(runs.layout):
-            mine = where(runs, (runs.partitioner == partitioner) & (runs.layout == layout))
+            chosen_runs = where(runs, (runs.partitioner == partitioner) & (runs.layout == layout))
             look = style.style(partitioner, layout) | {"linestyle": "", "alpha": 0.75}
             name = f"{partitioner}, {layout}"
-            axis.plot(mine.latency_ms_median, mine.latency_ms_predicted, label=name, **look)
-            errors.plot(mine.latency_ms_median, 100 * mine.prediction_error, label=name, **look)
+            axis.plot(chosen_runs.latency_ms_median, chosen_runs.latency_ms_predicted, label=name, **look)
+            errors.plot(chosen_runs.latency_ms_median, 100 * chosen_runs.prediction_error, label=name, **look)
     both = runs[["latency_ms_median", "latency_ms_predicted"]]
     ends = np.array([both.min().min() / 1.25, both.max().max() * 1.25])
     axis.plot(ends, ends, color="#555555", linewidth=1, zorder=1)
@@ -249,17 +249,17 @@ def predicted_and_measured(runs: Runs) -> Figure | None:
     grey = {"color": "#bbbbbb", "alpha": 0.6, "linewidth": 0, "zorder": 0.5}
     axis.fill_between(ends, 0.95 * ends, 1.05 * ends, **grey)
     errors.axhspan(-5, 5, **grey)
-    for each in (axis, errors):
-        each.set_xlim(*ends)
-        style.log_x(each)
-        each.set_xlabel("measured latency, ms")
+    for panel in (axis, errors):
+        panel.set_xlim(*ends)
+        style.log_x(panel)
+        panel.set_xlabel("measured latency, ms")
     axis.set_ylim(*ends)
     style.log_y(axis)
     axis.set_ylabel("predicted latency, ms")
     errors.set_ylabel("predicted / measured - 1, %")
     axis.set_title(f"{len(runs)} runs of {runs.world_size.iloc[0]:.0f} ranks", fontsize=11)
-    for layout, mine in runs.groupby("layout"):
-        middle, high = metrics.absolute_errors(list(mine.prediction_error))
+    for layout, layout_runs in runs.groupby("layout"):
+        middle, high = metrics.absolute_errors(list(layout_runs.prediction_error))
         text = f"{layout}: error median {middle:.1%}, 95 % within {high:.1%}"
         titles = [title for title in (errors.get_title(), text) if title]
         errors.set_title("\n".join(titles), fontsize=10)

@@ -120,10 +120,12 @@ def _by_length(
 
 def _lines(axis: Axes, runs: Runs, x: str, y: str) -> None:
     for partitioner in style.ordered(runs.partitioner):
-        mine = where(runs, runs.partitioner == partitioner)
-        ways = sorted(set(zip(mine.layout, mine["split"], strict=True)))
+        partitioner_runs = where(runs, runs.partitioner == partitioner)
+        ways = sorted(set(zip(partitioner_runs.layout, partitioner_runs["split"], strict=True)))
         for layout, split in ways:
-            line = where(mine, (mine.layout == layout) & (mine["split"] == split)).sort_values(x)
+            line = where(
+                partitioner_runs, (partitioner_runs.layout == layout) & (partitioner_runs["split"] == split)
+            ).sort_values(x)
             name = f"{partitioner}, {layout}" + (", kv" if split == "kv" else "")
             axis.plot(line[x], line[y], label=name, **style.style(partitioner, str(layout), str(split)))
 

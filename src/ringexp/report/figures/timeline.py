@@ -34,16 +34,16 @@ MOST_TALL = 12
 
 def ring_timelines(runs: Runs) -> Figure | None:
     """Draw an iteration of median latency for some runs with the slowest rank and the longest prompt."""
-    found = []
+    run_iterations = []
     for run in _chosen(extreme_cell(runs)):
         folder = run.resumed_from if isinstance(run.resumed_from, str) else run.folder
         iteration = median_iteration(Path(folder))
         if iteration:
-            found.append((run, iteration))
-    if not found:
+            run_iterations.append((run, iteration))
+    if not run_iterations:
         return None
     panels = []
-    for run, iteration in found:
+    for run, iteration in run_iterations:
         split = "keys/values only, " if run["split"] == "kv" else ""
         where = f"ranks at {run.profile} %, {style.tokens(run.seq_len)} tokens"
         panels.append((run.partitioner, f"{run.partitioner}, {split}{run.layout}: {where}", iteration))
@@ -68,13 +68,13 @@ def timelines(panels: Sequence[tuple[str, str, list[IterationTiming]]], names: S
 
 
 def _chosen(runs: Runs) -> list[Run]:
-    found = []
+    chosen_runs = []
     for layout, partitioner, shard in CHOSEN:
-        mine = where(
+        matching_runs = where(
             runs, (runs.layout == layout) & (runs.partitioner == partitioner) & (runs["split"] == shard)
         )
-        found += [mine.iloc[-1]] if len(mine) else []
-    return (found or list(each_run(runs)))[:MOST]
+        chosen_runs += [matching_runs.iloc[-1]] if len(matching_runs) else []
+    return (chosen_runs or list(each_run(runs)))[:MOST]
 
 
 def median_iteration(run_dir: Path) -> list[IterationTiming] | None:
