@@ -28,7 +28,7 @@ def pools() -> Iterator[dict[int, RankPool]]:
 
 
 def has_slurm() -> bool:
-    """Whether jobs can be submitted from here."""
+    """Tell whether jobs can be submitted from here."""
     try:
         return subprocess.run(["sinfo", "-h"], capture_output=True, timeout=10).returncode == 0
     except (OSError, subprocess.TimeoutExpired):

@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
 def run(name: str, *arguments: str, gpu: bool = False) -> str:
-    """What an example prints, run by torchrun on three ranks."""
+    """Run an example by torchrun on three ranks, and return its output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What nvidia-smi says of GPUs, read, and what ranks get of one."""
+"""The GPUs as nvidia-smi lists them, and the share of one GPU that ranks get."""
 
 import os
 

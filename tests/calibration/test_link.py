@@ -1,4 +1,4 @@
-"""What hops cost, measured over every transport."""
+"""The cost of hops, measured over every transport."""
 
 import pytest
 

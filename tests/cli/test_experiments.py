@@ -26,7 +26,7 @@ def hydra():
 
 
 def jobs(experiment: str, *overrides: str) -> list[dict[str, str]]:
-    """What the sweeper would run, as dicts of overrides."""
+    """Return the runs of the sweeper, as dicts of overrides."""
     cfg = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
     sweeper = instantiate(cfg.hydra.sweeper)
     parsed = OverridesParser.create().parse_overrides([*sweeper._parse_config(), *overrides])

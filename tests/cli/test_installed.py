@@ -1,4 +1,4 @@
-"""What is released runs outside the source tree, with its own conf/: a wheel built from the sdist."""
+"""A release runs outside the source tree, with its own conf/: a wheel built from the sdist."""
 
 import os
 import subprocess

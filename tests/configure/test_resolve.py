@@ -1,4 +1,4 @@
-"""What a run's settings leave open is decided once, and the ranks read the same decisions."""
+"""The launcher decides once what a run's settings leave open, and the ranks read the same decisions."""
 
 import json
 from dataclasses import replace

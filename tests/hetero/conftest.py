@@ -52,7 +52,7 @@ class FakeMps:
     folder: Path
 
     def record(self) -> list[str]:
-        """What the program was told, in order."""
+        """Return the commands that the program got, in order."""
         path = self.folder / "record"
         return path.read_text().splitlines() if path.exists() else []
 

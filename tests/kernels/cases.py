@@ -149,7 +149,7 @@ def interpreter_lacks() -> str | None:
 
 
 def is_blhd_contiguous(kernel_name: str, case: Case) -> bool:
-    """Whether the output lies in memory as [B, L, H, D]."""
+    """Tell whether the output lies in memory as [B, L, H, D]."""
     q, k, v = inputs(case)
     out, _ = get_kernel(kernel_name, "cpu", case.dtype, case.head_dim).block(
         q, k, v, shape_of(case.causal), 0.125

@@ -111,7 +111,7 @@ def test_it_compiles_for_hopper(dtype, head_dim, causal, merge, spans, arriving,
 
 
 def consumers_loops(compiled, tmp_path):
-    """How many instructions the loops over keys have, one of each consumer."""
+    """Return the number of instructions of the loop over keys, for each consumer."""
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -130,7 +130,7 @@ def consumers_loops(compiled, tmp_path):
 
 @pytest.mark.parametrize("sends", [1, 3])
 def test_consumers_do_not_notice_that_something_is_sent(tmp_path, sends):
-    """What ptxas makes of one warp's code may depend on another's."""
+    """ptxas may compile one warp's code differently because of another's."""
     without, sending = (
         consumers_loops(compile_block(torch.bfloat16, 128, True, False, sends + 1, True, n), tmp_path)
         for n in (0, sends)

@@ -1,4 +1,4 @@
-"""What the Hopper kernel is launched with, by the names of its parameters; no GPU needed."""
+"""The arguments of the Hopper kernel, by the names of its parameters; no GPU needed."""
 
 from __future__ import annotations
 

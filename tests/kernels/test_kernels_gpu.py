@@ -184,7 +184,7 @@ def test_rings_whose_blocks_are_joined_are_as_exact_as_one_block(
 
 
 def test_a_span_that_is_there_goes_beside_one_that_is_awaited():
-    """As in a later chunk of a prompt: own keys of earlier chunks, and another rank's."""
+    """A later chunk of a prompt has such spans: own keys of earlier chunks, and another rank's."""
     case = Case(512, 3 * 512, False, BF16, 1, 8, 4, 128)
     kernel = kernel_or_skip("hopper", case)
     q, k, v = inputs(case, "cuda")
@@ -209,7 +209,7 @@ def test_a_span_that_is_there_goes_beside_one_that_is_awaited():
 
 
 class Sent:
-    """What a launch is to send of k and v [B, Hkv, L, D] to memory of the same GPU, and where it arrives."""
+    """A part of k and v [B, Hkv, L, D] that a launch sends to memory of the same GPU, and that memory."""
 
     def __init__(self, k, v, lengths, pieces):
         batch, heads, _, dim = k.shape

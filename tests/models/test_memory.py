@@ -32,7 +32,7 @@ def mixtral(experts_per_token: int) -> FmsModelConfig:
 
 
 def not_sent(workload, tokens: int) -> int:
-    """What the loopback need not lay out for others to have."""
+    """Return the bytes of keys and values, which the loopback need not lay out to send them."""
     return tokens * workload.memory.kv_token
 
 

@@ -61,7 +61,7 @@ def test_a_steady_machine_keeps_its_plan(percentages, noise):
 
 
 def test_costs_that_are_wrong_from_the_start_are_soon_put_right():
-    """As where a GPU had been at its power limit while it was calibrated, and is not in the run."""
+    """Such costs arise if a GPU is at its power limit during calibration, but not in the run."""
     adaptive, rng = planner([COST, COST]), random.Random(0)
     for _ in range(6):
         busy = busy_ms([COST, COST], adaptive.plan)

@@ -1,4 +1,4 @@
-"""What busy times tell of a rank: noise is averaged, one odd prompt is nothing, two make a change."""
+"""Busy times as estimates of speed: noise is averaged, one odd prompt is nothing, two make a change."""
 
 import math
 import random

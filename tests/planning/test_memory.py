@@ -1,4 +1,4 @@
-"""What a rank's memory holds: the formula turned round, and its limits kept."""
+"""Tokens that a rank's memory holds: the formula solved for tokens, and its limits kept."""
 
 import pytest
 from hypothesis import given

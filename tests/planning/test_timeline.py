@@ -64,7 +64,7 @@ def event_by_event(plan, costs, links, prefetch_hops):
     done: dict[tuple[str, int, int], float] = {}  # (what, rank, hop) -> when
 
     def needs(what: str, rank: int, hop: int) -> tuple[list[tuple[str, int, int]], float]:
-        """What has to be over before, and how long it takes then."""
+        """Return the events that have to be over before, and the time that it takes from then."""
         place = members.index(rank)
         before, after = members[place - 1], members[(place + 1) % size]
         source = members[place - hop]

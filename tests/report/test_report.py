@@ -70,7 +70,7 @@ def written(tmp_path_factory):
 
 
 class Page(HTMLParser):
-    """What a page refers to, its rows, and whether its tags are closed in order."""
+    """The references of a page, its rows, and whether its tags are closed in order."""
 
     VOID = frozenset(("meta", "img", "input", "br", "link"))
 

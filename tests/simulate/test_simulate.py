@@ -29,7 +29,7 @@ def recorded(links: EqualLinks) -> dict[str, object]:
 
 
 def simulated(monkeypatch, capsys, *arguments: object):
-    """What the command prints with --json."""
+    """Return the output of the command with --json."""
     monkeypatch.setattr(sys, "argv", ["simulate", *map(str, arguments), "--json"])
     command.main()
     return json.loads(capsys.readouterr().out)

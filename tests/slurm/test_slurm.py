@@ -184,7 +184,7 @@ def test_after_the_time_limit_the_same_command_goes_on(tmp_path, start):
 
 
 def test_a_requeued_job_repeats_nothing_that_finished(tmp_path, start):
-    """As after the loss of a node: SLURM starts the job again, under its own number."""
+    """SLURM also does this after the loss of a node: it starts the job again, under its own number."""
     process = start(*SWEEP, "partitioner=even,uneven", "seq_len=256", "repeats=60", "warmup=1", run=1)
     first = statuses(tmp_path)[0]
     subprocess.run(["scontrol", "requeue", *jobs(tmp_path)], check=True)

@@ -1,4 +1,4 @@
-"""What a SLURM job does on one node, with a stand-in for srun: it starts the tasks of a step, and no more."""
+"""A SLURM job on one node, with a stand-in for srun, which starts the tasks of a step and does no more."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What of the cluster needs no cluster: settings, grouping, tasks, and submitit's own executor."""
+"""Code for the cluster that needs no cluster: settings, grouping, tasks, and submitit's own executor."""
 
 import os
 import stat

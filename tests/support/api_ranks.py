@@ -1,4 +1,4 @@
-"""What the ranks of a test pool do with the public functions; importable, so that it travels by name."""
+"""Calls of the public functions by the ranks of a test pool; importable, so that they travel by name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def attend_in_groups(rank: int, cases: dict[tuple[int, ...], Case], repeats: int
 
 @torch.inference_mode()
 def attend_as_stranger(rank: int, ranks: tuple[int, ...], case: Case) -> str:
-    """What a process is told that is not in the group it calls with; members compute as ever."""
+    """Return the error of a process that is not in the group it calls with; members compute as ever."""
     group = group_of(ranks)
     place = ranks.index(rank) if rank in ranks else 0
     return error_of(lambda: attend(case, place, group))
@@ -69,7 +69,7 @@ def error_of(call: Callable[[], object]) -> str:
 
 
 def refused(rank: int) -> dict[str, str]:
-    """What `ring_attention` says to tensors and plans that do not fit, by a name each."""
+    """Return the errors of `ring_attention` for tensors and plans that do not fit, by name."""
     plan = ringexp.plan([2, 1], 30)
     length = plan.tokens[rank]
 
@@ -106,7 +106,7 @@ def refused(rank: int) -> dict[str, str]:
 
 @torch.inference_mode()
 def close_and_go_on(rank: int, case: Case) -> tuple[list[int], list[torch.Tensor]]:
-    """How many threads forward shards, before and with a ring and after it was closed, twice; outputs."""
+    """Count the threads that forward shards before a ring, with it and after its end, twice; outputs too."""
 
     def forwarders() -> int:
         return sum(thread.name.startswith("ring-forwarder") for thread in threading.enumerate())

@@ -39,7 +39,7 @@ def started(
 
 
 def happened(what: Callable[[], object], seconds: float) -> bool:
-    """Whether `what` came true within `seconds`."""
+    """Tell whether `what` came true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not what() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -70,7 +70,7 @@ def wandb_processes(root: Path) -> list[int]:
 
 
 def gone(root: Path, seconds: float) -> bool:
-    """Whether all ranks of `root` end within `seconds`."""
+    """Tell whether all ranks of `root` end within `seconds`."""
     return happened(lambda: not ranks_alive(root), seconds)
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of a test pool do with whole models; importable, so that it travels to them by name."""
+"""Work of a test pool's ranks with whole models; importable, so that it travels to them by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ranks of a test pool do; importable, so that it travels to the processes by name."""
+"""Work of a test pool's ranks; importable, so that it travels to the processes by name."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def attend_with_transport_of(rank: int, code: str, case: Case) -> torch.Tensor:
 
 @torch.inference_mode()
 def fail_at_the_first_block(rank: int, case: Case) -> str:
-    """What a kernel raised in mid-ring. After it the thread that forwards shards is free, or this raises."""
+    """Return the error of a kernel in mid-ring. Raises if the thread that forwards shards is not free."""
 
     def block(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError("no such block")
@@ -158,7 +158,7 @@ def attend_in_chunks_over_stand_ins(rank: int, case: Case, chunks: int) -> torch
 def attend_over_stand_ins(
     rank: int, name: str, cases: list[Case], devices: int = 1 << 30, kinds: int = 1, nvlink: bool = True
 ) -> tuple[torch.Tensor, int]:
-    """As `attend` for the last of the cases, over a CUDA transport with stand-ins for CUDA."""
+    """Do as `attend` for the last of the cases, over a CUDA transport with stand-ins for CUDA."""
     from ringexp.ring.transport import make_transport
 
     with stand_ins.cuda(devices, kinds, nvlink):
@@ -189,8 +189,10 @@ def attend_over_stand_ins(
 
 
 def sent_over_stand_ins(rank: int, case: Case, nvlink: bool = True) -> tuple[int, int]:
-    """How many bytes this rank copies to others, and its kernel sends them, over IPC with stand-ins for CUDA,
-    each rank on a GPU."""
+    """Count the bytes that this rank copies to others and that its kernel sends them, over IPC.
+
+    Stand-ins take the place of CUDA, and each rank has a GPU.
+    """
     stand_ins.copied.clear()
     carried.clear()
     attend_over_stand_ins(rank, "ipc", [case], nvlink=nvlink)
@@ -199,7 +201,7 @@ def sent_over_stand_ins(rank: int, case: Case, nvlink: bool = True) -> tuple[int
 
 @torch.inference_mode()
 def link_over_stand_ins(rank: int, name: str) -> tuple[Link, Link]:
-    """What hops cost over a CUDA transport with stand-ins for CUDA: measured twice."""
+    """Measure the cost of hops twice over a CUDA transport with stand-ins for CUDA."""
     from ringexp.ring.transport import make_transport
 
     def slowest(value: float) -> float:
@@ -222,7 +224,7 @@ def link_over_stand_ins(rank: int, name: str) -> tuple[Link, Link]:
 
 @torch.inference_mode()
 def gather_over_stand_ins(rank: int, name: str, held: list[int], dtype: str) -> list[torch.Tensor]:
-    """What two gathers of odd size give over a transport, CUDA's with stand-ins; [] where nothing is held."""
+    """Return two gathers of odd size over a transport, CUDA's with stand-ins; [] if no rank holds any."""
     from ringexp.ring.decode import gather
     from ringexp.ring.transport import make_transport
 

@@ -1,4 +1,4 @@
-"""What a rank of a test pool does as a session of its own: calibrate, and say what it then knows."""
+"""Sessions of a test pool's ranks, which calibrate and return the speeds that they know then."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def session_of(rank: int, config: Config, really: list[float]) -> Session:
 
 
 def speeds_for(session: Session, config: Config, costs: bool) -> TableSpeeds:
-    """What a session knows of the ranks' speeds after it has calibrated for a config."""
+    """Calibrate for a config, and return the ranks' speeds that the session knows then."""
     run = resolve(config, num_gpus=0)
     needs = calibration_needs(run, costs)
     tools = job_tools(session, Job(run, "run"), max(config.seq_len, *needs.lengths))
@@ -77,7 +77,7 @@ def speeds_for(session: Session, config: Config, costs: bool) -> TableSpeeds:
 def speeds(
     rank: int, config: Config, really: list[float], costs: bool = False, devices: list[str] | None = None
 ) -> TableSpeeds:
-    """What one session after another would know of the ranks' speeds, on GPUs of these names if given."""
+    """Return the ranks' speeds that a new session knows, on GPUs of these names if given."""
     session = session_of(rank, config, really)
     if devices:
         session.throttle._devices = devices
@@ -125,7 +125,7 @@ def course(rank: int, config: Config, tokens: list[list[int]]) -> list[tuple[flo
 
 
 def hop_cost(rank: int, config: Config) -> EqualLinks | None:
-    """What the session measures hops to cost."""
+    """Return the links that the session measures."""
     session = session_of(rank, config, [100.0] * config.world_size)
     run = resolve(config, num_gpus=0)
     return links_of(session, run, job_tools(session, Job(run, "run"), 2 * config.seq_len))

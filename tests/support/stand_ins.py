@@ -1,4 +1,4 @@
-"""What the CUDA transports use of CUDA, on the CPU: streams that are always done, memory in shared files."""
+"""Stand-ins on the CPU for CUDA in transports: streams that are always done, memory in shared files."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class _Driver:
 
 
 def dropped_events() -> int:
-    """How many timed events that were recorded are gone: a CUDA graph would still point to them."""
+    """Count the recorded timed events that are gone. A CUDA graph would still point to them."""
     return sum(event() is None for event in _Event.timed)
 
 

@@ -27,7 +27,7 @@ from support.run_folders import write_run
 
 CASES = 600
 COSTS = (RankCost(0.1, 2.4e-4, 3e-8), RankCost(0.1, 5e-4, 7e-8))
-"""Of the report's two ranks."""
+"""Costs of the report's two ranks."""
 
 
 def results_of(path, scripts, data, call):

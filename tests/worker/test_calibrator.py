@@ -1,4 +1,4 @@
-"""What ranks find out about each other before a run: real processes, one of which is really slower."""
+"""Speeds that ranks measure of each other before a run: real processes, one of which is really slower."""
 
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ def test_hops_are_not_measured_where_nothing_may_be(pools, tmp_path):
 
 
 def told(tmp_path) -> str:
-    """What rank 0 has reported since the last call."""
+    """Return the reports of rank 0 since the last call."""
     file = tmp_path / "progress"
     text = file.read_text()
     file.unlink()

@@ -1,4 +1,4 @@
-"""How many iterations go before those that count, and whose speed is a whole device's."""
+"""The number of iterations before those that count, and the ranks whose speed is a whole device's."""
 
 import gc
 

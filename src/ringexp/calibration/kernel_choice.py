@@ -38,7 +38,7 @@ class BlockSize:
     length: int
 
     def inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Random q, k and v as the ring has them: [B, heads, L, D], lying in memory as [B, L, heads, D]."""
+        """Return random q, k and v as in the ring: [B, heads, L, D], in memory [B, L, heads, D]."""
         q, k, v = (
             torch.randn(self.batch, self.length, heads, self.head_dim, device=device, dtype=self.dtype)
             for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)
@@ -47,12 +47,12 @@ class BlockSize:
 
 
 def local_length(seq_len: int, world_size: int) -> int:
-    """The length of blocks to choose by, a power of two, so that runs of about one length share a choice."""
+    """Return the block length to choose by, a power of two, so that runs of similar length share a choice."""
     return min(1 << max(ceil_div(seq_len, world_size) - 1, 1).bit_length(), LONGEST)
 
 
 def times_ms(kernels: Sequence[Kernel], shape: BlockSize, device: torch.device) -> dict[str, float]:
-    """Median time of the right ones among `kernels`, on CUDA, taking turns, each as a CUDA graph."""
+    """Return the median time in ms of each kernel that is right. The kernels take turns, as CUDA graphs."""
     q, k, v = shape.inputs(device)
     scale = shape.head_dim**-0.5
 
@@ -90,7 +90,7 @@ def times_ms(kernels: Sequence[Kernel], shape: BlockSize, device: torch.device) 
 
 
 def in_the_running(times: Mapping[str, Sequence[float]]) -> list[str]:
-    """The kernels that it is worth timing again."""
+    """Return the names of the kernels that are worth timing again."""
     best = {name: min(kernel_times) for name, kernel_times in times.items() if len(kernel_times) >= 2}
     limit_ms = HOPELESS * min(
         (min(kernel_times) for kernel_times in times.values() if kernel_times), default=0.0

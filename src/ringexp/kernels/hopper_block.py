@@ -1,8 +1,8 @@
 """The provider of kernel=hopper, our own for H100 and H200: warp specialised, TMA loads, asynchronous wgmma.
 
-float16 and bfloat16, head_dim 64 and 128. `block_into` keeps results in float32 and merges them into those of
-earlier blocks as it writes them, and takes the keys of several blocks at once. The device code is in
-`hopper_kernel`, which `hopper_launch` imports at the first call.
+It computes in float16 and bfloat16, with head_dim 64 and 128. `block_into` takes the keys of several blocks
+per call. It keeps results in float32 and merges them into those of earlier blocks while it writes them. The
+device code is in `hopper_kernel`, which `hopper_launch` imports at the first call.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """One block as in `contract`; out is [B, L, H, D] contiguous in memory."""
+    """Compute one block as in `contract`; out is [B, L, H, D] contiguous in memory."""
     batch, num_heads, q_len, head_dim = q.shape
     out = q.new_empty(batch, q_len, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, q_len, dtype=torch.float32)
@@ -55,7 +55,7 @@ def block(q: Tensor, k: Tensor, v: Tensor, shape: BlockShape, softmax_scale: flo
 def block_into(
     q: Tensor, spans: Sequence[KeySpan], shape: BlockShape, softmax_scale: float, accumulator: Accumulator
 ) -> None:
-    """Compute blocks as in `contract`, and merge them into earlier results as they are written."""
+    """Compute blocks as in `contract`, and merge them into earlier results while they are written."""
     q, spans = fitting(q), [span._replace(k=fitting(span.k), v=fitting(span.v)) for span in spans]
     out, lse, fresh, final, done = accumulator
     if fresh and done == (0, q.shape[2]):

@@ -1,4 +1,4 @@
-"""Device memory that launches of the Hopper kernel count and wait with, kept for the life of the process."""
+"""Counters and flags of the Hopper kernel's launches in device memory, kept for the life of the process."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 WORD = 4
-"""The distance of two flags in int32: 16 bytes."""
-_LAUNCHES = 1 << 16  # that have a counter of their own
+"""The distance between two flags, in int32: 16 bytes."""
+_LAUNCHES = 1 << 16  # launches with a counter of their own
 
 
 class LaunchCounters:
-    """Zeros on one device for launches to count tiles with; a kernel leaves its own zero again.
+    """The counters of one device, with which launches count tiles. Each kernel leaves its counter 0.
 
-    Launches on one stream follow each other and share one. Each launch that a graph captured has its own,
-    since the graph may be replayed beside anything else; where those are used up the graph fills one itself.
+    Launches on one stream run one after the other and share a counter. Each launch in a CUDA graph has a
+    counter of its own, since the graph may be replayed at the same time as anything else. When all counters
+    are in use, the graph sets a new one to 0 by itself.
     """
 
     def __init__(self, device: torch.device) -> None:
-        # Rows as far apart as an allocation may be, for one kernel to serve all.
+        # Rows are 16-byte aligned, as an allocation is, so that one compiled kernel serves all of them.
         self._words = torch.zeros(_LAUNCHES, WORD, dtype=torch.int32, device=device)
         self._used = 0
         self._of_streams: dict[int, Tensor] = {}
@@ -49,5 +50,5 @@ def counters_of(device: torch.device) -> LaunchCounters:
 
 @functools.cache
 def set_flags(device: torch.device, pieces: int) -> Tensor:
-    """Return flags that are set: for spans that are there, in a launch that waits for other ones."""
+    """Return flags that are set, for spans that are there already in a launch that waits for other spans."""
     return torch.ones(pieces, WORD, dtype=torch.int32, device=device)[:, 0]

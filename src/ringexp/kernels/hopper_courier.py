@@ -1,11 +1,12 @@
-"""Gluon device code on Hopper for keys and values that go between GPUs; `hopper_kernel` calls it.
+"""Gluon device code on Hopper that sends keys and values to other GPUs; `hopper_kernel` calls it.
 
-A warp of each program, the courier, carries tiles of the rank's own keys and values to other ranks while
-the rest computes: by TMA into shared memory and out of it, over NVLink, into their memory. That something has
-come is told by words of memory that both can reach, 0 or 1 (`contract`). Counts, in this GPU's memory, say
-who does what next and who is last: the next run to carry, the runs of all pieces that are there, and those
-of each piece. A run is some tiles of the keys or the values of one head, a piece the heads that one word is
-about.
+One warp of each program, the courier, sends tiles of the rank's own keys and values to other ranks while the
+other warps compute. TMA copies a tile into shared memory, and from there over NVLink into the other ranks'
+memory. Words that both GPUs can reach, 0 or 1, state what has arrived (`contract`).
+
+A run is a number of tiles of the keys or the values of one head. A piece is the heads that share one word.
+Counters in this GPU's memory state the next run to send, the runs of pieces that are complete, and the runs
+sent per piece. They also tell a program that it is the last one.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ WORD = gl.constexpr(hopper_counters.WORD)
 WORD_BYTES = gl.constexpr(4 * hopper_counters.WORD)
 RUN = gl.constexpr(hopper_tiles.RUN)
 COURIERS = gl.constexpr(hopper_tiles.MOST_COURIERS)
-BURST = gl.constexpr(96)  # runs that so many carry, for first heads to be there when they are asked for
-_NEXT = gl.constexpr(0)  # counts: the next run,
-_CARRIED = gl.constexpr(1)  # runs of pieces that are there,
-_PIECES = gl.constexpr(2)  # and of each piece
+BURST = gl.constexpr(96)  # first runs; more programs send them, so that the first heads arrive early
+# Places among the counters: the next run, the runs of complete pieces, and from there on the runs per piece.
+_NEXT = gl.constexpr(0)
+_CARRIED = gl.constexpr(1)
+_PIECES = gl.constexpr(2)
 
-# By the names of triton 3.6, where those of later versions are not there.
+# triton 3.6 has other names for these functions than later versions.
 load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 store_tile = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
@@ -33,10 +35,10 @@ meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 @gluon.jit
 def wait_for(word):
-    """Wait until the word there is not 0; TMA loads that follow find what was written before it was set.
+    """Wait until the word is not 0. TMA loads after this call read what was written before the word was set.
 
-    Returns how many us it took, 0 if it was set already. After 5 minutes it traps: nobody will
-    set it.
+    Returns the time that it waited in us, 0 if the word was set already. After 5 minutes it traps, since the
+    word will never be set.
     """
     SPIN: gl.constexpr = """{
         .reg .pred p; .reg .u32 word; .reg .u64 began, passed;
@@ -60,7 +62,7 @@ def wait_for(word):
 
 @gluon.jit
 def _until_set(word):
-    """Wait until the word is set, untimed and without a limit: with a trap ptxas lengthens other loops."""
+    """Wait until the word is set, untimed and without a limit. A trap makes ptxas lengthen other loops."""
     there = _is_set(word)
     while there == 0:
         there = _is_set(word)
@@ -80,9 +82,9 @@ def _is_set(word):
 
 @gluon.jit
 def _set(word, VALUE: gl.constexpr):
-    """Make the word there 0 or 1, seen after all that this warp has seen and done before.
+    """Set the word to 0 or 1. Whoever reads it also sees what this warp read and wrote before.
 
-    One lane does it, that of scalar stores: a second store might come after somebody's answer.
+    One lane stores, the one of scalar stores. A second store might overwrite the answer of a reader.
     """
     STORE: gl.constexpr = """{
         .reg .pred first; .reg .u32 lane, value;
@@ -98,7 +100,7 @@ def _set(word, VALUE: gl.constexpr):
 
 @gluon.jit
 def _written(x):
-    """x, an int32, once all that this warp has stored by TMA is in memory, for whoever hears of it."""
+    """Return x, an int32, once all TMA stores of this warp are in memory and visible to every reader."""
     ASM: gl.constexpr = "cp.async.bulk.wait_group 0; fence.proxy.async; fence.acq_rel.sys; mov.b32 $0, $1;"
     x = gl.inline_asm_elementwise(ASM, "=r,r", [x], gl.int32, is_pure=False, pack=1)
     meet()
@@ -107,14 +109,14 @@ def _written(x):
 
 @gluon.jit
 def _now(x):
-    """ns, modulo 2^32; x: any int32."""
+    """Return the time in ns, modulo 2^32. x is any int32."""
     ASM: gl.constexpr = "mov.u32 $0, %globaltimer_lo;"
     return gl.inline_asm_elementwise(ASM, "=r,r", [x], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
 def allocate_buffers(desc):
-    """Allocate shared memory for two tiles on their way, and barriers that complete when they have landed."""
+    """Allocate shared memory for two tiles, and barriers that complete when the tiles have been loaded."""
     ROWS: gl.constexpr = desc.block_shape[2]
     HEAD_DIM: gl.constexpr = desc.block_shape[3]
     buffers = gl.allocate_shared_memory(desc.dtype, [2, 1, 1, ROWS, HEAD_DIM], desc.layout)
@@ -126,11 +128,21 @@ def allocate_buffers(desc):
 
 @gluon.jit
 def carry(descs, buffers, landed, counters, runs, load, heads_per_piece, destinations, SENDS: gl.constexpr):
-    """Carry runs of tiles until none is left: the first heads come first.
+    """Send runs of tiles until none is left, in the order of the heads.
 
-    A tile is loaded while the one before leaves, so there are two buffers. `runs` is the number of all runs.
-    COURIERS programs carry the first BURST runs, and load.couriers programs the others. destinations: for
-    each the addresses of the words `free` and `ready`, and how many tiles of a head it gets.
+    A tile is loaded while the tile before is stored, so there are two buffers. COURIERS programs send the
+    first BURST runs, and load.couriers programs send the others.
+
+    Args:
+        descs: TMA descriptors of the keys, the values, the places of the keys and the places of the values.
+        buffers: shared memory for two tiles.
+        landed: the barriers of the buffers.
+        counters: a group `Counters`.
+        runs: the number of all runs.
+        load: a group `Load`.
+        heads_per_piece: heads that share one word.
+        destinations: per destination the addresses of its words `free` and `ready`, and its tiles per head.
+        SENDS: the number of destinations.
     """
     counts_ptr = counters.counts_ptr
     run = runs
@@ -151,7 +163,7 @@ def carry(descs, buffers, landed, counters, runs, load, heads_per_piece, destina
         run = _written(following)
         if gl.atomic_add(counts_ptr + _PIECES + piece, 1) == load.runs_per_piece - 1:
             if gl.atomic_add(counts_ptr + _CARRIED, load.runs_per_piece) == runs - load.runs_per_piece:
-                # Nobody looks at `free` any more, and no rank sets it again before it knows of all pieces.
+                # No program reads `free` any more, and no rank sets it again before it has seen all pieces.
                 for number in gl.static_range(SENDS):
                     _set(destinations[number][0], False)
                 gl.store(counters.took_ptr, _now(piece) - gl.load(counters.took_ptr))
@@ -161,7 +173,7 @@ def carry(descs, buffers, landed, counters, runs, load, heads_per_piece, destina
 
 @gluon.jit
 def _carry_run(descs, buffers, landed, run, turn, load, heads_per_piece, destinations, SENDS: gl.constexpr):
-    """Carry the tiles of one run, and return how many these are. `turn` counts the tiles before."""
+    """Send the tiles of one run, and return their number. `turn` is the number of tiles sent before."""
     k_desc, v_desc, k_outs, v_outs = descs
     ROWS: gl.constexpr = k_desc.block_shape[2]
     BYTES: gl.constexpr = ROWS * k_desc.block_shape[3] * 2
@@ -198,7 +210,7 @@ def _carry_run(descs, buffers, landed, run, turn, load, heads_per_piece, destina
 
 @gluon.jit
 def _left():
-    """Wait until all that this warp has stored by TMA has left shared memory."""
+    """Wait until the TMA stores of this warp have read all their tiles from shared memory."""
     ASM: gl.constexpr = "cp.async.bulk.wait_group.read 0; mov.b32 $0, 0;"
     gl.inline_asm_elementwise(ASM, "=r", [], gl.int32, is_pure=False, pack=1)
     meet()
@@ -206,9 +218,9 @@ def _left():
 
 @gluon.jit
 def leave(counters, awaited, SPANS: gl.constexpr, AWAIT: gl.constexpr, SENDS: gl.constexpr):
-    """Count out this producer or courier. The last one of all programs cleans up.
+    """Count this producer or courier as finished. The last one of all programs cleans up.
 
-    It leaves counts and words 0 and hands shards back to those from whom they came.
+    It sets counters and words to 0, and tells the senders that their shards have been read.
     """
     LEAVING: gl.constexpr = 2 if SENDS > 0 else 1
     next_ptr = counters.next_ptr

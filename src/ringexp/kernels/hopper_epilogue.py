@@ -1,5 +1,6 @@
-"""Gluon device code on Hopper for the end of a query tile: its result is normalised, merged with that of
-earlier blocks, and written; `hopper_kernel` calls it.
+"""Gluon device code on Hopper that normalises, merges and writes the result of a query tile.
+
+`hopper_kernel` calls it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _LOG2E = gl.constexpr(arithmetic.LOG2E)
 @gluon.jit
 def write(acc, row_max, row_sum, out_base, final_base, stride_ol, lse_base, first_row, q_len, done_start,
           done_stop, MERGE: gl.constexpr, FINAL: gl.constexpr):  # fmt: skip
-    """Normalise and store the rows below q_len; MERGE folds them into what is there already. Of FINAL ones
-    those of [done_start, done_stop) go to final_base instead.
+    """Normalise and store the rows below q_len.
 
-    The merge of two partial softmaxes is out = old + w * (new - old), w = sigmoid(new_lse - old_lse).
+    With MERGE they are merged into the earlier results: out = old + w * (new - old), w = sigmoid(new_lse -
+    old_lse). With FINAL the rows [done_start, done_stop) go to final_base in place of out_base.
     """
     O_LAYOUT: gl.constexpr = acc.type.layout
     rows = first_row + gl.arange(0, acc.shape[0], gl.SliceLayout(1, O_LAYOUT))
@@ -48,6 +49,6 @@ def write(acc, row_max, row_sum, out_base, final_base, stride_ol, lse_base, firs
 
 @gluon.jit
 def write_lse(lse2, lse_base, first_row, q_len):
-    """Store log-sum-exps, to base 2 here and to base e there, of the rows below q_len."""
+    """Convert log-sum-exps from base 2 to base e, and store those of the rows below q_len."""
     rows = first_row + gl.arange(0, lse2.shape[0], lse2.type.layout)
     gl.store(lse_base + rows, lse2 * _LN2, mask=rows < q_len)

@@ -1,7 +1,7 @@
-"""Groups of arguments of the Hopper kernel: how the host fills them in, and device code passes them on.
+"""Groups of the Hopper kernel's arguments. The host fills them in, and device code passes them on.
 
-The kernel takes the members one by one, in the order of `Arguments`: Triton would compile anew for other
-integers within a tuple. Every group names its members as the kernel's parameters.
+The kernel takes the members one by one, in the order of `Arguments`, since Triton compiles again for every
+new integer in a tuple. Members have the names of the kernel's parameters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-# TMA descriptors and integers that triton knows as values of its own while it compiles.
+# TMA descriptors and integers, for which triton has types of its own while it compiles.
 Descriptor = Any
 Value = Any
 
@@ -20,8 +20,8 @@ Value = Any
 class Inputs(NamedTuple):
     """TMA descriptors of q [B, H, Lq, D] and of the keys and values [B, H / group, Lk, D] of all spans.
 
-    A tile of q has ROWS rows, one of keys or values BLOCK_N. k_desc and v_desc are the first span, which all
-    query rows see; k1_desc and on are further ones, None where there are fewer.
+    A tile of q has ROWS rows, a tile of keys or values BLOCK_N. k_desc and v_desc are the first span, which
+    all query rows see. k1_desc and so on are further spans, None if there are fewer.
     """
 
     q_desc: Descriptor
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
 
 
 class SentDescriptors(NamedTuple):
-    """TMA descriptors, with tiles of ROWS rows, of the keys and values that are sent and of their places."""
+    """TMA descriptors, with tiles of ROWS rows, of the keys and values to send and of their destinations."""
 
     ks_desc: Descriptor
     vs_desc: Descriptor
@@ -53,9 +53,9 @@ class Outputs(NamedTuple):
 
     Attributes:
         out_desc: TMA descriptor of out [B, H, Lq, D] with q's tiles, if TMA writes it; else None.
-        out_ptr: out, D contiguous, by `Strides`.
+        out_ptr: out, D contiguous, with the strides of `Strides`.
         lse_ptr: the log-sum-exps [B, H, Lq].
-        final_ptr: where rows go that get no further block, laid out as out: see `hopper_epilogue.write`.
+        final_ptr: receives rows that no later block covers, with out's strides; see `hopper_epilogue.write`.
     """
 
     out_desc: Descriptor
@@ -65,16 +65,16 @@ class Outputs(NamedTuple):
 
 
 class Words(NamedTuple):
-    """Words of device memory by which programs count and wait; all that a launch does not use are None.
+    """Words of device memory with which programs count and wait. Those that a launch does not use are None.
 
     Attributes:
-        next_ptr: three zeros, and zeros again at the end: query tiles taken, microseconds waited by all
-            programs, and programs that have left.
-        words1_ptr: flags of the first further span, WORD apart, one per piece: its heads are loaded once the
-            flag is not 0. When everything is read the flags become 0.
-        words2_ptr: the same of the second further span.
-        words3_ptr: the same of the third further span.
-        waited_ptr: how long a program waited on average, in microseconds.
+        next_ptr: three counters, 0 before and after the launch: query tiles begun, microseconds waited by all
+            programs, and programs that have finished.
+        words1_ptr: flags of the first further span, WORD apart, one per piece. The heads of a piece are
+            loaded once its flag is not 0. The kernel sets the flags to 0 when it has read everything.
+        words2_ptr: the flags of the second further span.
+        words3_ptr: the flags of the third further span.
+        waited_ptr: receives the average time that a program waited, in microseconds.
         counts_ptr: see `contract.Sending`.
         took_ptr: see `contract.Sending`.
     """
@@ -89,7 +89,7 @@ class Words(NamedTuple):
 
 
 class Strides(NamedTuple):
-    """Strides of out, and of heads in the log-sum-exps."""
+    """Strides of out by sequence, head and row, and of the log-sum-exps by head."""
 
     stride_ob: int
     stride_oh: int
@@ -104,7 +104,8 @@ class Sizes(NamedTuple):
         num_tiles: query tiles per head, of CONSUMERS * ROWS rows each.
         total: query tiles of all heads.
         num_heads: query heads.
-        band: how many heads, over the batch, take turns; it divides their number: see `hopper_kernel`.
+        band: the number of heads, over the batch, whose tiles alternate; see `hopper_kernel._locate`. It
+            divides the number of all heads.
         group: query heads per head of keys.
         q_len: query rows.
         kv_len: keys of the first span.
@@ -120,7 +121,7 @@ class Sizes(NamedTuple):
 
 
 class FurtherSpans(NamedTuple):
-    """Further spans: from which row on, a whole query tile, each is seen, and how many key tiles it has."""
+    """Further spans: the first query row that sees each of them, a multiple of a tile, and its key tiles."""
 
     from1: int
     tiles1: int
@@ -131,10 +132,15 @@ class FurtherSpans(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """The pieces, of whole heads, in which further spans arrive and keys and values are sent.
+    """The pieces of whole heads in which further spans arrive, and in which keys and values are sent.
 
-    taken1 and so on: the address of the word that is set to 1 once a further span is read. 0: that span was
-    there before, and its flags stay as they are.
+    Attributes:
+        heads_per_piece: key/value heads per piece.
+        pieces: the number of pieces.
+        taken1: the address of the word that the kernel sets to 1 once it has read the first further span.
+            0: the span was there before, and its flags stay as they are.
+        taken2: the same for the second further span.
+        taken3: the same for the third further span.
     """
 
     heads_per_piece: int
@@ -145,14 +151,14 @@ class Pieces(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The tiles that couriers carry, see `hopper_courier`.
+    """The tiles that couriers send, see `hopper_courier`.
 
     Attributes:
-        runs: runs of tiles in all.
-        runs_per_piece: of these, runs of one piece.
-        runs_per_head: of these, runs of the keys of one head.
+        runs: the number of all runs of tiles.
+        runs_per_piece: runs per piece.
+        runs_per_head: runs of the keys of one head, and of its values.
         sent_tiles: tiles per head for the destination that gets most.
-        couriers: how many programs carry after the first runs.
+        couriers: programs that send after the first runs.
     """
 
     runs: Value
@@ -163,7 +169,7 @@ class Load(NamedTuple):
 
 
 class Destinations(NamedTuple):
-    """For each destination the addresses of its words (`contract.Destination`), and its tiles per head."""
+    """Per destination the addresses of its words (`contract.Destination`), and its tiles per head."""
 
     free1: int
     ready1: int
@@ -177,7 +183,7 @@ class Destinations(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Rows [done_start, done_stop) go to final_ptr. scale_log2 is softmax_scale * log2(e)."""
+    """The end of the computation: rows [done_start, done_stop) go to final_ptr; softmax_scale * log2(e)."""
 
     done_start: int
     done_stop: int
@@ -200,15 +206,15 @@ class Arguments(NamedTuple):
     finish: Finish
 
     def flat(self) -> Iterator[Any]:
-        """Return the members of all groups, one after the other."""
+        """Yield the members of all groups in order."""
         return chain.from_iterable(self)
 
 
-# What device code alone passes on as groups.
+# Groups that only device code uses.
 
 
 class Rings(NamedTuple):
-    """Shared memory through which the producer feeds the consumers, with the barriers of each ring."""
+    """Rings of tiles in shared memory, which the producer fills for the consumers, and their barriers."""
 
     q: Value
     k: Value
@@ -223,7 +229,7 @@ class Rings(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Members of `Outputs`, `Strides` and `Finish` that say where results go."""
+    """Members of `Outputs`, `Strides` and `Finish` that state where results go."""
 
     desc: Value
     ptr: Value

@@ -1,16 +1,17 @@
 """The Gluon device code of one attention block on Hopper (sm_90); `hopper_launch` launches it. Needs triton.
 
-FlashAttention-3 (Shah et al., 2024), warp specialised: one producer warp feeds key and value tiles through
-two rings in shared memory by TMA; each consumer is a warpgroup with 64 query rows of its own. A consumer
-starts the scores of the next tile, then the output product of the current one, and does the softmax of the
-next while that product runs. Key tiles are visited from the last to the first, so that only the first ones
-visited need a mask.
+It is FlashAttention-3 (Shah et al., 2024), warp specialised. One producer warp loads key and value tiles into
+two rings in shared memory by TMA. Each consumer is a warpgroup with 64 query rows of its own. A consumer
+starts the scores of the next tile, then the output product of the current tile, and computes the softmax of
+the next tile while that product runs. Key tiles are visited from the last to the first, so only the tiles
+visited first need a mask.
 
-Barriers: `full` ones complete when a tile has landed, `empty` ones when every consumer has read it. A ring
-counts its tiles from 0: tile c is in stage c % STAGES and completes phase (c // STAGES) % 2 of its barriers.
-Every consumer has a ring of query tiles of its own: of two if CAUSAL, so that after a short tile the next one
-is there already, else of one. Key tiles of several spans of memory follow each other like those of one: only
-the producer tells them apart. Where keys and values go to other GPUs one more warp does it: `hopper_courier`.
+A `full` barrier completes when a tile has been loaded, an `empty` barrier when every consumer has read the
+tile. A ring counts its tiles from 0: tile c is in stage c % STAGES and completes phase (c // STAGES) % 2 of
+its barriers. Every consumer has its own ring of query tiles. If CAUSAL, the ring has two tiles, so that the
+next tile is loaded when a short tile ends; otherwise it has one. Key tiles of several spans follow each other
+as if they were one span; only the producer distinguishes them. If keys and values go to other GPUs, one more
+warp sends them: see `hopper_courier`.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ from ringexp.kernels.hopper_softmax import mask, pin, settle, softmax
 
 ROWS = gl.constexpr(hopper_tiles.ROWS)
 BLOCK_N = gl.constexpr(hopper_tiles.BLOCK_N)
-STAGES = gl.constexpr(2)  # key tiles, and value tiles, in shared memory at a time
+STAGES = gl.constexpr(2)  # key tiles in shared memory, and as many value tiles
 
 
 @gluon.jit
 def _locate(index, sizes, CONSUMERS: gl.constexpr):
-    """Query tile `index` -> batch, head and its first row.
+    """Return batch, head and first row of query tile `index`.
 
-    Heads, over the batch, go `band` at a time: the last tiles of all of them, which see most, go first.
+    Heads, over the batch, are computed in bands of `band` heads. Within a band the last tiles of all heads
+    come first, since they see the most keys.
     """
     place = index % (sizes.num_tiles * sizes.band)
     tile = sizes.num_tiles - 1 - place // sizes.band
@@ -61,7 +63,7 @@ def _locate(index, sizes, CONSUMERS: gl.constexpr):
 def _tiles_of_span(
     first_row, sizes, spans, SPAN: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr
 ):
-    """Return how many key tiles of a span the query tile at first_row sees; of further spans all or none."""
+    """Return the number of a span's key tiles that the query tile at first_row sees; 0 or all if further."""
     if SPAN == 0:
         seen = gl.minimum(first_row + CONSUMERS * ROWS, sizes.kv_len) if CAUSAL else sizes.kv_len
         tiles = gl.cdiv(seen, BLOCK_N)
@@ -72,7 +74,7 @@ def _tiles_of_span(
 
 @gluon.jit
 def _tiles(first_row, sizes, spans, SPANS: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):
-    """Return how many key tiles the query tile at first_row sees, of the first span and of all spans."""
+    """Return the numbers of key tiles that the query tile at first_row sees, in the first span and in all."""
     first = _tiles_of_span(first_row, sizes, spans, 0, CAUSAL, CONSUMERS)
     tiles = first
     for span in gl.static_range(1, SPANS):
@@ -82,7 +84,7 @@ def _tiles(first_row, sizes, spans, SPANS: gl.constexpr, CAUSAL: gl.constexpr, C
 
 @gluon.jit
 def _stage(count):
-    """Stage and phase of tile `count` of a ring."""
+    """Return stage and phase of tile `count` of a ring."""
     return count % STAGES, (count // STAGES) & 1
 
 
@@ -97,8 +99,10 @@ def _query_stage(turn, consumer, CAUSAL: gl.constexpr):
 def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, awaited, full, tile,
                SPANS: gl.constexpr, AWAIT: gl.constexpr, CAUSAL: gl.constexpr,
                CONSUMERS: gl.constexpr):  # fmt: skip
-    """Start loading the tile of keys or values that a query tile sees at `step`: span after span, each from
-    its last tile to its first. AWAIT: once a further span's heads are there. Returns the us that took.
+    """Start to load the tile of keys or values that a query tile sees at `step`.
+
+    The steps go through the spans in order, and through each span from its last tile to its first. With AWAIT
+    the load waits until the heads of a further span have arrived. Returns the time that it waited, in us.
     """
     start = step * 0
     waited = step * 0
@@ -117,10 +121,10 @@ def _load_step(descs, batch, kv_head, first_row, step, sizes, spans, awaited, fu
 def _produce(q_desc, k_descs, v_descs, rings, counters, awaited, sizes, spans, SPANS: gl.constexpr,
              AWAIT: gl.constexpr, SENDS: gl.constexpr, CAUSAL: gl.constexpr,
              CONSUMERS: gl.constexpr):  # fmt: skip
-    """Feed the consumers: the work of the producer warp.
+    """Load tiles for the consumers: the work of the producer warp.
 
-    It takes the next query tile when it has loaded everything for the last one. Keys come one tile ahead of
-    values, the order in which the consumers ask for them.
+    It begins the next query tile when it has loaded everything for the one before. Keys are loaded one tile
+    ahead of values, the order in which the consumers need them.
     """
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
     KV_BYTES: gl.constexpr = BLOCK_N * HEAD_DIM * 2
@@ -167,19 +171,19 @@ def _produce(q_desc, k_descs, v_descs, rings, counters, awaited, sizes, spans, S
 @gluon.jit
 def _end(rings, counters, awaited, index, total, loaded, turn, SPANS: gl.constexpr, AWAIT: gl.constexpr,
          SENDS: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
-    """Tell the consumers that there is no further tile. The last program leaves the counters 0."""
+    """Tell the consumers that there is no further tile. The last program sets the counters to 0."""
     for consumer in gl.static_range(CONSUMERS):
         place, phase = _query_stage(turn, consumer, CAUSAL)
         mbarrier.wait(rings.q_empty.index(place), phase ^ 1)
         _announce(rings.announced, place, index)
         mbarrier.arrive(rings.q_full.index(place))
     if AWAIT or SENDS > 0:
-        for count in gl.static_range(STAGES):  # until all that was loaded is there
+        for count in gl.static_range(STAGES):  # wait until every load has completed
             stage, phase = _stage(loaded + count)
             mbarrier.wait(rings.k_empty.index(stage), phase ^ 1)
             mbarrier.wait(rings.v_empty.index(stage), phase ^ 1)
         leave(counters, awaited, SPANS, AWAIT, SENDS)
-    elif index == total + gl.num_programs(0) - 1:  # all programs have asked once more than there are tiles
+    elif index == total + gl.num_programs(0) - 1:  # every program has asked for a tile in vain
         gl.store(counters.next_ptr, 0)
 
 
@@ -194,9 +198,9 @@ def _send(descs, buffers, landed, counters, awaited, load, destinations, SPANS: 
 
 @gluon.jit
 def _after_predecessor(x):
-    """x, an int32, once the kernel before this one on the stream is over: this one may have started before.
+    """Return x, an int32, once the kernel before this one on the stream has ended.
 
-    From here on the kernel after this one may start in the same way, on SMs that have room.
+    This kernel may start before that. From this call on the next kernel may start likewise, on SMs with room.
     """
     ASM: gl.constexpr = "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.b32 $0, $1;"
     return gl.inline_asm_elementwise(ASM, "=r,r", [x], gl.int32, is_pure=False, pack=1)
@@ -204,10 +208,10 @@ def _after_predecessor(x):
 
 @gluon.jit
 def _announce(announced, place, index):
-    """Tell a consumer which tile is next; it looks once the query tile, or the end, has been announced."""
+    """Write the index of the next query tile; its consumer reads it once the tile's barrier completes."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     announced.index(place).store(gl.full([1], index, gl.int32, LAYOUT))
-    meet()  # what follows is one thread's: it must come after the store of whichever lane did it
+    meet()  # one thread continues; any lane may have stored, so all must meet first
 
 
 @gluon.jit
@@ -218,7 +222,7 @@ def _announced(announced, place):
 
 @gluon.jit
 def _start_scores(q_tile, rings, count):
-    """Start q @ k.T for key tile `count` of the ring, once it has landed: [ROWS, BLOCK_N] float32."""
+    """Start q @ k.T for key tile `count` of the ring once it is loaded. Return [ROWS, BLOCK_N] float32."""
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     HEAD_DIM: gl.constexpr = q_tile.shape[1]
     stage, phase = _stage(count)
@@ -230,7 +234,7 @@ def _start_scores(q_tile, rings, count):
 
 @gluon.jit
 def _start_output(probs, acc, rings, count):
-    """Start acc + probs @ v for value tile `count` of the ring, once it has landed."""
+    """Start acc + probs @ v for value tile `count` of the ring once it is loaded."""
     HEAD_DIM: gl.constexpr = acc.shape[1]
     stage, phase = _stage(count)
     mbarrier.wait(rings.v_full.index(stage), phase)
@@ -240,17 +244,17 @@ def _start_output(probs, acc, rings, count):
 
 @gluon.jit
 def _release(empty, stage):
-    """Say that this consumer has read what is in a stage; all four warps must have, so they meet first."""
+    """Signal that this consumer has read a stage. All four warps must have read it, so they meet first."""
     meet()
     mbarrier.arrive(empty.index(stage))
 
 
 @gluon.jit
 def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, rings, scale_log2, num_keys):
-    """Fold steps 1 and on, which need no mask, into the running statistics.
+    """Add the steps from 1 on, which need no mask, to the running statistics.
 
     `count` is the ring count of step 0. On entry and exit the softmax is one step ahead of acc: probs and
-    shrink are those of the step before, not yet applied.
+    shrink belong to the step before and have not been applied yet.
     """
     O_LAYOUT: gl.constexpr = acc.type.layout
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
@@ -263,7 +267,7 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, rings, scal
         wide, row_max, shrink, sums = softmax(scores, row_max, scale_log2)
         row_sum = row_sum * gl.convert_layout(shrink, gl.SliceLayout(1, sums.type.layout))[:, None] + sums
         row_sum = settle(row_sum)
-        # wide goes through the wait so that probs, an operand until then, is not overwritten before it.
+        # The wait includes wide, so that probs, an operand of the product, is not overwritten before it ends.
         acc, wide = warpgroup_mma_wait(0, deps=[acc_token, wide])
         _release(rings.v_empty, (count + step - 1) % STAGES)
         probs = gl.convert_layout(wide.to(rings.v.dtype), P_LAYOUT)
@@ -274,10 +278,11 @@ def _visit_keys(acc, probs, row_max, row_sum, shrink, count, q_tile, rings, scal
 def _consume(rings, sizes, spans, output, scale_log2, SPANS: gl.constexpr, CAUSAL: gl.constexpr,
              MERGE: gl.constexpr, FINAL: gl.constexpr, CONSUMERS: gl.constexpr,
              CONSUMER: gl.constexpr):  # fmt: skip
-    """Compute rows CONSUMER * ROWS and on of each query tile: the work of one consumer warpgroup.
+    """Compute ROWS rows of each query tile, from row CONSUMER * ROWS on: the work of one consumer warpgroup.
 
-    If TMA writes a result, it does so from where the queries were, while the next tile is computed. That
-    place is free only then, so there must be two, which CAUSAL has. TMA cannot merge.
+    If TMA writes a result, it reads it from the memory that held the queries, while the next tile is
+    computed. The memory is free only after that, so there must be two query tiles, as with CAUSAL. TMA cannot
+    merge.
     """
     BY_TMA: gl.constexpr = output.desc is not None
     if BY_TMA:
@@ -330,7 +335,7 @@ def _consume(rings, sizes, spans, output, scale_log2, SPANS: gl.constexpr, CAUSA
 
 @gluon.jit
 def _release_queries_of_last_turn(q_empty, turn, CONSUMER: gl.constexpr, CAUSAL: gl.constexpr):
-    """Free the place from which TMA wrote the result of the turn before."""
+    """Free the memory from which TMA wrote the result of the turn before."""
     if turn > 0:
         tma.store_wait(0)
         last, _ = _query_stage(turn - 1, CONSUMER, CAUSAL)
@@ -340,7 +345,7 @@ def _release_queries_of_last_turn(q_empty, turn, CONSUMER: gl.constexpr, CAUSAL:
 @gluon.jit
 def _finish(acc, row_max, row_sum, output, batch, head, first_row, sizes, q_tile, MERGE: gl.constexpr,
             FINAL: gl.constexpr):  # fmt: skip
-    """Write the result of one query tile, or start TMA to write it from where its queries were."""
+    """Write the result of one query tile, or let TMA write it from the memory that held the queries."""
     row_max = gl.convert_layout(row_max, gl.SliceLayout(1, acc.type.layout))
     row_sum = gl.convert_layout(gl.sum(row_sum, 1), gl.SliceLayout(1, acc.type.layout))
     head_index = batch * sizes.num_heads + head
@@ -360,7 +365,7 @@ def _finish(acc, row_max, row_sum, output, batch, head, first_row, sizes, q_tile
 
 @gluon.jit
 def _allocate(q_desc, k_desc, v_desc, QUERY_TILES: gl.constexpr, CONSUMERS: gl.constexpr):
-    """Allocate and set up the rings in shared memory, their barriers, and the words that announce tiles."""
+    """Allocate and initialise the rings in shared memory, their barriers, and the words for tile indices."""
     dtype: gl.constexpr = q_desc.dtype
     HEAD_DIM: gl.constexpr = q_desc.block_shape[3]
     q_mem = gl.allocate_shared_memory(dtype, [QUERY_TILES, 1, 1, ROWS, HEAD_DIM], q_desc.layout)
@@ -401,7 +406,7 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
                     SENDS: gl.constexpr, CAUSAL: gl.constexpr, MERGE: gl.constexpr,
                     FINAL: gl.constexpr, CONSUMERS: gl.constexpr, CONSUMER_REGS: gl.constexpr,
                     PRODUCER_REGS: gl.constexpr):  # fmt: skip
-    """Compute query tiles, each against all keys it sees. `hopper_groups` documents the arguments."""
+    """Compute query tiles, each against all keys that it sees. `hopper_groups` documents the arguments."""
     QUERY_TILES: gl.constexpr = CONSUMERS * (2 if CAUSAL else 1)
     rings = _allocate(q_desc, k_desc, v_desc, QUERY_TILES, CONSUMERS)
     sizes = Sizes(num_tiles, total, num_heads, band, group, q_len, kv_len)
@@ -412,7 +417,7 @@ def attention_block(q_desc, k_desc, v_desc, k1_desc, v1_desc, k2_desc, v2_desc, 
     counters = Counters(next_ptr, counts_ptr, took_ptr)
     spans = (from1, tiles1, from2, tiles2, from3, tiles3)
     k_descs, v_descs = (k_desc, k1_desc, k2_desc, k3_desc), (v_desc, v1_desc, v2_desc, v3_desc)
-    # A constexpr in a tuple that is assigned becomes a tensor, so those stand in the calls.
+    # An assigned tuple turns its constexprs into tensors, so the calls below list them one by one.
     if SENDS > 0:
         gl.static_assert(CONSUMERS == 2)
         buffers, landed = allocate_buffers(ks_desc)

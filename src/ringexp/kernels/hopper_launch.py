@@ -1,4 +1,4 @@
-"""Launch the Hopper kernel: check what it is to compute, and put its arguments together."""
+"""Launch the Hopper kernel: check the blocks and build the kernel's arguments."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Result(NamedTuple):
     Attributes:
         out: [B, Lq, H, D], D contiguous.
         lse: [B, H, Lq] float32, rows evenly apart.
-        merge: whether the launch merges into what is there.
-        final: where the rows `done` go instead of to out, with out's strides; None: no rows.
-        done: rows of q that get no further block.
+        merge: whether the launch merges into the content of out and lse.
+        final: receives the rows `done` in place of out, with out's strides; None: no rows.
+        done: rows of q that no later block covers.
     """
 
     out: Tensor
@@ -68,7 +68,7 @@ class Result(NamedTuple):
 def launch(
     q: Tensor, spans: Sequence[KeySpan], shape: BlockShape, softmax_scale: float, result: Result
 ) -> None:
-    """Launch the kernel on q and on spans that TMA can load; `contract` says what they are."""
+    """Launch the kernel on q and on spans that TMA can load. `contract` documents the arguments."""
     _check(q, spans, shape, softmax_scale, result)
     causal = shape is BlockShape.CAUSAL
     (first, *further), sending = spans, spans[0].sending
@@ -117,7 +117,7 @@ def launch(
 def _check(
     q: Tensor, spans: Sequence[KeySpan], shape: BlockShape, softmax_scale: float, result: Result
 ) -> None:
-    """Assert the caller's half of the contract, and that further spans are whole tiles."""
+    """Assert the caller's half of the contract, and that further spans consist of whole tiles."""
     (first, *further), (out, lse, _, final, _) = spans, result
     check_block(q, first.k, first.v, shape, softmax_scale)
     assert len(spans) <= LIMITS.spans, len(spans)
@@ -146,7 +146,7 @@ def _sizes(q: Tensor, spans: Sequence[KeySpan], consumers: int, staggered: bool)
 
 
 def _num_pieces(spans: Sequence[KeySpan]) -> int:
-    """Return in how many pieces the spans of a launch arrive and are sent; all must be equal."""
+    """Return the number of pieces in which spans arrive and are sent. It is the same for all spans."""
     counts = {len(span.arriving.words) for span in spans if span.arriving}
     counts |= {span.sending.pieces for span in spans if span.sending}
     assert len(counts) <= 1, counts
@@ -202,7 +202,7 @@ def _sent_descriptors(sending: Sending | None) -> SentDescriptors:
 
 
 def _load(sending: Sending, heads_per_piece: int, launch_ms: float) -> Load:
-    """Divide what is sent into runs of tiles. launch_ms: how long the launch computes."""
+    """Divide the keys and values to send into runs of tiles. launch_ms: the time that the launch computes."""
     assert len(sending.to) <= _MOST_FURTHER, sending.to
     for place in sending.to:
         assert place.k.shape == place.v.shape, place
@@ -223,7 +223,7 @@ def _destinations(sending: Sending) -> Destinations:
 
 
 def _padded(items: Sequence[Item], length: int, filler: Filler) -> list[Item | Filler]:
-    """Return the items, and fillers up to a length."""
+    """Return the items, followed by fillers up to `length`."""
     return [*items, *[filler] * (length - len(items))]
 
 

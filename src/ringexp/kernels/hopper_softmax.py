@@ -8,16 +8,17 @@ from triton.experimental.gluon import language as gl
 
 @gluon.jit
 def pin(x):
-    """x, but computed no earlier than what the source puts before this call."""
+    """Return x, computed no earlier than the source code before this call."""
     return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], gl.float32, is_pure=False, pack=1)
 
 
 @gluon.jit
 def settle(x):
-    """x, none of it negative; what the source puts after this call starts no earlier than x is known.
+    """Return x, which has no negative element. The source code after this call starts once x is computed.
 
-    The loop never repeats. It ends a basic block, and ptxas, which would wait for a product before the
-    softmax that is to run beside it, moves no wait over that. Its vote keeps the branch uniform in a warp.
+    The loop never repeats, but it ends a basic block. ptxas would otherwise wait for a matrix product before
+    the softmax that should run at the same time. It moves no wait across the end of a basic block. The vote
+    keeps the branch uniform within a warp.
     """
     SPIN: gl.constexpr = (
         "{ .reg .pred bad; again: setp.lt.f32 bad, $1, 0f00000000;"
@@ -28,14 +29,14 @@ def settle(x):
 
 @gluon.jit
 def _sum_in_lanes(probs):
-    """[rows, N] -> [rows, 4]: the sum over what each of the four lanes that share a row holds of it."""
+    """Sum the elements that each of the four lanes of a row holds: [rows, N] -> [rows, 4]."""
     pairs = probs.reshape([probs.shape[0], probs.shape[1] // 8, 4, 2])
     return gl.sum(gl.sum(pairs, 3), 1)
 
 
 @gluon.jit
 def mask(scores, first_row, first_key, kv_len, CAUSAL: gl.constexpr):
-    """Scores of the first key tile visited, -inf where a row does not see a key."""
+    """Set scores of the first key tile that is visited to -inf where a row does not see a key."""
     S_LAYOUT: gl.constexpr = scores.type.layout
     cols = first_key + gl.arange(0, scores.shape[1], gl.SliceLayout(0, S_LAYOUT))
     if CAUSAL:
@@ -48,10 +49,11 @@ def mask(scores, first_row, first_key, kv_len, CAUSAL: gl.constexpr):
 
 @gluon.jit
 def softmax(scores, row_max, scale_log2):
-    """One step of the online softmax: scores -> (float32 probabilities, row_max, shrink, their sums).
+    """Do one step of the online softmax.
 
-    row_max is of scaled base-2 scores; shrink is what the earlier sums and products are to be multiplied
-    with; the sums are those of `_sum_in_lanes`.
+    Returns:
+        The probabilities in float32; row_max, the highest scaled base-2 scores; shrink, the factor for
+        earlier sums and products; and the sums of the probabilities by `_sum_in_lanes`.
     """
     new_max = gl.maximum(row_max, gl.max(scores, 1) * scale_log2)
     shrink = gl.exp2(row_max - new_max)

@@ -25,12 +25,12 @@ def fits(x: Tensor) -> bool:
 
 
 def fitting(x: Tensor) -> Tensor:
-    """Return x, or a copy of it that TMA can load."""
+    """Return x, or a copy of x that TMA can load."""
     return x if fits(x) else x.clone(memory_format=torch.contiguous_format)
 
 
 def descriptor(x: Tensor | Remote, rows: int) -> Any:
-    """Return the TMA descriptor of x [B, H, L, D] for tiles of `rows` rows of one head, 0 beyond the last."""
+    """Return the TMA descriptor of x [B, H, L, D] for tiles of `rows` rows per head; rows beyond L are 0."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -38,6 +38,6 @@ def descriptor(x: Tensor | Remote, rows: int) -> Any:
     element = gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16
     shared_layout: Any = gl.NVMMASharedLayout
     layout = shared_layout.get_default_for(block_shape, element)
-    # The stride of a single entry means nothing and may be anything; TMA still looks at it.
+    # The stride of a dimension of size 1 has no meaning and can be any number, but TMA checks it.
     strides = [x.shape[3] if n == 1 else stride for n, stride in zip(x.shape[:3], x.stride(), strict=False)]
     return TensorDescriptor(x, list(x.shape), [*strides, 1], block_shape, layout)

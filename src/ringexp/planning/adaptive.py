@@ -87,7 +87,10 @@ class _Candidate:
         )
 
     def most_gain_ms(self, factors: Factors) -> float:
-        """The most that any plan can save: were all done before the first one is here, work would be left."""
+        """Return an upper limit of what any plan can save.
+
+        No plan lets all ranks finish before the first one finishes now, since work would be left.
+        """
         times_ms = [ms * math.exp(factor) for ms, factor in zip(self.busy_ms, factors, strict=True)]
         return self.late_ms + max(times_ms) - min(times_ms)
 

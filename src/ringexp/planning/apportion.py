@@ -9,7 +9,7 @@ from ringexp.errors import UserError
 
 
 def check_enough_tiles(seq_len: int, world_size: int, tile: int) -> None:
-    """Raises UserError if there are fewer whole tiles than ranks."""
+    """Raise UserError if there are fewer whole tiles than ranks."""
     if seq_len < world_size * tile:
         raise UserError(
             f"seq_len={seq_len} is smaller than one tile of {tile} tokens for each of {world_size} ranks; "

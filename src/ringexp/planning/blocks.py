@@ -76,7 +76,7 @@ def blocks_between(q_shard: Shard, kv_shard: Shard, mask: Mask) -> tuple[Block, 
 
 
 def _between_spans(q: Span, kv: Span, to_q: int, to_kv: int) -> Iterator[Block]:
-    """Rectangles between two spans; `to_q` and `to_kv` turn global positions into local indices."""
+    """Yield the rectangles between two spans; `to_q` and `to_kv` turn global positions into local indices."""
     after = max(q.start, kv.stop)  # queries from here on see all of kv
     if after < q.stop:
         yield Block(after + to_q, q.stop + to_q, kv.start + to_kv, kv.stop + to_kv, BlockShape.FULL)

@@ -11,7 +11,7 @@ from ringexp.planning.spans import Shard, Span
 
 
 def contiguous(tokens: Sequence[int]) -> list[Shard]:
-    """Rank i holds one span; ranks follow each other. The source study's layout."""
+    """Give each rank one span, in rank order. This is the layout of the source study."""
     stops = list(accumulate(tokens))
     return [
         Shard((Span(stop - count, stop),) if count else ()) for count, stop in zip(tokens, stops, strict=True)
@@ -19,7 +19,7 @@ def contiguous(tokens: Sequence[int]) -> list[Shard]:
 
 
 def zigzag(tokens: Sequence[int]) -> list[Shard]:
-    """Weighted zigzag: a head piece and a mirrored tail piece of half the tokens each.
+    """Give each rank a head piece and a mirrored tail piece of half its tokens each.
 
     Heads follow each other from the front in rank order, tails mirror them from the back, so the causal
     work of rank i is tokens[i] * seq_len / 2 whatever the others hold. An odd count puts its extra token in

@@ -82,7 +82,7 @@ class Plan:
         return max(range(self.world_size), key=lambda rank: self.q_shards[rank].last)
 
     def blocks(self, rank: int, source: int, start: int = 0) -> tuple[Block, ...]:
-        """The attention calls of `rank`'s queries against `source`'s keys/values, in local indices.
+        """Return the attention calls of `rank`'s queries against `source`'s keys/values, in local indices.
 
         Positions before `start` are padding: nobody attends to them, and they attend to nothing. Shards are
         sorted, so on every rank padding comes first.
@@ -135,7 +135,7 @@ def _keys_seen(plan: Plan, rank: int, start: int) -> int:
 
 
 def ring_members(tokens: Sequence[int]) -> list[int]:
-    """The ranks that hold tokens, in ring order."""
+    """Return the ranks that hold tokens, in ring order."""
     return [rank for rank, count in enumerate(tokens) if count]
 
 

@@ -56,7 +56,7 @@ class Shard:
             offset += len(span)
 
     def positions(self) -> list[int]:
-        """Global positions in local order."""
+        """Return the global positions in local order."""
         return [position for span in self.spans for position in range(span.start, span.stop)]
 
     def since(self, start: int) -> tuple[int, Shard]:

@@ -146,7 +146,7 @@ class _Attempt:
     draw: Callable[[], Figure | None]
 
     def drawn(self) -> list[Drawn]:
-        """The figure; nothing where the runs do not have its axes."""
+        """Yield the figure, or nothing if the runs do not have its axes."""
         png = io.BytesIO()
         with drawing():
             figure = self.draw()
@@ -178,8 +178,9 @@ def _calibration_figures(tables: dict[str, list[SpeedRow]]) -> list[_Attempt]:
 
 
 def _calibrations(folders: Sequence[Path], runs: Runs, speeds_file: Path | None) -> dict[str, list[SpeedRow]]:
-    """Rows of the tables these runs planned with: of their shapes and throttles, by what they share; of what
-    several tables have, the newest.
+    """Return the table rows with the shapes and throttles of these runs, grouped by what the rows share.
+
+    If several tables have a row, the newest counts.
 
     Raises UserError for a damaged table.
     """

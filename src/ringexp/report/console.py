@@ -52,7 +52,7 @@ class Console:
             yield _Progress(bars, self._out)
 
     def plan(self, config: Config, plan: Plan, throttle: str, note: str | None) -> None:
-        """The plan of a dry run."""
+        """Return the text of a dry run's plan."""
         columns = _PlanColumns(plan.shares, plan.tokens, plan.kv_tokens, _spans(plan))
         self._out.print(_plan_table(config, columns))
         work = [plan.pairs(rank) for rank in range(plan.world_size)]
@@ -184,7 +184,7 @@ def _spans(plan: Plan) -> list[str]:
 
 
 def number(value: float | None, pattern: str = "{:.3f}") -> str:
-    """A figure for a table; a dash where it was not measured."""
+    """Format a figure for a table; a dash if it was not measured."""
     return "-" if value is None or value != value else pattern.format(value)
 
 

@@ -247,7 +247,7 @@ def _named(key: str, value: object) -> str:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Folders of runs in the order of a sweep's jobs, also of runs that Hydra composed and nobody began."""
+    """Yield run folders in the order of a sweep's jobs, also those of composed runs that never began."""
     begun = {path.parent for path in folder.rglob(RESULTS)}
     composed = {path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")}
     return iter(sorted(begun | composed, key=_job_order))

@@ -47,7 +47,7 @@ def page(
     figures: Sequence[Drawn],
     notes: Sequence[str],
 ) -> str:
-    """The page: headlines of each context, then figures, then all runs, then what they were made with."""
+    """Return the page: headlines per context, then figures, then all runs, then their environment."""
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),
@@ -134,7 +134,7 @@ def _number(value: float | None) -> str:
 
 
 def _environment(runs: Runs) -> str:
-    """A line a fact, with every value the runs have of it."""
+    """Return one line per fact, with every value that the runs have of it."""
     rows = []
     for name in ["hardware", *(name for name in runs if str(name).startswith("environment."))]:
         values = [str(value) for value in runs[name].dropna().unique() if value != ""]

@@ -124,5 +124,5 @@ def _since(began: float, ended: float, origin: Origin) -> tuple[float, float]:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's memory as bytes, so that every dtype travels."""
+    """Return the tensor's memory as bytes, so that every dtype can be sent."""
     return tensor.view(-1).view(torch.uint8)

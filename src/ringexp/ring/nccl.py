@@ -40,7 +40,7 @@ class NcclTransport(Transport):
     def _circulate(
         self, k: torch.Tensor, v: torch.Tensor, sent: torch.Tensor, ring_pass: RingPass
     ) -> Generator[PendingShard]:
-        """sent: keys and values as one shard [2, B, L, Hkv, D]."""
+        """Pass shards round the ring. sent: keys and values as one shard [2, B, L, Hkv, D]."""
         route = Route.of(ring_pass.tokens, self.rank)
         compute = torch.cuda.current_stream(self._device)
         shards = [sent]

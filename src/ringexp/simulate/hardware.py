@@ -60,7 +60,7 @@ class Hardware:
     links: Mapping[str, Link]
 
     def ring(self, devices: str) -> list[Device]:
-        """`4xH100,A100` -> five devices, in the order of the ring. Raises UserError for another text."""
+        """Parse `4xH100,A100` to five devices in ring order. Raises UserError for another text."""
         ring_devices: list[Device] = []
         for part in devices.split(","):
             match = re.fullmatch(r"(?:(\d+)x)?(.+)", part.strip())
@@ -77,7 +77,7 @@ class Hardware:
 
 
 def load_hardware(extra: Path | None = None) -> Hardware:
-    """The shipped spec sheets, and those of a file of the same form, which come first.
+    """Load the shipped spec sheets, and those of a file of the same form, which come first.
 
     Raises UserError for a file that is no such sheet.
     """

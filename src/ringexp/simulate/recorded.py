@@ -244,7 +244,7 @@ def ring_of_run(folder: Path, seq_len: int, link: Link | None) -> Ring:
 def ring_of_table(
     path: Path, model: str, percentages: Sequence[float], seq_len: int, link: Link | None
 ) -> Ring:
-    """Ranks at these percentages, by a calibration table's rows of a model.
+    """Return ranks at these percentages, by a calibration table's rows of a model.
 
     Raises UserError if the table has no rows of it, or several kinds.
     """

@@ -25,11 +25,21 @@ def ring_of_devices(
     direct: bool = False,
     heads_over: int = 1,
 ) -> Ring:
-    """Nodes of `per_node` devices in this order, joined by the link `across`.
+    """Return a ring of devices by their data sheets. `uneven` splits by the sheets' peaks.
 
-    link: of every hop instead. direct: shards are copied from their owner, over the slowest link there is, in
-    one node. heads_over: so many neighbours are one rank. `uneven` splits by the peaks of the data sheets.
-    Raises UserError for a ring that cannot be.
+    Args:
+        devices: the devices, in the order of the ring.
+        hardware: the links, by name.
+        model: the model's shape.
+        seq_len: tokens of the prompt.
+        per_node: devices per node.
+        across: the name of the link between nodes.
+        link: the link of every hop, in place of all others.
+        direct: whether each shard is copied from its owner, over the slowest link of one node.
+        heads_over: neighbours that share heads and form one rank.
+
+    Raises:
+        UserError: such a ring cannot exist.
     """
     nodes = node_links(devices, hardware, model, per_node, across)
     if link:

@@ -12,7 +12,7 @@ EXECUTORS = ("slurm", "local")
 
 
 def validate(settings: SlurmConfig) -> None:
-    """Raises UserError for what no cluster could do."""
+    """Raise UserError for settings that no cluster can fulfil."""
     if settings.executor not in EXECUTORS:
         raise UserError(f"hydra.launcher.executor={settings.executor}: choose one of {', '.join(EXECUTORS)}")
     for name in ("time_min", "nodes", "gpus_per_node", "cpus_per_rank"):

@@ -142,7 +142,7 @@ class RunFiles:
                     self._hops.add((iteration, rank, layer, index, hop.source, *times))
 
     def write_trace(self, iterations: Sequence[Sequence[IterationTiming]]) -> None:
-        """trace.json: the timeline of all iterations."""
+        """Write the timeline of all iterations as trace.json."""
         write_json(self.run_dir / TRACE, chrome_trace(iterations), indent=None)
 
     def close(self) -> None:

@@ -41,17 +41,17 @@ def linear_ms(timing: IterationTiming) -> float:
 
 
 def attention_ms(timing: IterationTiming) -> float:
-    """Time one rank computes blocks and merges."""
+    """Return the time that one rank computes blocks and merges."""
     return sum(hop.compute_ms for hop in timing.hops)
 
 
 def wait_ms(timing: IterationTiming) -> float:
-    """Communication that is not hidden: time one rank stands still until keys/values are there."""
+    """Return the communication that is not hidden: the time that one rank waits for keys/values."""
     return sum(hop.wait_ms for hop in timing.hops)
 
 
 def spread_ms(values: Sequence[float]) -> float:
-    """Interquartile range; 0 for fewer than two values."""
+    """Return the interquartile range; 0 for fewer than two values."""
     if len(values) < 2:
         return 0.0
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -59,17 +59,17 @@ def spread_ms(values: Sequence[float]) -> float:
 
 
 def efficiency(busy: Sequence[float], latency: float) -> float:
-    """Part of the ranks' time spent computing: sum(busy) / (P x latency)."""
+    """Return the share of the ranks' time spent computing: sum(busy) / (P x latency)."""
     return sum(busy) / (len(busy) * latency)
 
 
 def slowdown(latency: float, homogeneous: float | None) -> float | None:
-    """Latency over that of the same ring with all ranks at full speed and an even split."""
+    """Return latency / latency of the same ring with all ranks at full speed and an even split."""
     return None if homogeneous is None else latency / homogeneous
 
 
 def speedup_over_even(latency: float, even: float | None) -> float | None:
-    """Latency of an even split on the same throttled ranks and layout, over latency."""
+    """Return latency of an even split on the same throttled ranks and layout / latency."""
     return None if even is None else even / latency
 
 
@@ -94,7 +94,7 @@ def prediction_error(predicted: Figure, latency: Figure) -> Figure:
 
 
 def absolute_errors(errors: Sequence[float]) -> tuple[float, float]:
-    """Median and 95th percentile of the errors' sizes."""
+    """Return the median and the 95th percentile of the errors' sizes."""
     sizes = [abs(error) for error in errors]
     return median(sizes), quantiles(sizes, n=20, method="inclusive")[-1] if len(sizes) > 1 else sizes[0]
 
@@ -102,7 +102,7 @@ def absolute_errors(errors: Sequence[float]) -> tuple[float, float]:
 def capacity_efficiency(
     latency: float, speeds: Sequence[float], single: float | None, single_speed: float | None
 ) -> float | None:
-    """Capacity-ideal time / latency; the headline figure.
+    """Return capacity-ideal time / latency, the headline figure.
 
     Capacity-ideal time = T(one full-speed device alone) x its speed / sum(speeds). Its speed is that of the
     ranks that are at full speed, or as measured alone if there are none.
@@ -113,13 +113,13 @@ def capacity_efficiency(
 
 
 def full_speed(speeds: Sequence[float], percentages: Sequence[float]) -> float | None:
-    """Mean speed of the ranks that are at 100 %: measured beside the others, it compares best with theirs."""
+    """Return the mean speed of the ranks at 100 %. These were measured beside the others."""
     full = [speed for speed, percentage in zip(speeds, percentages, strict=False) if percentage == 100]
     return sum(full) / len(full) if full else None
 
 
 def tflops(flops: float, latency: float) -> float:
-    """Matmul TFLOP/s of all ranks together."""
+    """Return the matmul TFLOP/s of all ranks together."""
     return flops / latency / 1e9
 
 

@@ -176,7 +176,7 @@ class WandbRun:
             self._run = None
 
     def _check_space(self) -> None:
-        """Raises OSError where nothing more can be written: wandb loses records there without a word."""
+        """Raise OSError if nothing more can be written. wandb would lose records without a message."""
         probe = Path(self._run.dir).parent / ".space"
         try:
             probe.write_bytes(bytes(4096))

@@ -29,7 +29,7 @@ NEW_TOKENS = 12
 
 
 class Recorded:
-    """As a CUDA graph: the operations of `work` on the tensors it had, whose results they overwrite."""
+    """A stand-in for a CUDA graph: repeats `work` on its first tensors and overwrites its results."""
 
     def __init__(self, work) -> None:
         self.output = work()

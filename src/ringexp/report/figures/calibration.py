@@ -22,7 +22,7 @@ SAMPLES = 60
 
 
 def calibration_curves(rows: Sequence[SpeedRow]) -> Figure | None:
-    """Speeds over the percentage and over the length, and the regression as a surface.
+    """Draw speeds over the percentage and over the length, and the regression as a surface.
 
     rows: of one hardware, throttle and shape, with the same other ranks on the device. None with one
     percentage or length only.
@@ -91,7 +91,7 @@ def _surface(
     lengths: Sequence[int],
     percents: Sequence[float],
 ) -> None:
-    """The regression as colours over length and percentage; a measured point that fits vanishes in them."""
+    """Draw the regression as colours over length and percentage. A measured point that fits is invisible."""
     exponents = np.linspace(math.log2(lengths[0]) - 0.3, math.log2(lengths[-1]) + 0.3, SAMPLES)
     sampled_percents = np.linspace(max(percents[0] - 4, 1), min(percents[-1] + 4, 100), SAMPLES)
     speeds = [[formula.speed(round(2**e), p) for e in exponents] for p in sampled_percents]
@@ -124,7 +124,7 @@ def _surface(
 
 
 def _some(values: Sequence[float], count: int) -> list[float]:
-    """At most `count` of the values, the first and the last among them."""
+    """Return at most `count` of the values, the first and the last among them."""
     if len(values) <= count:
         return list(values)
     return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]

@@ -21,7 +21,7 @@ BASELINE = ("contiguous", "even")
 
 
 def speedup_heatmaps(runs: Runs) -> Figure | None:
-    """Speedup over contiguous even: a panel a layout and partitioner, percentage x length."""
+    """Draw the speedup over contiguous even by percentage and length: a panel per layout and partitioner."""
     runs = where(runs, runs.speedup_over_contiguous_even.notna() & (runs["split"] == "tokens"))
     ways = [
         (layout, partitioner)
@@ -78,7 +78,7 @@ def _annotate(axis: Axes, values: np.ndarray, norm: colors.LogNorm) -> None:
 
 
 def speedup_bars(runs: Runs) -> Figure | None:
-    """Speedup over contiguous even: a panel a profile and length; for few of those, six at most."""
+    """Draw the speedup over contiguous even: a panel per profile and length, if these are at most six."""
     runs = where(runs, runs.speedup_over_contiguous_even.notna() & (runs["split"] == "tokens"))
     cells = runs.drop_duplicates(["slow_percent", "profile", "seq_len"])
     cells = cells.sort_values(by=["slow_percent", "seq_len"])
@@ -112,7 +112,7 @@ def speedup_bars(runs: Runs) -> Figure | None:
 
 
 def _bar(partitioner: str, layout: str) -> dict[str, Any]:
-    """Filled for zigzag, hatched for contiguous and for keys/values only."""
+    """Return the look of a bar: filled for zigzag, hatched for contiguous and for keys/values only."""
     own = style.colour(partitioner)
     hatch = {"zigzag": None, "contiguous": "////", "kv": "...."}.get(layout, "xx")
     return {"facecolor": own if hatch is None else "white", "edgecolor": own, "hatch": hatch}
@@ -131,7 +131,7 @@ def _layout_legend(figure: Figure, layouts: list[str]) -> None:
 
 
 def token_distribution(runs: Runs) -> Figure | None:
-    """Shares of the longest prompt's tokens, stacked by rank; marks where measured speeds would end them."""
+    """Draw the shares of the longest prompt's tokens, stacked by rank; marks show the measured speeds."""
     runs = where(runs, (runs["split"] == "tokens") & (runs.seq_len == runs.seq_len.max()))
     runs = where(runs, [bool(ranks_of(run, "shares")) for run in each_run(runs)])
     if runs.empty:
@@ -176,7 +176,7 @@ def _stack(axis: Axes, run: Run, place: int, partitioner: str) -> None:
 
 
 def extreme_case(runs: Runs) -> Figure | None:
-    """Latency of every way of splitting where it matters most: the slowest rank, the longest prompt."""
+    """Draw the latency of every way of splitting for the slowest rank and the longest prompt."""
     cell = extreme_cell(runs)
     if len(cell) < 2:
         return None
@@ -223,14 +223,14 @@ def extreme_case(runs: Runs) -> Figure | None:
 
 
 def extreme_cell(runs: Runs) -> Runs:
-    """The runs with the slowest rank and, of those, the longest prompt."""
+    """Return the runs with the slowest rank and, of those, the longest prompt."""
     slowest = where(runs, runs.slow_percent == runs.slow_percent.min())
     longest = where(slowest, slowest.seq_len == slowest.seq_len.max())
     return where(longest, longest.profile == longest.profile.iloc[0]) if len(longest) else longest
 
 
 def predicted_and_measured(runs: Runs) -> Figure | None:
-    """The plan's simulated latency against the measured one, and its error; a band of 5 % about equality."""
+    """Draw the plan's simulated latency over the measured one, and its error, with a band of 5 %."""
     runs = where(runs, runs.latency_ms_predicted.notna())
     if runs.empty:
         return None

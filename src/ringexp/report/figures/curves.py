@@ -44,7 +44,7 @@ def efficiency_back_to_back(runs: Runs) -> Figure | None:
 
 
 def kv_only(runs: Runs) -> Figure | None:
-    """Speedup over the even split of the same layout: splitting keys/values only, and splitting tokens."""
+    """Draw the speedup over the even split of the same layout, for split keys/values and for split tokens."""
     kv = where(runs, runs["split"] == "kv")
     if kv.empty:
         return None
