@@ -52,5 +52,5 @@ def _site(file: JobFile) -> ExecutionSite:
         num_nodes=job.num_nodes,
         run_ranks=job.run_ranks,
         command=file.command,
-        nodes={device: [node[device] for node in nodes] for device in ("cpu", "cuda")},
+        nodes={"cpu": [node["cpu"] for node in nodes], "cuda": [node["cuda"] for node in nodes]},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ from ringexp.kernels.hopper_tiles import (
 )
 from ringexp.kernels.hopper_tma import descriptor, fitting
 from ringexp.planning import BlockShape
+
+Item = TypeVar("Item")
+Filler = TypeVar("Filler")
 
 LIMITS = FusedLimits(spans=4, tile=128)
 _MOST_FURTHER = LIMITS.spans - 1
@@ -219,7 +222,7 @@ def _destinations(sending: Sending) -> Destinations:
     return Destinations(*_padded(numbers, len(Destinations._fields), 0))
 
 
-def _padded(items: Sequence[Any], length: int, filler: Any) -> list[Any]:
+def _padded(items: Sequence[Item], length: int, filler: Filler) -> list[Item | Filler]:
     """Return the items, followed by fillers up to `length`."""
     return [*items, *[filler] * (length - len(items))]
 

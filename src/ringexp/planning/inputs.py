@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import fields, replace
-from typing import Any
+from typing import SupportsFloat, TypeVar
 
 from ringexp.errors import UserError, whole_number
 from ringexp.planning.cost import RankCost
+
+T = TypeVar("T")
 
 SMALLEST_MS, LARGEST_MS = 1e-100, 1e100
 """The range of one cost that is not 0. In this range no product of costs and tokens overflows or vanishes."""
 
 
-def entries(name: str, value: Any) -> list[Any]:
+def entries(name: str, value: Iterable[T] | None) -> list[T]:
     """Return what was given per rank as a list. Raises UserError unless it is a list, array or the like."""
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping | Set):
         raise UserError(f"{name}={value!r} must be a list with one entry for each rank")
@@ -24,7 +26,7 @@ def entries(name: str, value: Any) -> list[Any]:
         raise UserError(f"{name}={value!r} must be a list with one entry for each rank") from error
 
 
-def positive_numbers(name: str, values: Sequence[Any]) -> list[float]:
+def positive_numbers(name: str, values: Sequence[object]) -> list[float]:
     """Return the values as floats. Raises UserError unless all of them are positive and finite."""
     numbers = [_number(value) for value in values]
     if any(number is None or not 0 < number < math.inf for number in numbers):
@@ -35,7 +37,7 @@ def positive_numbers(name: str, values: Sequence[Any]) -> list[float]:
 
 def checked_cost(cost: RankCost) -> RankCost:
     """Return the cost with plain numbers. Raises UserError for a part that nothing can be planned by."""
-    values: dict[str, Any] = {}
+    values: dict[str, float] = {}
     for field in fields(cost):
         name, value = field.name, getattr(cost, field.name)
         if value is None and name in ("max_tokens", "alone_ms"):
@@ -52,10 +54,10 @@ def checked_cost(cost: RankCost) -> RankCost:
     return replace(cost, **values)
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """Return a number as a float; None for anything else, bools and text among it."""
     is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
-    if is_bool or not hasattr(value, "__float__"):
+    if is_bool or not isinstance(value, SupportsFloat):
         return None
     try:
         return float(value)

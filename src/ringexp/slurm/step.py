@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ringexp.atomic import no_link
 from ringexp.choices import THROTTLES
@@ -28,6 +28,7 @@ from ringexp.launch.supervision import (
     rendezvous,
     write_rank_set,
 )
+from ringexp.stored import JsonObject
 from ringexp.worker.rank_error import error_file
 from ringexp.worker.rank_set import RankSet
 
@@ -38,6 +39,14 @@ END_S = 30.0
 
 _OF_THE_JOB = ("SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS", "SLURM_NPROCS", "MASTER_ADDR")
 """Variables that describe the job or come from the user's shell. The step must not use them."""
+
+
+class Node(TypedDict):
+    """The answer of `slurm.survey` for one node: how many GPUs it has, and its machine facts by device."""
+
+    gpus: int
+    cpu: JsonObject
+    cuda: JsonObject
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class SlurmJob:
     cpus_per_rank: int | None = None
     srun: tuple[str, ...] = ()
 
-    def survey(self, workdir: Path) -> list[dict[str, Any]]:
+    def survey(self, workdir: Path) -> list[Node]:
         """Return what `slurm.survey` says of each node, in order. Raises RunFailed if one is silent."""
         workdir.mkdir(parents=True, exist_ok=True)
         answers = [workdir / f"node_{index}.json" for index in range(self.num_nodes)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ringexp.config import Config, SlurmConfig
 from ringexp.configure.preflight import Surroundings, check_before_start
@@ -52,7 +52,7 @@ CarryOut = Callable[[JobFile], None]
 class _Submitted:
     """A submitted job and its runs."""
 
-    job: Job[Any]
+    job: Job[None]
     runs: Runs
     state: str = ""
 
@@ -137,7 +137,7 @@ def groups(runs: Sequence[tuple[Config, Path]]) -> list[Runs]:
     return list(by_settings.values())
 
 
-def _submit(runs: Runs, settings: SlurmConfig, carry_out: CarryOut) -> Job[Any]:
+def _submit(runs: Runs, settings: SlurmConfig, carry_out: CarryOut) -> Job[None]:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     logging.getLogger("submitit").setLevel(logging.CRITICAL)  # we report failures ourselves

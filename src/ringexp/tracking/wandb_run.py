@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringexp.config import TrackerConfig
@@ -17,6 +18,7 @@ from ringexp.tracking.wandb_choice import Choice, choose
 
 if TYPE_CHECKING:
     import pandas as pd
+    from wandb.sdk.wandb_run import Run
 
 SYSTEM_SAMPLE_S = 1.0
 """The time between wandb's samples of the machine. Its own 15 s are longer than most runs."""
@@ -101,7 +103,7 @@ class WandbRun:
         if self._job_type == "run":
             self._run.define_metric("*", step_metric="iteration")
 
-    def _init(self, wandb: Any, choice: Choice, settings: dict[str, object], mode: str) -> Any:
+    def _init(self, wandb: ModuleType, choice: Choice, settings: dict[str, object], mode: str) -> Run:
         return wandb.init(
             project=choice.project,
             entity=choice.entity,
@@ -197,7 +199,7 @@ def _first_line(error: Exception) -> str:
     return plain((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def _imported(folder: Path) -> Any:
+def _imported(folder: Path) -> ModuleType:
     """Import wandb, have it make its temporary folders in `folder`, and remove them.
 
     Only figures and tables need them (`_temporary_folders`), and a process that is killed would leave them.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ringexp.stored import an_object
 from ringexp.tracking.completed import CompletedRuns, fingerprint
 from ringexp.tracking.content import content_of
 from ringexp.tracking.environment import environment
@@ -77,7 +78,8 @@ def _tracker(session: Session, job: Job, run_dir: Path) -> Tracker:
     """Open the files and the wandb run of a run."""
     machine = session.ranks.machine
     nodes = machine.get("nodes")  # of several nodes the first one has rank 0
-    facts = environment(nodes[0] if nodes else machine, session.ranks.command)
+    first = an_object(nodes[0], "node") if isinstance(nodes, list) and nodes else machine
+    facts = environment(first, session.ranks.command)
     if nodes:
         facts["nodes"] = nodes
     return Tracker(

@@ -183,6 +183,7 @@ def calibration_needs(run: ResolvedRun, costs: bool) -> CalibrationNeeds:
 
 def speed_meter(session: Session, run: ResolvedRun, tools: JobTools) -> SpeedMeter:
     """Return what measures a job's workload on this rank."""
+    driver = session.ranks.machine.get("driver")
     return SpeedMeter(
         communicator=session.communicator,
         throttle=session.throttle,
@@ -194,7 +195,7 @@ def speed_meter(session: Session, run: ResolvedRun, tools: JobTools) -> SpeedMet
         announces=session.transport.announces,
         tile=run.tile,
         seed=run.settings.seed,
-        versions=software_versions(session.ranks.machine.get("driver")),
+        versions=software_versions(driver if isinstance(driver, str) else None),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ringexp.configure.resolve import ResolvedRun
 from ringexp.errors import UserError
+from ringexp.stored import JsonObject
 
 SPOT_CHECK = "spot check of "
 """The beginning of the role of a job that runs a stored reference again. The kind of reference follows."""
@@ -32,7 +33,7 @@ class Job:
     role: str
     run_dir: Path | None = None
     key: str | None = None
-    references: dict[str, dict[str, Any]] = field(default_factory=dict)
+    references: dict[str, JsonObject] = field(default_factory=dict)
     invocation: str | None = None
 
     @property
@@ -45,7 +46,7 @@ class Job:
         """Tell whether the job only compares a stored reference with how fast it is now."""
         return self.role.startswith(SPOT_CHECK)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the job as plain values for JSON."""
         plain_fields = {item.name: getattr(self, item.name) for item in fields(self)}
         return plain_fields | {"run": self.run.to_dict(), "run_dir": self.run_dir and str(self.run_dir)}
@@ -79,7 +80,7 @@ class RankSet:
     transport: str
     percentages: list[float]
     num_devices: int
-    machine: dict[str, Any]
+    machine: JsonObject
     command: list[str]
     drifting: bool = False
     invocation: str = ""

@@ -10,9 +10,10 @@ import pickle
 import zipfile
 from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict, cast
 
 import torch
 from fms.distributed import local_rank
@@ -34,7 +35,7 @@ EMBEDDING = "base_model.embedding.weight"
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Types that weights may have, in the file and in memory."""
 
-FMS_ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
+FMS_ARGUMENTS: Mapping[str, tuple[object, ...]] = {
     "source": (None, "hf"),
     "checkpoint_sharding": (None,),
     "trust_remote_code": (False, True),
@@ -53,7 +54,7 @@ def from_pretrained(
     device_type: str = "cpu",
     data_type: str | torch.dtype | None = None,
     max_expected_seq_len: int | None = None,
-    **others: Any,
+    **others: object,
 ) -> nn.Module:
     """Load a checkpoint by the arguments of FMS's `get_model("hf_pretrained", ...)`.
 
@@ -114,14 +115,54 @@ def load_checkpoint(
         if config.tied:
             _tie(model)
     assert not any(x.is_meta for x in (*model.parameters(), *model.buffers())), "a parameter was not filled"
-    base: Any = model.get_submodule("base_model")
+    base = cast("_BaseModel", model.get_submodule("base_model"))
     base.post_init()  # the rope's table, where the weights are
     return model.eval()
 
 
+class _BaseModel(Protocol):
+    """The layers of one of FMS's models, without its head."""
+
+    def post_init(self) -> None: ...
+
+
+class _Sizes(TypedDict):
+    """The settings that all of FMS's models have."""
+
+    src_vocab_size: int
+    norm_eps: float
+    nheads: int
+    kvheads: int
+    nlayers: int
+    max_expected_seq_len: int
+
+
+class _Dense(TypedDict):
+    """The settings that FMS's models without experts have."""
+
+    emb_dim: int
+    multiple_of: int
+    hidden_grow_factor: float
+    activation_fn: str
+    tie_heads: bool
+
+
+class _HeadDim(TypedDict):
+    head_dim: int
+
+
+class _Biases(TypedDict):
+    attn_bias: bool
+
+
+class _Rope(TypedDict):
+    rope_theta: float
+    rope_scaling: dict[str, object]
+
+
 def _empty_model(config: CheckpointConfig, seq_len: int) -> nn.Module:
     """Build FMS's model of these settings, whose parameters have shapes but no memory."""
-    common: dict[str, Any] = {
+    common: _Sizes = {
         "src_vocab_size": config.vocab_size,
         "norm_eps": config.norm_eps,
         "nheads": config.num_heads,
@@ -129,37 +170,44 @@ def _empty_model(config: CheckpointConfig, seq_len: int) -> nn.Module:
         "nlayers": config.num_layers,
         "max_expected_seq_len": seq_len,
     }
-    dense: dict[str, Any] = {
+    dense: _Dense = {
         "emb_dim": config.hidden_size,
         "multiple_of": 1,
         "hidden_grow_factor": (config.intermediate_size + 0.5) / config.hidden_size,  # FMS rounds down
         "activation_fn": config.activation,
         "tie_heads": False,  # done here
     }
-    llama3: dict[str, Any] = {"rope_type": "llama3", **config.llama3} if config.llama3 else {}
-    head_dim: dict[str, Any] = {"head_dim": config.head_dim}
-    biases: dict[str, Any] = {"attn_bias": config.attention_bias}
-    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_scaling": llama3}
+    llama3: dict[str, object] = {"rope_type": "llama3", **config.llama3} if config.llama3 else {}
+    head_dim: _HeadDim = {"head_dim": config.head_dim}
+    biases: _Biases = {"attn_bias": config.attention_bias}
+    rope: _Rope = {"rope_theta": config.rope_theta, "rope_scaling": llama3}
     with torch.device("meta"):
         match config.family.model_type:
             case "llama":
                 return LLaMA(LLaMAConfig(**common, **dense, **biases, **rope, mlp_bias=config.mlp_bias))
             case "granite":
-                granite_settings: dict[str, Any] = {
+                multipliers: dict[str, float] = {
                     name: getattr(config, name) for name in config.family.multipliers
                 }
-                granite_settings |= {"rope_theta": config.rope_theta, "mlp_bias": config.mlp_bias}
-                return Granite(GraniteConfig(**common, **dense, **head_dim, **biases, **granite_settings))
+                granite = GraniteConfig(**common, **dense, **head_dim, **biases, mlp_bias=config.mlp_bias)
+                return Granite(replace(granite, rope_theta=config.rope_theta, **multipliers))
             case "qwen3":
                 return Qwen3(Qwen3Config(**common, **dense, **head_dim, **biases, **rope))
             case "mistral":
-                rope = {"rope_base": config.rope_theta, "rope_scaling": llama3}
-                return Mistral(MistralConfig(**common, **dense, **head_dim, **rope))
+                theta = config.rope_theta
+                return Mistral(
+                    MistralConfig(**common, **dense, **head_dim, rope_base=theta, rope_scaling=llama3)
+                )
             case "mixtral":
-                sizes = {"dim": config.hidden_size, "hidden_dim": config.intermediate_size}
-                experts = {"num_experts": config.num_experts, "top_k_experts": config.experts_per_token}
-                common |= sizes | experts | {"rope_base": config.rope_theta}
-                return Mixtral(MixtralConfig(**common))
+                mixtral = MixtralConfig(
+                    **common,
+                    dim=config.hidden_size,
+                    hidden_dim=config.intermediate_size,
+                    num_experts=config.num_experts,
+                    top_k_experts=config.experts_per_token,
+                    rope_base=config.rope_theta,
+                )
+                return Mixtral(mixtral)
             case other:
                 raise AssertionError(other)
 
@@ -174,7 +222,7 @@ def _reader(
         return tensors, tensors.__getitem__
     from safetensors import safe_open
 
-    opened: dict[Path, Any] = {path: stack.enter_context(safe_open(str(path), "pt")) for path in files.paths}
+    opened = {path: stack.enter_context(safe_open(str(path), "pt")) for path in files.paths}
     return files.file_of, lambda name: opened[files.file_of[name]].get_tensor(name)
 
 

@@ -12,8 +12,6 @@ With use_cache=True it also returns the rank's part of the cache, over which tok
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from fms.modules.attention import register_attention_op
 
@@ -32,7 +30,7 @@ def _store(
     value_cache: torch.Tensor | None,
     *,
     ring: RingContext | DecodeContext,
-    **_: Any,
+    **_: object,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Store keys and values in this rank's cache [B, slots, Hkv, D], whose last slots are still free.
 
@@ -60,7 +58,7 @@ def _prefill(
     scale_factor: float | None,
     *,
     ring: RingContext,
-    **_: Any,
+    **_: object,
 ) -> torch.Tensor:
     return ring_attention(query, keys, values, ring, scale_factor)
 
@@ -75,21 +73,21 @@ def _decode(
     scale_factor: float | None,
     *,
     ring: DecodeContext,
-    **_: Any,
+    **_: object,
 ) -> torch.Tensor:
     return decode_attention(query, keys, values, ring, scale_factor)
 
 
-def _is_prefill(*, ring: RingContext | DecodeContext, **_: Any) -> bool:
+def _is_prefill(*, ring: RingContext | DecodeContext, **_: object) -> bool:
     return isinstance(ring, RingContext)
 
 
 def _validate(
     input_ids: torch.Tensor,
     position_ids: torch.Tensor | None = None,
-    past_key_value_states: Any = None,
+    past_key_value_states: object = None,
     ring: RingContext | DecodeContext | None = None,
-    **_: Any,
+    **_: object,
 ) -> None:
     if ring is None:
         raise UserError(f"attn_name={ATTN_NAME} needs ring=RingContext(...) in the model's forward call")

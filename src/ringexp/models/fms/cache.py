@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -30,7 +29,13 @@ class RingCache(list[tuple[torch.Tensor, torch.Tensor]]):
         step: decodes the next token.
     """
 
-    def __init__(self, layers: Any, plan: Plan, starts: Sequence[int], slots: Slots) -> None:
+    def __init__(
+        self,
+        layers: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        plan: Plan,
+        starts: Sequence[int],
+        slots: Slots,
+    ) -> None:
         super().__init__(layers)
         self.plan, self.filled_slots, self.length = plan, plan.tokens, plan.seq_len
         self.starts, self.slots = list(starts), slots

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import torch
 from torch import nn
@@ -27,6 +27,9 @@ from ringexp.ring.context import RingContext
 from ringexp.ring.decode import DecodeContext, gather
 from ringexp.ring.eager import eager
 from ringexp.ring.ring_group import ring_group_of
+
+if TYPE_CHECKING:
+    from ringexp.models.fms.ring_strategy import RingAttentionStrategy
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Decoder:
     def _admit(self, cache: RingCache) -> None:
         cache.admit(next_owner(cache.filled_slots, *self._capacities), self.ring.rank)
 
-    def _forward(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    def _forward(self, token: torch.Tensor, cache: RingCache) -> tuple[torch.Tensor, torch.Tensor, object]:
         """Compute a step. Return its transfers too: a graph points to their events, which must live on."""
         ring = self.ring
         logits, _ = self.model(
@@ -136,7 +139,7 @@ class Decoder:
 
 def prefill_with_cache(
     model: nn.Module, ids: torch.Tensor, positions: torch.Tensor, ring: RingContext, last_n_tokens: int = 1
-) -> tuple[torch.Tensor, Any]:
+) -> tuple[torch.Tensor, Iterable[tuple[torch.Tensor, torch.Tensor]]]:
     """Compute this rank's part of the prompt, chunk by chunk if the plan has chunks.
 
     Args:
@@ -162,6 +165,7 @@ def prefill_with_cache(
             ring=replace(ring, plan=plan, filled=computed, capacity=ring.capacity or ids.shape[1]),
         )
         computed = tokens.stop
+    assert layers is not None
     return logits, layers
 
 
@@ -169,9 +173,9 @@ class _Generating(Protocol):
     """The part of a ring model that `generate` uses."""
 
     model: nn.Module
-    distributed_strategy: Any
+    distributed_strategy: RingAttentionStrategy
 
-    def __call__(self, x: torch.Tensor, **settings: Any) -> Any: ...
+    def __call__(self, x: torch.Tensor, **settings: object) -> tuple[torch.Tensor, RingCache]: ...
 
     def next_token(self, token: torch.Tensor, cache: RingCache) -> torch.Tensor: ...
 

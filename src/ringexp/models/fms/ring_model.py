@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -57,8 +56,8 @@ class RingModel(nn.Module):
         only_last_token: bool = False,
         new_tokens: int = 0,
         mask: torch.Tensor | None = None,
-        **unknown: Any,
-    ) -> Any:
+        **unknown: object,
+    ) -> torch.Tensor | tuple[torch.Tensor, RingCache | None]:
         """Return the logits of a prompt, or of the token after a cache, on every rank alike.
 
         All ranks pass the same tokens; if they do not, the call fails on all of them. The default random
@@ -219,7 +218,7 @@ def _has_others(plan: Plan) -> bool:
     return len(plan.members) < plan.world_size
 
 
-def _checked_cache(cache: Any, x: torch.Tensor) -> RingCache:
+def _checked_cache(cache: object, x: torch.Tensor) -> RingCache:
     """Return the cache. Raises UserError for one that is not a ring model's, or tokens that cannot follow."""
     if not isinstance(cache, RingCache):
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import torch.distributed as dist
 from fms.distributed.strategy import DistributedStrategy
@@ -42,7 +42,7 @@ class RingAttentionStrategy(DistributedStrategy):
             )
         self.group, self.layout = group, layout
         self.plan: Plan | None = None
-        self._speeds: list[Any] = []
+        self._speeds: list[float] | list[RankCost] = []
         self._plans: dict[tuple[int, tuple[int, ...]], Plan] = {}
         if block_lens is not None:
             lengths = entries("block_lens", block_lens)
@@ -51,7 +51,7 @@ class RingAttentionStrategy(DistributedStrategy):
             lengths = [whole_number("block_lens", length, least=0) for length in lengths]
             self.plan = make_plan(sum(lengths), lengths, layout)
             return
-        self._speeds = entries("speeds", speeds)
+        self._speeds = cast("list[float] | list[RankCost]", entries("speeds", speeds))
         if len(self._speeds) != world_size:
             raise UserError(f"speeds={self._speeds} needs one entry for each of {world_size} ranks")
         self.plan_for(world_size)  # refuses what cannot be planned
@@ -89,7 +89,8 @@ class RingAttentionStrategy(DistributedStrategy):
         caps: list[int | None] = [None] * len(self._speeds)
         by_number = not any(isinstance(speed, RankCost) for speed in self._speeds)
         if seq_len < len(caps) and by_number:
-            fastest_first = sorted(range(len(caps)), key=lambda rank: (-float(self._speeds[rank]), rank))
+            numbers = [float(speed) for speed in self._speeds if not isinstance(speed, RankCost)]
+            fastest_first = sorted(range(len(caps)), key=lambda rank: (-numbers[rank], rank))
             for rank in fastest_first[seq_len:]:
                 caps[rank] = 0
         return plan_of(self._speeds, seq_len, layout=self.layout, max_tokens=caps)

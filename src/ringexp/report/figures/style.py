@@ -20,7 +20,10 @@ from matplotlib.lines import Line2D
 
 from ringexp.web.palette import COLOURS, OTHER_COLOURS, SKY
 
-LINES = {"contiguous": "--", "zigzag": "-", "kv": ":"}
+Dashes = Literal["-", "--", "-.", ":"]
+"""The line styles in use, in matplotlib's words."""
+
+LINES: dict[str, Dashes] = {"contiguous": "--", "zigzag": "-", "kv": ":"}
 MARKERS = {"contiguous": "s", "zigzag": "o", "kv": "^"}
 IDEAL = {"color": SKY, "linewidth": 2.5, "zorder": 1.5}
 """The line of what the ranks' summed speed would allow."""
@@ -40,7 +43,7 @@ def drawing() -> Iterator[None]:
     """Use matplotlib's own defaults in a block, not the user's, and draw names as they are written."""
     defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name}
     defaults["text.parse_math"] = False
-    with matplotlib.rc_context(defaults):
+    with matplotlib.rc_context(defaults):  # pyright: ignore[reportArgumentType]
         yield
 
 
