@@ -91,8 +91,7 @@ def attention_block(q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, stride_qb, stride_qh,
     """Compute BLOCK_M query rows of one head of one sequence per program, against all keys that they see.
 
     q, out [B, H, Lq, D] and k, v [B, H / group, Lk, D] have any strides, with D contiguous; lse [B, H, Lq] is
-    contiguous. scale_log2 is softmax_scale * log2(e). CAUSAL requires q_len == kv_len, and that BLOCK_M is a
-    multiple of BLOCK_N.
+    contiguous. scale_log2 = softmax_scale * log2(e). CAUSAL: q_len == kv_len, BLOCK_N divides BLOCK_M.
     """
     num_tiles = tl.cdiv(q_len, BLOCK_M)
     tile = tl.program_id(0) % num_tiles
