@@ -120,11 +120,12 @@ def test_a_port_in_use_is_named(tmp_path):
 def test_more_ranks_than_gpus_is_named(tmp_path, monkeypatch):
     from ringexp.app import site
     from ringexp.app.single_run import run
-    from ringexp.config import Config, HeteroConfig, TransportConfig
+    from ringexp.config import AttentionModelConfig, Config, HeteroConfig, TransportConfig
     from ringexp.errors import UserError
 
     monkeypatch.setattr(site, "gpu_count", lambda: 2)
     config = Config(
+        model=AttentionModelConfig(),
         hetero=HeteroConfig([100.0, 50.0, 50.0]),
         transport=TransportConfig("nccl"),
         device="cuda",

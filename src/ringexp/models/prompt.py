@@ -75,7 +75,7 @@ class PromptText:
 @lru_cache(maxsize=64)
 def _longest(text: str, lines: bool, checkpoint: str | None) -> int:
     """Count the tokens of a text's longest prompt. Counts are cached: a sweep asks several times per run."""
-    return max(map(len, PromptText(text=text, lines=lines).token_ids(checkpoint)))
+    return max(map(len, PromptText(None, text, lines).token_ids(checkpoint)))
 
 
 def _split_lines(text: str) -> list[str]:
