@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from ringexp.errors import Interrupted
 
@@ -99,3 +102,21 @@ def undisturbed() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Tell whether an interrupt is the cause of an exception. Python wraps it while it makes a class."""
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
+def end_interrupted(message: str) -> NoReturn:
+    """Print one line and end the process at once with `EXIT_CODE`.
+
+    After an interrupt inside exec(), as dataclasses use it, Python would end with a signal in place of the
+    code that sys.exit was given.
+    """
+    print(message, file=sys.stderr, flush=True)
+    os._exit(EXIT_CODE)

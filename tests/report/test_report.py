@@ -261,7 +261,7 @@ def test_ctrl_c_ends_the_command_with_one_line(sweep):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert stderr == "ringexp report: interrupted; an earlier report is unchanged\n"
 
 

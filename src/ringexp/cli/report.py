@@ -10,6 +10,7 @@ from pathlib import Path
 from ringexp.cli.terminal import keep_printing
 from ringexp.config import TrackerConfig
 from ringexp.errors import RunFailed, UserError
+from ringexp.interrupts import end_interrupted, is_interrupt
 from ringexp.printable import plain
 
 DESCRIPTION = """\
@@ -71,9 +72,10 @@ def main() -> None:
     except (UserError, RunFailed) as error:
         print(f"ringexp report: error: {plain(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        print("ringexp report: interrupted; an earlier report is unchanged", file=sys.stderr)
-        sys.exit(130)
+    except BaseException as error:
+        if not is_interrupt(error):
+            raise
+        end_interrupted("ringexp report: interrupted; an earlier report is unchanged")
     print(plain(counts(report.runs)))
     print(f"Report: {plain(report.page)}")
 

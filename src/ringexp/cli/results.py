@@ -12,6 +12,7 @@ from statistics import median
 from ringexp.choices import did_you_mean
 from ringexp.cli.terminal import keep_printing
 from ringexp.errors import UserError
+from ringexp.interrupts import end_interrupted, is_interrupt
 from ringexp.printable import plain, shown
 from ringexp.report.frame import COMPLETE, CONTEXT, IDENTITY, Run, Runs, each_run, load_runs, number_in, where
 
@@ -204,8 +205,9 @@ def main() -> None:
     except UserError as error:
         print(f"ringexp results: error: {plain(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("ringexp results: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except BaseException as error:
+        if not is_interrupt(error):
+            raise
+        end_interrupted("ringexp results: interrupted")
     done = int((runs.status == COMPLETE).sum())
     print(f"{len(runs)} of {len(everything)} runs, {done} of them complete")

@@ -12,6 +12,7 @@ from ringexp.cli.terminal import keep_printing
 from ringexp.cli.token_counts import token_count
 from ringexp.configure.named_models import named_shape
 from ringexp.errors import UserError
+from ringexp.interrupts import end_interrupted, is_interrupt
 from ringexp.planning import Link
 from ringexp.printable import plain
 from ringexp.simulate import show
@@ -192,6 +193,7 @@ def main() -> None:
     except UserError as error:
         print(f"ringexp simulate: error: {plain(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("ringexp simulate: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except BaseException as error:
+        if not is_interrupt(error):
+            raise
+        end_interrupted("ringexp simulate: interrupted")
